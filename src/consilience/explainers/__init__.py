@@ -1,0 +1,1 @@
+"""Explainers: one family a file; every module here is found by its presence."""

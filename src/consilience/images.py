@@ -1,0 +1,268 @@
+"""Reading, resizing and blurring: the only module that resamples pixels.
+
+Pictures are untrusted: their claimed size is checked before a pixel is decoded, and only well-known formats are tried. All
+geometry uses half-pixel centres: pixel i covers [i, i + 1) and is sampled at i + .5.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from consilience.types import Array, Box, ConsilienceError
+
+MAX_PIXELS = 64_000_000
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Array, tuple[str, ...]]:
+    """Read a picture as (H, W, 3) uint8 RGB, upright, with notes on what had to be decided.
+
+    The format is found from the content, not from the name. Sixteen-bit greys are scaled, transparency is composited on
+    white, and of several frames the first is taken. Raises `ConsilienceError` with one line on anything else.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise ConsilienceError(f"{file}: no such file")
+    if file.is_dir():
+        raise ConsilienceError(f"{file}: a folder, not a picture")
+    if file.stat().st_size == 0:
+        raise ConsilienceError(f"{file}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return _decode(image, file, max_pixels)
+    except UnidentifiedImageError:
+        raise ConsilienceError(f"{file}: not a picture in any format read here ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ConsilienceError(f"{file}: claims more pixels than the limit of {max_pixels:,}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, ConsilienceError):
+            raise
+        raise ConsilienceError(f"{file}: damaged or truncated ({error})") from None
+
+
+def _decode(image: Image.Image, file: Path, max_pixels: int) -> tuple[Array, tuple[str, ...]]:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ConsilienceError(f"{file}: claims {width} x {height} pixels; the limit is {max_pixels:,}")
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"first of {frames} frames")
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
+        notes.append("turned upright by its EXIF orientation")
+    pixels, note = _to_rgb(upright, file)
+    return pixels, tuple(notes + note)
+
+
+def _to_rgb(image: Image.Image, file: Path) -> tuple[Array, list[str]]:
+    if image.mode.startswith("I"):
+        return _scaled_grey(np.asarray(image), file), ["16-bit grey scaled to 8 bits"]
+    if image.mode == "F":
+        raise ConsilienceError(f"{file}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        whole = image.convert("RGBA")
+        white = Image.new("RGBA", whole.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(white, whole).convert("RGB")), ["transparency composited on white"]
+    return np.array(image.convert("RGB")), []
+
+
+def _scaled_grey(values: Array, file: Path) -> Array:
+    wide = values.astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise ConsilienceError(f"{file}: grey values from {wide.min()} to {wide.max()}; at most 16 bits are read")
+    grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+# ---------------------------------------------------------------- resizing
+
+
+def resize(pixels: Array, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Array:
+    """Resize (H, W, 3) uint8 to ``size`` (height, width) with antialiasing, as torchvision and timm do on PIL pictures."""
+    image = Image.fromarray(pixels)
+    return np.array(image.resize((size[1], size[0]), _FILTERS[interpolation]))
+
+
+def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad: float = 0.5) -> Array:
+    """The model's input (h, w, 3) uint8: resized as a whole, then the window cut out; outside the picture it is ``pad``."""
+    if placement.resized[0] * placement.resized[1] > MAX_PIXELS:
+        return _place_sliver(pixels, placement, interpolation)
+    whole = pixels if placement.resized == pixels.shape[:2] else resize(pixels, placement.resized, interpolation)
+    top, left = placement.offset
+    height, width = placement.size
+    y0, x0 = max(top, 0), max(left, 0)
+    y1, x1 = min(top + height, whole.shape[0]), min(left + width, whole.shape[1])
+    if (y0, x0, y1, x1) == (top, left, top + height, left + width):
+        return np.ascontiguousarray(whole[y0:y1, x0:x1])
+    canvas = np.full((height, width, 3), round(255 * pad), dtype=np.uint8)
+    canvas[y0 - top : y1 - top, x0 - left : x1 - left] = whole[y0:y1, x0:x1]
+    return canvas
+
+
+def _place_sliver(pixels: Array, placement: Placement, interpolation: Interpolation) -> Array:
+    """The same for shapes whose resized whole would not fit in memory: only the window and the filter's reach are resized."""
+    boxes, cut = [], []
+    for axis in (0, 1):
+        scale = placement.resized[axis] / placement.picture[axis]
+        reach = math.ceil(4 * max(1.0, scale))
+        start = max(placement.offset[axis] - reach, 0)
+        stop = min(placement.offset[axis] + placement.size[axis] + reach, placement.resized[axis])
+        boxes.append((start, stop, scale))
+        cut.append(placement.offset[axis] - start)
+    (y0, y1, sy), (x0, x1, sx) = boxes
+    window = Image.fromarray(pixels).resize(
+        (x1 - x0, y1 - y0), _FILTERS[interpolation], box=(x0 / sx, y0 / sy, x1 / sx, y1 / sy)
+    )
+    height, width = placement.size
+    return np.array(window)[cut[0] : cut[0] + height, cut[1] : cut[1] + width]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's input lies on a picture: the whole is resized to ``resized``, then ``size`` is cut at ``offset``.
+
+    All pairs are (height, width) or (top, left). A negative offset means padding. It is the `Geometry` of every view.
+    """
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+    @staticmethod
+    def crop(picture: tuple[int, int], short_side: int, size: tuple[int, int]) -> Placement:
+        """Shorter side to ``short_side``, then the centre of ``size``, rounded as torchvision does."""
+        height, width = picture
+        if height <= width:
+            resized = (short_side, max(1, int(short_side * width / height)))
+        else:
+            resized = (max(1, int(short_side * height / width)), short_side)
+        return Placement.centred(picture, resized, size)
+
+    @staticmethod
+    def centred(picture: tuple[int, int], resized: tuple[int, int], size: tuple[int, int]) -> Placement:
+        """The centre of ``size`` after resizing to ``resized``."""
+        offset = tuple(round((resized[axis] - size[axis]) / 2.0) for axis in (0, 1))
+        return Placement(picture, resized, (offset[0], offset[1]), size)
+
+    @staticmethod
+    def squash(picture: tuple[int, int], size: tuple[int, int]) -> Placement:
+        """The whole picture to ``size``, whatever its shape."""
+        return Placement(picture, size, (0, 0), size)
+
+    @staticmethod
+    def from_dict(numbers: dict[str, Any]) -> Placement:
+        """Inverse of `as_dict`."""
+        pairs = {key: (int(value[0]), int(value[1])) for key, value in numbers.items()}
+        return Placement(**pairs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, enough to build the same geometry again."""
+        return {key: list(value) for key, value in asdict(self).items()}
+
+    @overload
+    def to_input(self, thing: Box) -> Box: ...
+    @overload
+    def to_input(self, thing: Array) -> Array: ...
+    def to_input(self, thing: Box | Array) -> Box | Array:
+        """Move a box (clipped to the frame) or a mask or label map (nearest, 0 outside) into the model's frame.
+
+        A label map may have any resolution: it is taken to cover the picture.
+        """
+        if isinstance(thing, Box):
+            y0, y1 = (self._box_edge(edge, 0) for edge in (thing.y0, thing.y1))
+            x0, x1 = (self._box_edge(edge, 1) for edge in (thing.x0, thing.x1))
+            return Box(thing.index, x0, y0, x1, y1)
+        rows, inside_y = self._nearest(0, thing.shape[0])
+        columns, inside_x = self._nearest(1, thing.shape[1])
+        moved = thing[np.ix_(rows, columns)]
+        return np.where(np.outer(inside_y, inside_x), moved, np.zeros((), dtype=thing.dtype))
+
+    def to_picture(self, values: Array) -> Array:
+        """Move a map that covers the input (any resolution) onto the picture: bilinear, NaN where the model did not look."""
+        down, seen_y = self._linear(0, values.shape[0])
+        across, seen_x = self._linear(1, values.shape[1])
+        moved = down @ values.astype(np.float64) @ across.T
+        moved[~np.outer(seen_y, seen_x)] = np.nan
+        return moved.astype(np.float32)
+
+    def _box_edge(self, edge: float, axis: int) -> float:
+        moved = edge * self.resized[axis] / self.picture[axis] - self.offset[axis]
+        return float(min(max(moved, 0.0), self.size[axis]))
+
+    def _nearest(self, axis: int, length: int) -> tuple[Array, Array]:
+        centres = np.arange(self.size[axis]) + 0.5 + self.offset[axis]
+        share = centres / self.resized[axis]
+        return np.clip(np.floor(share * length).astype(int), 0, length - 1), (share >= 0) & (share < 1)
+
+    def _linear(self, axis: int, length: int) -> tuple[Array, Array]:
+        """Interpolation matrix (picture pixels, map cells) of one axis, and which picture pixels the model saw."""
+        centres = (np.arange(self.picture[axis]) + 0.5) * self.resized[axis] / self.picture[axis] - self.offset[axis]
+        seen = (centres >= 0) & (centres <= self.size[axis])
+        return _hat(centres / self.size[axis] * length - 0.5, length), seen
+
+
+def _hat(at: Array, length: int) -> Array:
+    """Rows of linear-interpolation weights for positions in units of cells, held at the edges."""
+    at = np.clip(at, 0, length - 1)
+    low = np.minimum(np.floor(at).astype(int), max(length - 2, 0))
+    share = at - low
+    weights = np.zeros((len(at), length))
+    rows = np.arange(len(at))
+    weights[rows, low] += 1 - share
+    weights[rows, np.minimum(low + 1, length - 1)] += share
+    return weights
+
+
+# ---------------------------------------------------------------- maps and tensors
+
+
+def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bilinear resampling of maps (..., h, w) to (..., height, width); half-pixel centres unless ``align_corners``."""
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    return functional.interpolate(flat, size, mode="bilinear", align_corners=align_corners).reshape(*maps.shape[:-2], *size)
+
+
+def to_tensor(pixels: Array) -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).unsqueeze(0).float().div_(255)
+
+
+def to_array(pixels: Tensor) -> Array:
+    """(1, 3, H, W) in [0, 1] to (H, W, 3) float64."""
+    return pixels[0].detach().cpu().double().permute(1, 2, 0).numpy()
+
+
+def blur(pixels: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (N, 3, h, w), standard deviation in pixels, mirrored at the borders."""
+    array = ndimage.gaussian_filter(pixels.detach().cpu().numpy(), sigma=(0, 0, sigma, sigma), mode="reflect")
+    return torch.from_numpy(array).to(pixels)

@@ -1,0 +1,1 @@
+"""Models: how a network is loaded, prepared, opened and run."""

@@ -1,0 +1,307 @@
+"""The nouns: what a sample, a model, a target, an explanation and a score are.
+
+A Sample is shown to a Model; an Explainer makes an Explanation; a Metric gives it a Score. Everything here is data or a
+protocol: nothing has to be inherited, and nothing here computes more than a slice of what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, overload, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Array = NDArray[Any]
+ViewMode = Literal["crop", "squash"]
+Outputs = Literal["logits", "probabilities", "values"]
+
+PIXELS = "pixels"
+"""The name of the layer that is the picture itself, wherever a layer is asked for."""
+
+
+class ConsilienceError(ValueError):
+    """An expected failure, said in one line: what was wrong, what was got, what there is."""
+
+
+class NotApplicable(ConsilienceError):  # noqa: N818 - it is a verdict, not a fault
+    """A method or metric that cannot say anything about this case, with the reason."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of one class: ``index`` of the class, edges in pixels (x to the right, y down, upper edges exclusive)."""
+
+    index: int | None
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A picture as a person sees it, with what is known about it.
+
+    ``pixels`` is (H, W, 3) uint8 RGB with the EXIF orientation applied, ``label`` the true class, ``boxes`` in pixels of the
+    picture, ``masks`` concept or class to (H, W) bool. ``notes`` say what reading had to decide ("first of 12 frames").
+    """
+
+    name: str
+    pixels: Array
+    label: int | None = None
+    boxes: tuple[Box, ...] = ()
+    masks: Mapping[str, Array] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        pixels = self.pixels
+        if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            got = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}".strip()
+            raise ConsilienceError(f"a sample's pixels are (H, W, 3) uint8 RGB; {self.name!r} has {got}")
+        if 0 in pixels.shape:
+            raise ConsilienceError(f"{self.name!r} is an empty picture: {pixels.shape[1]} x {pixels.shape[0]}")
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digest of the decoded picture: shape and pixels, nothing else."""
+        state = blake2b(repr(self.pixels.shape).encode(), digest_size=16)
+        state.update(np.ascontiguousarray(self.pixels).tobytes())
+        return state.hexdigest()
+
+
+class Geometry(Protocol):
+    """Where a model's input lies on the picture. Half-pixel centres throughout."""
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+
+    @overload
+    def to_input(self, thing: Box) -> Box: ...
+    @overload
+    def to_input(self, thing: Array) -> Array: ...
+    def to_input(self, thing: Box | Array) -> Box | Array:
+        """Move a box, a mask or a label map (any resolution, covering the picture) into the model's frame."""
+
+    def to_picture(self, values: Array) -> Array:
+        """Move a map (any resolution, covering the input) onto the picture; NaN where the model did not look."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, enough to build the same geometry again."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a model is shown of a sample: ``pixels`` (1, 3, h, w) RGB float32 in [0, 1] on the model's device."""
+
+    pixels: Tensor
+    geometry: Geometry
+    mode: ViewMode
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place inside a network. ``spatial`` is the (height, width) of its map, None for a vector."""
+
+    name: str
+    channels: int
+    spatial: tuple[int, int] | None
+    kind: Literal["map", "tokens", "vector"] = "map"
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One forward and backward pass: by layer the activations and d(sum of scores)/d(activations), both (N, C, h, w)."""
+
+    outputs: Tensor
+    activations: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What is explained: a class, a difference, a unit, a box, an embedding's cosine."""
+
+    @property
+    def index(self) -> int | None:
+        """The class, where it is one."""
+
+    @property
+    def name(self) -> str:
+        """For people and tables."""
+
+    @property
+    def score(self) -> str:
+        """Which number of the class: logit, probability, value."""
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Scores (N,) of model outputs (N, K)."""
+
+
+@dataclass(frozen=True)
+class ClassTarget:
+    """One class of a classifier, as the model's raw output or as a softmax probability."""
+
+    index: int
+    name: str
+    score: Literal["logit", "probability", "value"] = "logit"
+    outputs: Outputs = "logits"
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Scores (N,) of model outputs (N, K)."""
+        if self.score == "probability" and self.outputs == "logits":
+            outputs = outputs.softmax(dim=-1)
+        return outputs[..., self.index]
+
+    def scored(self, score: str) -> ClassTarget:
+        """The same class read as ``score``, as far as the model's outputs allow: logits cannot be had from probabilities."""
+        if self.outputs == "values":
+            return replace(self, score="value")
+        if self.outputs == "probabilities":
+            return replace(self, score="probability")
+        return replace(self, score=score)  # type: ignore[arg-type]
+
+
+class Model(Protocol):
+    """Anything that scores pictures: a torch module, a callable, an ONNX file, a server."""
+
+    @property
+    def id(self) -> str:
+        """Name and digest of the weights; changes with either."""
+
+    @property
+    def spec(self) -> str | None:
+        """How a worker loads the model again; None where only this process has it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """What ``scores`` returns."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """Some of gradients, layers, module: what explainers may need beyond scores."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ran: engine, precision, device, and weights as far as known, after ``auto`` is resolved."""
+
+    @property
+    def batch(self) -> int:
+        """How many pictures a pass takes best within the memory budget."""
+
+    def view(self, sample: Sample, mode: ViewMode | None = None) -> View:
+        """The sample as this model was trained to see it (crop) or whole (squash); None means the model's default."""
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """(N, 3, h, w) in [0, 1] to (N, K) raw outputs by the fastest exact engine, without gradients."""
+
+    def using(
+        self, device: str | None = None, engine: str | None = None, precision: str | None = None, memory: int | None = None
+    ) -> Model:
+        """The same model on another device or engine, in another precision, in ``memory`` bytes; None keeps what is."""
+
+
+@runtime_checkable
+class Network(Model, Protocol):
+    """A torch module, opened. The module comes back from every call as it was: mode, gradients, hooks, weights."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's own module."""
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(N, 3, h, w) in [0, 1] to (N, K), differentiable."""
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer that gives one map or vector, in the order of the forward pass; token grids are given as maps."""
+
+    def target_layer(self) -> str:
+        """The last spatial output, after activation and residual: where a CAM looks unless told."""
+
+    def activations(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """One forward pass: by layer (N, C, h, w)."""
+
+    def trace(self, pixels: Tensor, layers: Sequence[str], target: Target) -> Trace:
+        """Activations and d score / d activations by layer; ``PIXELS`` is a layer too."""
+
+    def with_module(self, module: nn.Module) -> Network:
+        """The same adapter round another module: randomised weights, rule-wrapped copies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """What an explainer returns: a raw map (h', w') at its own resolution, its arrays, and facts of the making."""
+
+    values: Tensor
+    extras: Mapping[str, Array] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Explainer(Protocol):
+    """A frozen dataclass whose fields are its options. An optional ``explain_batch(model, views, targets)`` gives a list."""
+
+    needs: ClassVar[frozenset[str]]
+
+    def explain(self, model: Any, view: View, target: Target) -> Heat:
+        """Raw map and extras for one picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A raw map of one picture, one model and one target, with enough to draw it without the model.
+
+    ``values`` is (h, w) float32, signed and unscaled, in the model's frame; ``explainer`` its spec as spelled;
+    ``extras`` what the method keeps beside it (LIME: segments, weights, refit, r2); ``provenance`` how it was made.
+    """
+
+    sample: Sample
+    model_id: str
+    explainer: str
+    target: Target
+    geometry: Geometry
+    values: Array
+    extras: Mapping[str, Array] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The explainer's name without its options."""
+        return self.explainer.partition(":")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A metric's number for one explanation, with its curve where it has one."""
+
+    value: float
+    curve: Array | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """A frozen dataclass that scores an explanation, or raises `NotApplicable` with the reason."""
+
+    higher_is_better: ClassVar[bool]
+    bounds: ClassVar[tuple[float, float]]
+
+    def score(self, model: Any, view: View, explanation: Explanation) -> Score:
+        """The number, and the curve behind it."""
+
+
+Scorer = Callable[["Tensor"], "Tensor"]
+"""Pixels (N, 3, h, w) in [0, 1] to scores (N,)."""
