@@ -1,1 +1,54 @@
 """Explain what a vision model looks at, hold explanations against each other, and say whether to believe them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consilience.agreement import Agreement, agree
+    from consilience.api import explain
+    from consilience.data import read_image
+    from consilience.models.adapter import wrap
+    from consilience.models.zoo import load_model
+    from consilience.store import Run
+    from consilience.types import Box, ConsilienceError, Explanation, NotApplicable, Sample
+
+# Resolved on first use, so that the command line answers before torch is imported.
+_HOME = {
+    "Agreement": "agreement",
+    "Box": "types",
+    "ConsilienceError": "types",
+    "Explanation": "types",
+    "NotApplicable": "types",
+    "Run": "store",
+    "Sample": "types",
+    "agree": "agreement",
+    "explain": "api",
+    "load_model": "models.zoo",
+    "read_image": "data",
+    "wrap": "models.adapter",
+}
+
+__all__ = [
+    "Agreement",
+    "Box",
+    "ConsilienceError",
+    "Explanation",
+    "NotApplicable",
+    "Run",
+    "Sample",
+    "agree",
+    "explain",
+    "load_model",
+    "read_image",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'consilience' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"consilience.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -112,7 +112,7 @@ def resize(pixels: Array, size: tuple[int, int], interpolation: Interpolation = 
     return np.array(image.resize((size[1], size[0]), _FILTERS[interpolation]))
 
 
-def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad: float = 0.5) -> Array:
+def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad: float | tuple[float, ...] = 0.5) -> Array:
     """The model's input (h, w, 3) uint8: resized as a whole, then the window cut out; outside the picture it is ``pad``."""
     if placement.resized[0] * placement.resized[1] > MAX_PIXELS:
         return _place_sliver(pixels, placement, interpolation)
@@ -123,7 +123,7 @@ def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad
     y1, x1 = min(top + height, whole.shape[0]), min(left + width, whole.shape[1])
     if (y0, x0, y1, x1) == (top, left, top + height, left + width):
         return np.ascontiguousarray(whole[y0:y1, x0:x1])
-    canvas = np.full((height, width, 3), round(255 * pad), dtype=np.uint8)
+    canvas = np.full((height, width, 3), np.rint(255 * np.asarray(pad)), dtype=np.uint8)
     canvas[y0 - top : y1 - top, x0 - left : x1 - left] = whole[y0:y1, x0:x1]
     return canvas
 
@@ -170,9 +170,10 @@ class Placement:
 
     @staticmethod
     def centred(picture: tuple[int, int], resized: tuple[int, int], size: tuple[int, int]) -> Placement:
-        """The centre of ``size`` after resizing to ``resized``."""
-        offset = tuple(round((resized[axis] - size[axis]) / 2.0) for axis in (0, 1))
-        return Placement(picture, resized, (offset[0], offset[1]), size)
+        """The centre of ``size`` after resizing to ``resized``; where that is smaller, padded as torchvision does."""
+        extra = [resized[axis] - size[axis] for axis in (0, 1)]
+        top, left = (round(more / 2.0) if more >= 0 else -(-more // 2) for more in extra)
+        return Placement(picture, resized, (top, left), size)
 
     @staticmethod
     def squash(picture: tuple[int, int], size: tuple[int, int]) -> Placement:

@@ -150,10 +150,10 @@ def _render_value(value: Value) -> str:
 
 
 class Registry:
-    """Names of one kind. Modules of ``package`` are imported, and plugins loaded, the first time a name is asked for."""
+    """Names of one kind. ``packages`` and their modules are imported, and plugins loaded, when a name is first asked for."""
 
-    def __init__(self, kind: str, package: str | None = None) -> None:
-        self.kind, self.package = kind, package
+    def __init__(self, kind: str, *packages: str) -> None:
+        self.kind, self.packages = kind, packages
         self._entries: dict[str, type] = {}
         self._loaded = False
 
@@ -195,18 +195,18 @@ class Registry:
         if self._loaded:
             return
         self._loaded = True
-        if self.package is not None:
-            package = importlib.import_module(self.package)
+        for name in self.packages:
+            package = importlib.import_module(name)
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-                importlib.import_module(f"{self.package}.{module.name}")
+                importlib.import_module(f"{name}.{module.name}")
         load_entry_points()
 
 
 explainers = Registry("explainer", "consilience.explainers")
 metrics = Registry("metric")
 segmenters = Registry("segmenter", "consilience.segment")
-fills = Registry("fill", "consilience.probe")
-cutters = Registry("mask", "consilience.masks")
+fills = Registry("fill", "consilience.probe", "consilience.study")
+cutters = Registry("mask", "consilience.masks", "consilience.study")
 
 _by_kind = {registry.kind: registry for registry in (explainers, metrics, segmenters, fills, cutters)}
 
@@ -363,6 +363,11 @@ def as_spec(thing: Any, full: bool = False) -> Spec:
         if full or item.default is MISSING or value != item.default:
             pairs.append((item.name, _spelled(value, full)))
     return Spec(type(thing).spelled, (), tuple(pairs))
+
+
+def spelled_default(item: Field[Any]) -> str:
+    """A field's default as users would type it; empty where it must be given."""
+    return "" if item.default is MISSING else _render_value(_spelled(item.default, full=False))
 
 
 def _spelled(value: Any, full: bool) -> Value:

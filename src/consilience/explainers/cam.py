@@ -1,0 +1,314 @@
+"""Class activation maps from one forward and backward pass: channels of a layer, weighted and summed on its own grid.
+
+Each method is a function of a layer's activations and gradients, both (N, C, h, w); what they share (layers, fusion, ReLU,
+batches) stands once, in `LayerMaps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from consilience.images import enlarge
+from consilience.registry import explainers, option, unknown
+from consilience.types import ConsilienceError, Heat, Network, Target, View
+
+AUTO = ("auto",)
+TINY = 1e-12
+
+
+# ---------------------------------------------------------------- what the methods share
+
+
+def resolved_layers(layer: tuple[str, ...], model: Network) -> tuple[str, ...]:
+    """``auto`` as the model's last spatial output; other names checked against the layers that give maps."""
+    if layer == AUTO:
+        return (model.target_layer(),)
+    maps = [known.name for known in model.layers() if known.spatial is not None]
+    for name in layer:
+        if name not in maps:
+            raise ConsilienceError(unknown(f"layer with a map in {model.id}", name, maps, limit=20))
+    return layer
+
+
+def fused(maps: Sequence[Tensor], how: str) -> Tensor:
+    """One map (N, h, w) of several layers' maps, on the finest of their grids."""
+    if len(maps) == 1:
+        return maps[0]
+    size = (max(item.shape[-2] for item in maps), max(item.shape[-1] for item in maps))
+    stack = torch.stack([enlarge(item, size) for item in maps])
+    return stack.mean(dim=0) if how == "mean" else stack.amax(dim=0)
+
+
+@dataclass(frozen=True)
+class EachOwn:
+    """Row i of a batch scored by target i."""
+
+    targets: tuple[Target, ...]
+    index: None = None
+    name: str = "each picture's own"
+    score: str = "mixed"
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Scores (N,) of outputs (N, K), N the number of targets."""
+        return torch.cat([target.of(outputs[row : row + 1]) for row, target in enumerate(self.targets)])
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """The options and the pass of every method here; a method gives `map`."""
+
+    layer: tuple[str, ...] = option(AUTO, help="layers, joined by +; auto is the last spatial output")
+    relu: bool = option(True, help="keep only evidence for the target, on the layer's grid")
+    score: Literal["logit", "probability"] = option("logit", help="what is differentiated")
+    fuse: Literal["mean", "max"] = option("mean", help="how several layers become one map")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers"})
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """(N, C, h, w) twice to (N, h, w), before any ReLU."""
+        raise NotImplementedError
+
+    def notes(self, activations: Tensor, gradients: Tensor) -> dict[str, Any]:
+        """Facts of one picture's map that a reader should know."""
+        return {}
+
+    def resolved(self, model: Network) -> LayerMaps:
+        """The same with ``auto`` replaced by the layer that will be used."""
+        return replace(self, layer=resolved_layers(self.layer, model))
+
+    def explain(self, model: Network, view: View, target: Target) -> Heat:
+        """One picture."""
+        return self.explain_batch(model, [view], [target])[0]
+
+    def explain_batch(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
+        """Several pictures in one pass."""
+        layers = resolved_layers(self.layer, model)
+        trace = model.trace(torch.cat([view.pixels for view in views]), layers, EachOwn(tuple(targets)))
+        pairs = [(trace.activations[name], trace.gradients[name]) for name in layers]
+        heats = self.heats(layers, [self.map(*pair) for pair in pairs])
+        return [self._noted(heat, pairs, row) for row, heat in enumerate(heats)]
+
+    def heats(self, layers: tuple[str, ...], maps: Sequence[Tensor], passes: int = 1) -> list[Heat]:
+        """Maps (N, h, w) of each layer as one heat a picture."""
+        values = fused([item.relu() if self.relu else item for item in maps], self.fuse)
+        grids = {name: list(item.shape[-2:]) for name, item in zip(layers, maps, strict=True)}
+        facts: dict[str, Any] = {"layer": "+".join(layers), "grid": grids, "passes": passes}
+        return [Heat(row, facts=facts) for row in values]
+
+    def _noted(self, heat: Heat, pairs: Sequence[tuple[Tensor, Tensor]], row: int) -> Heat:
+        notes = [self.notes(acts[row : row + 1], grads[row : row + 1]) for acts, grads in pairs]
+        return replace(heat, facts={**heat.facts, **{key: value for note in notes for key, value in note.items()}})
+
+
+def weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """Channels (N, C, h, w) summed with weights (N, C)."""
+    return torch.einsum("nc,nchw->nhw", weights, activations)
+
+
+# ---------------------------------------------------------------- the methods
+
+
+@explainers.register("gradcam")
+@dataclass(frozen=True)
+class GradCAM(LayerMaps):
+    """Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2).
+
+    ``relu(sum_k alpha_k A_k)`` with ``alpha_k`` the mean over the grid of ``d score / d A_k``.
+    """
+
+    label: ClassVar[str] = "Grad-CAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Equation 2 before its ReLU."""
+        return weighted(gradients.mean(dim=(2, 3)), activations)
+
+
+def plus_plus_weights(first: Tensor, second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
+    """Channel weights (N, C): alpha (Grad-CAM++ equation 19) times the positive first derivative, summed over the grid.
+
+    ``first``, ``second``, ``third`` are g, g^2, g^3 (or their means over noise). Where the denominator vanishes, alpha is 0.
+    """
+    denominator = 2 * second + third * activations.sum(dim=(2, 3), keepdim=True)
+    safe = denominator.abs() > TINY
+    alpha = torch.where(safe, second / torch.where(safe, denominator, 1.0), 0.0)
+    return (alpha * first.relu()).sum(dim=(2, 3))
+
+
+@explainers.register("gradcam++")
+@dataclass(frozen=True)
+class GradCAMPlusPlus(LayerMaps):
+    """Grad-CAM++ (Chattopadhay et al., WACV 2018, equations 10 and 19, for the exponential of the score).
+
+    ``w_k = sum_ij alpha_kij relu(g_kij)`` with ``alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab)``. The common factor exp(score) of the
+    paper is left out: it scales the map and nothing else. Where the denominator changes sign the weights can explode; the
+    share of cells with positive gradient whose denominator is below a tenth of ``2 g^2`` is kept as ``unstable_share``.
+    """
+
+    label: ClassVar[str] = "Grad-CAM++"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Equation 10's weights, summed over channels."""
+        return weighted(plus_plus_weights(gradients, gradients**2, gradients**3, activations), activations)
+
+    def notes(self, activations: Tensor, gradients: Tensor) -> dict[str, Any]:
+        """How often the denominator nearly vanishes where it matters."""
+        positive = gradients > 0
+        first = 2 * gradients**2
+        whole = first + gradients**3 * activations.sum(dim=(2, 3), keepdim=True)
+        near = (whole.abs() < 0.1 * first) & positive
+        return {"unstable_share": float(near.sum() / positive.sum().clamp(min=1))}
+
+
+@explainers.register("xgradcam")
+@dataclass(frozen=True)
+class XGradCAM(LayerMaps):
+    """XGrad-CAM (Fu et al., BMVC 2020): gradients averaged with the normalised activations as weights.
+
+    A channel that sums to nothing weighs nothing.
+    """
+
+    label: ClassVar[str] = "XGrad-CAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """``sum_k (sum_ij g A / sum_ij A) A_k``."""
+        total = activations.sum(dim=(2, 3))
+        safe = total.abs() > TINY
+        weights = torch.where(safe, (gradients * activations).sum(dim=(2, 3)) / torch.where(safe, total, 1.0), 0.0)
+        return weighted(weights, activations)
+
+
+@explainers.register("hirescam")
+@dataclass(frozen=True)
+class HiResCAM(LayerMaps):
+    """HiResCAM (Draelos & Carin 2020, arXiv 2011.08891): ``sum_k g_k * A_k``, element by element, without a ReLU."""
+
+    relu: bool = option(False, help="keep only evidence for the target, on the layer's grid")
+    label: ClassVar[str] = "HiResCAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """The products summed over channels."""
+        return (gradients * activations).sum(dim=1)
+
+
+@explainers.register("gradcam-elementwise")
+@dataclass(frozen=True)
+class ElementwiseGradCAM(LayerMaps):
+    """Element-wise Grad-CAM (Pillai & Pirsiavash, AAAI 2021): ``sum_k relu(g_k * A_k)``, the ReLU before the sum."""
+
+    label: ClassVar[str] = "Element-wise Grad-CAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Positive products only."""
+        return (gradients * activations).relu().sum(dim=1)
+
+
+@explainers.register("layercam")
+@dataclass(frozen=True)
+class LayerCAM(LayerMaps):
+    """LayerCAM (Jiang et al., IEEE TIP 2021): ``relu(sum_k relu(g_k) * A_k)``, useful at shallow layers too."""
+
+    label: ClassVar[str] = "LayerCAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Activations weighted by their own positive gradients, before the ReLU."""
+        return (gradients.relu() * activations).sum(dim=1)
+
+
+def first_component(channels: Tensor, centre: bool) -> Tensor:
+    """Projection (N, h, w) of each cell's channel vector on the first right singular vector of the (h w, C) matrix.
+
+    The sign, which a singular vector has not, is the one with a non-negative sum over the cells.
+    """
+    count, _, height, width = channels.shape
+    cells = channels.flatten(2).transpose(1, 2).double()
+    if centre:
+        cells = cells - cells.mean(dim=1, keepdim=True)
+    axis = torch.linalg.svd(cells, full_matrices=False).Vh[:, :1]
+    along = (cells @ axis.transpose(1, 2)).squeeze(-1)
+    # A centred projection sums to nothing; there the side that reaches further is up.
+    up = (along**3 if centre else along).sum(dim=1, keepdim=True)
+    return torch.where(up < 0, -along, along).reshape(count, height, width).float()
+
+
+@explainers.register("eigencam")
+@dataclass(frozen=True)
+class EigenCAM(LayerMaps):
+    """Eigen-CAM (Muhammad & Yeasin, IJCNN 2020, section III): activations projected on their first principal component.
+
+    It asks nothing of the target: the map is the same for every class. ``centre=true`` subtracts each channel's mean first, as
+    pytorch-grad-cam does and the paper does not.
+    """
+
+    relu: bool = option(False, help="keep only evidence for the target, on the layer's grid")
+    centre: bool = option(False, help="subtract each channel's mean first")
+    label: ClassVar[str] = "Eigen-CAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """The first component of the activations."""
+        return first_component(activations, self.centre)
+
+
+@explainers.register("eigengradcam")
+@dataclass(frozen=True)
+class EigenGradCAM(LayerMaps):
+    """Eigen-Grad-CAM (pytorch-grad-cam): the first principal component of ``g * A``, Eigen-CAM made to see the class.
+
+    It has no paper of its own. ``centre=true`` subtracts each channel's mean first, as pytorch-grad-cam does.
+    """
+
+    relu: bool = option(False, help="keep only evidence for the target, on the layer's grid")
+    centre: bool = option(False, help="subtract each channel's mean first")
+    label: ClassVar[str] = "Eigen-Grad-CAM"
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """The first component of gradient times activation."""
+        return first_component(gradients * activations, self.centre)
+
+
+@explainers.register("smoothgradcam++")
+@dataclass(frozen=True)
+class SmoothGradCAMPlusPlus(LayerMaps):
+    """Smooth Grad-CAM++ (Omeiza et al. 2019, arXiv 1908.01224, equation 12).
+
+    Grad-CAM++ with g, g^2 and g^3 each averaged over ``samples`` noisy copies of the picture; activations are of the clean one.
+    ``noise`` is the standard deviation on pixels in [0, 1].
+    """
+
+    samples: int = option(25, help="noisy copies")
+    noise: float = option(0.1, help="standard deviation of the noise, in units of the pixels' range")
+    seed: int = option(0, help="seed of the noise")
+    label: ClassVar[str] = "Smooth Grad-CAM++"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or not self.noise >= 0:
+            raise ConsilienceError(f"smoothgradcam++: samples at least 1, noise at least 0; got {self.samples}, {self.noise:g}")
+
+    def explain_batch(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
+        """One picture after the other: each has passes of its own."""
+        return [self._one(model, view, target) for view, target in zip(views, targets, strict=True)]
+
+    def _one(self, model: Network, view: View, target: Target) -> Heat:
+        layers = resolved_layers(self.layer, model)
+        clean = model.activations(view.pixels, layers)
+        powers = self._powers(model, view, target, layers)
+        maps = [weighted(plus_plus_weights(*powers[name], clean[name]), clean[name]) for name in layers]
+        return self.heats(layers, maps, passes=self.samples + 1)[0]
+
+    def _powers(self, model: Network, view: View, target: Target, layers: tuple[str, ...]) -> dict[str, list[Tensor]]:
+        """Means of g, g^2 and g^3 by layer, each (1, C, h, w); noise is drawn copy by copy, whatever the batch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        sums: dict[str, list[Tensor]] = {}
+        for start in range(0, self.samples, model.batch):
+            count = min(model.batch, self.samples - start)
+            noise = torch.stack([torch.randn(view.pixels.shape[1:], generator=generator) for _ in range(count)])
+            trace = model.trace(view.pixels + self.noise * noise.to(view.pixels), layers, target)
+            for name in layers:
+                gradient = trace.gradients[name]
+                new = [(gradient**power).sum(dim=0, keepdim=True) / self.samples for power in (1, 2, 3)]
+                sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+        return sums

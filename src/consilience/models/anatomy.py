@@ -1,0 +1,333 @@
+"""What a network is made of, found by watching it run: its layers, the shape of what they say, and where a CAM looks.
+
+Nothing here knows a family of networks by name. One dry pass shows which modules return one map or vector; a second one,
+with a gradient of NaN sent back, shows which of them the outputs really depend on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from consilience.types import ConsilienceError, Layer
+
+MOST_PREFIX_TOKENS = 5
+_ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()  # type: ignore[valid-type]
+_locks_guard = RLock()
+
+Grid = tuple[int, int]
+Run = Callable[[Tensor], Tensor]
+
+
+# ---------------------------------------------------------------- borrowing
+
+
+@contextmanager
+def borrowed(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in eval mode, for one thread at a time; the mode of every submodule comes back whatever happens."""
+    with _locks_guard:
+        lock = _locks.setdefault(module, RLock())
+    with lock:
+        training = [part for part in module.modules() if part.training]
+        try:
+            for part in training:
+                part.training = False
+            yield module
+        finally:
+            for part in training:
+                part.training = True
+
+
+@contextmanager
+def hooked(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward hooks that are gone afterwards."""
+    handles: list[Any] = []
+    try:
+        handles.extend(part.register_forward_hook(hook) for part, hook in hooks)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_outputs(said: Any) -> Tensor:
+    """The one tensor (N, K) that a classifier returns, also where it comes inside a result object."""
+    outputs = getattr(said, "logits", said)
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.is_floating_point():
+        return outputs
+    got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(said).__name__
+    raise ConsilienceError(f"a classifier returns one tensor (N, K) of class scores; this module returns {got}")
+
+
+# ---------------------------------------------------------------- forms
+
+
+@dataclass(frozen=True)
+class Form:
+    """How to read a module's output as a map: its kind, channels, grid, tokens before the grid, and where channels stand."""
+
+    kind: Literal["map", "tokens", "vector"]
+    channels: int
+    grid: Grid | None = None
+    prefix: int = 0
+    channels_last: bool = False
+
+    def as_map(self, values: Tensor) -> Tensor:
+        """Raw output to (N, C, h, w): class and register tokens dropped, channels first; a vector is (N, C, 1, 1)."""
+        if self.kind == "vector":
+            return values[:, :, None, None]
+        if self.kind == "tokens":
+            height, width = self._grid_of(values.shape[1] - self.prefix)
+            return values[:, self.prefix :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return values.permute(0, 3, 1, 2) if self.channels_last else values
+
+    def as_raw(self, maps: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `as_map`; class and register tokens are taken from ``like``, a raw output of as many pictures or one."""
+        if self.kind == "vector":
+            return maps[:, :, 0, 0]
+        if self.kind == "tokens":
+            grid = maps.flatten(2).transpose(1, 2)
+            return torch.cat([like[:, : self.prefix].expand(len(maps), -1, -1), grid], dim=1)
+        return maps.permute(0, 2, 3, 1) if self.channels_last else maps
+
+    def _grid_of(self, tokens: int) -> Grid:
+        """The grid of the dry pass, or one of the same shape where a picture of another size is shown."""
+        height, width = self.grid or (1, 1)
+        scale = math.sqrt(tokens / (height * width))
+        found = round(height * scale), round(width * scale)
+        if found[0] * found[1] != tokens:
+            raise ConsilienceError(f"{tokens} tokens form no grid like {height} x {width}")
+        return found
+
+
+def form_of(shape: tuple[int, ...], frame: Grid, seen: list[Grid], last: bool = False) -> Form | None:
+    """How to read an output of ``shape`` for one picture of size ``frame``; None where it is neither a map nor a vector.
+
+    ``seen`` are the grids of earlier maps: they tell tokens from other sequences and maps from attention matrices.
+    ``last`` says where channels stood in the map before, for the rare cube whose shape does not tell.
+    """
+    if not shape or shape[0] != 1:
+        return None
+    if len(shape) == 2:
+        return Form("vector", shape[1])
+    if len(shape) == 3:
+        return _token_form(shape[1], shape[2], frame, seen)
+    return _map_form(shape[1:], frame, seen, last) if len(shape) == 4 else None
+
+
+def _token_form(tokens: int, channels: int, frame: Grid, seen: list[Grid]) -> Form | None:
+    for grid in reversed(seen):
+        prefix = tokens - grid[0] * grid[1]
+        if 0 <= prefix <= MOST_PREFIX_TOKENS and tokens > 1:
+            return Form("tokens", channels, grid, prefix)
+    for height, width in reversed(seen):
+        half = (-(-height // 2), -(-width // 2))
+        if tokens == half[0] * half[1] > 1:
+            return Form("tokens", channels, half)
+    return None if seen else _square_token_form(tokens, channels, frame)
+
+
+def _square_token_form(tokens: int, channels: int, frame: Grid) -> Form | None:
+    """Where no map went before (patches embedded by a linear layer): a square grid in a square frame."""
+    for prefix in range(MOST_PREFIX_TOKENS + 1 if frame[0] == frame[1] else 0):
+        side = math.isqrt(max(tokens - prefix, 0))
+        if side > 1 and side * side == tokens - prefix:
+            return Form("tokens", channels, (side, side), prefix)
+    return None
+
+
+def _map_form(sides: tuple[int, ...], frame: Grid, seen: list[Grid], last: bool) -> Form | None:
+    first, middle, end = sides
+    channels_first = _plausible((middle, end), frame, seen)
+    channels_last = _plausible((first, middle), frame, seen)
+    if channels_first and not (channels_last and last):
+        return Form("map", first, (middle, end))
+    return Form("map", end, (first, middle), channels_last=True) if channels_last else None
+
+
+def _plausible(grid: Grid, frame: Grid, seen: list[Grid]) -> bool:
+    """Shaped like the picture, no larger, and not an attention matrix (as many rows as there are tokens)."""
+    height, width = grid
+    if height > frame[0] or width > frame[1]:
+        return False
+    slack = 0 if frame[0] == frame[1] else max(frame)
+    if abs(height * frame[1] - width * frame[0]) > slack:
+        return False
+    tokens = any(0 <= height - rows * columns <= MOST_PREFIX_TOKENS for rows, columns in seen)
+    return not tokens or grid in seen or height == 1
+
+
+# ---------------------------------------------------------------- the dry pass
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """What one dry pass showed: forms by layer in the order of the pass, and modules that ran more than once.
+
+    ``outputs`` is the number of classes, ``largest`` the floats of the largest output, ``channels_last`` whether the module
+    takes pictures in that layout: about twice as fast on a CPU, but some modules reshape by ``view``, which it breaks.
+    """
+
+    forms: dict[str, Form]
+    repeated: dict[str, int]
+    outputs: int
+    largest: int
+    channels_last: bool
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers as data."""
+        return tuple(Layer(name, form.channels, form.grid, form.kind) for name, form in self.forms.items())
+
+
+def examine(module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: Tensor) -> Anatomy:
+    """Watch one pass of one picture (1, 3, h, w); ``run`` maps pixels and layout to outputs (1, K) through ``module``."""
+    try:
+        return _examine(module, run, pixels, channels_last=True)
+    except RuntimeError:
+        return _examine(module, run, pixels, channels_last=False)
+
+
+def _examine(module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: Tensor, channels_last: bool) -> Anatomy:
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    calls: Counter[str] = Counter()
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            calls[name] += 1
+            single = isinstance(output, Tensor) and output.is_floating_point()
+            shapes[name] = tuple(output.shape) if single else None
+
+        return hook
+
+    named = [(name, part) for name, part in module.named_modules() if name]
+    with torch.no_grad(), hooked([(part, watch(name)) for name, part in named]):
+        outputs = run(pixels, channels_last)
+    repeated = {name: count for name, count in calls.items() if count > 1}
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    forms = _forms(known, (int(pixels.shape[2]), int(pixels.shape[3])))
+    once = {name: form for name, form in forms.items() if name not in repeated}
+    largest = max([pixels.numel(), *map(math.prod, known.values())])
+    return Anatomy(once, repeated, int(outputs.shape[1]), largest, channels_last)
+
+
+def _forms(shapes: dict[str, tuple[int, ...]], frame: Grid) -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    seen: list[Grid] = []
+    last = False
+    for name, shape in shapes.items():
+        form = form_of(shape, frame, seen, last)
+        if form is None:
+            continue
+        forms[name] = form
+        if form.kind == "map":
+            last = form.channels_last
+        if form.grid is not None and form.grid not in seen and min(form.grid) > 1:
+            seen.append(form.grid)
+    return forms
+
+
+# ---------------------------------------------------------------- the target layer
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    name: str
+    start: int
+    end: int
+    key: tuple[int, int]
+    output: Tensor
+
+
+def target_layer(module: nn.Module, run: Run, anatomy: Anatomy, pixels: Tensor) -> str:
+    """The last map before the head on which the outputs depend; of the modules that return it, the outermost.
+
+    Dependence is found by sending NaN back from the outputs: it goes through every connection, whatever the weights, and
+    leaves exact zeros elsewhere (the patches of a last block whose class token alone is read).
+    """
+    with torch.enable_grad():
+        calls, outputs = _calls(module, run, pixels.detach().clone().requires_grad_())
+        maps = _candidates(calls, outputs, anatomy, module, (int(pixels.shape[2]), int(pixels.shape[3])))
+        if not maps:
+            raise ConsilienceError(f"{type(module).__name__} has no layer that gives a map; name one with layer=")
+        reached = _reached(maps, outputs, anatomy) or maps
+    last = reached[-1]
+    same = [call for call in maps if call.key == last.key]
+    return min(same, key=lambda call: (call.name.count("."), call.start)).name
+
+
+def _calls(module: nn.Module, run: Run, pixels: Tensor) -> tuple[list[_Call], Tensor]:
+    """Every call that returns one tensor, in order of ending. All outputs are kept alive, so that addresses stay distinct."""
+    starts: dict[nn.Module, int] = {}
+    clock = iter(range(1_000_000_000))
+    calls: list[_Call] = []
+
+    def begin(part: nn.Module, _inputs: Any) -> None:
+        starts[part] = next(clock)
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(part: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                key = (output.data_ptr(), output._version)
+                calls.append(_Call(name, starts[part], next(clock), key, output))
+
+        return hook
+
+    named = [(name, part) for name, part in module.named_modules() if name]
+    handles = [part.register_forward_pre_hook(begin) for _, part in named]
+    try:
+        with hooked([(part, watch(name)) for name, part in named]):
+            return calls, run(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _candidates(calls: list[_Call], outputs: Tensor, anatomy: Anatomy, module: nn.Module, frame: Grid) -> list[_Call]:
+    parts = dict(module.named_modules())
+    pooled = {call.key for call in calls if isinstance(parts[call.name], _ADAPTIVE)}
+    maps = [call for call in calls if _is_map(call, anatomy, frame) and call.key not in pooled]
+    head = _head(calls, maps, outputs)
+    before = [call for call in maps if head is None or not f"{call.name}.".startswith(f"{head}.")]
+    outside = [call for call in before if not _inside_attention(call.name, parts)]
+    return outside or before or maps
+
+
+def _is_map(call: _Call, anatomy: Anatomy, frame: Grid) -> bool:
+    form = anatomy.forms.get(call.name)
+    if form is None or form.grid is None or form.grid == (1, 1):
+        return False
+    return not (form.channels == 3 and form.grid == frame)  # a preprocessed picture, not what a network makes of it
+
+
+def _head(calls: list[_Call], maps: list[_Call], outputs: Tensor) -> str | None:
+    """The outermost module that returns the outputs themselves and starts when there is a map already."""
+    first = min((call.end for call in maps), default=math.inf)
+    ends = [call for call in calls if call.output.data_ptr() == outputs.data_ptr() and call.start > first]
+    return min(ends, key=lambda call: call.name.count(".")).name if ends else None
+
+
+def _inside_attention(name: str, parts: dict[str, nn.Module]) -> bool:
+    steps = name.split(".")
+    above = (type(parts[".".join(steps[:end])]).__name__.lower() for end in range(1, len(steps)))
+    return any("attention" in kind or "attn" in kind for kind in above)
+
+
+def _reached(maps: list[_Call], outputs: Tensor, anatomy: Anatomy) -> list[_Call]:
+    able = [call for call in maps if call.output.requires_grad]
+    nan = torch.full_like(outputs, math.nan)
+    gradients = torch.autograd.grad(outputs, [call.output for call in able], nan, allow_unused=True)
+    return [
+        call
+        for call, gradient in zip(able, gradients, strict=True)
+        if gradient is not None and bool(anatomy.forms[call.name].as_map(gradient).isnan().any())
+    ]

@@ -1,0 +1,186 @@
+"""Numbers and verdicts in words: how a report says what a table holds. Nothing is computed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+DASH = "–"
+Kind = Literal["better", "even", "worse", "open"]
+Row = Mapping[Any, Any]
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def missing(value: Any) -> bool:
+    """None and NaN: JSON and pandas disagree on what is not there."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def iou(value: Any) -> str:
+    """A share or a difference of shares, three decimals, with a true minus sign."""
+    return DASH if missing(value) else f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
+
+
+def percent(value: Any) -> str:
+    """A share as per cent, three significant digits."""
+    return DASH if missing(value) else f"{100 * value:.3g} %".replace("-", "−")
+
+
+def p_value(value: Any) -> str:
+    """Two significant digits; below .001 the size no longer matters."""
+    if missing(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.2f}" if value >= 0.0995 else f"{value:.2g}"
+
+
+def p_equals(value: float) -> str:
+    """``p = 0.031`` or ``p < 0.001``."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def seconds(value: Any) -> str:
+    """A duration with its unit, two or three digits."""
+    if missing(value):
+        return DASH
+    if value < 1:
+        return f"{1000 * value:.3g} ms"
+    if value < 120:
+        return f"{value:.3g} s"
+    minutes = round(value) // 60
+    return f"{minutes} min {round(value) % 60} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def date(value: Any) -> str:
+    """An ISO time as people write it; anything else as it is."""
+    try:
+        when = datetime.fromisoformat(str(value))
+    except ValueError:
+        return str(value)
+    zone = f" {when.tzname()}" if when.tzinfo else ""
+    return f"{when.day} {when:%B %Y, %H:%M}{zone}"
+
+
+def count(number: int, thing: str) -> str:
+    """``1 picture``, ``5 pictures``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+# ---------------------------------------------------------------- why there is no number
+
+_WHY = {
+    "iou": "both masks are empty",
+    "expected_iou": "both masks are empty",
+    "excess": "both masks are empty, or both cover the frame",
+    "excess_of_possible": "these areas leave nothing between chance and the largest IoU",
+    "p": "both masks are empty",
+    "spearman": "a map is constant",
+    "area_a": "no mask",
+    "area_b": "no mask",
+}
+
+
+def why_missing(row: Row, key: str) -> str:
+    """The reason why a pair of a picture has no number under ``key``."""
+    areas = (row.get("area_a"), row.get("area_b"))
+    if any(missing(area) for area in areas):
+        return "a mask is missing"
+    return _WHY.get(key, "not computed")
+
+
+# ---------------------------------------------------------------- verdicts
+
+_AGREE = {"better": "agree better than chance", "even": "agree no better than chance", "worse": "agree less than chance would"}
+_BADGE = {"better": "better than chance", "even": "not better than chance", "worse": "worse than chance", "open": "not testable"}
+
+
+def kind(verdict: Any) -> Kind:
+    """Which of the four a verdict is, from its wording in the summary."""
+    text = str(verdict).lower()
+    if text.startswith(("worse", "below")):
+        return "worse"
+    if text.startswith("better"):
+        return "better"
+    return "even" if text.startswith(("not better", "no better")) else "open"
+
+
+def badge(which: Kind) -> str:
+    """The verdict in three words."""
+    return _BADGE[which]
+
+
+def sentence(row: Row, pairs: int = 1) -> Markup:
+    """One pair over all pictures in a sentence, from a row of the summary; ``pairs`` is the size of its family of tests."""
+    which, names = kind(row.get("verdict")), {"a": row["a"], "b": row["b"]}
+    if not row["n"]:
+        return Markup("<b>{a}</b> and <b>{b}</b> have no picture on which their IoU is defined.").format(**names)
+    numbers = _numbers(row)
+    if which == "open":
+        reason = row.get("why") or row.get("reason") or "the summary gives no reason"
+        text = Markup("Whether <b>{a}</b> and <b>{b}</b> agree better than chance cannot be tested this way ({reason}). ")
+        return text.format(**names, reason=reason) + Markup("On {on}, {numbers}.").format(on=_pictures(row), numbers=numbers)
+    text = Markup("On {on}, <b>{a}</b> and <b>{b}</b> {agree}: {numbers}{p}.")
+    return text.format(**names, on=_pictures(row), agree=_AGREE[which], numbers=numbers, p=_p_clause(row, pairs))
+
+
+def _numbers(row: Row) -> Markup:
+    what = "mean IoU" if row["n"] > 1 else "the IoU is"
+    bounds = (row.get("iou_low"), row.get("iou_high"))
+    interval = "" if any(missing(end) for end in bounds) else f" (95 % interval {iou(bounds[0])} to {iou(bounds[1])})"
+    text = Markup("{what} <b>{mean}</b>{interval}, where independent masks of these areas would reach <b>{chance}</b>")
+    return text.format(what=what, mean=iou(row["iou_mean"]), interval=interval, chance=iou(row["expected_mean"]))
+
+
+def _pictures(row: Row) -> str:
+    known, whole = int(row["n"]), int(row.get("pictures") or row["n"])
+    return count(known, "picture") if known == whole else f"{known:,} of {whole:,} pictures (the rest have no defined IoU)"
+
+
+def _p_clause(row: Row, pairs: int) -> str:
+    adjusted = row.get("p_holm")
+    if pairs > 1 and not missing(adjusted):
+        return f"; {p_equals(float(adjusted or 0))} by permuting pictures, adjusted for {pairs} pairs (Holm)"
+    p = row.get("p_pictures")
+    return "" if p is None or missing(p) else f"; {p_equals(p)} by permuting pictures"
+
+
+# ---------------------------------------------------------------- what was asked, and what the numbers mean
+
+_TARGETS = {"predicted": "the class the model predicts for each picture", "true": "the true class of each picture"}
+_VIEWS = {
+    "crop": "crop: resized and cropped to the centre, as the model was trained",
+    "squash": "squash: the whole picture, squeezed into the model's frame",
+}
+
+
+def target(name: Any) -> str:
+    """What the explainers were asked to explain."""
+    return _TARGETS.get(str(name), str(name))
+
+
+def view(mode: Any) -> str:
+    """What the model was shown of a picture."""
+    return _VIEWS.get(str(mode), "crop or squash, as each model's default is" if mode is None else str(mode))
+
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("IoU", "Intersection over union: pixels that both masks keep, divided by pixels that either keeps. 0 is no overlap, 1 the same mask."),
+    ("Chance", "The mean IoU of two masks of exactly these areas if one of them is thrown anywhere on the frame, pixel by pixel. Large masks overlap a lot by chance."),
+    ("Excess", "How far the IoU lies above chance, as a part of the way from chance to identity: (IoU − chance) / (1 − chance). 0 is chance, 1 the same mask, below 0 less than chance."),
+    ("Excess of what is possible", "The same as a part of what the two areas allow: a small mask can at best lie wholly inside a large one."),
+    ("p of a picture", "The share of all shifts of one whole mask across the frame (wrapping round) that overlap the other at least as much as they do. It keeps the shapes of the masks."),
+    ("p by permuting pictures", "How often masks agree as much when each picture's first mask is laid over the second mask of another picture. It keeps what all maps of an explainer share, such as being smooth and centred, and carries the verdict."),
+    ("Spearman", "Rank correlation of the two raw maps over all pixels, from −1 to 1; no mask is involved. It has no p: pixels of a smooth map are no independent observations."),
+    ("Area", "The share of the frame that a mask keeps."),
+    ("IoU at 10, 20, 30 %", "The IoU when both maps are cut to the same area, so that it speaks of place and not of size. By chance about 0.05, 0.11 and 0.18."),
+    ("95 % interval", "Of the mean over pictures: where it would lie with other pictures of this kind. The unit is a picture, never a pixel."),
+    ("Mask", "The part of a map that counts as its claim: its highest pixels, or LIME's best superpixels with a positive weight. Always cut from raw values, never from a drawing."),
+    ("Limits of a colour bar", "Colours end at the 99.5th percentile of a map, each map for itself. Colours of two maps cannot be compared, the numbers under the bars can."),
+)  # fmt: skip
+"""Each number of the report in a sentence or two."""

@@ -1,0 +1,186 @@
+"""What a person at a terminal sees: bars on stderr while waiting, tables on stdout when done."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from consilience import progress, registry
+from consilience.store import Run, plain
+
+SEVERITY = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[dim]note[/]"}
+
+
+class Bars:
+    """A `progress.Reporter` that draws one bar a task."""
+
+    def __init__(self, drawing: Progress) -> None:
+        self._drawing = drawing
+
+    def start(self, label: str, total: int) -> int:
+        """Open a bar."""
+        return self._drawing.add_task(label, total=total)
+
+    def advance(self, task: int, steps: int) -> None:
+        """Move a bar."""
+        self._drawing.advance(task, steps)  # type: ignore[arg-type]
+
+    def finish(self, task: int) -> None:
+        """Take a bar away."""
+        self._drawing.remove_task(task)  # type: ignore[arg-type]
+
+    def say(self, message: str) -> None:
+        """A line above the bars."""
+        self._drawing.console.print(escape(message), highlight=False)
+
+
+@contextmanager
+def bars() -> Iterator[None]:
+    """Draw the progress of everything inside on stderr; on a stream that is no terminal only lines are printed."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as drawing:
+        with progress.listening(Bars(drawing)):
+            yield
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """A run's results as plain data."""
+    keys = ("title", "preset", "model", "columns", "target", "seconds", "failures", "summary", "audit")
+    manifest: dict[str, Any] = {key: run.manifest[key] for key in keys}
+    tables = {"predictions": run.predictions, "agreement": run.agreement.to_dict("records")}
+    result: dict[str, Any] = plain({"run": str(run.folder), "report": str(run.folder / "report.html"), **manifest, **tables})
+    return result
+
+
+# ---------------------------------------------------------------- tables
+
+
+def show(run: Run, console: Console) -> None:
+    """Predictions, agreement picture by picture, the verdicts, what the audit found, and where the report is."""
+    console.print(_predictions(run))
+    if len(run.agreement):
+        console.print(_agreement(run))
+    for row in run.summary.to_dict("records"):
+        console.print(escape(verdict(row)), highlight=False)
+    for finding in run.audit:
+        where = f" [dim]({escape(finding.where)})[/]" if finding.where else ""
+        console.print(f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}", highlight=False)
+    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _predictions(run: Run) -> Table:
+    table = Table("picture", "predicted", "p", "true class", title=f"{run.manifest['model']['id']}", title_justify="left")
+    for name, said in run.predictions.items():
+        table.add_row(escape(name), escape(str(said["label"])), number(said["probability"]), escape(said["true"] or ""))
+    return table
+
+
+def _agreement(run: Run) -> Table:
+    rows = run.agreement
+    several = len(run.summary) > 1
+    published = "published_iou" in rows.columns
+    names = ["picture", *(["pair"] if several else []), "IoU", "by chance", "excess", "p (shifts)", "Spearman"]
+    table = Table(*names, *(["published IoU"] if published else []), title="Agreement of masks", title_justify="left")
+    for row in rows.to_dict("records"):
+        cells = [escape(row["sample"]), *([escape(f"{row['a']} / {row['b']}")] if several else [])]
+        cells += [number(row[key]) for key in ("iou", "expected_iou", "excess", "p", "spearman")]
+        table.add_row(*cells, *([number(row["published_iou"])] if published else []))
+    return table
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """One pair over all pictures, in a sentence."""
+    head = f"{row['a']} and {row['b']} on {row['n']} picture{'s' if row['n'] != 1 else ''}: mean IoU {number(row['iou_mean'])}"
+    bounds = [row["iou_low"], row["iou_high"]]
+    interval = "" if any(is_missing(bound) for bound in bounds) else f" (95 % {number(bounds[0])} to {number(bounds[1])})"
+    chance = f", by chance {number(row['expected_mean'])}, mean excess {number(row['excess_mean'])}"
+    p = "" if is_missing(row["p_pictures"]) else f", p = {number(row['p_pictures'])} by permuting pictures"
+    return f"{head}{interval}{chance}{p}: {row['verdict']}"
+
+
+def is_missing(value: Any) -> bool:
+    """None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def number(value: Any) -> str:
+    """Three significant digits, a dash where there is none."""
+    return "–" if is_missing(value) else f"{value:.3g}" if abs(value) < 0.0995 else f"{value:.3f}"
+
+
+# ---------------------------------------------------------------- lists
+
+
+def listing(what: str, model: str) -> list[dict[str, Any]]:
+    """Rows of a list, a dictionary each."""
+    if what == "models":
+        from consilience.models.zoo import names
+
+        return [{"model": name} for name in names()]
+    if what == "presets":
+        from consilience.study import load_preset, preset_names
+
+        return [{"preset": name, "what": load_preset(name).title} for name in preset_names()]
+    if what == "layers":
+        return _layers(model)
+    of_kind = {
+        "masks": registry.cutters,
+        "explainers": registry.explainers,
+        "segmenters": registry.segmenters,
+        "fills": registry.fills,
+    }
+    return [_described(of_kind[what], name) for name in of_kind[what].names()]
+
+
+def _layers(model: str) -> list[dict[str, Any]]:
+    from consilience.models.zoo import load_model
+
+    network = load_model(model)
+    chosen = network.target_layer()
+    return [
+        {
+            "layer": layer.name,
+            "channels": layer.channels,
+            "grid": "vector" if layer.spatial is None else f"{layer.spatial[0]} x {layer.spatial[1]}",
+            "auto": "auto" if layer.name == chosen else "",
+        }
+        for layer in network.layers()
+    ]
+
+
+def _described(kind: registry.Registry, name: str) -> dict[str, Any]:
+    cls = kind.get(name)
+    first = (inspect.getdoc(cls) or "").partition("\n")[0]
+    options = registry.options_of(cls)
+    return {
+        kind.kind: name,
+        "what": first,
+        "options": ", ".join(f"{item.name}={registry.spelled_default(item)}" for item in options),
+    }
+
+
+def show_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """A list as a table."""
+    if not rows:
+        console.print("none")
+        return
+    table = Table(*rows[0], show_lines=False)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    console.print(table)

@@ -1,0 +1,231 @@
+"""The command line on real pictures and a real (small) model: what is printed, what is kept, how it fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from consilience.cli import main
+from consilience.store import Run
+
+FACTORY = """
+from conftest import RedFinder
+
+def red():
+    return RedFinder()
+"""
+PLUGIN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from consilience.registry import explainers, option
+from consilience.types import Heat
+
+
+@explainers.register("brightness")
+@dataclass(frozen=True)
+class Brightness:
+    """The picture's own brightness, as an explanation nobody needs."""
+
+    gain: float = option(1.0)
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    control: ClassVar[bool] = True
+
+    def explain(self, model, view, target):
+        return Heat(view.pixels[0].mean(dim=0) * self.gain)
+'''
+QUICK = ("--by", "gradcam", "--by", "lime:samples=60,segments=grid(5)")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "three"):
+        low = rng.integers(0, 255, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(low).resize((90, 70), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("my_models", None)
+    return "my_models:red"
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_explain_keeps_a_run_and_prints_what_it_found(pictures, factory, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("explain", pictures, "-m", factory, *QUICK, "--target", "1", "--engine", "torch", "-o", out) == 0
+    printed = capsys.readouterr().out
+    assert "report.html" in printed
+    assert "mean IoU" in printed
+    finished = Run(out)
+    assert finished.samples == ["one", "three", "two"]
+    assert len(finished.explanations) == 6
+    assert len(finished.agreement) == 3
+    assert set(finished.explanations["target"]) == {1}
+    assert (out / "panels" / "one.png").stat().st_size > 5000
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+    kept = finished.load("two")
+    assert kept.items[0].values.dtype == np.float32
+    again = pd.read_parquet(out / "explanations.parquet")
+    assert list(again["key"]) == [item.key for name in finished.samples for item in finished.load(name).items]
+
+
+def test_json_is_the_only_thing_on_stdout(pictures, factory, tmp_path, capsys):
+    code = run("explain", pictures / "one.png", "-m", factory, *QUICK, "--engine", "torch", "-o", tmp_path / "r", "--json")
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["agreement"][0]["sample"] == "one"
+    assert 0 <= result["agreement"][0]["iou"] <= 1
+    assert result["summary"][0]["verdict"].startswith("not testable this way")
+
+
+def test_a_bad_picture_is_named_and_the_rest_is_done(pictures, factory, tmp_path, capsys):
+    (pictures / "broken.jpg").write_bytes(b"not a picture")
+    out = tmp_path / "run"
+    assert run("explain", pictures, "-m", factory, *QUICK, "--engine", "torch", "-o", out) == 1
+    captured = capsys.readouterr()
+    assert "broken.jpg: not a picture in any format" in captured.err
+    assert "1 of 4 pictures failed" in captured.err
+    assert Run(out).samples == ["one", "three", "two"]
+    assert Run(out).manifest["failures"][0]["name"] == "broken"
+
+
+def test_a_killed_run_continues_where_it_was(pictures, factory, tmp_path, monkeypatch):
+    from consilience import api
+
+    arguments = ("explain", pictures, "-m", factory, *QUICK, "--engine", "torch", "-o", tmp_path / "run")
+    plain = api.explain
+    calls = []
+
+    def dies_at_the_fourth(*given, **named):
+        calls.append(given[1].name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return plain(*given, **named)
+
+    monkeypatch.setattr(api, "explain", dies_at_the_fourth)
+    assert run(*arguments) == 130
+    assert run(*arguments) == 0
+    assert calls == ["one", "one", "three", "three", "three", "three", "two", "two"]
+    assert len(Run(tmp_path / "run").explanations) == 6
+    whole = tmp_path / "whole"
+    assert run(*arguments[:-1], whole) == 0
+    pd.testing.assert_frame_equal(Run(whole).agreement, Run(tmp_path / "run").agreement)
+
+
+def test_another_job_in_the_folder_is_refused(pictures, factory, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("explain", pictures, "-m", factory, "--by", "gradcam", "--engine", "torch", "-o", out) == 0
+    assert run("explain", pictures, "-m", factory, "--by", "centre", "--engine", "torch", "-o", out) == 1
+    assert "holds another job (columns differ)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--by", "grad-cam"), "did you mean 'gradcam'"),
+        (("--by", "lime:sample=5"), "did you mean samples"),
+        (("--by", "gradcam:layer=nowhere"), "no layer"),
+        (("--target", "zebra"), "no class 'zebra'"),
+        (("--preset", "nothing"), "study-published"),
+        (("--preset", "study-published", "--by", "lime"), "not both"),
+        (("--truth", "nowhere.csv"), "nowhere.csv"),
+    ],
+)
+def test_bad_words_are_one_line(arguments, said, pictures, factory, tmp_path, capsys):
+    code = run("explain", pictures, "-m", factory, "--engine", "torch", "-o", tmp_path / "run", *arguments)
+    captured = capsys.readouterr()
+    assert code == 1
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_unknown_model_and_nothing_found(pictures, tmp_path, capsys):
+    assert run("explain", pictures, "-m", "resnet5", "-o", tmp_path / "r") == 1
+    assert "resnet50" in capsys.readouterr().err
+    assert run("explain", tmp_path / "nowhere" / "*.jpg", "-o", tmp_path / "r") == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_exit_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["explain"])
+    assert stopped.value.code == 2
+
+
+def test_a_plugin_is_found_listed_and_run(pictures, factory, tmp_path, capsys):
+    plugin = tmp_path / "bright.py"
+    plugin.write_text(PLUGIN)
+    from consilience import registry
+
+    try:
+        assert run("list", "explainers", "--plugin", plugin, "--json") == 0
+        assert "brightness" in {row["explainer"] for row in json.loads(capsys.readouterr().out)}
+        out = tmp_path / "run"
+        code = run("explain", pictures / "one.png", "-m", factory, "--plugin", plugin, "--by", "brightness:2", "-o", out)
+        assert code == 0
+        item = Run(out).load("one").items[0]
+        picture = Run(out).load("one").picture
+        np.testing.assert_allclose(item.values, picture.mean(axis=2) / 255 * 2, atol=1e-6)
+    finally:
+        registry.explainers._entries.pop("brightness", None)
+
+
+@pytest.mark.parametrize("what", ["models", "explainers", "segmenters", "fills", "masks", "presets"])
+def test_lists(what, capsys):
+    assert run("list", what, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    assert all(next(iter(row.values())) for row in rows)
+
+
+def test_layers_are_listed_with_the_choice_marked(factory, capsys):
+    assert run("list", "layers", "-m", factory, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["layer"] for row in rows if row["auto"]] == ["last"]
+
+
+def test_report_is_written_anew(pictures, factory, tmp_path, capsys):
+    out = tmp_path / "run"
+    run("explain", pictures, "-m", factory, *QUICK, "--engine", "torch", "-o", out)
+    first = (out / "report.html").read_text(encoding="utf-8")
+    (out / "report.html").unlink()
+    capsys.readouterr()
+    assert run("report", out) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    assert (out / "report.html").read_text(encoding="utf-8") == first
+    assert run("report", tmp_path) == 1
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from consilience.cli import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_demo_does_the_main_job(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("demo", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    labels = {name: said["label"] for name, said in result["predictions"].items()}
+    assert len(labels) >= 5
+    assert labels["coffee"] in ("espresso", "cup", "coffee mug")
+    assert "cat" in labels["chelsea"].lower()
+    assert Path(result["report"]).stat().st_size > 100_000
+    assert result["summary"][0]["n"] == len(labels)
+    assert all(row["iou"] > 0 for row in result["agreement"])

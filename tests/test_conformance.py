@@ -1,0 +1,120 @@
+"""What every registered explainer keeps to, just by existing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import PATCH, planted_picture
+
+from consilience import api, registry
+
+NAMES = registry.explainers.names()
+SMALL = {"lime": "lime:samples=200,segments=grid(8),fill=grey"}
+"""Spellings that make a slow explainer quick on a 64 x 64 picture."""
+
+
+def spec(name):
+    return SMALL.get(name, name)
+
+
+def is_control(name):
+    return bool(getattr(registry.explainers.get(name), "control", False))
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+def test_spelling_round_trips(name):
+    explainer = registry.explainers.build(spec(name))
+    assert registry.explainers.build(registry.spell(explainer)) == explainer
+    assert registry.explainers.build(registry.spell(explainer, full=True)) == explainer
+    assert registry.spell(registry.explainers.build(name)) == name
+
+
+def test_docstring_names_the_method(name):
+    first = (registry.explainers.get(name).__doc__ or "").strip().partition("\n")[0]
+    assert len(first) > 20
+
+
+def test_map_fills_the_frame_and_is_finite(name, red_model, planted):
+    explanation = api.explain(red_model, planted, spec(name), target="red")
+    assert explanation.values.shape == (64, 64)
+    assert explanation.values.dtype == np.float32
+    assert np.isfinite(explanation.values).all()
+
+
+def test_flat_picture_gives_finite_maps(name, red_model, planted):
+    flat = type(planted)("flat", np.full((64, 64, 3), 128, dtype=np.uint8))
+    assert np.isfinite(api.explain(red_model, flat, spec(name), target="red").values).all()
+
+
+def test_same_seed_same_bytes(name, red_model, planted):
+    first, second = (api.explain(red_model, planted, spec(name), target="red") for _ in range(2))
+    assert first.values.tobytes() == second.values.tobytes()
+    assert first.provenance["key"] == second.provenance["key"]
+
+
+def test_a_batch_is_many_batches_of_one(name, red_model):
+    explainer = api.resolve_explainer(red_model, spec(name))
+    if not hasattr(explainer, "explain_batch"):
+        pytest.skip(f"{name} takes one picture at a time")
+    samples = [planted_picture(seed) for seed in range(3)]
+    views = [red_model.view(sample) for sample in samples]
+    targets = [api.resolve_target(red_model, sample, "red", torch.zeros(1, 2)) for sample in samples]
+    together = explainer.explain_batch(red_model, views, targets)
+    for heat, view, target in zip(together, views, targets, strict=True):
+        alone = explainer.explain(red_model, view, target)
+        torch.testing.assert_close(heat.values, alone.values, rtol=1e-4, atol=1e-6)
+
+
+def test_model_comes_back_as_it_was(name, red_model, planted):
+    module = red_model.module
+    module.train()
+    module.last.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.ndim > 1)
+    before = state_of(module)
+    try:
+        api.explain(red_model, planted, spec(name), target="red")
+        assert state_of(module) == before
+    finally:
+        module.eval()
+
+
+def state_of(module):
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in module.modules()]
+    modes = [m.training for m in module.modules()]
+    parameters = [(p.requires_grad, p.grad is None, p.detach().numpy().tobytes()) for p in module.parameters()]
+    return copy.deepcopy((hooks, modes, parameters))
+
+
+def test_finds_planted_evidence(name, red_model, planted):
+    if is_control(name):
+        pytest.skip(f"{name} is a control: it knows nothing of the model")
+    values = api.explain(red_model, planted, spec(name), target="red").values
+    inside = np.zeros(values.shape, dtype=bool)
+    inside[PATCH] = True
+    assert values[inside].mean() > values[~inside].mean() + 2 * values[~inside].std()
+
+
+def test_flipped_picture_flips_the_map(name, red_model, planted):
+    if is_control(name) or "draw" in registry.spell(registry.explainers.build(name), full=True):
+        pytest.skip(f"{name} is drawn at random or knows nothing of the model")
+    flipped = type(planted)("flipped", np.ascontiguousarray(planted.pixels[:, ::-1]))
+    straight, mirrored = (api.explain(red_model, one, spec(name), target="red").values for one in (planted, flipped))
+    np.testing.assert_allclose(mirrored[:, ::-1], straight, rtol=1e-4, atol=1e-6 + 1e-4 * np.abs(straight).max())
+
+
+def test_refused_for_a_model_that_cannot(name, planted):
+    needs = registry.explainers.get(name).needs
+    if not needs:
+        pytest.skip(f"{name} needs nothing of the model but scores")
+
+    class ScoresOnly:
+        id, can = "black-box", frozenset()
+
+    with pytest.raises(ValueError, match="needs"):
+        api.explain(ScoresOnly(), planted, name)
