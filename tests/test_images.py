@@ -1,4 +1,4 @@
-"""Pixels where they belong: reading, resizing, geometry. Each number is set against PIL, torchvision, scipy or a literal loop."""
+"""Pixels where they belong: reading, resizing, geometry, each against PIL, torchvision, scipy or a literal loop."""
 
 import struct
 import zlib
@@ -261,14 +261,20 @@ def test_squash_is_torchvisions_resize_to_a_pair():
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(60, 3000), (3000, 60), (500, 375), (200, 2500)])
-def test_sliver_gives_what_plain_placement_gives(shape, interpolation):
-    smooth = ndimage.gaussian_filter(noise(*shape).astype(float), (3, 3, 0)) * 4 % 256
-    for pixels in (smooth.astype(np.uint8), noise(*shape)):
-        placement = Placement.crop(shape, 256, (224, 224))
+def test_sliver_gives_what_plain_placement_gives(shape, interpolation, monkeypatch):
+    """Within one grey level; two where the filter overshoots, as Pillow may take (and round) the axes in another order.
+
+    Pictures are kept from black and white, where overshoot is clipped between the axes.
+    """
+    smooth = ndimage.gaussian_filter(noise(*shape).astype(float), (3, 3, 0)).astype(np.uint8)
+    placement = Placement.crop(shape, 256, (224, 224))
+    for pixels in (smooth, 40 + noise(*shape) // 2):
+        monkeypatch.setattr(images, "MAX_PIXELS", 10**9)
         plain = images.place(pixels, placement, interpolation).astype(int)
-        sliver = images._place_sliver(pixels, placement, interpolation).astype(int)
+        monkeypatch.setattr(images, "MAX_PIXELS", 1)
+        sliver = images.place(pixels, placement, interpolation).astype(int)
         assert sliver.shape == plain.shape
-        assert np.abs(sliver - plain).max() <= 1
+        assert np.abs(sliver - plain).max() <= (1 if interpolation == "bilinear" else 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 60000), (60000, 1), (2, 30000)])

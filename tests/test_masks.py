@@ -78,7 +78,7 @@ def test_without_a_refit_the_weights_decide_as_in_lime():
     np.testing.assert_array_equal(cut.on, lime_mask(BLOCKS, list(enumerate(weights)), 4))
 
 
-def test_lime_orders_by_size_before_it_drops_the_negative():
+def test_k_counts_positive_superpixels_only():
     weights = np.zeros(16)
     weights[[0, 1, 2, 3]] = [0.1, -5, 3, 2]
     cut = Superpixels(2).cut(superpixel_explanation(BLOCKS, weights))

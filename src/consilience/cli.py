@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    arguments.command = shlex.join(["consilience", *(sys.argv[1:] if argv is None else argv)])
     try:
         for plugin in getattr(arguments, "plugin", None) or ():
             registry.load_plugin(plugin)
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="consilience",
-        description="Explain what a vision model looks at, hold explanations against each other, and say whether to believe them.",
+        description="Explain what a vision model looks at, hold explanations against each other, say whether to believe them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -145,7 +147,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """The main job on the embedded model and scikit-image's photographs."""
     from consilience import demo as example
 
-    return _run_and_print(example.job(), example.pictures(), arguments.output, arguments.json)
+    return _run_and_print(example.job(), example.pictures(), arguments, arguments.output)
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -154,7 +156,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
     output = arguments.output or Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     options = Options(arguments.weights, arguments.labels, arguments.device, arguments.engine, arguments.precision)
-    return _run_and_print(_job(arguments), arguments.paths, output, arguments.json, arguments.truth, options)
+    return _run_and_print(_job(arguments), arguments.paths, arguments, output, arguments.truth, options)
 
 
 def _job(arguments: argparse.Namespace) -> Any:
@@ -167,13 +169,15 @@ def _job(arguments: argparse.Namespace) -> Any:
     return job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
 
 
-def _run_and_print(job: Any, paths: Sequence[Any], output: Any, as_json: bool, truth: Any = None, options: Any = None) -> int:
+def _run_and_print(
+    job: Any, paths: Sequence[Any], arguments: argparse.Namespace, output: Any, truth: Any = None, options: Any = None
+) -> int:
     from consilience import terminal
     from consilience.run import run
 
     with terminal.bars():
-        finished = run(job, paths, output, truth, options)
-    if as_json:
+        finished = run(job, paths, output, truth, options, arguments.command)
+    if arguments.json:
         print(json.dumps(terminal.as_json(finished), ensure_ascii=False))
     else:
         terminal.show(finished, Console())

@@ -6,7 +6,6 @@ geometry uses half-pixel centres: pixel i covers [i, i + 1) and is sampled at i 
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,36 +113,31 @@ def resize(pixels: Array, size: tuple[int, int], interpolation: Interpolation = 
 
 def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad: float | tuple[float, ...] = 0.5) -> Array:
     """The model's input (h, w, 3) uint8: resized as a whole, then the window cut out; outside the picture it is ``pad``."""
-    if placement.resized[0] * placement.resized[1] > MAX_PIXELS:
-        return _place_sliver(pixels, placement, interpolation)
-    whole = pixels if placement.resized == pixels.shape[:2] else resize(pixels, placement.resized, interpolation)
-    top, left = placement.offset
-    height, width = placement.size
-    y0, x0 = max(top, 0), max(left, 0)
-    y1, x1 = min(top + height, whole.shape[0]), min(left + width, whole.shape[1])
-    if (y0, x0, y1, x1) == (top, left, top + height, left + width):
-        return np.ascontiguousarray(whole[y0:y1, x0:x1])
+    (top, left), (height, width), resized = placement.offset, placement.size, placement.resized
+    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, resized[0]), min(left + width, resized[1])
+    if resized[0] * resized[1] > MAX_PIXELS:
+        part = _resize_part(pixels, resized, ((y0, y1), (x0, x1)), interpolation)
+    else:
+        part = (pixels if resized == pixels.shape[:2] else resize(pixels, resized, interpolation))[y0:y1, x0:x1]
+    if part.shape[:2] == (height, width):
+        return np.ascontiguousarray(part)
     canvas = np.full((height, width, 3), np.rint(255 * np.asarray(pad)), dtype=np.uint8)
-    canvas[y0 - top : y1 - top, x0 - left : x1 - left] = whole[y0:y1, x0:x1]
+    canvas[y0 - top : y1 - top, x0 - left : x1 - left] = part
     return canvas
 
 
-def _place_sliver(pixels: Array, placement: Placement, interpolation: Interpolation) -> Array:
-    """The same for shapes whose resized whole would not fit in memory: only the window and the filter's reach are resized."""
-    boxes, cut = [], []
-    for axis in (0, 1):
-        scale = placement.resized[axis] / placement.picture[axis]
-        reach = math.ceil(4 * max(1.0, scale))
-        start = max(placement.offset[axis] - reach, 0)
-        stop = min(placement.offset[axis] + placement.size[axis] + reach, placement.resized[axis])
-        boxes.append((start, stop, scale))
-        cut.append(placement.offset[axis] - start)
-    (y0, y1, sy), (x0, x1, sx) = boxes
-    window = Image.fromarray(pixels).resize(
-        (x1 - x0, y1 - y0), _FILTERS[interpolation], box=(x0 / sx, y0 / sy, x1 / sx, y1 / sy)
-    )
-    height, width = placement.size
-    return np.array(window)[cut[0] : cut[0] + height, cut[1] : cut[1] + width]
+def _resize_part(
+    pixels: Array, resized: tuple[int, int], window: tuple[tuple[int, int], tuple[int, int]], interpolation: Interpolation
+) -> Array:
+    """A window (rows, columns) of the resized whole, which is never made: for shapes of which it would not fit in memory.
+
+    Pillow's filters reach beyond the box into the rest of the picture, so that its borders are right. It may take the axes in
+    another order than for the whole, which shows where a bicubic filter overshoots and is clipped between them.
+    """
+    (y0, y1), (x0, x1) = window
+    down, across = (resized[axis] / pixels.shape[axis] for axis in (0, 1))
+    box = (x0 / across, y0 / down, x1 / across, y1 / down)
+    return np.array(Image.fromarray(pixels).resize((x1 - x0, y1 - y0), _FILTERS[interpolation], box=box))
 
 
 @dataclass(frozen=True)

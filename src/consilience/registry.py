@@ -194,7 +194,14 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
+        self._loaded = True  # before the imports, which may ask for names themselves
+        try:
+            self._import_all()
+        except BaseException:
+            self._loaded = False
+            raise
+
+    def _import_all(self) -> None:
         for name in self.packages:
             package = importlib.import_module(name)
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from itertools import combinations
@@ -90,16 +90,15 @@ def limits(values: Array, signed: bool | None = None) -> Scale:
     known = values[np.isfinite(values)].astype(np.float64)
     if known.size == 0:
         return Scale(0.0, 0.0, bool(signed), flat=True)
-    largest = float(np.abs(known).max())
+    loud = float(np.percentile(np.abs(known), PERCENTILE)) or float(np.abs(known).max())
     if signed is None:
-        signed = bool(known.min() < -FLAT * largest)
+        signed = bool(known.min() < -FLAT * loud)
     if signed:
-        high = float(np.percentile(np.abs(known), PERCENTILE)) or largest
-        return Scale(-high, high, True, flat=bool(np.ptp(known) <= FLAT * largest))
+        return Scale(-loud, loud, True, flat=bool(np.ptp(known) <= FLAT * loud))
     low, high = (float(edge) for edge in np.percentile(known, [100 - PERCENTILE, PERCENTILE]))
-    if high - low <= FLAT * largest:
+    if high - low <= FLAT * loud:
         low, high = float(known.min()), float(known.max())
-    return Scale(low, high, False, flat=high - low <= FLAT * largest)
+    return Scale(low, high, False, flat=high - low <= FLAT * loud)
 
 
 @cache
@@ -126,7 +125,7 @@ def colours(values: Array, signed: bool | None = None, scale: Scale | None = Non
     share = scale.share(values)
     known = np.isfinite(share)
     index = np.round(np.where(known, share, 0) * (_SHADES - 1)).astype(int)
-    painted = _shades(scale.signed)[index]
+    painted: Array = _shades(scale.signed)[index]
     painted[~known] = NEUTRAL
     return painted
 
@@ -151,7 +150,7 @@ def superpixels(picture: Array, segments: Array, weights: Array, alpha: float = 
     if segments.min() < 0 or segments.max() >= len(weights):
         raise ConsilienceError(f"segments run from {segments.min()} to {segments.max()}; there are {len(weights)} weights")
     painted = overlay(picture, weights[segments], alpha, limits(weights[segments], signed=True))
-    lines = find_boundaries(segments, mode="inner")
+    lines = find_boundaries(segments, mode="inner", background=-1)
     return _blend(painted, np.array(CONTOUR), 0.55 * lines[..., None])
 
 
@@ -188,7 +187,8 @@ def _blend(below: Array, above: Array, opacity: Array | float) -> Array:
 
 
 def _grey(picture: Array) -> Array:
-    return np.round(picture @ _LUMA)
+    grey: Array = np.round(picture @ _LUMA)
+    return grey
 
 
 def _muted(picture: Array) -> Array:
@@ -237,7 +237,10 @@ class Shown(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A picture with its words: ``image`` (h, w, 3) uint8, a title, lines under it, a scale or a key to its colours."""
+    """A picture with its words: ``image`` (h, w, 3) uint8, a title, lines under it, a scale or a key to its colours.
+
+    ``pair`` names the two columns whose masks it holds against each other, where it does.
+    """
 
     image: Array
     title: str
@@ -245,6 +248,7 @@ class Tile:
     lines: tuple[str, ...] = ()
     scale: Scale | None = None
     key: tuple[tuple[str, str], ...] = ()
+    pair: tuple[str, str] | None = None
 
 
 def tiles(shown: Shown, pairs: Sequence[tuple[str, str]] | None = None) -> tuple[Tile, ...]:
@@ -260,10 +264,16 @@ def tiles(shown: Shown, pairs: Sequence[tuple[str, str]] | None = None) -> tuple
     drawn = [(a, b) for a, b in wanted if a.mask is not None and b.mask is not None and a.mask.shape == b.mask.shape]
     return (
         Tile(shown.picture, "picture", f"{shown.name}, as the model saw it"),
-        *(map_tile(shown.picture, item) for item in shown.items),
+        *(_with_doubt(map_tile(shown.picture, item), item, shown.items[0]) for item in shown.items),
         *(mask_tile(shown.picture, item) for item in masked),
         *(pair_tile(shown.picture, a, b) for a, b in drawn),
     )
+
+
+def _with_doubt(tile: Tile, item: Drawn, first: Drawn) -> Tile:
+    """The picture kept is the first column's view of it; a map that lies on another view is drawn on it and says so."""
+    places = [getattr(one, "geometry", None) for one in (item, first)]
+    return tile if places[0] == places[1] else replace(tile, lines=(*tile.lines, "made from another view of the picture"))
 
 
 def map_tile(picture: Array, item: Drawn) -> Tile:
@@ -299,9 +309,8 @@ def pair_tile(picture: Array, a: Drawn, b: Drawn) -> Tile:
     line = f"IoU {shared / union:.3f}" if union else "IoU –: both masks are empty"
     key = ((_hex(ONLY_A), f"{a.column} only"), (_hex(ONLY_B), f"{b.column} only"), (_hex(SHARED), "both"))
     image = both(_in_frame(picture, a.mask), a.mask, b.mask)
-    return Tile(
-        image, f"{a.column} & {b.column}", f"masks of {a.column} and {b.column} over each other: {line}", (line,), key=key
-    )
+    alt = f"masks of {a.column} and {b.column} over each other: {line}"
+    return Tile(image, f"{a.column} & {b.column}", alt, (line,), key=key, pair=(a.column, b.column))
 
 
 def _in_frame(picture: Array, values: Array) -> Array:
@@ -459,7 +468,7 @@ def agreement_plot(agreement: pd.DataFrame, summary: pd.DataFrame, pair: tuple[s
         raise ConsilienceError(f"the tables have no pair {pair[0]!r}, {pair[1]!r}")
     numbers = ["iou", "expected_iou", *(["published_iou"] if "published_iou" in rows else [])]
     rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in numbers})
-    known = rows[rows["iou"].notna()].sort_values("iou", kind="stable")
+    known = rows[rows["iou"].notna()].sort_values("iou", kind="stable").dropna(axis="columns", how="all")
     return _svg(_figure(known, means.iloc[0].to_dict(), left_out=len(rows) - len(known)))
 
 
@@ -472,7 +481,7 @@ def _of_pair(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
 def _figure(rows: pd.DataFrame, mean: Mapping[Any, Any], left_out: int) -> Figure:
     named = len(rows) <= _NAMED
     step = 0.235 if named else 6.0 / len(rows)
-    figure = Figure(figsize=(5.2, 1.55 + step * len(rows) + (0.2 if left_out else 0)), layout="constrained")
+    figure = Figure(figsize=(4.6, 1.55 + step * len(rows) + (0.2 if left_out else 0)), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     heights = np.arange(len(rows)) + (1.6 if named else 0.05 * len(rows) + 1)
@@ -487,15 +496,34 @@ def _draw_pictures(axes: Axes, rows: pd.DataFrame, heights: Array, named: bool) 
     iou, chance = rows["iou"].to_numpy(float), rows["expected_iou"].to_numpy(float)
     below = iou < chance
     size = 34 if named else 7
-    for part, colour, words in ((~below, _ABOVE, "IoU, above chance"), (below, _BELOW, "IoU, below chance")):
+    for part, colour, side in ((~below, _ABOVE, "above"), (below, _BELOW, "below")):
         if part.any():
             axes.hlines(heights[part], chance[part], iou[part], colors=colour, linewidths=2.2 if named else 0.6, alpha=0.45)
-            axes.scatter(iou[part], heights[part], s=size, color=colour, label=words, zorder=3, linewidths=0)
-    axes.scatter(chance, heights, s=70 if named else 12, marker="|", color=_CURRENT, label="chance", zorder=2, linewidths=1.4)
+            axes.scatter(
+                iou[part],
+                heights[part],
+                s=size,
+                color=colour,
+                label=f"IoU, {side} chance",
+                zorder=3,
+                linewidths=0,
+                gid=f"iou-{side}",
+            )
+    axes.scatter(
+        chance,
+        heights,
+        s=70 if named else 12,
+        marker="|",
+        color=_CURRENT,
+        label="chance",
+        zorder=2,
+        linewidths=1.4,
+        gid="chance",
+    )
     if "published_iou" in rows:
         axes.scatter(
             rows["published_iou"].to_numpy(float), heights, s=30, marker="D", facecolors="none", edgecolors=_CURRENT,
-            linewidths=1.1, label="as published", zorder=4,
+            linewidths=1.1, label="as published", zorder=4, gid="published",
         )  # fmt: skip
 
 
@@ -504,7 +532,7 @@ def _draw_mean(axes: Axes, mean: Mapping[Any, Any]) -> None:
     if np.isfinite([low, high]).all():
         axes.plot([low, high], [0, 0], color=_CURRENT, linewidth=1.6, solid_capstyle="butt")
         axes.scatter([low, high], [0, 0], s=40, marker="|", color=_CURRENT, linewidths=1.6)
-    axes.scatter([centre], [0], s=52, color=_CURRENT, zorder=3, linewidths=0)
+    axes.scatter([centre], [0], s=52, color=_CURRENT, zorder=3, linewidths=0, gid="mean")
     axes.scatter([chance], [0], s=150, marker="|", color=_CURRENT, linewidths=1.4, zorder=2)
 
 
@@ -570,7 +598,7 @@ def _svg(figure: Figure) -> str:
     """The figure as SVG that is the same for the same figure: no date, no random ids, no metadata."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)  # type: ignore[no-untyped-call]
     text = buffer.getvalue().replace(_CURRENT, "currentColor")
     return _stable_ids(text[text.index("<svg") :])
 

@@ -22,7 +22,6 @@ from consilience.store import MAPS, PANELS, Item, Run, Stored, Writer, file_stem
 from consilience.study import Column
 from consilience.types import Array, ClassTarget, ConsilienceError, Explanation, Model, Sample, ViewMode
 
-
 DEFAULT_MODEL = "efficientnet_lite0"
 
 
@@ -65,11 +64,13 @@ def run(
     folder: str | Path,
     truth: str | Path | None = None,
     options: Options | None = None,
+    command: str = "",
 ) -> Run:
     """Explain every picture of ``inputs`` (files, folders, globs) and keep everything in ``folder``.
 
-    A picture that fails is named in the manifest and the rest is done. Memory does not grow with the number of pictures
-    beyond one packed mask (6 kB) an explanation, which the permutation of pictures needs.
+    A picture that fails is named in the manifest and the rest is done. ``command`` is what was typed, for the report. Memory
+    does not grow with the number of pictures beyond a table row and one packed mask (6 kB) an explanation, which the
+    permutation of pictures needs.
     """
     start = time.perf_counter()
     models = load_models(job, options or Options())
@@ -82,7 +83,7 @@ def run(
         for sample in data.samples(paths, known, models[0].classes):
             session.take(sample)
             running.advance()
-    return session.finish(time.perf_counter() - start)
+    return session.finish(time.perf_counter() - start, command)
 
 
 def load_models(job: Job, options: Options) -> tuple[Model, ...]:
@@ -221,7 +222,7 @@ class _Session:
         view = self.models[0].view(sample, self.job.columns[0].view)
         return (images.to_array(view.pixels) * 255).round().astype("uint8")
 
-    def finish(self, seconds: float) -> Run:
+    def finish(self, seconds: float, command: str) -> Run:
         """Tables, audit, manifest and report."""
         if not self.rows:
             reasons = "; ".join(failed.reason for failed in self.failures[:3])
@@ -233,6 +234,7 @@ class _Session:
             "version": api.versions()["consilience"],
             "versions": api.versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
             "title": self.job.title,
             "note": self.job.note,
             "preset": self.job.preset,
@@ -240,7 +242,7 @@ class _Session:
             "allow_mismatch": self.job.allow_mismatch,
             "model": model_facts(self.models[0]),
             "models": [model_facts(model) for model in dict.fromkeys(self.models)],
-            "columns": [_column_facts(column, model) for column, model in zip(self.job.columns, self.models, strict=True)],
+            "columns": self._columns(),
             "seconds": seconds,
             "failures": [asdict(failed) for failed in self.failures],
             "summary": summary.to_dict("records"),
@@ -250,17 +252,20 @@ class _Session:
         report.write(finished)
         return finished
 
-
-def _column_facts(column: Column, model: Model) -> dict[str, Any]:
-    return {
-        "name": column.label,
-        "explainer": column.by,
-        "full": api.full_spelling(column.by),
-        "model": model.id,
-        "view": column.view,
-        "mask": column.mask,
-        "unseeded": column.unseeded,
-    }
+    def _columns(self) -> list[dict[str, Any]]:
+        first = {row["column"]: row for row in reversed(self.rows)}
+        return [
+            {
+                "name": column.label,
+                "explainer": column.by,
+                "full": api.full_spelling(column.by),
+                "model": first[column.label]["model"],
+                "view": first[column.label]["view"],
+                "mask": first[column.label]["mask_rule"],
+                "unseeded": column.unseeded,
+            }
+            for column in self.job.columns
+        ]
 
 
 def model_facts(model: Model) -> dict[str, Any]:

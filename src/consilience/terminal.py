@@ -54,9 +54,9 @@ def bars() -> Iterator[None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as drawing:
-        with progress.listening(Bars(drawing)):
-            yield
+    drawing = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with drawing, progress.listening(Bars(drawing)):
+        yield
 
 
 def as_json(run: Run) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def show(run: Run, console: Console) -> None:
     console.print(_predictions(run))
     if len(run.agreement):
         console.print(_agreement(run))
-    for row in run.summary.to_dict("records"):
+    for row in run.manifest["summary"]:
         console.print(escape(verdict(row)), highlight=False)
     for finding in run.audit:
-        where = f" [dim]({escape(finding.where)})[/]" if finding.where else ""
+        where = f" [dim]({escape(finding.where)})[/]" if finding.where and finding.where not in finding.message else ""
         console.print(f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}", highlight=False)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
 

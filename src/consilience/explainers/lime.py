@@ -36,6 +36,7 @@ class Lime:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    label: ClassVar[str] = "LIME"
     samples: int = option(1000, help="edited pictures shown to the model; the first is the picture itself")
     segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")  # noqa: RUF009
     features: int = option(10, help="superpixels selected for the refit; a large number keeps all")
@@ -159,18 +160,17 @@ def forward(data: Array, scores: Array, weights: Array, count: int) -> Array:
     """
     root = np.sqrt(weights)[:, None]
     columns = (data - np.average(data, axis=0, weights=weights)) * root
-    residual = (scores - np.average(scores, weights=weights)) * root[:, 0]
+    centred = (scores - np.average(scores, weights=weights)) * root[:, 0]
     floor = 1e-12 * np.maximum((columns**2).sum(axis=0), np.finfo(float).tiny)
     chosen: list[int] = []
     for _ in range(count):
         variance = (columns**2).sum(axis=0)
-        gain = np.where(variance > floor, (columns.T @ residual) ** 2 / np.maximum(variance, floor), 0.0)
+        gain = np.where(variance > floor, (columns.T @ centred) ** 2 / np.maximum(variance, floor), 0.0)
         gain[chosen] = -1.0
         best = int(np.argmax(gain))
         chosen.append(best)
         if variance[best] > floor[best]:
             axis = columns[:, best] / np.sqrt(variance[best])
-            residual = residual - axis * (axis @ residual)
             columns = columns - np.outer(axis, axis @ columns)
     return np.array(chosen)
 

@@ -22,7 +22,7 @@ from consilience.types import ConsilienceError, Layer
 
 MOST_PREFIX_TOKENS = 5
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()  # type: ignore[valid-type]
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 _locks_guard = RLock()
 
 Grid = tuple[int, int]
@@ -88,7 +88,8 @@ class Form:
             return values[:, :, None, None]
         if self.kind == "tokens":
             height, width = self._grid_of(values.shape[1] - self.prefix)
-            return values[:, self.prefix :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            grid = values[:, self.prefix :]
+            return grid.reshape(len(grid), height, width, grid.shape[2]).permute(0, 3, 1, 2)
         return values.permute(0, 3, 1, 2) if self.channels_last else values
 
     def as_raw(self, maps: Tensor, like: Tensor) -> Tensor:

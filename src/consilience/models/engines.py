@@ -14,8 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -53,21 +52,40 @@ class Engine(Protocol):
 class Runnable(Protocol):
     """What an engine needs of a network: its module, a plain torch pass through it, and how it wants to be run."""
 
-    module: nn.Module
-    engine: str
-    precision: str
+    @property
+    def module(self) -> nn.Module:
+        """The user's own module."""
 
     @property
-    def batch(self) -> int: ...
+    def engine(self) -> str:
+        """The engine asked for."""
+
     @property
-    def frame(self) -> tuple[int, int]: ...
+    def precision(self) -> str:
+        """The precision asked for."""
+
     @property
-    def largest(self) -> int: ...
+    def batch(self) -> int:
+        """Pictures a pass."""
+
     @property
-    def device(self) -> torch.device: ...
+    def frame(self) -> tuple[int, int]:
+        """Height and width of a picture."""
+
     @property
-    def digest(self) -> str: ...
-    def run(self, pixels: Tensor) -> Tensor: ...
+    def largest(self) -> int:
+        """Floats of the largest layer's output for one picture."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def digest(self) -> str:
+        """Of weights, architecture and normalisation."""
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """One torch pass; the caller has borrowed the module."""
 
 
 # ---------------------------------------------------------------- devices, and what can be asked for
@@ -155,7 +173,7 @@ class Runner:
             plain = TorchEngine(network)
             if not len(pixels):
                 return plain(pixels.new_zeros(1, *pixels.shape[1:]))[:0]
-            parts = [self._part(network, plain, chunk) for chunk in pixels.split(network.batch)]
+            parts = [self._part(network, plain, chunk) for chunk in torch.split(pixels, network.batch)]
         return torch.cat(parts)
 
     def _part(self, network: Runnable, plain: Engine, pixels: Tensor) -> Tensor:
@@ -180,13 +198,20 @@ def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
         engine = OpenVINOEngine(network, planned)
         _verify(engine, plain, pixels, planned["precision"])
     except Exception as error:  # whatever a converter trips over, torch can run the model
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = _reason(error)
         if network.engine != "auto":
             raise ConsilienceError(f"engine {network.engine} cannot run this model: {reason}; take engine=torch") from error
         say(f"OpenVINO cannot run this model, torch does: {reason}")
         plain.facts["note"] = f"openvino was tried: {reason}"
         return plain
     return engine
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong first."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _verify(engine: Engine, plain: Engine, pixels: Tensor, precision: str) -> None:
@@ -219,7 +244,7 @@ class TorchEngine:
             torch.inference_mode(),
             torch.autocast(network.device.type, torch.bfloat16, enabled=low),
         ):
-            found = torch.cat([network.run(chunk).float() for chunk in pixels.split(self._chunk())])
+            found = torch.cat([network.run(chunk).float() for chunk in torch.split(pixels, self._chunk())])
         return found.clone()  # out of inference mode, so that callers may differentiate what they make of it
 
     def _chunk(self) -> int:
@@ -279,7 +304,11 @@ def _compiled(network: Runnable, precision: str) -> Any:
     found = _imported(blob, hints)
     if found is not None:
         return found
-    graph = _read(converted / "network.xml") or _kept(_convert(network), converted)
+    # Compiled from what is on disk even when just converted: the graph in memory rounds otherwise than its file.
+    graph = _read(converted / "network.xml")
+    if graph is None:
+        made = _convert(network)
+        graph = _read(_keep(made, converted)) or made
     graph.reshape(shape)
     compiled = _core().compile_model(graph, "CPU", hints)
     exported = compiled.export_model()
@@ -320,21 +349,21 @@ def _convert(network: Runnable) -> Any:
         return _openvino().convert_model(wrapper, example_input=example, input=[-1, 3, *network.frame])
 
 
-def _kept(graph: Any, folder: Path) -> Any:
+def _keep(graph: Any, folder: Path) -> Path:
     """Write the graph for next time, whole or not at all; a machine without a disk to write on still gets its graph."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
             _openvino().save_model(graph, work / "network.xml", compress_to_fp16=False)
-            if (folder / "network.xml").exists():
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        say(f"the converted model cannot be kept: {error}")
-    return graph
+        if not folder.is_dir():  # another process may have been faster
+            say(f"the converted model cannot be kept: {error}")
+    return folder / "network.xml"
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -406,7 +435,7 @@ def architecture(module: nn.Module) -> str:
 
 
 def _described(name: str, part: nn.Module) -> Iterator[str]:
-    kind = type(part)
+    kind: Any = type(part)
     yield f"{name}: {kind.__module__}.{kind.__qualname__}({part.extra_repr()})"
     yield from (f"  {key}={value!r}" for key, value in sorted(vars(part).items()) if key != "training" and _plain(value))
     yield _source(kind)
@@ -419,11 +448,11 @@ def _plain(value: Any) -> bool:
 
 
 @cache
-def _source(kind: type) -> str:
+def _source(kind: Any) -> str:
     if f"{kind.__module__}.".startswith(_LIBRARIES):
         return ""
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):
-        code = getattr(kind.forward, "__code__", None)
+        code = getattr(getattr(kind, "forward", None), "__code__", None)
         return repr((code.co_code, code.co_consts, code.co_names)) if code is not None else ""

@@ -161,7 +161,8 @@ def fetch_hub(repository: str, files: tuple[str, ...], name: str) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     wanted = f"the weights of {name}: {constants.ENDPOINT}/{repository}, file {files[0]}"
-    with network(constants.ENDPOINT, wanted, f"put it in the cache {constants.HF_HUB_CACHE}, or give weights=FILE"):
+    remedy = f"put it in the cache {constants.HF_HUB_CACHE}, or give weights=FILE"
+    with network(constants.ENDPOINT, wanted, remedy, offline=constants.HF_HUB_OFFLINE):
         for file in files:
             try:
                 say(f"downloading {repository}/{file}")
@@ -172,9 +173,9 @@ def fetch_hub(repository: str, files: tuple[str, ...], name: str) -> Path:
 
 
 @contextmanager
-def network(url: str, wanted: str, remedy: str) -> Iterator[None]:
+def network(url: str, wanted: str, remedy: str, offline: bool = False) -> Iterator[None]:
     """Do what needs the network; without one, say at once what to get and where to put it."""
-    if not reachable(url):
+    if offline or not reachable(url):
         raise ConsilienceError(f"no network, and not on this machine yet: {wanted}; {remedy}")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30.0)
@@ -189,8 +190,6 @@ def network(url: str, wanted: str, remedy: str) -> Iterator[None]:
 
 def reachable(url: str) -> bool:
     """Whether a connection to the url's host opens within a few seconds; a proxy is taken at its word."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
     if any(os.environ.get(key) for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
         return True
     parts = urlparse(url)

@@ -62,7 +62,7 @@ def load_model(
     (.pth, .pt, .safetensors) or ``random`` (with ``seed=`` in the spec); the number of classes is the file's. ``labels`` is
     a file of class names. Options may be in the spec or given by keyword, but not differ. Raises `ConsilienceError`.
     """
-    given = {"weights": weights, "labels": labels, "view": view, "device": device}
+    given: dict[str, Any] = {"weights": weights, "labels": labels, "view": view, "device": device}
     given |= {"engine": engine, "precision": precision, "memory": memory}
     parsed, options = _options(registry.parse(spec), {key: str(value) for key, value in given.items() if value is not None})
     there = engines.device(options.get("device", "auto"))

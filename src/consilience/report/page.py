@@ -124,11 +124,9 @@ def context(run: Reported) -> dict[str, Any]:
         "picture_count": len(run.samples),
         "shown_count": min(len(run.samples), MAX_PICTURES),
         "columns": columns(run),
-        "numbers": NUMBERS,
+        "numbers": _wanted(rows[0]) if rows else NUMBERS,
         "table": table(run, rows),
-        "has_published": any(not words.missing(row.get("published_iou")) for row in rows),
         "several": len(summary) > 1,
-        "glossary": words.GLOSSARY,
         "versions": sorted((run.manifest.get("versions") or {}).items()),
     }
 
@@ -232,7 +230,6 @@ class Number:
     key: str
     heading: str
     style: str
-    wide: bool = True
 
 
 NUMBERS = (
@@ -276,15 +273,17 @@ class Line:
 def table(run: Reported, rows: Sequence[Row]) -> list[Line]:
     """All pairs of all pictures."""
     anchors = {name: f"picture-{number}" for number, name in enumerate(run.samples[:MAX_PICTURES], 1)}
-    return [line(row, anchors.get(row["sample"], ""), rows) for row in rows]
+    return [line(row, anchors.get(row["sample"], "")) for row in rows]
 
 
-def line(row: Row, anchor: str, rows: Sequence[Row]) -> Line:
-    """One row of the agreement as it is shown; the published value where any row has one."""
-    published = any(not words.missing(other.get("published_iou")) for other in rows[:1]) or "published_iou" in row
-    wanted = (*NUMBERS, *((PUBLISHED,) if published else ()))
-    numbers = tuple(_shown(row, number) for number in wanted)
+def line(row: Row, anchor: str) -> Line:
+    """One row of the agreement as it is shown; the published value where the table has them."""
+    numbers = tuple(_shown(row, number) for number in _wanted(row))
     return Line(str(row["sample"]), anchor, str(row["a"]), str(row["b"]), numbers, str(row.get("mismatch") or ""))
+
+
+def _wanted(row: Row) -> tuple[Number, ...]:
+    return (*NUMBERS, PUBLISHED) if PUBLISHED.key in row else NUMBERS
 
 
 def _shown(row: Row, number: Number) -> Shown:
@@ -301,12 +300,13 @@ def _shown(row: Row, number: Number) -> Shown:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """A tile with its picture as a data URI."""
+    """A tile with its picture as a data URI, and why the numbers under it should not be compared."""
 
     tile: Tile
     uri: str
     width: int
     height: int
+    mismatch: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,18 +337,19 @@ def _picture(run: Reported, name: str, anchor: str, rows: Sequence[Row]) -> Pict
     right = None if words.missing(said.get("true")) else said.get("true") == said.get("label")
     names = [item.column for item in stored.items]
     pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))
-    embedded = tuple(embed(tile) for tile in render.tiles(stored, pairs[:MAX_PAIR_TILES]))
-    lines = tuple(line(row, anchor, rows) for row in rows)
+    doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
+    embedded = tuple(embed(tile, doubts) for tile in render.tiles(stored, pairs[:MAX_PAIR_TILES]))
+    lines = tuple(line(row, anchor) for row in rows)
     return Picture(name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ())))
 
 
-def embed(tile: Tile) -> Embedded:
-    """A tile as WebP in a data URI, at most 320 pixels on its longer side."""
+def embed(tile: Tile, doubts: Mapping[tuple[str, str], str]) -> Embedded:
+    """A tile as WebP in a data URI, at most 320 pixels on its longer side; ``doubts`` are the mismatches of pairs."""
     pixels = _at_most(tile.image, TILE)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=2)
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Embedded(tile, uri, pixels.shape[1], pixels.shape[0])
+    return Embedded(tile, uri, pixels.shape[1], pixels.shape[0], doubts.get(tile.pair, "") if tile.pair else "")
 
 
 def _at_most(pixels: Array, longest: int) -> Array:

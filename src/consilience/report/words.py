@@ -42,7 +42,7 @@ def p_value(value: Any) -> str:
 def p_equals(value: float) -> str:
     """``p = 0.031`` or ``p < 0.001``."""
     text = p_value(value)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
+    return (f"p {text}" if text.startswith("<") else f"p = {text}").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def seconds(value: Any) -> str:
@@ -97,7 +97,12 @@ def why_missing(row: Row, key: str) -> str:
 # ---------------------------------------------------------------- verdicts
 
 _AGREE = {"better": "agree better than chance", "even": "agree no better than chance", "worse": "agree less than chance would"}
-_BADGE = {"better": "better than chance", "even": "not better than chance", "worse": "worse than chance", "open": "not testable"}
+_BADGE = {
+    "better": "better than chance",
+    "even": "not better than chance",
+    "worse": "worse than chance",
+    "open": "not testable",
+}
 
 
 def kind(verdict: Any) -> Kind:
@@ -150,7 +155,7 @@ def _p_clause(row: Row, pairs: int) -> str:
     return "" if p is None or missing(p) else f"; {p_equals(p)} by permuting pictures"
 
 
-# ---------------------------------------------------------------- what was asked, and what the numbers mean
+# ---------------------------------------------------------------- what was asked
 
 _TARGETS = {"predicted": "the class the model predicts for each picture", "true": "the true class of each picture"}
 _VIEWS = {
@@ -167,20 +172,3 @@ def target(name: Any) -> str:
 def view(mode: Any) -> str:
     """What the model was shown of a picture."""
     return _VIEWS.get(str(mode), "crop or squash, as each model's default is" if mode is None else str(mode))
-
-
-GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("IoU", "Intersection over union: pixels that both masks keep, divided by pixels that either keeps. 0 is no overlap, 1 the same mask."),
-    ("Chance", "The mean IoU of two masks of exactly these areas if one of them is thrown anywhere on the frame, pixel by pixel. Large masks overlap a lot by chance."),
-    ("Excess", "How far the IoU lies above chance, as a part of the way from chance to identity: (IoU − chance) / (1 − chance). 0 is chance, 1 the same mask, below 0 less than chance."),
-    ("Excess of what is possible", "The same as a part of what the two areas allow: a small mask can at best lie wholly inside a large one."),
-    ("p of a picture", "The share of all shifts of one whole mask across the frame (wrapping round) that overlap the other at least as much as they do. It keeps the shapes of the masks."),
-    ("p by permuting pictures", "How often masks agree as much when each picture's first mask is laid over the second mask of another picture. It keeps what all maps of an explainer share, such as being smooth and centred, and carries the verdict."),
-    ("Spearman", "Rank correlation of the two raw maps over all pixels, from −1 to 1; no mask is involved. It has no p: pixels of a smooth map are no independent observations."),
-    ("Area", "The share of the frame that a mask keeps."),
-    ("IoU at 10, 20, 30 %", "The IoU when both maps are cut to the same area, so that it speaks of place and not of size. By chance about 0.05, 0.11 and 0.18."),
-    ("95 % interval", "Of the mean over pictures: where it would lie with other pictures of this kind. The unit is a picture, never a pixel."),
-    ("Mask", "The part of a map that counts as its claim: its highest pixels, or LIME's best superpixels with a positive weight. Always cut from raw values, never from a drawing."),
-    ("Limits of a colour bar", "Colours end at the 99.5th percentile of a map, each map for itself. Colours of two maps cannot be compared, the numbers under the bars can."),
-)  # fmt: skip
-"""Each number of the report in a sentence or two."""

@@ -1,0 +1,556 @@
+"""What would the model say if this layer had said that? Exact resumes of a network after a layer, for a given picture.
+
+Three ways with one result. ``closed``: where only global average pooling and one linear layer follow, outputs = W mean(A) + b.
+``split``: the traced graph is cut after the layer, everything else that is alive there (a residual's skip, class tokens) is
+kept from the picture, and the rest alone runs. ``replay``: a whole pass with the layer's output replaced, where nothing can
+be traced. A way is taken only once it has given what `replay` gives, on random activations and on every picture's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from consilience.models import graph
+from consilience.models.anatomy import Form, as_outputs, borrowed, hooked
+from consilience.models.graph import Cut, Grow, Section, Traced, Uncut
+from consilience.progress import task
+from consilience.types import ConsilienceError
+
+Kind = Literal["closed", "split", "replay"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TOLERANCE = 1e-5
+_CHUNK = {"cpu": 64}
+_BLOCK = 32 << 20
+
+
+class Opened(Protocol):
+    """What a tail needs of a network."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def largest(self) -> int: ...
+    def run(self, pixels: Tensor) -> Tensor: ...
+
+
+class Resume(Protocol):
+    """One way to resume: raw outputs of the layer (n, ...) to the model's outputs (n, K)."""
+
+    @property
+    def largest(self) -> int:
+        """Floats of the largest value for one picture: what bounds a chunk."""
+
+    def resume(self, raw: Tensor) -> Tensor:
+        """Outputs for raw layer outputs."""
+
+    def ablated(self, channels: Tensor) -> Tensor:
+        """Outputs with each of the channels zeroed alone."""
+
+
+# ---------------------------------------------------------------- the tail
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One plain pass of the picture: what the module took, what the layer said (raw, and as a map), what came out."""
+
+    network: Opened
+    pixels: Tensor
+    layer: str
+    form: Form
+    given: Tensor
+    raw: Tensor
+    outputs: Tensor
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's module."""
+        return self.network.module
+
+    @property
+    def maps(self) -> Tensor:
+        """What the layer said, (1, C, h, w): a view of ``raw``."""
+        return self.form.as_map(self.raw)
+
+    def laid_out(self, maps: Tensor) -> Tensor:
+        """Maps (N, C, h, w) as the layer would return them: tokens, sides and memory layout."""
+        raw = self.form.as_raw(maps.detach().to(self.raw), self.raw)
+        last = raw.dim() == 4 and self.raw.is_contiguous(memory_format=torch.channels_last)
+        return raw.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def without(self, channels: Tensor) -> Tensor:
+        """Copies of ``raw``, each with one of the channels zeroed; class tokens are no part of a channel's map."""
+        raw = self.raw.expand(len(channels), *self.raw.shape[1:]).clone()
+        raw = raw.contiguous(memory_format=torch.channels_last) if _channels_last(self.raw) else raw.contiguous()
+        self.form.as_map(raw)[torch.arange(len(channels), device=raw.device), channels] = 0
+        return raw
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """The network after a layer, for one picture and the weights of now: activations (N, C, h, w) to raw outputs (N, K).
+
+    ``kind`` is the way it runs, ``logits`` (1, K) what the model says of the picture itself. Everything that the rest of
+    the network takes besides the layer is the picture's own. Runs in full f32 and without gradients.
+    """
+
+    kind: Kind
+    seen: Seen = field(repr=False)
+    way: Resume = field(repr=False)
+
+    @property
+    def layer(self) -> str:
+        """The layer's name."""
+        return self.seen.layer
+
+    @property
+    def logits(self) -> Tensor:
+        """What the model says of the picture itself, (1, K)."""
+        return self.seen.outputs
+
+    @property
+    def activations(self) -> Tensor:
+        """What the layer says of the picture, (1, C, h, w), for everybody to read."""
+        return self.seen.maps
+
+    @property
+    def chunk(self) -> int:
+        """Rows a pass. Within the network's ``memory``: input, output and workspace of the largest operation; on a CPU at
+        most 64, and no value above 32 MiB, which glibc would hand back and fill anew at every use.
+        """
+        row = 4 * self.way.largest
+        most = self.seen.network.memory // (3 * row)
+        if self.seen.raw.device.type == "cpu":
+            most = min(most, _CHUNK["cpu"], _BLOCK // row)
+        return max(1, most)
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        """Raw outputs (N, K) as if the layer had given these (N, C, h, w), in the form of ``model.activations``."""
+        shape = self.activations.shape[1:]
+        if activations.dim() != 4 or activations.shape[1:] != shape:
+            wanted = ", ".join(str(side) for side in shape)
+            raise ConsilienceError(f"{self.layer!r} gives (N, {wanted}) for this picture; got {tuple(activations.shape)}")
+        return self._in_chunks(activations, lambda rows: self.way.resume(self.seen.laid_out(rows)), self.chunk, "resuming")
+
+    def without(self, channels: Sequence[int] | Tensor, batch: int | None = None) -> Tensor:
+        """Raw outputs (n, K) with one channel at a time set to zero (zero ablation), in the order of ``channels``.
+
+        Exact. Channels that are zero everywhere already are not run. ``batch`` overrides how many run at a time.
+        """
+        wanted = self._checked(channels)
+        if batch is not None and batch < 1:
+            raise ConsilienceError(f"batch is at least 1; got {batch}")
+        outputs = self.logits.expand(len(wanted), -1).clone()
+        alive = self.activations[0].flatten(1).ne(0).any(dim=1)[wanted].nonzero()[:, 0]
+        outputs[alive] = self._in_chunks(wanted[alive], self.way.ablated, batch or self.chunk, "zeroing channels")
+        return outputs
+
+    def _checked(self, channels: Sequence[int] | Tensor) -> Tensor:
+        found = torch.as_tensor(channels, device=self.seen.raw.device)
+        count = self.activations.shape[1]
+        if found.dim() != 1 or (len(found) and (found.is_floating_point() or found.dtype == torch.bool)):
+            raise ConsilienceError(f"channels are a list of whole numbers; got {found.dtype} of shape {tuple(found.shape)}")
+        found = found.long()
+        if len(found) and not (0 <= int(found.min()) and int(found.max()) < count):
+            outside = int(found[(found < 0) | (found >= count)][0])
+            raise ConsilienceError(f"{self.layer!r} has channels 0 to {count - 1}; got {outside}")
+        return found
+
+    def _in_chunks(self, rows: Tensor, run: Callable[[Tensor], Tensor], size: int, label: str) -> Tensor:
+        parts = [self.logits[:0]]
+        with task(label, len(rows)) as running:
+            for chunk in rows.split(size) if len(rows) else ():
+                with borrowed(self.seen.module), _exact(), torch.inference_mode():
+                    parts.append(run(chunk))
+                running.advance(len(chunk))
+        return torch.cat(parts)
+
+
+# ---------------------------------------------------------------- making one
+
+
+def make(network: Opened, pixels: Tensor, layer: str, form: Form, kind: Kind | None = None) -> Tail:
+    """The tail of ``network`` after ``layer`` for one picture (1, 3, h, w), by the fastest way that gives the same outputs.
+
+    ``kind`` asks for one way; raises `ConsilienceError` with the reason where it is not possible.
+    """
+    if len(pixels) != 1:
+        raise ConsilienceError(f"a tail is made for one picture (1, 3, h, w); got {len(pixels)} pictures")
+    if kind is not None and kind not in KINDS:
+        raise ConsilienceError(f"kind is one of {', '.join(KINDS)}; got {kind!r}")
+    reason = ""
+    with borrowed(network.module), _exact(), torch.no_grad():
+        seen = _look(network, pixels, layer, form)
+        for one in (kind,) if kind else KINDS:
+            try:
+                return Tail(one, seen, _proven(one, seen))
+            except Uncut as why:
+                reason = str(why)
+    raise ConsilienceError(f"{network.name} cannot be resumed after {layer!r} by {kind or 'replay'}: {reason}")
+
+
+def _look(network: Opened, pixels: Tensor, layer: str, form: Form) -> Seen:
+    """One plain pass. The layer's output is copied before anything afterwards can write to it."""
+    found: dict[str, Tensor] = {}
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        found["raw"] = output.clone()
+        return output.clone()
+
+    def take(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found["given"] = inputs[0].clone()
+
+    handle = network.module.register_forward_pre_hook(take)
+    try:
+        with hooked([(network.module.get_submodule(layer), keep)]):
+            outputs = network.run(pixels)
+    finally:
+        handle.remove()
+    return Seen(network, pixels, layer, form, found["given"], found["raw"], outputs.float())
+
+
+def _proven(kind: Kind, seen: Seen) -> Resume:
+    """The way, if it gives the picture's own outputs; what was found out about the module before may be outdated, once."""
+    for attempt in ("known", "anew"):
+        way = _WAYS[kind](seen)
+        apart = _apart(way.resume(seen.raw.clone()), seen.outputs)
+        if apart <= TOLERANCE:
+            return way
+        if attempt == "known":
+            _known.pop(seen.module, None)
+    raise Uncut(f"its outputs are {apart:.1e} of their size away from the model's own, {TOLERANCE:.0e} allowed")
+
+
+def _apart(got: Tensor, expected: Tensor) -> float:
+    scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+    apart = float((got - expected).abs().max()) / scale
+    return apart if apart == apart else float("inf")
+
+
+def _trials(seen: Seen) -> Tensor:
+    """Two random activations of the layer's size: signed and dense, and the picture's own with parts doubled or gone."""
+    generator = torch.Generator().manual_seed(0)
+    maps = seen.maps
+    dense = torch.randn(maps.shape, generator=generator).to(maps) * maps.std(correction=0).clamp(min=1e-3)
+    parts = maps * torch.randint(0, 3, maps.shape, generator=generator).to(maps)
+    return seen.laid_out(torch.cat([maps.mean() + dense, parts]))
+
+
+def _tried(way: Resume, seen: Seen) -> None:
+    """Hold a way against replay on random activations, in two batches."""
+    raw = _trials(seen)
+    replay = Replay(seen)
+    for batch in (raw, raw[1:]):
+        apart = _apart(way.resume(batch.clone()), replay.resume(batch.clone()))
+        if not apart <= TOLERANCE:
+            raise Uncut(f"on random activations its outputs are {apart:.1e} of their size away from the model's own")
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """No TF32: what one channel changes is small beside the outputs, and must not depend on how many run at a time."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
+
+
+# ---------------------------------------------------------------- what is known of a module
+
+
+@dataclass(eq=False)
+class Known:
+    """What was found out about a module: its graphs, plans and heads by layer and size; nothing of it holds the module."""
+
+    parts: tuple[tuple[str, type], ...]
+    traces: list[Traced | Uncut] = field(default_factory=list)
+    plans: dict[Any, Plan | Uncut] = field(default_factory=dict)
+    heads: dict[Any, str | Uncut] = field(default_factory=dict)
+
+
+_known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+
+
+def _known_of(seen: Seen) -> tuple[Known, Any]:
+    """What is known of the picture's module, as long as it has the same parts; and the key of the layer at this size."""
+    parts = tuple((name, type(part)) for name, part in seen.module.named_modules())
+    known = _known.get(seen.module)
+    if known is None or known.parts != parts:
+        known = _known[seen.module] = Known(parts)
+    return known, (seen.layer, tuple(seen.given.shape), tuple(seen.raw.shape))
+
+
+def _had(store: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
+    """What the store has, or what is found now; a reason why there is nothing is kept like anything else."""
+    if key not in store:
+        try:
+            store[key] = find()
+        except Uncut as why:
+            store[key] = why
+    if isinstance(store[key], Uncut):
+        raise Uncut(str(store[key]))
+    return store[key]
+
+
+# ---------------------------------------------------------------- replay
+
+
+class Replay:
+    """A whole pass of as many copies of the picture, with the layer's output replaced."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen, self.largest = seen, seen.network.largest
+
+    def resume(self, raw: Tensor) -> Tensor:
+        """Outputs for raw layer outputs."""
+        seen = self._seen
+        with hooked([(seen.module.get_submodule(seen.layer), lambda *_: raw)]):
+            return seen.network.run(seen.pixels.expand(len(raw), -1, -1, -1)).float()
+
+    def ablated(self, channels: Tensor) -> Tensor:
+        """Outputs with each of the channels zeroed alone."""
+        return self.resume(self._seen.without(channels))
+
+
+# ---------------------------------------------------------------- closed
+
+
+class Closed:
+    """Outputs = W mean(A) + b, with the W and b of one of the module's linear parts."""
+
+    largest = 1
+
+    def __init__(self, seen: Seen) -> None:
+        known, key = _known_of(seen)
+        part = seen.module.get_submodule(_had(known.heads, key, lambda: _head(seen)))
+        self._seen = seen
+        self._weight, self._bias = _linear(part)
+
+    def resume(self, raw: Tensor) -> Tensor:
+        """Outputs for raw layer outputs."""
+        return functional.linear(self._seen.form.as_map(raw).mean(dim=(2, 3)), self._weight, self._bias).float()
+
+    def ablated(self, channels: Tensor) -> Tensor:
+        """Outputs with each of the channels zeroed alone: what they had given is taken back."""
+        means = self._seen.maps[0, channels].mean(dim=(1, 2))
+        return self._seen.outputs - self._weight.T[channels] * means[:, None]
+
+
+def _linear(part: nn.Module) -> tuple[Tensor, Tensor | None]:
+    weight, bias = part.weight.detach(), part.bias
+    return weight.flatten(1), None if bias is None else bias.detach()  # type: ignore[operator,return-value]
+
+
+def _head(seen: Seen) -> str:
+    """The linear part that, after pooling, gives the model's outputs for the picture and for random activations."""
+    wanted = (seen.outputs.shape[1], seen.maps.shape[1])
+    for name, part in reversed(list(seen.module.named_modules())):
+        if not _may_be_head(part, wanted):
+            continue
+        way = object.__new__(Closed)
+        way._seen, (way._weight, way._bias) = seen, _linear(part)
+        if _apart(way.resume(seen.raw), seen.outputs) <= TOLERANCE:
+            _tried(way, seen)
+            return name
+    raise Uncut("what follows is not global average pooling and one linear layer")
+
+
+def _may_be_head(part: nn.Module, wanted: tuple[int, int]) -> bool:
+    if isinstance(part, nn.Linear):
+        return tuple(part.weight.shape) == wanted
+    return isinstance(part, nn.Conv2d) and tuple(part.weight.shape) == (*wanted, 1, 1)
+
+
+# ---------------------------------------------------------------- split
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A graph cut after a layer and ready for pictures of one size: how what is kept grows, and what is written to."""
+
+    picture: fx.Node
+    cut: Cut
+    before: Section
+    after: Section
+    grow: dict[fx.Node, Grow]
+    written: frozenset[fx.Node]
+    whole: bool
+    largest: int
+    constants: dict[str, Any]
+
+
+class Split:
+    """The part of the traced graph that depends on the layer, on what is kept of the picture."""
+
+    def __init__(self, seen: Seen, plan: Plan | None = None) -> None:
+        if plan is None:
+            known, key = _known_of(seen)
+            plan = _had(known.plans, key, lambda: _plan(seen, known))
+        self._seen, self._plan, self.largest = seen, plan, plan.largest
+        values = {plan.picture: seen.given}
+        plan.before.run(seen.module, values)
+        self._kept = {node: values[node] for node in plan.cut.kept}
+
+    def resume(self, raw: Tensor) -> Tensor:
+        """Outputs for raw layer outputs."""
+        start = self._plan.cut.start
+        values = self._alive(len(raw))
+        values[start] = raw.clone() if start in self._plan.written else raw
+        return as_outputs(self._plan.after.run(self._seen.module, values)).float()
+
+    def _alive(self, n: int) -> graph.Values:
+        """What is kept, for n copies of the picture; copied where the rest writes to it or cannot take expanded tensors."""
+        plan = self._plan
+        grown = {node: plan.grow[node](value, n) for node, value in self._kept.items()}
+        return {
+            node: graph.copied(value) if plan.whole or node in plan.written else value for node, value in grown.items()
+        }
+
+    def ablated(self, channels: Tensor) -> Tensor:
+        """Outputs with each of the channels zeroed alone."""
+        if self._reader is None:
+            return self.resume(self._seen.without(channels))
+        return self._resume_after(self._reader, channels)
+
+    @cached_property
+    def _reader(self) -> Reader | None:
+        """The one linear operation that reads the layer, if there is one and it proves to be linear."""
+        found = graph.only_reader(self._plan.cut)
+        if found is None:
+            return None
+        node, mark, passed = found
+        update = _update(self._seen, self._seen.module.get_submodule(str(node.target)))
+        if update is None:
+            return None
+        rest = [each for each in self._plan.cut.after if each not in passed]
+        reader = Reader(mark, Section(rest, (), self._plan.constants), update)
+        two = torch.tensor([0, self._seen.maps.shape[1] - 1], device=self._seen.raw.device)
+        apart = _apart(self._resume_after(reader, two), self.resume(self._seen.without(two)))
+        return reader if apart <= TOLERANCE else None
+
+    def _resume_after(self, reader: Reader, channels: Tensor) -> Tensor:
+        values = self._alive(len(channels))
+        values[reader.mark] = reader.update(channels)
+        return as_outputs(reader.after.run(self._seen.module, values)).float()
+
+
+# ---------------------------------------------------------------- planning a split
+
+
+def _plan(seen: Seen, known: Known) -> Plan:
+    """The first graph of the module that, cut after the layer, gives what replay gives on random activations."""
+    if not known.traces:
+        known.traces.extend(graph.traces(seen.module))
+    reasons = []
+    for traced in known.traces:
+        for whole in (False, True):
+            try:
+                return _tried_plan(seen, traced, whole)
+            except Uncut as why:
+                reasons.append(str(why))
+            except Exception as error:  # a graph of another dialect, or one that needs whole tensors, may run
+                reasons.append((str(error).strip() or type(error).__name__).splitlines()[0][:200])
+    raise Uncut(reasons[-1])
+
+
+def _tried_plan(seen: Seen, traced: Traced | Uncut, whole: bool) -> Plan:
+    if isinstance(traced, Uncut):
+        raise traced
+    cut = graph.cut(traced, seen.layer)
+    picture = next(node for node in traced.nodes if node.op == "placeholder")
+    before = Section(cut.before, cut.kept, traced.constants)
+    after = Section(cut.after, (), traced.constants)
+    one, two = ({picture: seen.given}, {picture: torch.cat([seen.given, seen.given])})
+    before.run(seen.module, one)
+    before.run(seen.module, two)
+    grow = {node: graph.growth(one[node], two[node]) for node in cut.kept}
+    written, largest = _watched(seen, cut, after, {node: two[node] for node in cut.kept})
+    plan = Plan(picture, cut, before, after, grow, written, whole, largest, traced.constants)
+    _tried(Split(seen, plan), seen)
+    return plan
+
+
+def _watched(seen: Seen, cut: Cut, after: Section, kept: graph.Values) -> tuple[frozenset[fx.Node], int]:
+    """Which of the values at the cut the rest of the network writes to, and the floats of its largest value for a picture."""
+    values = {node: graph.copied(value) for node, value in {**kept, cut.start: torch.cat([seen.raw, seen.raw])}.items()}
+    sizes = [seen.raw.numel()]
+    held = dict(values)
+    after.run(seen.module, values, lambda value: sizes.extend(tensor.numel() // 2 for tensor in graph.tensors_in(value)))
+    written = {node for node, value in held.items() if any(tensor._version for tensor in graph.tensors_in(value))}
+    return frozenset(written), max(sizes)
+
+
+# ---------------------------------------------------------------- zeroing a channel behind a linear operation
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """The linear operation after the layer: the mark of what it returns, what runs after it, and what it returns instead."""
+
+    mark: fx.Node
+    after: Section
+    update: Callable[[Tensor], Tensor]
+
+
+def _update(seen: Seen, part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a Conv2d (without groups) or Linear returns when one channel of its input is zero: one product of rank 1 less.
+
+    In columns: each channel's map unfolded (C, places, taps), its weights (C, taps, O), and the output is (places, O).
+    """
+    columns = _columns(seen, part)
+    if columns is None:
+        return None
+    weight = part.weight.detach().flatten(2) if isinstance(part, nn.Conv2d) else part.weight.detach()[:, :, None]  # type: ignore[operator]
+    taps = weight.permute(1, 2, 0).contiguous()
+    output = part(seen.raw.clone())
+    conv = isinstance(part, nn.Conv2d)
+    base = (output.permute(0, 2, 3, 1) if conv else output).reshape(1, -1, output.shape[1 if conv else -1])
+
+    def update(channels: Tensor) -> Tensor:
+        less = torch.baddbmm(base.expand(len(channels), -1, -1), columns[channels], taps[channels], alpha=-1)
+        if not conv:
+            return less.reshape(len(channels), *output.shape[1:])
+        maps = less.unflatten(1, output.shape[2:]).permute(0, 3, 1, 2)
+        return maps if _channels_last(output) else maps.contiguous()
+
+    return update
+
+
+def _columns(seen: Seen, part: nn.Module) -> Tensor | None:
+    """(C, places, taps) of what the part reads; class tokens, which belong to no channel's map, as zeros."""
+    only = torch.zeros_like(seen.raw)
+    seen.form.as_map(only).copy_(seen.maps)
+    if type(part) is nn.Linear or (isinstance(part, nn.Linear) and type(part).__module__.startswith("timm.")):
+        return only.reshape(-1, only.shape[-1]).T[:, :, None].contiguous()
+    if not isinstance(part, nn.Conv2d) or part.groups != 1 or part.padding_mode != "zeros" or isinstance(part.padding, str):
+        return None
+    unfolded = functional.unfold(only, part.kernel_size, part.dilation, part.padding, part.stride)  # type: ignore[arg-type]
+    return unfolded.unflatten(1, (only.shape[1], -1))[0].transpose(1, 2).contiguous()
+
+
+def _channels_last(maps: Tensor) -> bool:
+    return maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+
+
+_WAYS: dict[Kind, Callable[[Seen], Resume]] = {"closed": Closed, "split": Split, "replay": Replay}

@@ -1,0 +1,355 @@
+"""Each finding where it belongs and not where it does not; the six errors of the study, by name."""
+
+import math
+import string
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from consilience import audit, registry, study
+from consilience.agreement import Agreement
+from consilience.audit import RULES, Auditor, Finding
+from consilience.images import Placement
+from consilience.masks import Mask
+from consilience.types import ClassTarget, Explanation, Sample
+
+SIZE = (20, 20)
+PICTURE = np.random.default_rng(0).integers(60, 200, (30, 40, 3), dtype=np.uint8)
+CAM, LIME = "Grad-CAM", "LIME"
+
+
+def explained(
+    by="gradcam", sample="a", model="net@1", target=0, values=None, pixels=PICTURE, view="squash", geometry=None, **made
+):
+    values = np.random.default_rng(1).normal(size=SIZE) if values is None else values
+    geometry = geometry or Placement.squash(pixels.shape[:2], values.shape)
+    goal = ClassTarget(target, f"class {target}")
+    return Explanation(Sample(sample, pixels), model, by, goal, geometry, values.astype(np.float32), {}, {"view": view, **made})
+
+
+def covering(share, rule="top:fraction=0.2", tied=0, at=0):
+    on = np.zeros(400, dtype=bool)
+    on[at : at + round(400 * share)] = True
+    return Mask(on.reshape(SIZE), rule, tied)
+
+
+SURE = {"index": 0, "name": "class 0", "probability": 0.9, "margin": 0.85, "true": 0, "true_name": "class 0"}
+
+
+def found(*pictures, summary=None, labels=(CAM, LIME)):
+    """Findings of pictures, each (explanations, masks) or (explanations, masks, prediction)."""
+    auditor = Auditor()
+    for explanations, masks, *said in pictures:
+        auditor.add(explanations, masks, *(said or [SURE]), labels=labels[: len(masks)])
+    return auditor.findings(None, summary)
+
+
+def codes(findings):
+    return [finding.code for finding in findings]
+
+
+def one(findings, code):
+    (finding,) = [finding for finding in findings if finding.code == code]
+    return finding
+
+
+def sound(sample="a"):
+    """A picture of which there is nothing to say."""
+    by = "lime:samples=700,fill=percentile(20),seed=0"
+    return [explained(sample=sample), explained(by, sample, seed=0)], [covering(0.2), covering(0.2, "superpixels")]
+
+
+def summary_of(**changed):
+    row = {"a": CAM, "b": LIME, "pictures": 10, "n": 10, "iou_mean": 0.3, "expected_mean": 0.15, "share_p05": 0.9}
+    row |= {"excess_mean": 0.18, "excess_low": 0.12, "excess_high": 0.24}
+    return pd.DataFrame([row | changed])
+
+
+def test_a_sound_comparison_has_no_findings():
+    assert found(sound("a"), sound("b"), summary=summary_of()) == []
+
+
+def test_nothing_seen_nothing_said():
+    auditor = Auditor()
+    auditor.add([], [])
+    assert auditor.findings() == []
+
+
+def test_every_rule_reads():
+    """Places in the texts are those that are filled; order is by severity; every code is met in this file."""
+    severities = [("error", "warning", "note").index(rule.severity) for rule in RULES.values()]
+    assert severities == sorted(severities)
+    for code, rule in RULES.items():
+        assert {name for _, name, _, _ in string.Formatter().parse(rule.text) if name} <= {
+            "pictures",
+            "first",
+            "second",
+            "words",
+        }
+        assert f'"{code}"' in open(__file__, encoding="utf-8").read()  # noqa: PTH123, SIM115
+
+
+# ---------------------------------------------------------------- one explanation
+
+
+def test_rendered_mask_with_its_area_and_its_ties():
+    pages = [covering(0.22, "luminance:percentile=80", 80), covering(0.32, "luminance:percentile=80", 100)]
+    finding = one(found(*[([explained(sample=name)], [page]) for name, page in zip("ab", pages, strict=True)]), "rendered-mask")
+    assert finding.severity == "error"
+    assert finding.where == CAM
+    assert "22-32 % of the frame, of which 20-25 % share" in finding.message
+    assert "in all 2 pictures" in finding.message
+
+
+def test_flat_map_and_empty_mask():
+    flat = found(([explained(values=np.zeros(SIZE))], [covering(0.0)]), ([explained(sample="b")], [covering(0.02)]))
+    assert codes(flat) == ["empty-mask", "flat-map"]
+    assert "in 1 of 2 pictures (a)" in one(flat, "flat-map").message
+    assert "empty" in one(flat, "empty-mask").message
+    nearly = np.zeros(SIZE)
+    nearly[3, 3] = 1e-20
+    assert codes(found(([explained(values=nearly)], [covering(0.1)]))) == []
+
+
+@pytest.mark.parametrize(("rule", "what"), [("top:fraction=0.2", "pixels"), ("superpixels:k=10", "superpixels")])
+def test_ties_at_the_cut(rule, what):
+    finding = one(found(([explained()], [covering(0.2, rule, 1234)])), "ties-at-cut")
+    assert f"1,234 {what} share the value at the cut" in finding.message
+    assert "ties-at-cut" not in codes(found(([explained()], [covering(0.2, rule, 0)])))
+    assert "ties-at-cut" not in codes(found(([explained()], [covering(0.2, "luminance:percentile=80", 9)])))
+
+
+def test_fill_truncated_says_what_it_should_have_been():
+    finding = one(found(([explained("lime:fill=truncated(20)")], [covering(0.2)])), "fill-truncated")
+    assert finding.severity == "error"
+    assert "(0.00 0.00 0.00) instead of (" in finding.message
+    assert "fill-truncated" not in codes(found(([explained("lime:fill=percentile(20)")], [covering(0.2)])))
+    assert "fill-truncated" not in codes(found(([explained("lime:fill=black")], [covering(0.2)])))
+    assert "fill-truncated" not in codes(found(([explained("lime")], [covering(0.2)])))
+
+
+def test_a_percentile_that_is_black_by_right_is_noted_and_no_error():
+    dark = np.zeros((30, 40, 3), dtype=np.uint8)
+    dark[:20] = 200
+    for fill in ("truncated(20)", "percentile(20)"):
+        findings = found(([explained(f"lime:fill={fill}", pixels=dark)], [covering(0.2)]))
+        assert codes(findings) == ["fill-black"]
+        assert findings[0].severity == "note"
+
+
+def test_fill_out_of_range(monkeypatch):
+    class Wrong:
+        def image(self, view, segments):
+            return view.pixels * 255
+
+    monkeypatch.setattr(registry.fills, "build", lambda spec: Wrong())
+    finding = one(found(([explained("lime:fill=wrong")], [covering(0.2)])), "fill-out-of-range")
+    assert finding.severity == "error"
+    high = audit._view(explained()).pixels.max().item() * 255
+    assert f" to {high:g}" in finding.message
+
+
+def test_unseeded_draws():
+    findings = found(([explained("lime:seed=5", unseeded=True, seed=5)], [covering(0.2)]))
+    finding = one(findings, "seed-without-effect")
+    assert finding.severity == "error"
+    assert "reaches only its own default segmentation" in finding.message
+    assert "seeds drawn this time: 5" in finding.message
+    assert codes(found(([explained("lime:seed=5", unseeded=False, seed=5)], [covering(0.2)]))) == []
+
+
+# ---------------------------------------------------------------- columns of a picture
+
+
+@pytest.mark.parametrize(
+    ("other", "code", "words"),
+    [
+        ({"model": "net@2"}, "mixed-weights", "Grad-CAM net@1 against LIME net@2"),
+        ({"view": "crop", "geometry": Placement.crop((30, 40), 24, SIZE)}, "mixed-views", "Grad-CAM squash against LIME crop"),
+        ({"target": 4}, "mixed-targets", "Grad-CAM class 0 against LIME class 4"),
+    ],
+)
+def test_columns_that_do_not_match(other, code, words):
+    findings = found(([explained(), explained("lime", **other)], [covering(0.2)] * 2))
+    assert codes(findings) == [code]
+    assert findings[0].severity == "error"
+    assert findings[0].where == "Grad-CAM | LIME"
+    assert words in findings[0].message
+
+
+def test_another_score_of_the_same_class_is_no_mismatch():
+    first, second = explained(), explained("lime")
+    object.__setattr__(second, "target", ClassTarget(0, "class 0", "probability"))
+    assert codes(found(([first, second], [covering(0.2)] * 2))) == []
+
+
+def test_pictures_with_mismatches_are_counted_and_the_first_few_named():
+    pictures = [
+        ([explained(sample=name), explained("lime", name, target=int(name in "bcde"))], [covering(0.2)] * 2)
+        for name in "abcdef"
+    ]
+    assert "in 4 of 6 pictures (b, c, d, ...)" in one(found(*pictures), "mixed-targets").message
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, []),
+        ({"true": None}, []),
+        ({"true": 3, "true_name": "kite"}, ["prediction-wrong"]),
+        ({"probability": 0.49}, ["prediction-unsure"]),
+        ({"probability": 0.5, "margin": 0.1}, []),
+        ({"probability": 0.52, "margin": 0.09}, ["prediction-unsure"]),
+        ({"probability": math.nan, "margin": math.nan}, []),
+        ({"probability": None, "margin": None}, []),
+    ],
+)
+def test_predictions(said, expected):
+    findings = found(([explained()], [covering(0.2)], SURE | said))
+    assert codes(findings) == expected
+
+
+def test_predictions_are_said_in_words():
+    findings = found(
+        ([explained()], [covering(0.2)], SURE | {"true": 3, "true_name": "kite", "probability": 0.3, "margin": 0.05})
+    )
+    assert "kite is called class 0" in one(findings, "prediction-wrong").message
+    assert "class 0 at 0.30, 0.05 before the next" in one(findings, "prediction-unsure").message
+
+
+def test_no_prediction_no_finding():
+    auditor = Auditor()
+    auditor.add([explained()], [covering(0.2)])
+    assert auditor.findings() == []
+
+
+# ---------------------------------------------------------------- all pictures
+
+
+def test_below_chance_names_both_numbers():
+    findings = found(
+        summary=summary_of(iou_mean=0.1198, expected_mean=0.19, excess_mean=-0.09, excess_low=-0.12, excess_high=-0.06)
+    )
+    assert codes(findings) == ["below-chance"]
+    assert "mean IoU 0.120 is below chance: independent masks of the same areas reach 0.190" in findings[0].message
+    assert findings[0].where == "Grad-CAM | LIME"
+    assert codes(found(summary=summary_of(iou_mean=0.1901, expected_mean=0.19))) == []
+
+
+def test_area_that_varies_names_its_range():
+    shares = {"a": 0.28, "b": 0.45, "c": 0.70}
+    pictures = [
+        ([explained(sample=name), explained(sample=name)], [covering(0.2), covering(share)]) for name, share in shares.items()
+    ]
+    finding = one(found(*pictures), "area-varies")
+    assert finding.where == LIME
+    assert "cover 28-70 % of the frame" in finding.message
+    steady = [([explained(sample=name)], [covering(share)]) for name, share in (("a", 0.2), ("b", 0.245))]
+    assert codes(found(*steady)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"n": 0, "excess_mean": math.nan, "excess_low": math.nan, "excess_high": math.nan}, "no picture has a defined IoU"),
+        ({"n": 1, "excess_low": math.nan, "excess_high": math.nan}, "one picture has no interval"),
+        ({"n": 4}, "4 pictures are too few"),
+        ({"n": 5, "share_p05": 0.8}, ""),
+        (
+            {"n": 10, "excess_mean": 0.02, "excess_low": -0.01, "excess_high": 0.05},
+            "10 pictures give a mean excess of 0.020 +- 0.030",
+        ),
+        ({"n": 10, "excess_mean": -0.02, "excess_low": -0.03, "excess_high": -0.01}, ""),
+    ],
+)
+def test_few_pictures(changed, words):
+    findings = found(summary=summary_of(**changed))
+    assert codes(findings) == (["few-pictures"] if words else [])
+    assert all(words in finding.message for finding in findings)
+
+
+def test_overlap_that_shifted_shapes_have_too():
+    finding = one(found(summary=summary_of(share_p05=0.3)), "shift-explains")
+    assert "in only 30 % of the pictures" in finding.message
+    assert codes(found(summary=summary_of(share_p05=0.5))) == []
+    assert codes(found(summary=summary_of(share_p05=0.3, excess_mean=0.1, excess_low=0.0, excess_high=0.2))) == []
+
+
+# ---------------------------------------------------------------- together
+
+
+def test_most_serious_first_and_equal_codes_by_place():
+    pictures = [
+        ([explained("lime:fill=truncated(20)", model="x@1"), explained("lime:fill=truncated(20)")], [covering(0.2)] * 2, {})
+    ]
+    findings = found(*pictures, labels=("B", "A"), summary=summary_of(n=3))
+    assert [(finding.code, finding.where) for finding in findings] == [
+        ("mixed-weights", "B | A"),
+        ("fill-truncated", "A"),
+        ("fill-truncated", "B"),
+        ("few-pictures", "Grad-CAM | LIME"),
+    ]
+
+
+def test_unnamed_columns_go_by_their_spelling():
+    auditor = Auditor()
+    auditor.add([explained("lime:fill=truncated(20)")], [covering(0.2)])
+    assert [finding.where for finding in auditor.findings()] == ["lime:fill=truncated(20)"]
+
+
+def test_no_array_is_kept():
+    auditor = Auditor()
+    auditor.add(*sound())
+    kept = repr(vars(auditor))
+    assert "array" not in kept
+    assert len(kept) < 500
+
+
+def superpixels(weights, sample, **made):
+    """A LIME explanation over a grid of squares, as the study's code made it."""
+    segments = np.kron(np.arange(25).reshape(5, 5), np.ones((4, 4), dtype=int))
+    base = explained("lime:samples=700,fill=truncated(20),draw=lime,seed=7", sample, values=weights[segments], **made)
+    extras = {"segments": segments, "weights": weights, "refit": weights, "selected": np.argsort(-np.abs(weights))[:10]}
+    return Explanation(
+        base.sample, base.model_id, base.explainer, base.target, base.geometry, base.values, extras, base.provenance
+    )
+
+
+def test_the_six_errors_of_the_study_are_all_named():
+    """The real cutters, the real table: a page's margins held against superpixels of another network."""
+    rng = np.random.default_rng(3)
+    cam_cutter, lime_cutter = registry.cutters.build("luminance:80"), registry.cutters.build("superpixels:10")
+    auditor, agreement = Auditor(), Agreement(allow_mismatch=True)
+    labels = (CAM, LIME)
+    for n in range(6):
+        sample = f"picture {n}"
+        weights = rng.normal(size=25)
+        weights[:10] = np.where(np.arange(10) < 4 + n, 2.0, -2.0) + 0.01 * rng.normal(size=10)
+        weights[:10] = weights[:10][::-1] if n % 2 else weights[:10]
+        shuffled = np.full(25, 0.01)
+        shuffled[6:9], shuffled[11:14], shuffled[16:19] = weights[:3], weights[3:6], weights[6:9]
+        pair = [
+            explained("gradcam", sample, model="resnet50@v1"),
+            superpixels(shuffled, sample, model="resnet50@v2", unseeded=True, seed=7),
+        ]
+        masks = [cam_cutter.cut(pair[0]), lime_cutter.cut(pair[1])]
+        auditor.add(pair, masks, SURE, labels)
+        agreement.add(pair, masks, labels)
+    findings = auditor.findings(agreement.table(), agreement.summary())
+    assert {
+        "rendered-mask",
+        "mixed-weights",
+        "fill-truncated",
+        "seed-without-effect",
+        "below-chance",
+        "area-varies",
+    } <= set(codes(findings))
+    assert all(isinstance(finding, Finding) and "{" not in finding.message for finding in findings)
+    row = agreement.summary().iloc[0]
+    assert f"{row['iou_mean']:.3f}" in one(findings, "below-chance").message
+    assert f"{row['expected_mean']:.3f}" in one(findings, "below-chance").message
+    assert study.PUBLISHED_MEAN == 0.1198

@@ -1,0 +1,385 @@
+"""The report: says what the tables hold, loads nothing, is well formed, and lets no name become markup."""
+
+import base64
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from fakes_report import PHOTOGRAPHS, FakeItem, blob, finding, photograph, photographs, run_of, stored
+from PIL import Image
+
+from consilience import render, report
+from consilience.report import words
+from consilience.report.page import MAX_PICTURES
+
+HOSTILE = "<script>alert('x')</script>\"&.png"
+
+
+class Reader(HTMLParser):
+    """Checks that tags balance and keeps what can be asked of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.faults, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.faults
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def small(name, columns=("Grad-CAM", "LIME"), seed=0, size=(64, 64)):
+    return stored(name, photograph(PHOTOGRAPHS[seed % 5], size), (size[0] / 2, size[1] / 2), columns, seed)
+
+
+def small_run(folder, count=3, columns=("Grad-CAM", "LIME"), **manifest):
+    return run_of({f"s{i}.png": small(f"s{i}.png", columns, seed=i) for i in range(count)}, folder, **manifest)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The page of five photographs."""
+    folder = tmp_path_factory.mktemp("run")
+    run = photographs(folder)
+    path = report.write(run)
+    return run, path.read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_written_beside_the_run_and_nothing_else(tmp_path):
+    path = report.write(small_run(tmp_path))
+    assert path == tmp_path / "report.html"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_same_run_same_bytes(tmp_path):
+    assert report.page(small_run(tmp_path)) == report.page(small_run(tmp_path))
+
+
+def test_page_is_well_formed_and_ids_are_unique(whole):
+    reader = Reader(whole[1])
+    ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for attrs in reader.all("a") + reader.all("use"):
+        target = attrs.get("href") or attrs.get("xlink:href")
+        assert target.startswith("#")
+        assert target[1:] in ids
+
+
+def test_page_loads_nothing(whole):
+    reader = Reader(whole[1])
+    bare = re.sub(r'base64,[^"]+', "", whole[1].replace(script_of(whole[1]), ""))
+    addresses = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<)]*", bare))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert all(attrs["src"].startswith("data:image/webp;base64,") for attrs in reader.all("img"))
+    assert not reader.all("link") + reader.all("iframe") + reader.all("object")
+    assert "@import" not in whole[1]
+    assert not re.search(r"url\((?!#)", whole[1])
+
+
+def script_of(text):
+    return re.search(r"<script>(.*)</script>", text, re.S).group(1)
+
+
+def test_policy_of_the_page_allows_its_own_script_alone(whole):
+    (policy,) = [a["content"] for a in Reader(whole[1]).all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(script_of(whole[1]).encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_every_picture_has_words_and_a_size(whole):
+    images = Reader(whole[1]).all("img")
+    assert len(images) == 5 * 6
+    for attrs in images:
+        assert len(attrs["alt"]) > 10
+        data = base64.b64decode(attrs["src"].partition(",")[2])
+        assert Image.open(io.BytesIO(data)).size == (int(attrs["width"]), int(attrs["height"]))
+        assert attrs["loading"] == "lazy"
+
+
+def test_embedded_pictures_are_the_rendered_ones(whole):
+    run, text = whole
+    tiles = render.tiles(run.load("chelsea.png"))
+    for tile, attrs in zip(tiles, Reader(text).all("img"), strict=False):
+        pixels = np.array(Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))).convert("RGB"))
+        assert np.abs(pixels.astype(int) - tile.image).mean() < 8
+
+
+def test_large_frames_are_made_small(tmp_path):
+    kept = {"big.png": small("big.png", ("Grad-CAM", "Grad-CAM 2"), size=(700, 1000))}
+    for attrs in Reader(report.page(run_of(kept, tmp_path))).all("img"):
+        assert (attrs["width"], attrs["height"]) == ("320", "224")
+
+
+def test_tables_have_headers_with_a_scope(whole):
+    reader = Reader(whole[1])
+    assert all(attrs.get("scope") in ("col", "row") for attrs in reader.all("th"))
+    assert dict(reader.tags[[tag for tag, _ in reader.tags].index("html")][1])["lang"] == "en"
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_the_verdict_comes_first_in_words_with_the_tables_numbers(whole):
+    run, text = whole
+    row = run.summary.iloc[0]
+    said = Reader(text).text
+    expected = (
+        f"mean IoU {row.iou_mean:.3f} (95 % interval {row.iou_low:.3f} to {row.iou_high:.3f}), "
+        f"where independent masks of these areas would reach {row.expected_mean:.3f} ; p = 0.031 by permuting pictures"
+    )
+    said = said.replace("\N{NO-BREAK SPACE}", " ")
+    assert "On 5 pictures, Grad-CAM and LIME agree better than chance" in said
+    assert expected.replace(" ;", ";") in said.replace(" ;", ";").replace("  ", " ")
+    order = [
+        "agree better than chance",
+        "What was asked",
+        "Audit: can these",
+        "Picture by picture",
+        "All numbers A row",
+        "How it was made explainer",
+    ]
+    at = [said.index(words) for words in order if words in said]
+    assert at == sorted(at)
+    assert len(at) >= 4
+
+
+def test_every_number_of_every_pair_is_in_the_table(whole):
+    run, text = whole
+    reader = Reader(text)
+    values = [attrs["data-value"] for attrs in reader.all("td") if "data-value" in attrs]
+    keys = ["iou", "expected_iou", "excess", "excess_of_possible", "p", "spearman", "iou_at_10", "iou_at_20", "iou_at_30"]
+    expected = run.agreement[[*keys, "area_a", "area_b"]].to_numpy(float).ravel()
+    np.testing.assert_array_equal(np.array(values, float), expected)
+
+
+def test_predictions_and_truth_are_shown(whole):
+    said = Reader(whole[1]).text
+    assert "predicted tabby, tabby cat with probability 62 %" in said
+    assert "✗ true class: space suit" in said
+    assert said.count("✓ the true class") == 2
+
+
+def verdict_of(tmp_path, **changes):
+    run = small_run(tmp_path)
+    for key, value in changes.items():
+        run.summary[key] = value
+    return re.sub(r"\s+", " ", Reader(report.page(run)).text).replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "sentence", "badge"),
+    [
+        ("better than chance", "agree better than chance", "Better than chance"),
+        ("not better than chance", "agree no better than chance", "Not better than chance"),
+        ("worse than chance", "agree less than chance would", "Worse than chance"),
+        ("below chance", "agree less than chance would", "Worse than chance"),
+    ],
+)
+def test_each_verdict_has_its_sentence(tmp_path, verdict, sentence, badge):
+    said = verdict_of(tmp_path, verdict=verdict)
+    assert sentence in said
+    assert badge in said
+
+
+def test_one_picture_is_not_testable_and_says_why(tmp_path):
+    said = Reader(report.page(small_run(tmp_path, count=1))).text
+    assert "Not testable" in said
+    assert "(one picture: nothing to exchange)" in said
+    assert "On 1 picture, the IoU is" in said
+    assert "interval" not in said[: said.index("What was asked")]
+
+
+def test_one_explainer_has_nothing_to_compare(tmp_path):
+    said = Reader(report.page(small_run(tmp_path, columns=("LIME",)))).text
+    assert "Nothing to compare" in said
+    assert "All numbers" not in said
+
+
+def test_three_explainers_get_a_matrix_and_a_verdict_each(tmp_path):
+    run = small_run(tmp_path, columns=("Grad-CAM", "LIME", "RISE"))
+    reader = Reader(report.page(run))
+    said = reader.text
+    assert "2 more pairs" in said
+    for row in run.summary.itertuples():
+        assert f"mean IoU {row.iou_mean:.3f}" in said.replace("  ", " ")
+        assert f"mean excess {row.excess_mean:.3f}".replace("-", "−") in said.replace("  ", " ")
+
+
+def test_mismatched_numbers_are_marked_wherever_they_stand(tmp_path):
+    run = small_run(tmp_path, columns=("Grad-CAM", "LIME", "RISE"))
+    reason = "different weights of one model (a@1 and a@2)"
+    one = (run.agreement["a"] == "Grad-CAM") & (run.agreement["b"] == "LIME")
+    run.agreement.loc[one, "mismatch"] = reason
+    run.summary.loc[0, "mismatch"] = reason
+    reader = Reader(report.page(run))
+    marked = [attrs for attrs in reader.all("span") if attrs.get("class") == "doubt"]
+    # a picture: 11 numbers in its card, 11 in the table, 1 under its tile; verdict: IoU, excess and the legend; matrix: 2
+    assert len(marked) == 3 * (11 + 11 + 1) + 3 + 2
+    assert "Not a valid comparison: different weights" in reader.text
+
+
+def test_errors_of_the_audit_stand_beside_the_verdict_and_first_in_the_list(tmp_path):
+    run = small_run(tmp_path)
+    run.audit = [
+        finding("n", "note", "a note"),
+        finding("e", "error", "an error", "LIME"),
+        finding("w", "warning", "a warning"),
+    ]
+    said = Reader(report.page(run)).text
+    assert said.index("1 error") < said.index("What was asked") < said.index("an error")
+    assert said.index("an error") < said.index("a warning") < said.index("a note")
+
+
+def test_what_has_no_number_has_a_dash_and_a_reason(tmp_path):
+    kept = {"s.png": small("s.png"), "t.png": small("t.png", seed=3)}
+    for item in kept["s.png"].items:
+        item.mask = np.zeros((64, 64), bool)
+    flat = kept["s.png"].items[0]
+    flat.values = np.zeros((64, 64), np.float32)
+    run = run_of(kept, tmp_path)
+    run.agreement.loc[0, ["iou", "expected_iou", "excess", "spearman"]] = np.nan
+    reader = Reader(report.page(run))
+    assert "– both masks are empty" in reader.text.replace("  ", " ")
+    assert "– a map is constant" in reader.text.replace("  ", " ")
+    assert "flat: every value is 0" in reader.text
+    assert "nan" not in reader.text.lower().split()
+
+
+def test_numbers_that_json_left_out_are_dashes(tmp_path):
+    run = small_run(tmp_path, count=1)
+    run.summary = run.summary.astype(object).where(run.summary.notna(), None)
+    assert "None" not in Reader(report.page(run)).text
+
+
+def test_failures_are_listed(tmp_path):
+    run = small_run(tmp_path, failures=[{"name": "broken.jpg", "reason": "damaged or truncated"}])
+    said = Reader(report.page(run)).text
+    assert "1 picture failed" in said
+    assert "broken.jpg damaged or truncated" in said
+
+
+def test_many_pictures_are_capped_and_the_page_says_so(tmp_path):
+    one = small("s", ("Grad-CAM", "RISE"), size=(16, 16))
+    count = MAX_PICTURES + 3
+    run = run_of({f"s{i}": one for i in range(count)}, tmp_path)
+    run.agreement["sample"] = [f"s{i}" for i in range(count)]
+    reader = Reader(report.page(run))
+    assert len(reader.all("article")) == MAX_PICTURES
+    assert f"The first {MAX_PICTURES} of {count} pictures are shown" in reader.text
+    assert len([a for a in reader.all("td") if "data-value" in a]) == 11 * count
+
+
+def test_published_values_have_their_column(tmp_path):
+    run = small_run(tmp_path)
+    run.agreement["published_iou"] = [0.1025, np.nan, 0.1692]
+    said = Reader(report.page(run)).text
+    assert "published IoU 0.102" in said.replace("  ", " ") or "published IoU 0.103" in said.replace("  ", " ")
+    assert "not published" in said
+
+
+# ---------------------------------------------------------------- hostile words
+
+
+def test_no_name_becomes_markup(tmp_path):
+    kept = {HOSTILE: small(HOSTILE, (HOSTILE + "a", "LIME" + HOSTILE))}
+    said = {HOSTILE: {"label": HOSTILE, "probability": 0.5, "true": HOSTILE + "2"}}
+    run = run_of(kept, tmp_path, said, title=HOSTILE, note=HOSTILE, command=HOSTILE, target=HOSTILE, preset=HOSTILE)
+    run.manifest["failures"] = [{"name": HOSTILE, "reason": HOSTILE}]
+    run.manifest["model"]["spec"] = HOSTILE
+    run.manifest["columns"][0]["explainer"] = HOSTILE
+    run.agreement["mismatch"] = HOSTILE
+    run.summary["mismatch"] = HOSTILE
+    run.summary["why"] = HOSTILE
+    run.audit = [finding(HOSTILE, "error", HOSTILE, HOSTILE)]
+    text = report.page(run)
+    reader = Reader(text)
+    assert len(reader.all("script")) == 1
+    assert "<script>alert" not in text
+    assert reader.text.count("alert('x')") > 20
+
+
+def test_control_characters_in_names_are_made_visible(tmp_path):
+    name = "a\x00b\u202egnp.exe"
+    text = report.page(run_of({name: small(name)}, tmp_path))
+    assert "a\ufffdb\ufffdgnp.exe" in Reader(text).text
+    assert "\x00" not in text
+    assert "\u202e" not in text
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.31, "0.310"), (-0.0712, "−0.071"), (-0.0001, "0.000"), (1.0, "1.000"), (None, "–"), (float("nan"), "–")],
+)
+def test_iou_in_words(value, text):
+    assert words.iou(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.031, "0.031"), (0.0312, "0.031"), (0.5, "0.50"), (2e-5, "< 0.001"), (0.0996, "0.10")]
+)
+def test_p_in_words(value, text):
+    assert words.p_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0834, "83.4 ms"), (4.831, "4.83 s"), (31.4, "31.4 s"), (312, "5 min 12 s"), (7260, "2 h 1 min")]
+)
+def test_seconds_in_words(value, text):
+    assert words.seconds(value) == text
+
+
+def test_date_in_words():
+    assert words.date("2026-11-22T21:40:07+00:00") == "22 November 2026, 21:40 UTC"
+    assert words.date("yesterday") == "yesterday"
+
+
+def test_holm_is_named_where_there_are_several_pairs():
+    row = {"a": "A", "b": "B", "n": 9, "pictures": 10, "iou_mean": 0.3, "iou_low": 0.2, "iou_high": 0.4, "expected_mean": 0.1}
+    row |= {"p_pictures": 0.01, "p_holm": 0.03, "verdict": "better than chance"}
+    said = words.sentence(row, pairs=3).replace("\N{NO-BREAK SPACE}", " ")
+    assert "p = 0.03 by permuting pictures, adjusted for 3 pairs (Holm)" in said
+    assert "On 9 of 10 pictures (the rest have no defined IoU)" in said
+
+
+def test_a_run_may_hold_a_map_without_a_mask(tmp_path):
+    values = blob((32, 32), (64, 64), 0)
+    kept = {"s": small("s")}
+    kept["s"].items = (*kept["s"].items, FakeItem("bare", values))
+    run = run_of(kept, tmp_path)
+    titles = [tile.title for tile in render.tiles(run.load("s"))]
+    assert titles == ["picture", "Grad-CAM", "LIME", "bare", "Grad-CAM mask", "LIME mask", "Grad-CAM & LIME"]
+    assert "bare" in Reader(report.page(run)).text
+    assert isinstance(run.agreement, pd.DataFrame)
