@@ -14,7 +14,7 @@ from PIL import Image
 
 from consilience import render, report
 from consilience.report import words
-from consilience.report.page import MAX_PICTURES
+from consilience.report.html import MAX_PICTURES
 
 HOSTILE = "<script>alert('x')</script>\"&.png"
 

@@ -439,7 +439,7 @@ def visible(text: str) -> str:
 
 def _png(canvas: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
+    canvas.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -484,12 +484,17 @@ def _figure(rows: pd.DataFrame, mean: Mapping[Any, Any], left_out: int) -> Figur
     figure = Figure(figsize=(4.6, 1.55 + step * len(rows) + (0.2 if left_out else 0)), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
-    heights = np.arange(len(rows)) + (1.6 if named else 0.05 * len(rows) + 1)
+    heights = np.arange(len(rows)) + _first_row(len(rows))
     _draw_pictures(axes, rows, heights, named)
     _draw_mean(axes, mean)
     _label_rows(axes, rows, heights, named)
     _dress(axes, rows, mean, float(heights[-1]) if len(rows) else 0.0, left_out)
     return figure
+
+
+def _first_row(count: int) -> float:
+    """How far the pictures stand above the mean, which is at 0, in rows."""
+    return 1.6 if count <= _NAMED else 0.08 * count
 
 
 def _draw_pictures(axes: Axes, rows: pd.DataFrame, heights: Array, named: bool) -> None:
@@ -553,11 +558,10 @@ def _dress(axes: Axes, rows: pd.DataFrame, mean: Mapping[Any, Any], top: float, 
     ends = [_float(mean.get(name)) for name in ("iou_high", "iou_mean", "expected_mean")]
     largest = np.nanmax([0.1, *np.concatenate(shown), *(end for end in ends if np.isfinite(end))])
     axes.set_xlim(-0.01, min(1.02, largest * 1.06))
-    unit = top / max(len(rows), 1)
-    axes.set_ylim(-max(0.8, 0.9 * unit), top + max(0.6, 0.01 * top))
-    separator = 0.8 if len(rows) <= _NAMED else 0.025 * len(rows) + 0.5
+    first = _first_row(len(rows))
+    axes.set_ylim(-0.55 * first, top + max(0.6, 0.01 * top))
     span = blended_transform_factory(axes.transAxes, axes.transData)
-    axes.plot([0, 1], [separator, separator], transform=span, color=_CURRENT, linewidth=0.6, alpha=0.35)
+    axes.plot([0, 1], [first / 2, first / 2], transform=span, color=_CURRENT, linewidth=0.6, alpha=0.35)
     note = f"\n{left_out} without a number left out" if left_out else ""
     axes.set_xlabel(f"intersection over union{note}", fontsize=9.5)
     axes.tick_params(axis="y", length=0)

@@ -173,6 +173,20 @@ class ClassTarget:
         return replace(self, score=score)  # type: ignore[arg-type]
 
 
+class Tail(Protocol):
+    """The part of a network after a layer, for one picture: activations (N, C, h, w) to raw outputs (N, K)."""
+
+    @property
+    def logits(self) -> Tensor:
+        """What the model says of the picture itself, (1, K)."""
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        """Raw outputs as if the layer had given these activations; without gradients."""
+
+    def without(self, channels: Sequence[int] | Tensor, batch: int | None = None) -> Tensor:
+        """Raw outputs (n, K) with one channel of the layer at a time set to zero, in the order of ``channels``."""
+
+
 class Model(Protocol):
     """Anything that scores pictures: a torch module, a callable, an ONNX file, a server."""
 
@@ -238,6 +252,9 @@ class Network(Model, Protocol):
 
     def trace(self, pixels: Tensor, layers: Sequence[str], target: Target) -> Trace:
         """Activations and d score / d activations by layer; ``PIXELS`` is a layer too."""
+
+    def tail(self, pixels: Tensor, layer: str) -> Tail:
+        """The network after ``layer`` for one picture (1, 3, h, w): what would it say if this layer had said that?"""
 
     def with_module(self, module: nn.Module) -> Network:
         """The same adapter round another module: randomised weights, rule-wrapped copies."""

@@ -295,12 +295,25 @@ def _calls(module: nn.Module, run: Run, pixels: Tensor) -> tuple[list[_Call], Te
 
 def _candidates(calls: list[_Call], outputs: Tensor, anatomy: Anatomy, module: nn.Module, frame: Grid) -> list[_Call]:
     parts = dict(module.named_modules())
-    pooled = {call.key for call in calls if isinstance(parts[call.name], _ADAPTIVE)}
-    maps = [call for call in calls if _is_map(call, anatomy, frame) and call.key not in pooled]
+    passed = {call.key for call in calls if _pools_or_classifies(parts[call.name], anatomy.outputs)}
+    every = [call for call in calls if _is_map(call, anatomy, frame)]
+    maps = [call for call in every if call.key not in passed] or every
     head = _head(calls, maps, outputs)
-    before = [call for call in maps if head is None or not f"{call.name}.".startswith(f"{head}.")]
-    outside = [call for call in before if not _inside_attention(call.name, parts)]
-    return outside or before or maps
+    before = [call for call in maps if head is None or not f"{call.name}.".startswith(f"{head}.")] or maps
+    outside = [call for call in before if not _inside_attention(call.name, parts)] or before
+    width = anatomy.forms[outside[-1].name] if outside else None
+    return [call for call in outside if width is None or _of_the_stream(anatomy.forms[call.name], width)]
+
+
+def _pools_or_classifies(part: nn.Module, classes: int) -> bool:
+    if isinstance(part, nn.Linear):
+        return part.out_features == classes
+    return isinstance(part, _ADAPTIVE) or (isinstance(part, nn.Conv2d) and part.out_channels == classes)
+
+
+def _of_the_stream(form: Form, last: Form) -> bool:
+    """Tokens as wide as the last ones: what flows through a transformer, not its queries, keys and values."""
+    return form.kind != "tokens" or form.channels == last.channels
 
 
 def _is_map(call: _Call, anatomy: Anatomy, frame: Grid) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -87,14 +87,11 @@ class Seen:
 
     def laid_out(self, maps: Tensor) -> Tensor:
         """Maps (N, C, h, w) as the layer would return them: tokens, sides and memory layout."""
-        raw = self.form.as_raw(maps.detach().to(self.raw), self.raw)
-        last = raw.dim() == 4 and self.raw.is_contiguous(memory_format=torch.channels_last)
-        return raw.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return self.form.as_raw(maps.detach().to(self.raw), self.raw).contiguous(memory_format=_layout(self.raw))
 
     def without(self, channels: Tensor) -> Tensor:
         """Copies of ``raw``, each with one of the channels zeroed; class tokens are no part of a channel's map."""
-        raw = self.raw.expand(len(channels), *self.raw.shape[1:]).clone()
-        raw = raw.contiguous(memory_format=torch.channels_last) if _channels_last(self.raw) else raw.contiguous()
+        raw = self.raw.expand(len(channels), *self.raw.shape[1:]).clone(memory_format=_layout(self.raw))
         self.form.as_map(raw)[torch.arange(len(channels), device=raw.device), channels] = 0
         return raw
 
@@ -123,7 +120,7 @@ class Tail:
 
     @property
     def activations(self) -> Tensor:
-        """What the layer says of the picture, (1, C, h, w), for everybody to read."""
+        """What the layer says of the picture, (1, C, h, w)."""
         return self.seen.maps
 
     @property
@@ -192,7 +189,7 @@ def make(network: Opened, pixels: Tensor, layer: str, form: Form, kind: Kind | N
     if kind is not None and kind not in KINDS:
         raise ConsilienceError(f"kind is one of {', '.join(KINDS)}; got {kind!r}")
     reason = ""
-    with borrowed(network.module), _exact(), torch.no_grad():
+    with borrowed(network.module), _exact(), torch.inference_mode(False), torch.no_grad():
         seen = _look(network, pixels, layer, form)
         for one in (kind,) if kind else KINDS:
             try:
@@ -225,13 +222,27 @@ def _look(network: Opened, pixels: Tensor, layer: str, form: Form) -> Seen:
 def _proven(kind: Kind, seen: Seen) -> Resume:
     """The way, if it gives the picture's own outputs; what was found out about the module before may be outdated, once."""
     for attempt in ("known", "anew"):
-        way = _WAYS[kind](seen)
-        apart = _apart(way.resume(seen.raw.clone()), seen.outputs)
-        if apart <= TOLERANCE:
+        reason = ""
+        try:
+            way = _WAYS[kind](seen)
+            reason = _differs(way.resume(seen.raw.clone()), seen.outputs)
+        except RuntimeError as error:  # a graph of the module as it was
+            reason = _in_a_line(error)
+        if not reason:
             return way
         if attempt == "known":
             _known.pop(seen.module, None)
-    raise Uncut(f"its outputs are {apart:.1e} of their size away from the model's own, {TOLERANCE:.0e} allowed")
+    raise Uncut(f"for this picture {reason}")
+
+
+def _differs(got: Tensor, expected: Tensor) -> str:
+    """Why these are not the same outputs; empty where they are."""
+    apart = _apart(got, expected)
+    return "" if apart <= TOLERANCE else f"its outputs are {apart:.1e} of their size off, {TOLERANCE:.0e} allowed"
+
+
+def _in_a_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _apart(got: Tensor, expected: Tensor) -> float:
@@ -241,22 +252,20 @@ def _apart(got: Tensor, expected: Tensor) -> float:
 
 
 def _trials(seen: Seen) -> Tensor:
-    """Two random activations of the layer's size: signed and dense, and the picture's own with parts doubled or gone."""
+    """Three random activations of the layer's size: dense and signed, and the picture's own with parts doubled or gone."""
     generator = torch.Generator().manual_seed(0)
     maps = seen.maps
-    dense = torch.randn(maps.shape, generator=generator).to(maps) * maps.std(correction=0).clamp(min=1e-3)
+    noise = torch.randn(2, *maps.shape[1:], generator=generator).to(maps) * maps.std(correction=0).clamp(min=1e-3)
     parts = maps * torch.randint(0, 3, maps.shape, generator=generator).to(maps)
-    return seen.laid_out(torch.cat([maps.mean() + dense, parts]))
+    return seen.laid_out(torch.cat([maps.mean() + noise, parts]))
 
 
 def _tried(way: Resume, seen: Seen) -> None:
-    """Hold a way against replay on random activations, in two batches."""
+    """Hold a way against replay on random activations; three at a time, so that growing from one and two is seen to go on."""
     raw = _trials(seen)
-    replay = Replay(seen)
-    for batch in (raw, raw[1:]):
-        apart = _apart(way.resume(batch.clone()), replay.resume(batch.clone()))
-        if not apart <= TOLERANCE:
-            raise Uncut(f"on random activations its outputs are {apart:.1e} of their size away from the model's own")
+    reason = _differs(way.resume(raw.clone()), Replay(seen).resume(raw))
+    if reason:
+        raise Uncut(f"on random activations {reason}")
 
 
 @contextmanager
@@ -283,7 +292,7 @@ def _exact() -> Iterator[None]:
 class Known:
     """What was found out about a module: its graphs, plans and heads by layer and size; nothing of it holds the module."""
 
-    parts: tuple[tuple[str, type], ...]
+    stamp: tuple[Any, ...]
     traces: list[Traced | Uncut] = field(default_factory=list)
     plans: dict[Any, Plan | Uncut] = field(default_factory=dict)
     heads: dict[Any, str | Uncut] = field(default_factory=dict)
@@ -294,10 +303,10 @@ _known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
 
 def _known_of(seen: Seen) -> tuple[Known, Any]:
     """What is known of the picture's module, as long as it has the same parts; and the key of the layer at this size."""
-    parts = tuple((name, type(part)) for name, part in seen.module.named_modules())
+    stamp = (seen.raw.device, *((name, type(part)) for name, part in seen.module.named_modules()))
     known = _known.get(seen.module)
-    if known is None or known.parts != parts:
-        known = _known[seen.module] = Known(parts)
+    if known is None or known.stamp != stamp:
+        known = _known[seen.module] = Known(stamp)
     return known, (seen.layer, tuple(seen.given.shape), tuple(seen.raw.shape))
 
 
@@ -325,7 +334,7 @@ class Replay:
     def resume(self, raw: Tensor) -> Tensor:
         """Outputs for raw layer outputs."""
         seen = self._seen
-        with hooked([(seen.module.get_submodule(seen.layer), lambda *_: raw)]):
+        with hooked([(seen.module.get_submodule(seen.layer), lambda *_: raw.clone())]):
             return seen.network.run(seen.pixels.expand(len(raw), -1, -1, -1)).float()
 
     def ablated(self, channels: Tensor) -> Tensor:
@@ -341,11 +350,10 @@ class Closed:
 
     largest = 1
 
-    def __init__(self, seen: Seen) -> None:
-        known, key = _known_of(seen)
-        part = seen.module.get_submodule(_had(known.heads, key, lambda: _head(seen)))
+    def __init__(self, seen: Seen, part: nn.Module) -> None:
         self._seen = seen
-        self._weight, self._bias = _linear(part)
+        self._weight = cast(Tensor, part.weight).detach().flatten(1)
+        self._bias = cast(Tensor | None, part.bias)
 
     def resume(self, raw: Tensor) -> Tensor:
         """Outputs for raw layer outputs."""
@@ -357,20 +365,17 @@ class Closed:
         return self._seen.outputs - self._weight.T[channels] * means[:, None]
 
 
-def _linear(part: nn.Module) -> tuple[Tensor, Tensor | None]:
-    weight, bias = part.weight.detach(), part.bias
-    return weight.flatten(1), None if bias is None else bias.detach()  # type: ignore[operator,return-value]
+def _closed(seen: Seen) -> Closed:
+    known, key = _known_of(seen)
+    return Closed(seen, seen.module.get_submodule(_had(known.heads, key, lambda: _head(seen))))
 
 
 def _head(seen: Seen) -> str:
     """The linear part that, after pooling, gives the model's outputs for the picture and for random activations."""
     wanted = (seen.outputs.shape[1], seen.maps.shape[1])
     for name, part in reversed(list(seen.module.named_modules())):
-        if not _may_be_head(part, wanted):
-            continue
-        way = object.__new__(Closed)
-        way._seen, (way._weight, way._bias) = seen, _linear(part)
-        if _apart(way.resume(seen.raw), seen.outputs) <= TOLERANCE:
+        way = Closed(seen, part) if _may_be_head(part, wanted) else None
+        if way is not None and not _differs(way.resume(seen.raw), seen.outputs):
             _tried(way, seen)
             return name
     raise Uncut("what follows is not global average pooling and one linear layer")
@@ -403,10 +408,7 @@ class Plan:
 class Split:
     """The part of the traced graph that depends on the layer, on what is kept of the picture."""
 
-    def __init__(self, seen: Seen, plan: Plan | None = None) -> None:
-        if plan is None:
-            known, key = _known_of(seen)
-            plan = _had(known.plans, key, lambda: _plan(seen, known))
+    def __init__(self, seen: Seen, plan: Plan) -> None:
         self._seen, self._plan, self.largest = seen, plan, plan.largest
         values = {plan.picture: seen.given}
         plan.before.run(seen.module, values)
@@ -423,9 +425,7 @@ class Split:
         """What is kept, for n copies of the picture; copied where the rest writes to it or cannot take expanded tensors."""
         plan = self._plan
         grown = {node: plan.grow[node](value, n) for node, value in self._kept.items()}
-        return {
-            node: graph.copied(value) if plan.whole or node in plan.written else value for node, value in grown.items()
-        }
+        return {node: graph.copied(value) if plan.whole or node in plan.written else value for node, value in grown.items()}
 
     def ablated(self, channels: Tensor) -> Tensor:
         """Outputs with each of the channels zeroed alone."""
@@ -445,9 +445,9 @@ class Split:
             return None
         rest = [each for each in self._plan.cut.after if each not in passed]
         reader = Reader(mark, Section(rest, (), self._plan.constants), update)
-        two = torch.tensor([0, self._seen.maps.shape[1] - 1], device=self._seen.raw.device)
-        apart = _apart(self._resume_after(reader, two), self.resume(self._seen.without(two)))
-        return reader if apart <= TOLERANCE else None
+        loud = self._seen.maps[0].abs().amax(dim=(1, 2)).topk(min(2, self._seen.maps.shape[1])).indices
+        off = _differs(self._resume_after(reader, loud), self.resume(self._seen.without(loud)))
+        return None if off else reader
 
     def _resume_after(self, reader: Reader, channels: Tensor) -> Tensor:
         values = self._alive(len(channels))
@@ -456,6 +456,11 @@ class Split:
 
 
 # ---------------------------------------------------------------- planning a split
+
+
+def _split(seen: Seen) -> Split:
+    known, key = _known_of(seen)
+    return Split(seen, _had(known.plans, key, lambda: _plan(seen, known)))
 
 
 def _plan(seen: Seen, known: Known) -> Plan:
@@ -470,7 +475,7 @@ def _plan(seen: Seen, known: Known) -> Plan:
             except Uncut as why:
                 reasons.append(str(why))
             except Exception as error:  # a graph of another dialect, or one that needs whole tensors, may run
-                reasons.append((str(error).strip() or type(error).__name__).splitlines()[0][:200])
+                reasons.append(_in_a_line(error))
     raise Uncut(reasons[-1])
 
 
@@ -532,7 +537,7 @@ def _update(seen: Seen, part: nn.Module) -> Callable[[Tensor], Tensor] | None:
         if not conv:
             return less.reshape(len(channels), *output.shape[1:])
         maps = less.unflatten(1, output.shape[2:]).permute(0, 3, 1, 2)
-        return maps if _channels_last(output) else maps.contiguous()
+        return maps.contiguous(memory_format=_layout(output))
 
     return update
 
@@ -541,16 +546,23 @@ def _columns(seen: Seen, part: nn.Module) -> Tensor | None:
     """(C, places, taps) of what the part reads; class tokens, which belong to no channel's map, as zeros."""
     only = torch.zeros_like(seen.raw)
     seen.form.as_map(only).copy_(seen.maps)
-    if type(part) is nn.Linear or (isinstance(part, nn.Linear) and type(part).__module__.startswith("timm.")):
+    if type(part).forward is nn.Linear.forward:
         return only.reshape(-1, only.shape[-1]).T[:, :, None].contiguous()
-    if not isinstance(part, nn.Conv2d) or part.groups != 1 or part.padding_mode != "zeros" or isinstance(part.padding, str):
+    if not _plain_conv(part):
         return None
     unfolded = functional.unfold(only, part.kernel_size, part.dilation, part.padding, part.stride)  # type: ignore[arg-type]
     return unfolded.unflatten(1, (only.shape[1], -1))[0].transpose(1, 2).contiguous()
 
 
-def _channels_last(maps: Tensor) -> bool:
-    return maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+def _plain_conv(part: nn.Module) -> bool:
+    if not isinstance(part, nn.Conv2d) or type(part).forward is not nn.Conv2d.forward:
+        return False
+    return part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
 
 
-_WAYS: dict[Kind, Callable[[Seen], Resume]] = {"closed": Closed, "split": Split, "replay": Replay}
+def _layout(values: Tensor) -> torch.memory_format:
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+_WAYS: dict[Kind, Callable[[Seen], Resume]] = {"closed": _closed, "split": _split, "replay": Replay}
