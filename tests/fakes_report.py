@@ -104,7 +104,8 @@ def compare(sample: str, a: FakeItem, b: FakeItem) -> dict[str, Any]:
     area_a, area_b = a.mask.mean(), b.mask.mean()
     union = (a.mask | b.mask).sum()
     iou = (a.mask & b.mask).sum() / union if union else np.nan
-    chance = area_a * area_b / (area_a + area_b - area_a * area_b)
+    chance = area_a * area_b / (area_a + area_b - area_a * area_b) if union else np.nan
+    room = min(area_a, area_b) / max(area_a, area_b) - chance if union else 0
     row = {
         "sample": sample,
         "a": a.column,
@@ -116,10 +117,11 @@ def compare(sample: str, a: FakeItem, b: FakeItem) -> dict[str, Any]:
     }
     row |= {
         "excess": (iou - chance) / (1 - chance),
-        "excess_of_possible": (iou - chance) / (min(area_a, area_b) / max(area_a, area_b) - chance),
+        "excess_of_possible": (iou - chance) / room if room else np.nan,
         "p": 0.0123 if iou > chance else 0.61,
     }
-    row["spearman"] = spearmanr(a.values.ravel(), b.values.ravel()).statistic
+    flat = np.ptp(a.values) == 0 or np.ptp(b.values) == 0
+    row["spearman"] = np.nan if flat else spearmanr(a.values.ravel(), b.values.ravel()).statistic
     for percent in (10, 20, 30):
         one, two = top(a.values, percent / 100), top(b.values + 1e-6 * a.values, percent / 100)
         row[f"iou_at_{percent}"] = (one & two).sum() / (one | two).sum()

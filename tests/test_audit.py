@@ -98,7 +98,7 @@ def test_rendered_mask_with_its_area_and_its_ties():
     finding = one(found(*[([explained(sample=name)], [page]) for name, page in zip("ab", pages, strict=True)]), "rendered-mask")
     assert finding.severity == "error"
     assert finding.where == CAM
-    assert "22-32 % of the frame, of which 20-25 % share" in finding.message
+    assert "22-32 % of the frame, and 20-25 % of the frame share" in finding.message
     assert "in all 2 pictures" in finding.message
 
 

@@ -260,13 +260,20 @@ TARGETS = {
     "timm:convit_tiny": "blocks.11.norm1",
 }
 
-# One of every family timm has that runs in a few seconds; None where only a spatial layer is asked for.
-SWEEP = """mobilenetv3_small_050 ghostnet_100 rexnet_100 seresnet18 res2net50_26w_4s dla34 dpn48b hrnet_w18_small inception_v4
-xception41 selecsls42 tresnet_m cspresnet50 darknet53 hgnetv2_b0 repvgg_a0 repvit_m0_9 fastvit_t8 mobilevit_xxs edgenext_xx_small
-efficientformer_l1 efficientvit_b0 convmixer_768_32 poolformer_s12 pvt_v2_b0 coat_tiny coatnet_0_224 crossvit_tiny_240 tnt_s_patch16_224
-volo_d1_224 visformer_tiny twins_pcpvt_small nest_tiny gcvit_xxtiny davit_tiny focalnet_tiny_srf hiera_tiny_224 starnet_s1 mambaout_femto
-rdnet_tiny xcit_nano_12_p16_224 cait_xxs24_224 beit_base_patch16_224 eva02_tiny_patch14_224 gmlp_ti16_224 resmlp_12_224 sequencer2d_s
-swinv2_cr_tiny_224 tiny_vit_5m_224 pnasnet5large botnet26t_256 pit_ti_224 vitamin_small_224""".split()
+# One of nearly every family of timm that runs in a few seconds.
+# fmt: off
+SWEEP = [
+    "mobilenetv3_small_050", "ghostnet_100", "rexnet_100", "seresnet18", "res2net50_26w_4s", "dla34", "dpn48b",
+    "hrnet_w18_small", "inception_v4", "xception41", "selecsls42", "tresnet_m", "cspresnet50", "darknet53",
+    "hgnetv2_b0", "repvgg_a0", "repvit_m0_9", "fastvit_t8", "mobilevit_xxs", "edgenext_xx_small", "efficientformer_l1",
+    "efficientvit_b0", "convmixer_768_32", "poolformer_s12", "pvt_v2_b0", "coat_tiny", "coatnet_0_224",
+    "crossvit_tiny_240", "tnt_s_patch16_224", "volo_d1_224", "visformer_tiny", "twins_pcpvt_small", "nest_tiny",
+    "gcvit_xxtiny", "davit_tiny", "focalnet_tiny_srf", "hiera_tiny_224", "starnet_s1", "mambaout_femto", "rdnet_tiny",
+    "xcit_nano_12_p16_224", "cait_xxs24_224", "beit_base_patch16_224", "eva02_tiny_patch14_224", "gmlp_ti16_224",
+    "resmlp_12_224", "sequencer2d_s", "swinv2_cr_tiny_224", "tiny_vit_5m_224", "pnasnet5large", "botnet26t_256",
+    "pit_ti_224", "vitamin_small_224",
+]
+# fmt: on
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -57,7 +57,7 @@ def lists_of(values):
 nested = st.recursive(words, lambda inner: st.one_of(inner, specs_of(inner_names, lists_of(inner))), max_leaves=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(specs_of(names, lists_of(nested)))
 def test_render_and_parse_are_inverse(spec):
     assert parse(render(spec)) == spec

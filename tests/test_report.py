@@ -182,6 +182,13 @@ def test_every_number_of_every_pair_is_in_the_table(whole):
     np.testing.assert_array_equal(np.array(values, float), expected)
 
 
+def test_rows_of_the_table_lead_to_their_pictures(whole):
+    reader = Reader(whole[1])
+    led = [attrs["href"] for attrs in reader.all("a") if attrs["href"].startswith("#picture-")]
+    assert led == [f"#{attrs['id']}" for attrs in reader.all("article")]
+    assert len(led) == 5
+
+
 def test_predictions_and_truth_are_shown(whole):
     said = Reader(whole[1]).text
     assert "predicted tabby, tabby cat with probability 62 %" in said

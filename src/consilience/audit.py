@@ -50,8 +50,8 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     "rendered-mask": Rule(
         "error",
-        "the mask is cut from the luminance of a saved figure, not from the map{pictures}: it covers {first} of the frame, of "
-        "which {second} share the value of the cut, as the white of a page does; it says nothing about the map",
+        "the mask is cut from the luminance of a saved figure, not from the map{pictures}: it covers {first} of the frame, "
+        "and {second} of the frame share the value of the cut, as the white of a page does; it says nothing about the map",
     ),
     "mixed-weights": Rule(
         "error", "different weights are compared{pictures}: {words}; no difference can be laid to the methods"
@@ -330,7 +330,7 @@ def _few(row: Mapping[str, Any]) -> str:
     if count == 1:
         return "one picture has no interval: nothing can be said of others"
     if count < FEW_PICTURES:
-        return f"{count} pictures are too few: the 95 % interval of the mean excess rests on {count - 1} degrees of freedom"
+        return f"{count} pictures are too few: the 95 % interval of the mean excess rests on {count} numbers"
     if half > abs(mean):
         return f"{count} pictures give a mean excess of {mean:.3f} +- {half:.3f}: more are needed to tell its sign"
     return ""

@@ -14,8 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from consilience import registry
 from consilience.types import ConsilienceError
 
@@ -180,7 +178,7 @@ def _run_and_print(
     if arguments.json:
         print(json.dumps(terminal.as_json(finished), ensure_ascii=False))
     else:
-        terminal.show(finished, Console())
+        terminal.show(finished, terminal.output())
     failures = finished.manifest["failures"]
     if failures:
         done = len(finished.samples)
@@ -206,5 +204,5 @@ def list_things(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        terminal.show_rows(rows, Console())
+        terminal.show_rows(rows, terminal.output())
     return 0

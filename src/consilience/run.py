@@ -77,6 +77,8 @@ def run(
     check(job, models)
     paths = data.find([str(item) for item in inputs])
     known = data.read_truth(truth, models[0].classes) if truth is not None else None
+    for note in known.notes if known is not None else ():
+        progress.say(note)
     writer = Writer(folder, describe(job, models, paths, truth))
     session = _Session(replace(job, columns=seeded(job.columns)), models, writer)
     with progress.task("pictures", len(paths)) as running:
@@ -176,6 +178,7 @@ class _Session:
     def __init__(self, job: Job, models: Sequence[Model], writer: Writer) -> None:
         self.job, self.models, self.writer = job, models, writer
         self.agreement, self.auditor = Agreement(allow_mismatch=job.allow_mismatch), Auditor()
+        self.labels = [column.label for column in job.columns]
         self.rows: list[dict[str, Any]] = []
         self.failures: list[Failed] = []
 
@@ -187,11 +190,11 @@ class _Session:
         try:
             stored = self.writer.done(sample.name, sample.digest) or self._explain(sample)
             explanations, masks = rebuild(stored, sample)
-            self.agreement.add(explanations, masks, [column.label for column in self.job.columns])
+            self.agreement.add(explanations, masks, self.labels)
         except ConsilienceError as error:
             self._fail(sample.name, str(error))
             return
-        self.auditor.add(explanations, masks, stored.prediction)
+        self.auditor.add(explanations, masks, stored.prediction, self.labels)
         self.rows += table_rows(stored)
 
     def _fail(self, name: str, reason: str) -> None:

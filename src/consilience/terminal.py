@@ -16,6 +16,16 @@ from rich.table import Table
 from consilience import progress, registry
 from consilience.store import Run, plain
 
+WIDE = 200
+NUMBERS = (
+    ("iou", "iou_mean", "IoU"),
+    ("expected_iou", "expected_mean", "by chance"),
+    ("excess", "excess_mean", "excess"),
+    ("p", "", "p (shifts)"),
+    ("spearman", "spearman_mean", "Spearman"),
+)
+"""A column of the pairs, its mean in the summary, its heading."""
+PUBLISHED = ("published_iou", "", "published IoU")
 SEVERITY = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[dim]note[/]"}
 
 
@@ -39,7 +49,7 @@ class Bars:
 
     def say(self, message: str) -> None:
         """A line above the bars."""
-        self._drawing.console.print(escape(message), highlight=False)
+        self._drawing.console.print(escape(message), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -71,6 +81,12 @@ def as_json(run: Run) -> dict[str, Any]:
 # ---------------------------------------------------------------- tables
 
 
+def output() -> Console:
+    """Where results go: a terminal as wide as it is, a file or pipe without broken lines."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE, soft_wrap=True)
+
+
 def show(run: Run, console: Console) -> None:
     """Predictions, agreement picture by picture, the verdicts, what the audit found, and where the report is."""
     console.print(_predictions(run))
@@ -85,22 +101,27 @@ def show(run: Run, console: Console) -> None:
 
 
 def _predictions(run: Run) -> Table:
-    table = Table("picture", "predicted", "p", "true class", title=f"{run.manifest['model']['id']}", title_justify="left")
+    table = Table("picture", "predicted", "p", "true class", title=run.manifest["model"]["id"], title_justify="left")
     for name, said in run.predictions.items():
         table.add_row(escape(name), escape(str(said["label"])), number(said["probability"]), escape(said["true"] or ""))
     return table
 
 
 def _agreement(run: Run) -> Table:
-    rows = run.agreement
-    several = len(run.summary) > 1
-    published = "published_iou" in rows.columns
-    names = ["picture", *(["pair"] if several else []), "IoU", "by chance", "excess", "p (shifts)", "Spearman"]
-    table = Table(*names, *(["published IoU"] if published else []), title="Agreement of masks", title_justify="left")
+    rows, summary = run.agreement, run.manifest["summary"]
+    columns = [*NUMBERS, *([PUBLISHED] if PUBLISHED[0] in rows.columns else [])]
+    several = len(summary) > 1
+    names = ["picture", *(["pair"] if several else []), *(title for _, _, title in columns)]
+    table = Table(*names, title="Agreement of masks", title_justify="left")
     for row in rows.to_dict("records"):
-        cells = [escape(row["sample"]), *([escape(f"{row['a']} / {row['b']}")] if several else [])]
-        cells += [number(row[key]) for key in ("iou", "expected_iou", "excess", "p", "spearman")]
-        table.add_row(*cells, *([number(row["published_iou"])] if published else []))
+        pair = [escape(f"{row['a']} / {row['b']}")] if several else []
+        table.add_row(escape(row["sample"]), *pair, *(number(row[key]) for key, _, _ in columns))
+    table.add_section()
+    for row in summary:
+        pair = [escape(f"{row['a']} / {row['b']}")] if several else []
+        published = rows[PUBLISHED[0]].mean() if PUBLISHED in columns else None
+        means = [published if key is PUBLISHED[0] else row.get(mean) for key, mean, _ in columns]
+        table.add_row("mean", *pair, *(number(mean) for mean in means), style="bold")
     return table
 
 

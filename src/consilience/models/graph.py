@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -53,31 +52,44 @@ class Traced:
     constants: dict[str, Any]
 
 
-def traces(module: nn.Module) -> Iterator[Traced | Uncut]:
-    """The module's graph in every dialect that may fit, lazily; `Uncut` in place of one that failed.
+def dialects(module: nn.Module) -> list[Dialect]:
+    """The ways in which a module may be traced, in the order to try them.
 
-    The module is in eval mode already. It comes back as it was: tracing stores constants, and some modules what they saw.
+    timm's own for timm's networks, torchvision's for others; then with those leaves opened that have parts, which may be
+    the layer asked for; then plainly, which some families need.
     """
-    for dialect in _dialects(module):
-        try:
-            yield _traced(module, dialect)
-        except Exception as error:  # whatever a tracer trips over is a reason to try another way
-            yield Uncut((str(error).strip() or type(error).__name__).splitlines()[0][:200])
+    leaves, functions, rooms = _customs(module)
+    opened = tuple({type(part) for part in module.modules() if isinstance(part, leaves) and not list(part.children())})
+    inner = any(isinstance(part, leaves) and list(part.children()) for part in module.modules())
+    own = [Dialect(leaves, functions, rooms)]
+    return [*own, *([Dialect(opened, functions, rooms)] if inner else []), Dialect()]
 
 
-def _dialects(module: nn.Module) -> Iterator[Dialect]:
-    """timm's way for timm's networks, torchvision's otherwise; then plainly, which some families need."""
+def _customs(module: nn.Module) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...], tuple[Any, ...]]:
+    """What the libraries that a module is made of want left whole."""
     from torchvision import ops
 
-    leaves = tuple(kind for kind in vars(ops).values() if inspect.isclass(kind) and issubclass(kind, nn.Module))
     if any(type(part).__module__.startswith("timm.") for part in module.modules()):
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         functions = tuple(function for function in get_notrace_functions() if callable(function))
-        yield Dialect(tuple(get_notrace_modules()), functions, (ops,))
-    elif "torchvision" in sys.modules:
-        yield Dialect(leaves, (), (ops,))
-    yield Dialect()
+        return tuple(get_notrace_modules()), functions, (ops,)
+    return tuple(kind for kind in vars(ops).values() if isinstance(kind, type) and issubclass(kind, nn.Module)), (), (ops,)
+
+
+def traced(module: nn.Module, dialect: Dialect) -> Traced:
+    """The module's graph; raises `Uncut` where it has none. The module, in eval mode already, comes back as it was:
+    tracing stores constants in it, and some modules what they saw.
+    """
+    try:
+        return _traced(module, dialect)
+    except Exception as error:  # a tracer trips over whatever it is
+        raise Uncut(in_a_line(error)) from error
+
+
+def in_a_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _traced(module: nn.Module, dialect: Dialect) -> Traced:
@@ -224,9 +236,9 @@ class Section:
             return cast(tuple[Any, ...], args)[0]
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         if node.op == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)  # type: ignore[index]
+            return getattr(args[0], target)(*args[1:], **kwargs)
         function = module.get_submodule(target) if node.op == "call_module" else target
-        return function(*args, **kwargs)  # type: ignore[misc]
+        return function(*args, **kwargs)
 
 
 def _argument(node: fx.Node, values: Values) -> Any:

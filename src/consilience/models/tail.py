@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol, cast, get_args
 from weakref import WeakKeyDictionary
 
@@ -36,14 +36,23 @@ class Opened(Protocol):
     """What a tail needs of a network."""
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """The user's module."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """For messages."""
+
     @property
-    def memory(self) -> int: ...
+    def memory(self) -> int:
+        """Bytes that a pass may take."""
+
     @property
-    def largest(self) -> int: ...
-    def run(self, pixels: Tensor) -> Tensor: ...
+    def largest(self) -> int:
+        """Floats of the largest value of a whole pass of one picture."""
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """One plain pass; the caller has borrowed the module."""
 
 
 class Resume(Protocol):
@@ -161,7 +170,7 @@ class Tail:
         if found.dim() != 1 or (len(found) and (found.is_floating_point() or found.dtype == torch.bool)):
             raise ConsilienceError(f"channels are a list of whole numbers; got {found.dtype} of shape {tuple(found.shape)}")
         found = found.long()
-        if len(found) and not (0 <= int(found.min()) and int(found.max()) < count):
+        if len(found) and (int(found.min()) < 0 or int(found.max()) >= count):
             outside = int(found[(found < 0) | (found >= count)][0])
             raise ConsilienceError(f"{self.layer!r} has channels 0 to {count - 1}; got {outside}")
         return found
@@ -169,7 +178,7 @@ class Tail:
     def _in_chunks(self, rows: Tensor, run: Callable[[Tensor], Tensor], size: int, label: str) -> Tensor:
         parts = [self.logits[:0]]
         with task(label, len(rows)) as running:
-            for chunk in rows.split(size) if len(rows) else ():
+            for chunk in torch.split(rows, size) if len(rows) else ():
                 with borrowed(self.seen.module), _exact(), torch.inference_mode():
                     parts.append(run(chunk))
                 running.advance(len(chunk))
@@ -227,7 +236,7 @@ def _proven(kind: Kind, seen: Seen) -> Resume:
             way = _WAYS[kind](seen)
             reason = _differs(way.resume(seen.raw.clone()), seen.outputs)
         except RuntimeError as error:  # a graph of the module as it was
-            reason = _in_a_line(error)
+            reason = graph.in_a_line(error)
         if not reason:
             return way
         if attempt == "known":
@@ -237,18 +246,9 @@ def _proven(kind: Kind, seen: Seen) -> Resume:
 
 def _differs(got: Tensor, expected: Tensor) -> str:
     """Why these are not the same outputs; empty where they are."""
-    apart = _apart(got, expected)
-    return "" if apart <= TOLERANCE else f"its outputs are {apart:.1e} of their size off, {TOLERANCE:.0e} allowed"
-
-
-def _in_a_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _apart(got: Tensor, expected: Tensor) -> float:
-    scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+    scale = max(float(expected.abs().max()), torch.finfo(expected.dtype).tiny)
     apart = float((got - expected).abs().max()) / scale
-    return apart if apart == apart else float("inf")
+    return "" if apart <= TOLERANCE else f"its outputs are {apart:.1e} of their size off, {TOLERANCE:.0e} allowed"
 
 
 def _trials(seen: Seen) -> Tensor:
@@ -293,7 +293,7 @@ class Known:
     """What was found out about a module: its graphs, plans and heads by layer and size; nothing of it holds the module."""
 
     stamp: tuple[Any, ...]
-    traces: list[Traced | Uncut] = field(default_factory=list)
+    traces: dict[Any, Traced | Uncut] = field(default_factory=dict)
     plans: dict[Any, Plan | Uncut] = field(default_factory=dict)
     heads: dict[Any, str | Uncut] = field(default_factory=dict)
 
@@ -465,23 +465,20 @@ def _split(seen: Seen) -> Split:
 
 def _plan(seen: Seen, known: Known) -> Plan:
     """The first graph of the module that, cut after the layer, gives what replay gives on random activations."""
-    if not known.traces:
-        known.traces.extend(graph.traces(seen.module))
     reasons = []
-    for traced in known.traces:
+    for dialect in graph.dialects(seen.module):
         for whole in (False, True):
             try:
+                traced = _had(known.traces, dialect, partial(graph.traced, seen.module, dialect))
                 return _tried_plan(seen, traced, whole)
             except Uncut as why:
                 reasons.append(str(why))
-            except Exception as error:  # a graph of another dialect, or one that needs whole tensors, may run
-                reasons.append(_in_a_line(error))
-    raise Uncut(reasons[-1])
+            except RuntimeError as error:  # what runs afterwards may need whole tensors where these are expanded
+                reasons.append(graph.in_a_line(error))
+    raise Uncut(reasons[0])
 
 
-def _tried_plan(seen: Seen, traced: Traced | Uncut, whole: bool) -> Plan:
-    if isinstance(traced, Uncut):
-        raise traced
+def _tried_plan(seen: Seen, traced: Traced, whole: bool) -> Plan:
     cut = graph.cut(traced, seen.layer)
     picture = next(node for node in traced.nodes if node.op == "placeholder")
     before = Section(cut.before, cut.kept, traced.constants)
