@@ -240,6 +240,24 @@ def test_below_chance_names_both_numbers():
     assert codes(found(summary=summary_of(iou_mean=0.1901, expected_mean=0.19))) == []
 
 
+def test_bare_iou_that_chance_can_explain_is_said():
+    findings = found(
+        summary=summary_of(iou_mean=0.2, expected_mean=0.19, excess_mean=0.01, excess_low=-0.005, excess_high=0.025)
+    )
+    assert "chance-level" in codes(findings)
+    assert "mean IoU of 0.200" in one(findings, "chance-level").message
+    assert "0.190" in one(findings, "chance-level").message
+
+
+def test_published_numbers_below_chance_are_named():
+    table = pd.DataFrame({"published_iou": [0.09, 0.15, np.nan], "expected_iou": [0.18, 0.20, 0.9]})
+    auditor = Auditor()
+    findings = auditor.findings(table, summary_of())
+    assert [(found.code, found.where) for found in findings] == [("below-chance", "as published")]
+    assert "mean IoU 0.120 is below chance: independent masks of the same areas reach 0.190" in findings[0].message
+    assert auditor.findings(table.assign(expected_iou=0.1), summary_of()) == []
+
+
 def test_area_that_varies_names_its_range():
     shares = {"a": 0.28, "b": 0.45, "c": 0.70}
     pictures = [
@@ -268,7 +286,7 @@ def test_area_that_varies_names_its_range():
 )
 def test_few_pictures(changed, words):
     findings = found(summary=summary_of(**changed))
-    assert codes(findings) == (["few-pictures"] if words else [])
+    assert [code for code in codes(findings) if code != "chance-level"] == (["few-pictures"] if words else [])
     assert all(words in finding.message for finding in findings)
 
 
@@ -276,7 +294,7 @@ def test_overlap_that_shifted_shapes_have_too():
     finding = one(found(summary=summary_of(share_p05=0.3)), "shift-explains")
     assert "in only 30 % of the pictures" in finding.message
     assert codes(found(summary=summary_of(share_p05=0.5))) == []
-    assert codes(found(summary=summary_of(share_p05=0.3, excess_mean=0.1, excess_low=0.0, excess_high=0.2))) == []
+    assert codes(found(summary=summary_of(share_p05=0.3, excess_mean=0.1, excess_low=0.0, excess_high=0.2))) == ["chance-level"]
 
 
 # ---------------------------------------------------------------- together

@@ -157,7 +157,7 @@ def test_the_verdict_comes_first_in_words_with_the_tables_numbers(whole):
         f"mean IoU {row.iou_mean:.3f} (95 % interval {row.iou_low:.3f} to {row.iou_high:.3f}), "
         f"where independent masks of these areas would reach {row.expected_mean:.3f} ; p = 0.031 by permuting pictures"
     )
-    said = said.replace("\N{NO-BREAK SPACE}", " ")
+    said = said.replace(words.NBSP, " ")
     assert "On 5 pictures, Grad-CAM and LIME agree better than chance" in said
     assert expected.replace(" ;", ";") in said.replace(" ;", ";").replace("  ", " ")
     order = [
@@ -200,7 +200,7 @@ def verdict_of(tmp_path, **changes):
     run = small_run(tmp_path)
     for key, value in changes.items():
         run.summary[key] = value
-    return re.sub(r"\s+", " ", Reader(report.page(run)).text).replace("\N{NO-BREAK SPACE}", " ")
+    return re.sub(r"\s+", " ", Reader(report.page(run)).text).replace(words.NBSP, " ")
 
 
 @pytest.mark.parametrize(
@@ -355,17 +355,19 @@ def test_iou_in_words(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.031, "0.031"), (0.0312, "0.031"), (0.5, "0.50"), (2e-5, "< 0.001"), (0.0996, "0.10")]
+    ("value", "text"),
+    [(0.031, "0.031"), (0.0312, "0.031"), (0.5, "0.50"), (2e-5, "< 0.001"), (0.0996, "0.10"), (0.0398, "0.040")],
 )
 def test_p_in_words(value, text):
     assert words.p_value(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0834, "83.4 ms"), (4.831, "4.83 s"), (31.4, "31.4 s"), (312, "5 min 12 s"), (7260, "2 h 1 min")]
+    ("value", "text"),
+    [(0.0834, "83.4 ms"), (0.9996, "1 s"), (4.831, "4.83 s"), (31.4, "31.4 s"), (312, "5 min 12 s"), (7260, "2 h 1 min")],
 )
 def test_seconds_in_words(value, text):
-    assert words.seconds(value) == text
+    assert words.seconds(value).replace(words.NBSP, " ") == text
 
 
 def test_date_in_words():
@@ -376,8 +378,8 @@ def test_date_in_words():
 def test_holm_is_named_where_there_are_several_pairs():
     row = {"a": "A", "b": "B", "n": 9, "pictures": 10, "iou_mean": 0.3, "iou_low": 0.2, "iou_high": 0.4, "expected_mean": 0.1}
     row |= {"p_pictures": 0.01, "p_holm": 0.03, "verdict": "better than chance"}
-    said = words.sentence(row, pairs=3).replace("\N{NO-BREAK SPACE}", " ")
-    assert "p = 0.03 by permuting pictures, adjusted for 3 pairs (Holm)" in said
+    said = words.sentence(row, pairs=3).replace(words.NBSP, " ")
+    assert "p = 0.030 by permuting pictures, adjusted for 3 pairs (Holm)" in said
     assert "On 9 of 10 pictures (the rest have no defined IoU)" in said
 
 

@@ -79,6 +79,9 @@ RULES: Mapping[str, Rule] = {
         "warning", "{first} {words} share the value at the cut{pictures}: which of them the mask holds is arbitrary"
     ),
     "below-chance": Rule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
+    "chance-level": Rule(
+        "warning", "a bare mean IoU of {first} says little: independent masks of the same areas reach {second} on average"
+    ),
     "area-varies": Rule(
         "warning", "the masks cover {first} of the frame from picture to picture: IoU mixes their size with their place"
     ),
@@ -144,10 +147,10 @@ class Auditor:
     def findings(self, table: pd.DataFrame | None = None, summary: pd.DataFrame | None = None) -> list[Finding]:
         """Everything found, merged over pictures, most serious first; ``summary`` is that of `Agreement`.
 
-        ``table`` is accepted beside it, as the two are made together; what it holds by picture was seen in `add`.
+        Of ``table`` only a column ``published_iou`` is read; what else it holds by picture was seen in `add`.
         """
         rows: list[Any] = [] if summary is None else summary.to_dict("records")
-        across = [*_of_areas(self._areas), *(found for row in rows for found in _of_pair(row))]
+        across = [*_of_areas(self._areas), *(found for row in rows for found in _of_pair(row)), *_of_published(table, rows)]
         merged = [self._merged(code, where, events) for (code, where), events in self._events.items()]
         order = {code: place for place, code in enumerate(RULES)}
         severities = ("error", "warning", "note")
@@ -313,12 +316,24 @@ def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
     where = f"{row['a']} | {row['b']}"
     if row["iou_mean"] < row["expected_mean"]:
         yield _finding("below-chance", where, first=f"{row['iou_mean']:.3f}", second=f"{row['expected_mean']:.3f}")
+    elif row["iou_mean"] >= row["expected_mean"] and not row["excess_low"] > 0:
+        yield _finding("chance-level", where, first=f"{row['iou_mean']:.3f}", second=f"{row['expected_mean']:.3f}")
     few = _few(row)
     if few:
         yield _finding("few-pictures", where, words=few)
     share = _number(row.get("share_p05"))
     if row["excess_low"] > 0 and share < 0.5:
         yield _finding("shift-explains", where, first=_per_cent(share))
+
+
+def _of_published(table: pd.DataFrame | None, rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """What a study printed, held against the chance level of the masks of this run."""
+    if table is None or "published_iou" not in table or len(rows) != 1:
+        return
+    there = table[table["published_iou"].notna()]
+    published, expected = float(there["published_iou"].mean()), float(there["expected_iou"].mean())
+    if published < expected:
+        yield _finding("below-chance", "as published", first=f"{published:.3f}", second=f"{expected:.3f}")
 
 
 def _few(row: Mapping[str, Any]) -> str:

@@ -239,9 +239,9 @@ NUMBERS = (
     Number("excess_of_possible", "of possible", "iou"),
     Number("p", "p", "p_value"),
     Number("spearman", "Spearman", "iou"),
-    Number("iou_at_10", "IoU at 10\N{NO-BREAK SPACE}%", "iou"),
-    Number("iou_at_20", "at 20\N{NO-BREAK SPACE}%", "iou"),
-    Number("iou_at_30", "at 30\N{NO-BREAK SPACE}%", "iou"),
+    Number("iou_at_10", f"IoU at 10{words.NBSP}%", "iou"),
+    Number("iou_at_20", f"at 20{words.NBSP}%", "iou"),
+    Number("iou_at_30", f"at 30{words.NBSP}%", "iou"),
     Number("area_a", "area of first", "percent"),
     Number("area_b", "area of second", "percent"),
 )

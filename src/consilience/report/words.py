@@ -10,6 +10,8 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 DASH = "–"
+NBSP = "\N{NO-BREAK SPACE}"
+"""Keeps a number and its unit on one line."""
 Kind = Literal["better", "even", "worse", "open"]
 Row = Mapping[Any, Any]
 
@@ -29,32 +31,34 @@ def iou(value: Any) -> str:
 
 def percent(value: Any) -> str:
     """A share as per cent, three significant digits."""
-    return DASH if missing(value) else f"{100 * value:.3g} %".replace("-", "−")
+    return DASH if missing(value) else f"{100 * value:.3g}{NBSP}%".replace("-", "−")
 
 
 def p_value(value: Any) -> str:
     """Two significant digits; below .001 the size no longer matters."""
     if missing(value):
         return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.2f}" if value >= 0.0995 else f"{value:.2g}"
+    return "< 0.001" if value < 0.001 else f"{value:.2f}" if value >= 0.0995 else f"{value:#.2g}"
 
 
 def p_equals(value: float) -> str:
     """``p = 0.031`` or ``p < 0.001``."""
     text = p_value(value)
-    return (f"p {text}" if text.startswith("<") else f"p = {text}").replace(" ", "\N{NO-BREAK SPACE}")
+    return (f"p {text}" if text.startswith("<") else f"p = {text}").replace(" ", NBSP)
 
 
 def seconds(value: Any) -> str:
     """A duration with its unit, two or three digits."""
     if missing(value):
         return DASH
-    if value < 1:
-        return f"{1000 * value:.3g} ms"
+    if value < 0.9995:
+        return f"{1000 * value:.3g}{NBSP}ms"
     if value < 120:
-        return f"{value:.3g} s"
+        return f"{value:.3g}{NBSP}s"
     minutes = round(value) // 60
-    return f"{minutes} min {round(value) % 60} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    return (
+        f"{minutes}{NBSP}min {round(value) % 60}{NBSP}s" if minutes < 120 else f"{minutes // 60}{NBSP}h {minutes % 60}{NBSP}min"
+    )
 
 
 def date(value: Any) -> str:
@@ -137,7 +141,7 @@ def sentence(row: Row, pairs: int = 1) -> Markup:
 def _numbers(row: Row) -> Markup:
     what = "mean IoU" if row["n"] > 1 else "the IoU is"
     bounds = (row.get("iou_low"), row.get("iou_high"))
-    interval = "" if any(missing(end) for end in bounds) else f" (95 % interval {iou(bounds[0])} to {iou(bounds[1])})"
+    interval = "" if any(missing(end) for end in bounds) else f" (95{NBSP}% interval {iou(bounds[0])} to {iou(bounds[1])})"
     text = Markup("{what} <b>{mean}</b>{interval}, where independent masks of these areas would reach <b>{chance}</b>")
     return text.format(what=what, mean=iou(row["iou_mean"]), interval=interval, chance=iou(row["expected_mean"]))
 
