@@ -22,6 +22,16 @@ from consilience.types import Array, ConsilienceError, Model, Target, View
 # ---------------------------------------------------------------- what is kept
 
 
+class Keeps(Protocol):
+    """Which parts of the picture are kept, a row an edited picture; `Bits` and `Grids`, and what explainers make of them."""
+
+    def __len__(self) -> int:
+        """How many edited pictures there are."""
+
+    def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
+        """Edited pictures (b, 3, h, w), at most ``size`` at a time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bits:
     """Superpixels on or off: ``segments`` (h, w) int64 labels 0..S-1 and ``on`` (n, S) bool, a row a sample."""
@@ -72,7 +82,7 @@ class Grids:
             yield torch.lerp(fill, image, keep.unsqueeze(1))  # exact at keep 0 and 1, and where image and fill are equal
 
 
-def probe(model: Model, view: View, keeps: Bits | Grids, target: Target, fill: Tensor, label: str = "probing") -> Tensor:
+def probe(model: Model, view: View, keeps: Keeps, target: Target, fill: Tensor, label: str = "probing") -> Tensor:
     """Scores (n,) float32 on the CPU of ``keep * image + (1 - keep) * fill`` for every keep.
 
     ``fill`` is (1, 3, h, w) in [0, 1]. Pictures go through ``model.scores``, ``model.batch`` at a time, and each is reported to
@@ -172,6 +182,16 @@ class Colour:
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
         return _plain(np.array(self.rgb), view)
+
+
+@fills.register("neutral")
+@dataclass(frozen=True)
+class Neutral:
+    """The colour that the network takes as zero: the mean it normalises with, black where the model names none."""
+
+    def image(self, view: View, segments: Array | None) -> Tensor:
+        """(1, 3, h, w) in [0, 1]."""
+        return _plain(np.array(view.neutral), view)
 
 
 @fills.register("black")

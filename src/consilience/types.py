@@ -103,11 +103,15 @@ class Geometry(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a model is shown of a sample: ``pixels`` (1, 3, h, w) RGB float32 in [0, 1] on the model's device."""
+    """What a model is shown of a sample: ``pixels`` (1, 3, h, w) RGB float32 in [0, 1] on the model's device.
+
+    ``neutral`` is the colour that the network takes as zero: the mean it normalises with, black where it does not say.
+    """
 
     pixels: Tensor
     geometry: Geometry
     mode: ViewMode
+    neutral: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,10 @@ class ClassTarget:
 
 class Tail(Protocol):
     """The part of a network after a layer, for one picture: activations (N, C, h, w) to raw outputs (N, K)."""
+
+    @property
+    def kind(self) -> str:
+        """The way it runs: closed (pooling and one linear layer), split or replay."""
 
     @property
     def logits(self) -> Tensor:

@@ -1,24 +1,26 @@
 """Class activation maps from one forward and backward pass: channels of a layer, weighted and summed on its own grid.
 
-Each method is a function of a layer's activations and gradients, both (N, C, h, w); what they share (layers, fusion, ReLU,
-batches) stands once, in `LayerMaps`.
+Each method is a function of a layer's activations and gradients, both (N, C, h, w). What they share stands once: layers,
+fusion and ReLU in `OnLayers`, the pass in `LayerMaps`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from consilience.images import enlarge
 from consilience.registry import explainers, option, unknown
-from consilience.types import ConsilienceError, Heat, Network, Target, View
+from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View
 
 AUTO = ("auto",)
-TINY = 1e-12
+Powers = tuple[Tensor, Tensor, Tensor]
+NEAR = 1e-6
+"""A sum this much smaller than its terms is rounding; what would be divided by it is 0 instead."""
 
 
 # ---------------------------------------------------------------- what the methods share
@@ -44,6 +46,16 @@ def fused(maps: Sequence[Tensor], how: str) -> Tensor:
     return stack.mean(dim=0) if how == "mean" else stack.amax(dim=0)
 
 
+def weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """Channels (N, C, h, w) summed with weights (N, C)."""
+    return torch.einsum("nc,nchw->nhw", weights.to(activations), activations)
+
+
+def per_layer(layers: Sequence[str], values: Sequence[Any]) -> Any:
+    """A fact of every layer: the bare value where there is one layer, else by name."""
+    return values[0] if len(layers) == 1 else dict(zip(layers, values, strict=True))
+
+
 @dataclass(frozen=True)
 class EachOwn:
     """Row i of a batch scored by target i."""
@@ -59,13 +71,31 @@ class EachOwn:
 
 
 @dataclass(frozen=True)
-class LayerMaps:
-    """The options and the pass of every method here; a method gives `map`."""
+class OnLayers:
+    """A map on the grid of one or more layers: which, and how their maps become one."""
 
     layer: tuple[str, ...] = option(AUTO, help="layers, joined by +; auto is the last spatial output")
     relu: bool = option(True, help="keep only evidence for the target, on the layer's grid")
-    score: Literal["logit", "probability"] = option("logit", help="what is differentiated")
     fuse: Literal["mean", "max"] = option("mean", help="how several layers become one map")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"layers"})
+
+    def resolved(self, model: Network) -> Self:
+        """The same with ``auto`` replaced by the layer that will be used."""
+        return replace(self, layer=resolved_layers(self.layer, model))
+
+    def heats(self, layers: Sequence[str], maps: Sequence[Tensor], passes: int, **facts: Any) -> list[Heat]:
+        """Maps (N, h, w) of each layer, before any ReLU, as one heat a picture."""
+        values = fused([item.relu() if self.relu else item for item in maps], self.fuse)
+        grids = {name: list(item.shape[-2:]) for name, item in zip(layers, maps, strict=True)}
+        return [Heat(row, facts={"layer": "+".join(layers), "grid": grids, "passes": passes, **facts}) for row in values]
+
+
+@dataclass(frozen=True)
+class LayerMaps(OnLayers):
+    """The one forward and backward pass of the methods here; a method gives `map`."""
+
+    score: Literal["logit", "probability"] = option("logit", help="what is differentiated")
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers"})
 
@@ -74,43 +104,62 @@ class LayerMaps:
         raise NotImplementedError
 
     def notes(self, activations: Tensor, gradients: Tensor) -> dict[str, Any]:
-        """Facts of one picture's map that a reader should know."""
+        """Facts of one picture's map on one layer that a reader should know."""
         return {}
-
-    def resolved(self, model: Network) -> LayerMaps:
-        """The same with ``auto`` replaced by the layer that will be used."""
-        return replace(self, layer=resolved_layers(self.layer, model))
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """One picture."""
         return self.explain_batch(model, [view], [target])[0]
 
     def explain_batch(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
-        """Several pictures in one pass."""
+        """Several pictures, ``model.batch`` a pass."""
         layers = resolved_layers(self.layer, model)
+        size = max(1, model.batch)
+        parts = [slice(start, start + size) for start in range(0, len(views), size)]
+        return [heat for part in parts for heat in self._pass(model, layers, views[part], targets[part])]
+
+    def _pass(self, model: Network, layers: Sequence[str], views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
         trace = model.trace(torch.cat([view.pixels for view in views]), layers, EachOwn(tuple(targets)))
         pairs = [(trace.activations[name], trace.gradients[name]) for name in layers]
-        heats = self.heats(layers, [self.map(*pair) for pair in pairs])
-        return [self._noted(heat, pairs, row) for row, heat in enumerate(heats)]
+        heats = self.heats(layers, [self.map(*pair) for pair in pairs], passes=1)
+        return [self._noted(heat, layers, pairs, row) for row, heat in enumerate(heats)]
 
-    def heats(self, layers: tuple[str, ...], maps: Sequence[Tensor], passes: int = 1) -> list[Heat]:
-        """Maps (N, h, w) of each layer as one heat a picture."""
-        values = fused([item.relu() if self.relu else item for item in maps], self.fuse)
-        grids = {name: list(item.shape[-2:]) for name, item in zip(layers, maps, strict=True)}
-        facts: dict[str, Any] = {"layer": "+".join(layers), "grid": grids, "passes": passes}
-        return [Heat(row, facts=facts) for row in values]
-
-    def _noted(self, heat: Heat, pairs: Sequence[tuple[Tensor, Tensor]], row: int) -> Heat:
+    def _noted(self, heat: Heat, layers: Sequence[str], pairs: Sequence[tuple[Tensor, Tensor]], row: int) -> Heat:
         notes = [self.notes(acts[row : row + 1], grads[row : row + 1]) for acts, grads in pairs]
-        return replace(heat, facts={**heat.facts, **{key: value for note in notes for key, value in note.items()}})
-
-
-def weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """Channels (N, C, h, w) summed with weights (N, C)."""
-    return torch.einsum("nc,nchw->nhw", weights, activations)
+        facts = {key: per_layer(layers, [note[key] for note in notes]) for key in notes[0]}
+        return replace(heat, facts={**heat.facts, **facts})
 
 
 # ---------------------------------------------------------------- the methods
+
+
+@explainers.register("cam")
+@dataclass(frozen=True)
+class CAM(LayerMaps):
+    """Class activation mapping (Zhou et al., CVPR 2016, equation 2): ``sum_k w_k A_k``, without a ReLU.
+
+    ``w_k`` are the class's weights in the one linear layer that follows global average pooling; `NotApplicable` for any other
+    rest of the network, with the reason. There the gradient of a logit is ``w_k / (h w)`` in every cell, so the weights are
+    its sums over the grid. Grad-CAM's map is this one divided by ``h w``.
+    """
+
+    relu: bool = option(False, help="keep only evidence for the target, on the layer's grid")
+    score: Literal["logit"] = option("logit", help="the weights belong to the logit")
+    label: ClassVar[str] = "CAM"
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers", "module"})
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Equation 2, with the weights from the gradient."""
+        return weighted(gradients.sum(dim=(2, 3)), activations)
+
+    def _pass(self, model: Network, layers: Sequence[str], views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
+        for name in layers:
+            kind = model.tail(views[0].pixels, name).kind
+            if kind != "closed":
+                raise NotApplicable(
+                    f"cam needs global average pooling and one linear layer after {name!r}; {model.id} has more there: use gradcam"
+                )
+        return super()._pass(model, layers, views, targets)
 
 
 @explainers.register("gradcam")
@@ -131,12 +180,19 @@ class GradCAM(LayerMaps):
 def plus_plus_weights(first: Tensor, second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
     """Channel weights (N, C): alpha (Grad-CAM++ equation 19) times the positive first derivative, summed over the grid.
 
-    ``first``, ``second``, ``third`` are g, g^2, g^3 (or their means over noise). Where the denominator vanishes, alpha is 0.
+    ``first``, ``second``, ``third`` are g, g^2, g^3 (or their means over noise), in float64: g^3 of a small gradient is nothing
+    in float32. Where the denominator vanishes against ``second``, and where that is 0, alpha is 0.
     """
-    denominator = 2 * second + third * activations.sum(dim=(2, 3), keepdim=True)
-    safe = denominator.abs() > TINY
-    alpha = torch.where(safe, second / torch.where(safe, denominator, 1.0), 0.0)
+    whole = 2 * second + third * activations.double().sum(dim=(2, 3), keepdim=True)
+    safe = whole.abs() > NEAR * second
+    alpha = torch.where(safe, second / torch.where(safe, whole, 1.0), 0.0)
     return (alpha * first.relu()).sum(dim=(2, 3))
+
+
+def powers(gradients: Tensor) -> Powers:
+    """g, g^2 and g^3 in float64."""
+    exact = gradients.double()
+    return exact, exact**2, exact**3
 
 
 @explainers.register("gradcam++")
@@ -147,20 +203,20 @@ class GradCAMPlusPlus(LayerMaps):
     ``w_k = sum_ij alpha_kij relu(g_kij)`` with ``alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab)``. The common factor exp(score) of the
     paper is left out: it scales the map and nothing else. Where the denominator changes sign the weights can explode; the
     share of cells with positive gradient whose denominator is below a tenth of ``2 g^2`` is kept as ``unstable_share``.
+    pytorch-grad-cam adds 1e-6 to the denominator, which for gradients below 1e-3 is the larger part of it: other maps.
     """
 
     label: ClassVar[str] = "Grad-CAM++"
 
     def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Equation 10's weights, summed over channels."""
-        return weighted(plus_plus_weights(gradients, gradients**2, gradients**3, activations), activations)
+        return weighted(plus_plus_weights(*powers(gradients), activations), activations)
 
     def notes(self, activations: Tensor, gradients: Tensor) -> dict[str, Any]:
         """How often the denominator nearly vanishes where it matters."""
         positive = gradients > 0
-        first = 2 * gradients**2
-        whole = first + gradients**3 * activations.sum(dim=(2, 3), keepdim=True)
-        near = (whole.abs() < 0.1 * first) & positive
+        share = 1 + gradients.double() * activations.double().sum(dim=(2, 3), keepdim=True) / 2  # of 2 g^2
+        near = (share.abs() < 0.1) & positive
         return {"unstable_share": float(near.sum() / positive.sum().clamp(min=1))}
 
 
@@ -169,7 +225,7 @@ class GradCAMPlusPlus(LayerMaps):
 class XGradCAM(LayerMaps):
     """XGrad-CAM (Fu et al., BMVC 2020): gradients averaged with the normalised activations as weights.
 
-    A channel that sums to nothing weighs nothing.
+    A channel that sums to nothing weighs nothing; where positive and negative activations nearly cancel, the weight is large.
     """
 
     label: ClassVar[str] = "XGrad-CAM"
@@ -177,7 +233,7 @@ class XGradCAM(LayerMaps):
     def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """``sum_k (sum_ij g A / sum_ij A) A_k``."""
         total = activations.sum(dim=(2, 3))
-        safe = total.abs() > TINY
+        safe = total.abs() > NEAR * activations.abs().sum(dim=(2, 3))
         weights = torch.where(safe, (gradients * activations).sum(dim=(2, 3)) / torch.where(safe, total, 1.0), 0.0)
         return weighted(weights, activations)
 
@@ -237,20 +293,30 @@ def first_component(channels: Tensor, centre: bool) -> Tensor:
 
 @explainers.register("eigencam")
 @dataclass(frozen=True)
-class EigenCAM(LayerMaps):
+class EigenCAM(OnLayers):
     """Eigen-CAM (Muhammad & Yeasin, IJCNN 2020, section III): activations projected on their first principal component.
 
     It asks nothing of the target: the map is the same for every class. ``centre=true`` subtracts each channel's mean first, as
-    pytorch-grad-cam does and the paper does not.
+    pytorch-grad-cam does and the paper does not; it also leaves the sign to chance.
     """
 
     relu: bool = option(False, help="keep only evidence for the target, on the layer's grid")
     centre: bool = option(False, help="subtract each channel's mean first")
     label: ClassVar[str] = "Eigen-CAM"
 
-    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """The first component of the activations."""
-        return first_component(activations, self.centre)
+    def explain(self, model: Network, view: View, target: Target) -> Heat:
+        """One picture; the target is not asked."""
+        return self.explain_batch(model, [view], [target])[0]
+
+    def explain_batch(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
+        """Several pictures, ``model.batch`` a pass."""
+        layers = resolved_layers(self.layer, model)
+        pictures = torch.split(torch.cat([view.pixels for view in views]), max(1, model.batch))
+        return [heat for part in pictures for heat in self.heats(layers, self._maps(model, part, layers), passes=1)]
+
+    def _maps(self, model: Network, pixels: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        activations = model.activations(pixels, layers)
+        return [first_component(activations[name], self.centre) for name in layers]
 
 
 @explainers.register("eigengradcam")
@@ -272,43 +338,45 @@ class EigenGradCAM(LayerMaps):
 
 @explainers.register("smoothgradcam++")
 @dataclass(frozen=True)
-class SmoothGradCAMPlusPlus(LayerMaps):
+class SmoothGradCAMPlusPlus(OnLayers):
     """Smooth Grad-CAM++ (Omeiza et al. 2019, arXiv 1908.01224, equation 12).
 
     Grad-CAM++ with g, g^2 and g^3 each averaged over ``samples`` noisy copies of the picture; activations are of the clean one.
-    ``noise`` is the standard deviation on pixels in [0, 1].
+    ``noise`` is the standard deviation on pixels in [0, 1]. The factor exp(score) of Grad-CAM++ is taken as the same for all
+    copies, as the authors do.
     """
 
     samples: int = option(25, help="noisy copies")
     noise: float = option(0.1, help="standard deviation of the noise, in units of the pixels' range")
     seed: int = option(0, help="seed of the noise")
+    score: Literal["logit", "probability"] = option("logit", help="what is differentiated")
     label: ClassVar[str] = "Smooth Grad-CAM++"
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers"})
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or not self.noise >= 0:
-            raise ConsilienceError(f"smoothgradcam++: samples at least 1, noise at least 0; got {self.samples}, {self.noise:g}")
+        if self.samples < 1:
+            raise ConsilienceError(f"smoothgradcam++: samples must be at least 1; got {self.samples}")
+        if not 0 <= self.noise < float("inf"):
+            raise ConsilienceError(f"smoothgradcam++: noise must not be negative; got {self.noise:g}")
 
-    def explain_batch(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
-        """One picture after the other: each has passes of its own."""
-        return [self._one(model, view, target) for view, target in zip(views, targets, strict=True)]
-
-    def _one(self, model: Network, view: View, target: Target) -> Heat:
+    def explain(self, model: Network, view: View, target: Target) -> Heat:
+        """One picture: a pass for the activations, and the noisy ones."""
         layers = resolved_layers(self.layer, model)
         clean = model.activations(view.pixels, layers)
-        powers = self._powers(model, view, target, layers)
-        maps = [weighted(plus_plus_weights(*powers[name], clean[name]), clean[name]) for name in layers]
-        return self.heats(layers, maps, passes=self.samples + 1)[0]
+        means = self._means(model, view, target, layers)
+        maps = [weighted(plus_plus_weights(*means[name], clean[name]), clean[name]) for name in layers]
+        return self.heats(layers, maps, passes=self.samples + 1, seed=self.seed)[0]
 
-    def _powers(self, model: Network, view: View, target: Target, layers: tuple[str, ...]) -> dict[str, list[Tensor]]:
+    def _means(self, model: Network, view: View, target: Target, layers: Sequence[str]) -> dict[str, Powers]:
         """Means of g, g^2 and g^3 by layer, each (1, C, h, w); noise is drawn copy by copy, whatever the batch."""
         generator = torch.Generator().manual_seed(self.seed)
-        sums: dict[str, list[Tensor]] = {}
-        for start in range(0, self.samples, model.batch):
-            count = min(model.batch, self.samples - start)
+        sums: dict[str, Powers] = {}
+        for start in range(0, self.samples, max(1, model.batch)):
+            count = min(max(1, model.batch), self.samples - start)
             noise = torch.stack([torch.randn(view.pixels.shape[1:], generator=generator) for _ in range(count)])
             trace = model.trace(view.pixels + self.noise * noise.to(view.pixels), layers, target)
             for name in layers:
-                gradient = trace.gradients[name]
-                new = [(gradient**power).sum(dim=0, keepdim=True) / self.samples for power in (1, 2, 3)]
-                sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+                first, second, third = (power.sum(dim=0, keepdim=True) / self.samples for power in powers(trace.gradients[name]))
+                old = sums.get(name, (0.0, 0.0, 0.0))
+                sums[name] = (old[0] + first, old[1] + second, old[2] + third)
         return sums

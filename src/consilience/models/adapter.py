@@ -167,7 +167,7 @@ class TorchNetwork:
             raise ConsilienceError(f"view is crop or squash; got {mode!r}")
         placement = self.recipe.placement((sample.pixels.shape[0], sample.pixels.shape[1]), mode)
         pixels = images.place(sample.pixels, placement, self.recipe.interpolation, self.recipe.pad)
-        return View(images.to_tensor(pixels).to(self.device), placement, mode)
+        return View(images.to_tensor(pixels).to(self.device), placement, mode, self.recipe.mean)
 
     # -- how it is run
 

@@ -37,11 +37,15 @@ def said(value: Any, layer: str) -> Any:
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a family of networks needs left whole: kinds of modules, functions, and python modules of functions."""
+    """What a family of networks needs left whole: kinds of modules, functions, and python modules of functions.
+
+    Modules named in ``opened`` are looked into all the same.
+    """
 
     leaves: tuple[type, ...] = ()
     functions: tuple[Callable[..., Any], ...] = ()
     rooms: tuple[Any, ...] = ()
+    opened: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +56,15 @@ class Traced:
     constants: dict[str, Any]
 
 
-def dialects(module: nn.Module) -> list[Dialect]:
-    """The ways in which a module may be traced, in the order to try them.
-
-    timm's own for timm's networks, torchvision's for others; then with those leaves opened that have parts, which may be
-    the layer asked for; then plainly, which some families need.
+def dialects(module: nn.Module, layer: str) -> list[Dialect]:
+    """The ways in which a module may be traced, in the order to try them: its library's own, with what holds ``layer`` opened;
+    then plainly, which some families need.
     """
     leaves, functions, rooms = _customs(module)
-    opened = tuple({type(part) for part in module.modules() if isinstance(part, leaves) and not list(part.children())})
-    inner = any(isinstance(part, leaves) and list(part.children()) for part in module.modules())
-    own = [Dialect(leaves, functions, rooms)]
-    return [*own, *([Dialect(opened, functions, rooms)] if inner else []), Dialect()]
+    parts = dict(module.named_modules())
+    steps = layer.split(".")
+    above = (".".join(steps[:end]) for end in range(1, len(steps)))
+    return [Dialect(leaves, functions, rooms, frozenset(name for name in above if isinstance(parts[name], leaves))), Dialect()]
 
 
 def _customs(module: nn.Module) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...], tuple[Any, ...]]:
@@ -128,10 +130,12 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, dialect: Dialect) -> None:
         super().__init__(autowrap_modules=(math, *dialect.rooms), autowrap_functions=dialect.functions)
-        self._leaves, self._thread = dialect.leaves, threading.get_ident()
+        self._dialect, self._thread = dialect, threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, self._dialect.leaves):
+            return module_qualified_name not in self._dialect.opened
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
@@ -154,8 +158,8 @@ class _Tracer(fx.Tracer):
 class Cut:
     """A graph cut after a layer.
 
-    ``start`` is what the layer returns, ``after`` everything that depends on it, ``before`` everything else, and ``kept``
-    the values of ``before`` that ``after`` takes: a residual's skip, class tokens, shapes.
+    ``start`` is what the layer returns, ``after`` everything that depends on it (and the weights that takes), ``before``
+    everything else, and ``kept`` the values of ``before`` that ``after`` takes: a residual's skip, class tokens, shapes.
     """
 
     before: tuple[fx.Node, ...]
@@ -173,10 +177,11 @@ def cut(traced: Traced, layer: str) -> Cut:
     for node in traced.nodes:
         if node.op == "output" or any(source in depends for source in node.all_input_nodes):
             depends.add(node)
-    after = tuple(node for node in traced.nodes if node in depends and node is not marks[0])
+    taken = {source for node in depends if node is not marks[0] for source in node.all_input_nodes} - depends
+    weights = {node for node in taken if node.op == "get_attr"}
     before = tuple(node for node in traced.nodes if node not in depends)
-    taken = {source for node in after for source in node.all_input_nodes}
-    return Cut(before, marks[0], after, tuple(node for node in before if node in taken))
+    after = tuple(node for node in traced.nodes if node in depends | weights and node is not marks[0])
+    return Cut(before, marks[0], after, tuple(node for node in before if node in taken - weights))
 
 
 def only_reader(cut: Cut) -> tuple[fx.Node, fx.Node, frozenset[fx.Node]] | None:

@@ -466,7 +466,7 @@ def _split(seen: Seen) -> Split:
 def _plan(seen: Seen, known: Known) -> Plan:
     """The first graph of the module that, cut after the layer, gives what replay gives on random activations."""
     reasons = []
-    for dialect in graph.dialects(seen.module):
+    for dialect in graph.dialects(seen.module, seen.layer):
         for whole in (False, True):
             try:
                 traced = _had(known.traces, dialect, partial(graph.traced, seen.module, dialect))
