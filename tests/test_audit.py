@@ -245,7 +245,7 @@ def test_bare_iou_that_chance_can_explain_is_said():
         summary=summary_of(iou_mean=0.2, expected_mean=0.19, excess_mean=0.01, excess_low=-0.005, excess_high=0.025)
     )
     assert "chance-level" in codes(findings)
-    assert "mean IoU of 0.200" in one(findings, "chance-level").message
+    assert "the mean IoU of 0.200 is not clearly above chance" in one(findings, "chance-level").message
     assert "0.190" in one(findings, "chance-level").message
 
 

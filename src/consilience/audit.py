@@ -80,7 +80,9 @@ RULES: Mapping[str, Rule] = {
     ),
     "below-chance": Rule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
     "chance-level": Rule(
-        "warning", "a bare mean IoU of {first} says little: independent masks of the same areas reach {second} on average"
+        "warning",
+        "by its interval over pictures the mean IoU of {first} is not clearly above chance: independent masks of the same areas "
+        "reach {second}",
     ),
     "area-varies": Rule(
         "warning", "the masks cover {first} of the frame from picture to picture: IoU mixes their size with their place"

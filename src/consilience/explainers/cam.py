@@ -51,6 +51,11 @@ def weighted(weights: Tensor, activations: Tensor) -> Tensor:
     return torch.einsum("nc,nchw->nhw", weights.to(activations), activations)
 
 
+def exact(values: Tensor) -> Tensor:
+    """In float64, on the CPU: not every accelerator has it."""
+    return values.cpu().double()
+
+
 def per_layer(layers: Sequence[str], values: Sequence[Any]) -> Any:
     """A fact of every layer: the bare value where there is one layer, else by name."""
     return values[0] if len(layers) == 1 else dict(zip(layers, values, strict=True))
@@ -154,11 +159,9 @@ class CAM(LayerMaps):
 
     def _pass(self, model: Network, layers: Sequence[str], views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
         for name in layers:
-            kind = model.tail(views[0].pixels, name).kind
-            if kind != "closed":
-                raise NotApplicable(
-                    f"cam needs global average pooling and one linear layer after {name!r}; {model.id} has more there: use gradcam"
-                )
+            if model.tail(views[0].pixels, name).kind != "closed":
+                wanted = "global average pooling and one linear layer"
+                raise NotApplicable(f"cam needs {wanted} after {name!r}; {model.id} has something else there: use gradcam")
         return super()._pass(model, layers, views, targets)
 
 
@@ -183,7 +186,7 @@ def plus_plus_weights(first: Tensor, second: Tensor, third: Tensor, activations:
     ``first``, ``second``, ``third`` are g, g^2, g^3 (or their means over noise), in float64: g^3 of a small gradient is nothing
     in float32. Where the denominator vanishes against ``second``, and where that is 0, alpha is 0.
     """
-    whole = 2 * second + third * activations.double().sum(dim=(2, 3), keepdim=True)
+    whole = 2 * second + third * exact(activations).sum(dim=(2, 3), keepdim=True)
     safe = whole.abs() > NEAR * second
     alpha = torch.where(safe, second / torch.where(safe, whole, 1.0), 0.0)
     return (alpha * first.relu()).sum(dim=(2, 3))
@@ -191,8 +194,8 @@ def plus_plus_weights(first: Tensor, second: Tensor, third: Tensor, activations:
 
 def powers(gradients: Tensor) -> Powers:
     """g, g^2 and g^3 in float64."""
-    exact = gradients.double()
-    return exact, exact**2, exact**3
+    first = exact(gradients)
+    return first, first**2, first**3
 
 
 @explainers.register("gradcam++")
@@ -214,8 +217,8 @@ class GradCAMPlusPlus(LayerMaps):
 
     def notes(self, activations: Tensor, gradients: Tensor) -> dict[str, Any]:
         """How often the denominator nearly vanishes where it matters."""
-        positive = gradients > 0
-        share = 1 + gradients.double() * activations.double().sum(dim=(2, 3), keepdim=True) / 2  # of 2 g^2
+        positive = exact(gradients) > 0
+        share = 1 + exact(gradients) * exact(activations).sum(dim=(2, 3), keepdim=True) / 2  # of 2 g^2
         near = (share.abs() < 0.1) & positive
         return {"unstable_share": float(near.sum() / positive.sum().clamp(min=1))}
 
@@ -281,14 +284,14 @@ def first_component(channels: Tensor, centre: bool) -> Tensor:
     The sign, which a singular vector has not, is the one with a non-negative sum over the cells.
     """
     count, _, height, width = channels.shape
-    cells = channels.flatten(2).transpose(1, 2).double()
+    cells = exact(channels).flatten(2).transpose(1, 2)
     if centre:
         cells = cells - cells.mean(dim=1, keepdim=True)
     axis = torch.linalg.svd(cells, full_matrices=False).Vh[:, :1]
     along = (cells @ axis.transpose(1, 2)).squeeze(-1)
     # A centred projection sums to nothing; there the side that reaches further is up.
     up = (along**3 if centre else along).sum(dim=1, keepdim=True)
-    return torch.where(up < 0, -along, along).reshape(count, height, width).float()
+    return torch.where(up < 0, -along, along).reshape(count, height, width).to(channels)
 
 
 @explainers.register("eigencam")
@@ -376,7 +379,8 @@ class SmoothGradCAMPlusPlus(OnLayers):
             noise = torch.stack([torch.randn(view.pixels.shape[1:], generator=generator) for _ in range(count)])
             trace = model.trace(view.pixels + self.noise * noise.to(view.pixels), layers, target)
             for name in layers:
-                first, second, third = (power.sum(dim=0, keepdim=True) / self.samples for power in powers(trace.gradients[name]))
+                new = powers(trace.gradients[name])
+                first, second, third = (power.sum(dim=0, keepdim=True) / self.samples for power in new)
                 old = sums.get(name, (0.0, 0.0, 0.0))
                 sums[name] = (old[0] + first, old[1] + second, old[2] + third)
         return sums
