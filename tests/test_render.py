@@ -362,3 +362,7 @@ def test_plot_of_a_pair_that_is_not_there():
         render.agreement_plot(*tables(3), pair=("A", "X"))
     with pytest.raises(ConsilienceError, match="no pair of explainers"):
         render.agreement_plot(pd.DataFrame(), pd.DataFrame())
+
+
+def test_a_no_break_space_stays_and_a_control_character_shows():
+    assert render.visible("92.4\xa0s\u202e\x00") == "92.4\xa0s\ufffd\ufffd"

@@ -434,7 +434,7 @@ def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 def visible(text: str) -> str:
     """The text with what cannot be printed (line breaks, control characters) replaced; names of files may hold anything."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return "".join(letter if letter.isprintable() or letter == "\xa0" else "\ufffd" for letter in text)
 
 
 def _png(canvas: Image.Image) -> bytes:
