@@ -214,7 +214,7 @@ def test_report_is_written_anew(pictures, factory, tmp_path, capsys):
 
 
 def test_help_answers_without_torch():
-    code = "import sys; from consilience.cli import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from consilience.cli import build_parser as b; b().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

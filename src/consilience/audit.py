@@ -81,8 +81,8 @@ RULES: Mapping[str, Rule] = {
     "below-chance": Rule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
     "chance-level": Rule(
         "warning",
-        "by its interval over pictures the mean IoU of {first} is not clearly above chance: independent masks of the same areas "
-        "reach {second}",
+        "by its interval over pictures the mean IoU of {first} is not clearly above chance: independent masks of the same "
+        "areas reach {second}",
     ),
     "area-varies": Rule(
         "warning", "the masks cover {first} of the frame from picture to picture: IoU mixes their size with their place"

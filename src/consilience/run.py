@@ -13,16 +13,17 @@ from typing import Any
 import pandas as pd
 
 from consilience import api, data, images, progress, registry, render, report, study
-from consilience.agreement import Agreement
+from consilience.agreement import Agreement, iou, spearman
 from consilience.audit import Auditor
 from consilience.images import Placement
-from consilience.masks import Mask, default_cutter
+from consilience.masks import Mask, default_cutter, largest, pixels_of
 from consilience.models.zoo import load_model
 from consilience.store import MAPS, PANELS, Item, Run, Stored, Writer, file_stem, findings_as_rows, write_atomically
 from consilience.study import Column
 from consilience.types import Array, ClassTarget, ConsilienceError, Explanation, Model, Sample, ViewMode
 
 DEFAULT_MODEL = "efficientnet_lite0"
+LOW = ("bf16", "f16")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Options:
     device: str | None = None
     engine: str | None = None
     precision: str | None = None
-    memory: int | None = None
+    memory: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ class _Session:
         self.agreement, self.auditor = Agreement(allow_mismatch=job.allow_mismatch), Auditor()
         self.labels = [column.label for column in job.columns]
         self.rows: list[dict[str, Any]] = []
+        self.precision: list[dict[str, Any]] | None = None
         self.failures: list[Failed] = []
 
     def take(self, sample: Sample | data.Failure) -> None:
@@ -187,6 +189,8 @@ class _Session:
         if isinstance(sample, data.Failure):
             self._fail(sample.name, sample.reason)
             return
+        for note in sample.notes:
+            progress.say(f"{sample.name}: {note}")
         try:
             stored = self.writer.done(sample.name, sample.digest) or self._explain(sample)
             explanations, masks = rebuild(stored, sample)
@@ -196,6 +200,8 @@ class _Session:
             return
         self.auditor.add(explanations, masks, stored.prediction, self.labels)
         self.rows += table_rows(stored)
+        if self.precision is None:
+            self.precision = precision_shifts(self.job.columns, self.models, explanations)
 
     def _fail(self, name: str, reason: str) -> None:
         self.failures.append(Failed(name, reason))
@@ -243,8 +249,9 @@ class _Session:
             "preset": self.job.preset,
             "target": self.job.target,
             "allow_mismatch": self.job.allow_mismatch,
-            "model": model_facts(self.models[0]),
-            "models": [model_facts(model) for model in dict.fromkeys(self.models)],
+            "model": model_facts(self.models[0], self.rows),
+            "models": [model_facts(model, self.rows) for model in dict.fromkeys(self.models)],
+            "precision": self.precision or [],
             "columns": self._columns(),
             "seconds": seconds,
             "failures": [asdict(failed) for failed in self.failures],
@@ -271,9 +278,46 @@ class _Session:
         ]
 
 
-def model_facts(model: Model) -> dict[str, Any]:
-    """What the report says of a model."""
-    return {"spec": model.spec, "id": model.id, "facts": model.facts, "classes_count": len(model.classes)}
+def model_facts(model: Model, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the report says of a model; engine and precision are those of the explanations that were made with it."""
+    mine = [row for row in rows if row["model"] == model.id and row["passes"]]
+    ran = {key: "+".join(sorted({part for row in mine for part in row[key].split("+")})) for key in ("engine", "precision")}
+    facts = model.facts | {key: said for key, said in ran.items() if said}
+    return {"spec": model.spec, "id": model.id, "facts": facts, "classes_count": len(model.classes)}
+
+
+# ---------------------------------------------------------------- did the precision change the explanation?
+
+
+def precision_shifts(
+    columns: Sequence[Column], models: Sequence[Model], explanations: Sequence[Explanation]
+) -> list[dict[str, Any]]:
+    """Rows for the explanations of one picture by models of low precision: how far each lies from the same made in f32."""
+    low = [model.facts.get("precision") in LOW for model in models]
+    exact = {model: model.using(precision="f32") for model, is_low in zip(models, low, strict=True) if is_low}
+    return [
+        precision_shift(column, exact[model], explanation)
+        for column, model, explanation, is_low in zip(columns, models, explanations, low, strict=True)
+        if is_low
+    ]
+
+
+def precision_shift(column: Column, exact: Model, explanation: Explanation) -> dict[str, Any]:
+    """Rank correlation, and IoU of the top 20 %, of a map with that of the ``exact`` model for the same target."""
+    sample = explanation.sample
+    outputs = api.raw_outputs(exact, exact.view(sample, column.view))
+    target = api.resolve_target(exact, sample, int(explanation.target.index or 0), outputs)
+    again = api.explain(exact, sample, column.by, target, column.view)
+    maps = [one.values for one in (explanation, again)]
+    tops = [largest(values, pixels_of(0.2, values.size)) for values in maps]
+    return {
+        "column": column.label,
+        "spearman": spearman(*maps),
+        "iou_at_20": iou(*tops),
+        "picture": sample.name,
+        "precision": explanation.provenance["precision"],
+        "exact": again.provenance["precision"],
+    }
 
 
 def prediction(sample: Sample, explanation: Explanation, model: Model) -> dict[str, Any]:

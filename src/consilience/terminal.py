@@ -15,6 +15,7 @@ from rich.table import Table
 
 from consilience import progress, registry
 from consilience.store import Run, plain
+from consilience.types import ConsilienceError, Network
 
 WIDE = 200
 NUMBERS = (
@@ -71,8 +72,8 @@ def bars() -> Iterator[None]:
 
 def as_json(run: Run) -> dict[str, Any]:
     """A run's results as plain data."""
-    keys = ("title", "preset", "model", "columns", "target", "seconds", "failures", "summary", "audit")
-    manifest: dict[str, Any] = {key: run.manifest[key] for key in keys}
+    keys = ("title", "preset", "model", "columns", "target", "seconds", "failures", "summary", "audit", "precision")
+    manifest: dict[str, Any] = {key: run.manifest.get(key) for key in keys}
     tables = {"predictions": run.predictions, "agreement": run.agreement.to_dict("records")}
     result: dict[str, Any] = plain({"run": str(run.folder), "report": str(run.folder / "report.html"), **manifest, **tables})
     return result
@@ -88,16 +89,29 @@ def output() -> Console:
 
 
 def show(run: Run, console: Console) -> None:
-    """Predictions, agreement picture by picture, the verdicts, what the audit found, and where the report is."""
+    """Predictions, agreement by picture, verdicts, what low precision moved, what the audit found, where the report is."""
     console.print(_predictions(run))
     if len(run.agreement):
         console.print(_agreement(run))
+    for name, layer in looked_at(run).items():
+        console.print(f"{escape(name)} looks at layer {escape(layer)}", highlight=False)
     for row in run.manifest["summary"]:
         console.print(escape(verdict(row)), highlight=False)
+    for words in _how_it_ran(run):
+        console.print(escape(words), highlight=False)
     for finding in run.audit:
         where = f" [dim]({escape(finding.where)})[/]" if finding.where and finding.where not in finding.message else ""
         console.print(f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}", highlight=False)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _how_it_ran(run: Run) -> Iterator[str]:
+    """What the engine had to decide otherwise than asked, and how far maps of low precision lie from f32."""
+    notes = [model["facts"].get("note") for model in run.manifest.get("models") or []]
+    yield from (f"engine: {note}" for note in dict.fromkeys(notes) if note)
+    for row in run.manifest.get("precision") or []:
+        shift = f"Spearman {number(row['spearman'])}, IoU of the top 20 % {number(row['iou_at_20'])}"
+        yield f"{row['column']} in {row['precision']} against f32 on {row['picture']}: {shift}"
 
 
 def _predictions(run: Run) -> Table:
@@ -123,6 +137,12 @@ def _agreement(run: Run) -> Table:
         means = [published if key is PUBLISHED[0] else row.get(mean) for key, mean, _ in columns]
         table.add_row("mean", *pair, *(number(mean) for mean in means), style="bold")
     return table
+
+
+def looked_at(run: Run) -> dict[str, str]:
+    """By column the layer that was used, where a method has one."""
+    rows = run.explanations.drop_duplicates("column")
+    return {name: layer for name, layer in zip(rows["column"], rows["layer"], strict=True) if layer}
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -173,6 +193,8 @@ def _layers(model: str) -> list[dict[str, Any]]:
     from consilience.models.zoo import load_model
 
     network = load_model(model)
+    if not isinstance(network, Network):
+        raise ConsilienceError(f"{network.id} offers scores only; it shows no layers")
     chosen = network.target_layer()
     return [
         {

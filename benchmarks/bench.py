@@ -1,0 +1,423 @@
+"""Our explainers against the libraries in use, on the same pictures, model, target, layer and draws, in one run.
+
+    python benchmarks/bench.py                     # everything that takes minutes
+    python benchmarks/bench.py ablation --full     # one group; peers that take many minutes run whole instead of a part
+
+Times are medians of interleaved repetitions with warm engines. A peer that would take many minutes is stopped after some of its
+batches and its time scaled by their number, which the table says. Ratios are within a row only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from consilience import api, images
+from consilience.models.adapter import wrap
+from consilience.models.zoo import load_model
+from consilience.types import Sample
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Enough(Exception):
+    """A peer has shown how fast it is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    peer: str
+    theirs: float
+    ours: float
+    difference: str = ""
+    note: str = ""
+
+    def cells(self) -> list[str]:
+        """As printed."""
+        ratio = f"{self.theirs / self.ours:.1f}x"
+        return [self.what, self.peer, seconds(self.theirs), seconds(self.ours), ratio, self.difference, self.note]
+
+
+HEAD = ["what", "peer", "theirs", "ours", "ratio", "largest difference", "note"]
+
+
+def seconds(value: float) -> str:
+    """Three digits with a unit."""
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def interleaved(repeats: int, *calls: Callable[[], object]) -> list[float]:
+    """Median seconds of each call; one round of all after the other, after one that is not counted."""
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(repeats + 1):
+        for place, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if number:
+                times[place].append(time.perf_counter() - start)
+    return [statistics.median(found) for found in times]
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """To [0, 1], as the peers return their maps."""
+    values = values - values.min()
+    return values / (1e-7 + values.max())
+
+
+@cache
+def picture() -> Sample:
+    """The cat that scikit-image carries."""
+    import skimage.data
+
+    return Sample("cat", skimage.data.chelsea())
+
+
+@cache
+def lite0(precision: str = "f32"):
+    return load_model("efficientnet_lite0", precision=precision)
+
+
+@cache
+def resnet50(precision: str = "f32"):
+    import torchvision
+
+    torch.manual_seed(0)
+    module = torchvision.models.resnet50().eval()
+    return wrap(module, mean=MEAN, std=STD, size=224, resize=256, name="resnet50-random").using(precision=precision)
+
+
+MODELS = {"EfficientNet-Lite0": (lite0, "blocks.6"), "ResNet-50": (resnet50, "layer4")}
+
+
+def shown(model):
+    """The view, and the same picture normalised as the peers want it."""
+    view = model.view(picture())
+    return view, model.recipe.normalised(view.pixels)
+
+
+def predicted(model, view) -> int:
+    return int(api.raw_outputs(model, view)[0].argmax())
+
+
+def layer_of(model, name: str):
+    return model.module.get_submodule(name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the peers' progress bars."""
+    import os
+
+    import tqdm
+
+    before, tqdm.tqdm.__init__.__defaults__ = tqdm.tqdm.__init__.__defaults__, tqdm.tqdm.__init__.__defaults__
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        tqdm.tqdm.__init__.__defaults__ = before
+        os.environ.pop("TQDM_DISABLE", None)
+
+
+class CountedTarget:
+    """pytorch-grad-cam's class target, which may stop the peer after some pictures."""
+
+    def __init__(self, index: int, limit: int | None = None) -> None:
+        self.index, self.limit, self.seen = index, limit, 0
+
+    def __call__(self, output):
+        self.seen += 1
+        if self.limit is not None and self.seen > self.limit:
+            raise Enough
+        return output[self.index]
+
+
+def peer_cam(cls, model, layer: str, normalised, index: int, batch: int = 32):
+    cam = cls(model=model.module, target_layers=[layer_of(model, layer)])
+    cam.batch_size = batch
+    with cam, torch.inference_mode(False):
+        return cam(input_tensor=normalised, targets=[CountedTarget(index)])[0]
+
+
+def peer_part(cls, model, layer: str, normalised, index: int, channels: int, batches: int, batch: int = 32):
+    """Seconds a peer would take for all channels, from its first batches."""
+    target = CountedTarget(index, limit=batches * batch)
+    start = time.perf_counter()
+    try:
+        cam = cls(model=model.module, target_layers=[layer_of(model, layer)])
+        cam.batch_size = batch
+        with cam:
+            cam(input_tensor=normalised, targets=[target])
+    except Enough:
+        pass
+    # The pass that raised counts, as its pictures were scored.
+    return (time.perf_counter() - start) * channels / ((batches + 1) * batch)
+
+
+# ---------------------------------------------------------------- groups
+
+
+def forward(full: bool) -> Iterator[Row]:
+    """Bare forward passes: what everything else is held against."""
+    for name, (make, _) in MODELS.items():
+        model = make()
+        pixels = torch.rand(64, 3, 224, 224)
+        eager = model.using(engine="torch")
+        normalised = model.recipe.normalised(pixels)
+        flat = normalised.contiguous(memory_format=torch.contiguous_format)
+        last = normalised.contiguous(memory_format=torch.channels_last)
+
+        def bare(batch, model=model):
+            with torch.inference_mode():
+                for part in batch.split(32):
+                    model.module(part)
+
+        plain, channels_last, ours_torch, ours = interleaved(
+            3, lambda: bare(flat), lambda: bare(last), lambda: eager.scores(pixels), lambda: model.scores(pixels)
+        )
+        for peer, theirs in (("torch eager", plain), ("torch channels-last", channels_last), ("our torch engine", ours_torch)):
+            rate = f"{64 / theirs:.0f} against {64 / ours:.0f} pictures/s"
+            gap = float((eager.scores(pixels[:32]) - model.scores(pixels[:32])).abs().max())
+            yield Row(f"64 pictures, {name}", peer, theirs, ours, f"{gap:.1e} on logits", rate)
+
+
+def gradcam(full: bool) -> Iterator[Row]:
+    """One Grad-CAM."""
+    from pytorch_grad_cam import GradCAM
+
+    for name, (make, layer) in MODELS.items():
+        model = make()
+        view, normalised = shown(model)
+        index = predicted(model, view)
+
+        def ours(model=model, layer=layer, index=index):
+            return api.explain(model, picture(), f"gradcam:{layer}", target=index)
+
+        def theirs(model=model, layer=layer, normalised=normalised, index=index):
+            return peer_cam(GradCAM, model, layer, normalised, index)
+
+        gap = np.abs(scaled(ours().values) - theirs()).max()
+        peer, own = interleaved(9, theirs, ours)
+        yield Row(f"Grad-CAM, {name} {layer}", "grad-cam", peer, own, f"{gap:.1e}", "ours includes view and prediction")
+        yield from _captum(name, model, layer, normalised, index, ours)
+
+
+def _captum(name, model, layer, normalised, index, ours) -> Iterator[Row]:
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError:
+        return
+    explainer = LayerGradCam(model.module, layer_of(model, layer))
+
+    def theirs():
+        return explainer.attribute(normalised, target=index, relu_attributions=True)
+
+    gap = np.abs(scaled(ours().extras["grid"]) - scaled(theirs()[0, 0].detach().numpy())).max()
+    peer, own = interleaved(9, theirs, ours)
+    yield Row(f"Grad-CAM, {name} {layer}", "captum", peer, own, f"{gap:.1e}", "ours includes view and prediction")
+
+
+def ablation(full: bool) -> Iterator[Row]:
+    """One Ablation-CAM: zero ablation of every channel."""
+    from pytorch_grad_cam import AblationCAM
+
+    cases = [
+        ("EfficientNet-Lite0", "blocks.6", 320, False),
+        ("EfficientNet-Lite0", "bn2", 1280, True),
+        ("ResNet-50", "layer4", 2048, True),
+    ]
+    for name, layer, channels, zero_floor in cases:
+        model = MODELS[name][0]()
+        view, normalised = shown(model)
+        index = predicted(model, view)
+
+        def ours(model=model, layer=layer, index=index):
+            return api.explain(model, picture(), f"ablationcam:{layer}", target=index)
+
+        whole = full or channels <= 320
+        if whole:
+            start = time.perf_counter()
+            peer_map = peer_cam(AblationCAM, model, layer, normalised, index)
+            peer = time.perf_counter() - start
+            gap = f"{np.abs(scaled(ours().values) - peer_map).max():.1e}" + (
+                "" if zero_floor else " (the peer does not ablate to zero)"
+            )
+            if channels <= 320:
+                again = interleaved(2, lambda m=model, n=normalised, i=index, l=layer: peer_cam(AblationCAM, m, l, n, i))[0]
+                peer = statistics.median([peer, again])
+            note = ""
+        else:
+            batches = 4
+            peer = peer_part(AblationCAM, model, layer, normalised, index, channels, batches)
+            gap, note = "", f"peer scaled from {(batches + 1) * 32} of {channels} channels"
+        own = interleaved(7, ours)[0]
+        yield Row(f"Ablation-CAM, {name} {layer} ({channels})", "grad-cam", peer, own, gap, note)
+
+
+def score(full: bool) -> Iterator[Row]:
+    """One Score-CAM: a forward pass a channel."""
+    from pytorch_grad_cam import ScoreCAM
+
+    for name, layer, channels in [("EfficientNet-Lite0", "blocks.6", 320), ("ResNet-50", "layer4", 2048)]:
+        model = MODELS[name][0]()
+        view, normalised = shown(model)
+        index = predicted(model, view)
+
+        def ours(model=model, layer=layer, index=index, more=""):
+            return api.explain(model, picture(), f"scorecam:layer={layer}{more}", target=index)
+
+        if full or channels <= 320:
+            peer_map = peer_cam(ScoreCAM, model, layer, normalised, index, batch=16)
+            gap = f"{np.abs(scaled(ours(more=',align_corners=true').values) - peer_map).max():.1e} with align_corners"
+            repeats = 3 if channels <= 320 else 1
+            peer, own = interleaved(
+                repeats, lambda m=model, n=normalised, i=index, l=layer: peer_cam(ScoreCAM, m, l, n, i, 16), ours
+            )
+            yield Row(f"Score-CAM, {name} {layer} ({channels})", "grad-cam", peer, own, gap)
+        else:
+            ours()
+            peers, owns = [], []
+            for _ in range(3):
+                peers.append(peer_part(ScoreCAM, model, layer, normalised, index, channels, 6, batch=16))
+                start = time.perf_counter()
+                pixels = view.pixels.expand(128, -1, -1, -1).contiguous()
+                model.scores(pixels)
+                owns.append((time.perf_counter() - start) * channels / 128)
+            start = time.perf_counter()
+            ours()
+            own = time.perf_counter() - start
+            note = f"peer scaled from 112 of {channels} channels; the bare forward alone takes {statistics.median(owns):.3g} s"
+            yield Row(f"Score-CAM, {name} {layer} ({channels})", "grad-cam", statistics.median(peers), own, "", note)
+
+
+STUDY = "segments=quickshift(kernel_size=5,max_dist=150,ratio=.3)"
+
+
+def lime(full: bool) -> Iterator[Row]:
+    """The study's protocol: 700 draws, quickshift, the same draws and fill on both sides."""
+    from lime.lime_image import LimeImageExplainer
+    from lime.wrappers.scikit_image import SegmentationAlgorithm
+
+    model = lite0()
+    view = model.view(picture(), "squash")
+    array = images.to_array(view.pixels)
+    outputs = api.raw_outputs(model, view)
+    index = int(outputs[0].argmax())
+    fill = np.percentile(array, 20, axis=(0, 1))
+
+    def classify(batch):
+        pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).float()
+        with torch.inference_mode():
+            return model.module(model.recipe.normalised(pixels)).softmax(dim=1).numpy()
+
+    def theirs():
+        cut = SegmentationAlgorithm("quickshift", kernel_size=5, max_dist=150, ratio=0.3, random_seed=42)
+        with quiet():
+            return LimeImageExplainer(random_state=1).explain_instance(
+                array, classify, labels=(index,), top_labels=None, hide_color=fill, num_features=10, num_samples=700,
+                segmentation_fn=cut, random_seed=42,
+            )  # fmt: skip
+
+    spec = f"lime:samples=700,{STUDY},fill=percentile(20),draw=lime,seed=1"
+
+    def ours(model=model):
+        return api.explain(model, picture(), spec, target=index, view="squash")
+
+    mine, peer = ours(), theirs()
+    refit = dict(peer.local_exp[index])
+    gap = max(abs(refit[k] - mine.extras["refit"][k]) for k in refit)
+    same = set(refit) == set(mine.extras["selected"].tolist())
+    fast = model.scores(view.pixels.expand(700, -1, -1, -1).contiguous())  # warm
+    del fast
+    many = view.pixels.expand(700, -1, -1, -1).contiguous()
+    peer_time, own, bare = interleaved(3, theirs, ours, lambda: model.scores(many))
+    cut = statistics.median(ours().provenance["segmentation_seconds"] for _ in range(3))
+    share = own / (bare + cut)
+    note = f"same ten superpixels: {same}; {share:.2f} times bare forward ({bare:.2f} s) plus segmentation ({cut:.2f} s)"
+    yield Row("LIME, 700 draws, EfficientNet-Lite0", "lime", peer_time, own, f"{gap:.1e} on weights", note)
+    yield from _lime_without_model()
+
+
+def _lime_without_model() -> Iterator[Row]:
+    """The time outside the model, by the number of segments."""
+    from lime.lime_image import LimeImageExplainer
+
+    model = lite0()
+    view = model.view(picture(), "squash")
+    array = images.to_array(view.pixels)
+
+    class Nothing:
+        id, classes, outputs, can, batch = "nothing", ("a", "b"), "values", frozenset(), 32
+        spec, facts = None, {}
+
+        def view(self, sample, mode=None):
+            return view
+
+        def scores(self, pixels):
+            return torch.zeros(len(pixels), 2) + pixels[:, :1, 0, :2].mean(dim=1)
+
+    for side in (5, 10, 17):
+        labels = np.add.outer(np.arange(224) * side // 224 * side, np.arange(224) * side // 224)
+
+        def theirs(labels=labels):
+            with quiet():
+                return LimeImageExplainer(random_state=1).explain_instance(
+                    array, lambda batch: np.zeros((len(batch), 2)) + batch[:, :1, 0, 0], labels=(1,), top_labels=None,
+                    num_samples=700, num_features=10, segmentation_fn=lambda _: labels, random_seed=1,
+                )  # fmt: skip
+
+        def ours(side=side):
+            return api.explain(Nothing(), picture(), f"lime:samples=700,segments=grid({side}),draw=lime,seed=1", target=1)
+
+        peer, own = interleaved(3, theirs, ours)
+        yield Row(f"LIME without a model, 700 draws, {side * side} segments", "lime", peer, own)
+
+
+GROUPS = {"forward": forward, "gradcam": gradcam, "ablation": ablation, "score": score, "lime": lime}
+
+
+# ---------------------------------------------------------------- printing
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--full", action="store_true", help="run slow peers whole")
+    parser.add_argument("--json", metavar="FILE", help="keep the rows too")
+    arguments = parser.parse_args()
+    print(f"{machine()}, {time.strftime('%Y-%m-%d')}\n")
+    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
+    rows = []
+    for group in arguments.groups or GROUPS:
+        for row in GROUPS[group](arguments.full):
+            rows.append(row)
+            print("| " + " | ".join(row.cells()) + " |", flush=True)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps([replace(row).__dict__ for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
