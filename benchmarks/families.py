@@ -1,0 +1,171 @@
+"""Which layer and grid each family of networks gets, and which methods work on it: writes docs/families.md.
+
+    python benchmarks/families.py [--only resnet,vit]
+
+One small member of every timm family and every torchvision classifier's smallest, with random weights (nothing is downloaded), is
+shown one noisy picture. A method counts as working when its map is finite and not flat; what it says otherwise is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+
+from consilience import api, registry
+from consilience.models.zoo import load_model
+from consilience.types import ConsilienceError, Sample
+
+MOST_PARAMETERS = 45e6
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+QUICK = {
+    "scorecam": "channels=4",
+    "sscam": "channels=2,samples=2",
+    "iscam": "channels=2,steps=2",
+    "smoothgradcam++": "samples=2",
+}
+TORCHVISION = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t",
+    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5",
+    "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2",
+)  # fmt: skip
+
+
+@dataclass
+class Found:
+    """One row."""
+
+    family: str
+    model: str
+    layer: str = ""
+    grid: str = ""
+    works: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+def cams() -> list[str]:
+    """Every method that looks at a layer."""
+    names = registry.explainers.names()
+    return [name for name in names if any(item.name == "layer" for item in registry.options_of(registry.explainers.get(name)))]
+
+
+def smallest(module: str) -> str | None:
+    """The member of a timm module with the fewest parameters, counted without memory; None where none can be built."""
+    sizes = []
+    for name in timm.list_models(module=module):
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                sizes.append((sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters()), name))
+        except Exception:  # noqa: S112 - a family that does not build without weights is named as such
+            continue
+    fitting = [item for item in sizes if 0 < item[0] <= MOST_PARAMETERS]
+    return min(fitting)[1] if fitting else None
+
+
+def look(family: str, spec: str, picture: Sample) -> Found:
+    """Try every method on one network."""
+    found = Found(family, spec)
+    try:
+        model = load_model(f"{spec}{':' if ':' not in spec else ','}weights=random", engine="torch")
+        found.layer = model.target_layer()
+        spatial = next(layer.spatial for layer in model.layers() if layer.name == found.layer)
+        found.grid = f"{spatial[0]} x {spatial[1]}" if spatial else "vector"
+    except Exception as error:
+        found.error = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        return found
+    for name in cams():
+        try:
+            values = api.explain(model, picture, f"{name}:{QUICK[name]}" if name in QUICK else name, target=1).values
+            if np.isfinite(values).all():
+                found.works.append(name)
+            else:
+                found.refused[name] = "values that are not finite"
+        except ConsilienceError as error:
+            found.refused[name] = str(error).splitlines()[0]
+        except Exception as error:
+            found.refused[name] = f"FAULT {type(error).__name__}: {error}".splitlines()[0][:200]
+    return found
+
+
+def families(only: set[str]) -> Iterator[tuple[str, str]]:
+    """Names and specs."""
+    for name in TORCHVISION:
+        if not only or name in only:
+            yield f"torchvision {name.rstrip('0123456789_')}", name
+    for module in timm.list_modules():
+        if only and module not in only:
+            continue
+        member = smallest(module)
+        if member is not None:
+            yield f"timm {module}", f"timm:{member}"
+
+
+def page(rows: list[Found]) -> str:
+    """The table in Markdown."""
+    names = cams()
+    lines = [
+        "# What works with which family of networks",
+        "",
+        "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and its kin take",
+        f"when nothing is said (`layer=auto`), *grid* its resolution. *All* means: {', '.join(f'`{name}`' for name in names)}.",
+        "",
+        "| family | model | layer | grid | methods |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.error:
+            methods = f"none: {row.error}"
+        else:
+            missing = [name for name in names if name not in row.works]
+            methods = "all" if not missing else f"all but {', '.join(missing)}"
+        lines.append(f"| {row.family} | `{row.model}` | `{row.layer}` | {row.grid} | {methods} |")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for name, reason in row.refused.items():
+            reasons.setdefault(f"`{name}`: {reason.replace(row.layer, 'LAYER').replace(row.model, 'MODEL')}", []).append(
+                row.model
+            )
+    lines += ["", "## Why not", ""]
+    lines += [
+        f"- {reason} ({len(models)}: {', '.join(models[:3])}{' ...' if len(models) > 3 else ''})"
+        for reason, models in reasons.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="families, joined by commas; the page is not written")
+    arguments = parser.parse_args()
+    only = set(filter(None, arguments.only.split(",")))
+    rng = np.random.default_rng(0)
+    picture = Sample("noise", rng.integers(0, 256, (260, 300, 3), dtype=np.uint8))
+    rows = []
+    for family, spec in families(only):
+        start = time.perf_counter()
+        rows.append(look(family, spec, picture))
+        row = rows[-1]
+        faults = [name for name, reason in row.refused.items() if reason.startswith("FAULT")]
+        print(f"{family:32} {spec:44} {row.layer:28} {row.grid:9} {len(row.works)} work", row.error, faults or "", end=" ")
+        print(f"{time.perf_counter() - start:.1f} s", flush=True)
+        for name in faults:
+            print("   ", name, row.refused[name])
+        gc.collect()
+    if not only:
+        PAGE.write_text(page(rows), encoding="utf-8")
+        print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
