@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test sweep clean
+.PHONY: demo test sweep families bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -16,6 +16,16 @@ test: $(STAMP)
 
 sweep: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# Which layer, grid and methods each family of networks gets; writes docs/families.md.
+families: $(STAMP)
+	$(BIN)/python benchmarks/families.py
+
+# Against the libraries in use, in one run; takes about half an hour on two cores.
+bench: $(STAMP)
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[bench]'
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/memory.py
 
 # One environment serves every target; it is made anew only when the project's requirements change.
 $(STAMP): pyproject.toml

@@ -2,8 +2,8 @@
 
     python benchmarks/families.py [--only resnet,vit]
 
-One small member of every timm family and every torchvision classifier's smallest, with random weights (nothing is downloaded), is
-shown one noisy picture. A method counts as working when its map is finite and not flat; what it says otherwise is listed.
+One small member of every family of timm and torchvision, with random weights (nothing is downloaded), is shown one noisy
+picture. A method counts as working when its map is finite and not flat; what it says otherwise is listed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-import torchvision
 
 from consilience import api, registry
 from consilience.models.zoo import load_model
@@ -62,12 +61,12 @@ def cams() -> list[str]:
 def smallest(module: str) -> str | None:
     """The member of a timm module with the fewest parameters, counted without memory; None where none can be built."""
     sizes = []
-    for name in timm.list_models(module=module):
+    for name in timm.list_models(module=module, exclude_filters="test_*"):
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 sizes.append((sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters()), name))
-        except Exception:  # noqa: S112 - a family that does not build without weights is named as such
+        except Exception:  # some members do not build without their weights
             continue
     fitting = [item for item in sizes if 0 < item[0] <= MOST_PARAMETERS]
     return min(fitting)[1] if fitting else None
@@ -117,8 +116,9 @@ def page(rows: list[Found]) -> str:
     lines = [
         "# What works with which family of networks",
         "",
-        "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and its kin take",
-        f"when nothing is said (`layer=auto`), *grid* its resolution. *All* means: {', '.join(f'`{name}`' for name in names)}.",
+        "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and its",
+        "kin take when nothing is said (`layer=auto`), *grid* its resolution.",
+        f"*All* means: {', '.join(f'`{name}`' for name in names)}.",
         "",
         "| family | model | layer | grid | methods |",
         "|---|---|---|---|---|",
@@ -137,10 +137,8 @@ def page(rows: list[Found]) -> str:
                 row.model
             )
     lines += ["", "## Why not", ""]
-    lines += [
-        f"- {reason} ({len(models)}: {', '.join(models[:3])}{' ...' if len(models) > 3 else ''})"
-        for reason, models in reasons.items()
-    ]
+    for reason, models in reasons.items():
+        lines.append(f"- {reason} ({len(models)}: {', '.join(models[:3])}{' ...' if len(models) > 3 else ''})")
     return "\n".join(lines) + "\n"
 
 

@@ -195,6 +195,7 @@ class Tail(Protocol):
         """Raw outputs (n, K) with one channel of the layer at a time set to zero, in the order of ``channels``."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """Anything that scores pictures: a torch module, a callable, an ONNX file, a server."""
 

@@ -66,6 +66,14 @@ class Recipe:
         ratio = max(ratios) if self.crop == "long" else min(ratios)
         return max(1, round(picture[0] / ratio)), max(1, round(picture[1] / ratio))
 
+    def shown(self, sample: Sample, mode: ViewMode, device: torch.device) -> View:
+        """The sample in this frame, on ``device``."""
+        if mode not in ("crop", "squash"):
+            raise ConsilienceError(f"view is crop or squash; got {mode!r}")
+        placement = self.placement((sample.pixels.shape[0], sample.pixels.shape[1]), mode)
+        pixels = images.place(sample.pixels, placement, self.interpolation, self.pad)
+        return View(images.to_tensor(pixels).to(device), placement, mode, self.mean)
+
     def normalised(self, pixels: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] as the network takes it."""
         mean = torch.tensor(self.mean, dtype=pixels.dtype, device=pixels.device)[:, None, None]
@@ -116,7 +124,7 @@ class TorchNetwork:
     @property
     def digest(self) -> str:
         """Hex digest of the state dict's tensors in order, the architecture with its settings, and the recipe."""
-        return engines.digest(self.module, repr(self.recipe) + self.outputs)
+        return self._runner.digest(self.module, repr(self.recipe) + self.outputs)
 
     @property
     def spec(self) -> str | None:
@@ -145,29 +153,19 @@ class TorchNetwork:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ``scores`` runs on: engine, precision, device, threads, weights; ``auto`` resolved."""
-        return {
-            **self._runner.facts(self),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "weights": self.weights,
-        }
+        """What ``scores`` ran on, or will: engine, precision, device, weights; then batch, threads, versions, notes too."""
+        return {**self._runner.facts(self), "device": str(self.device), "weights": self.weights}
 
     @property
     def batch(self) -> int:
         """How many pictures a pass takes within the memory budget."""
-        return engines.batch_within(self.memory, self.largest, self.device)
+        return engines.batch_within(self.memory, self.largest, self.frame, self.device)
 
     # -- how it is shown a picture
 
     def view(self, sample: Sample, mode: ViewMode | None = None) -> View:
         """The sample as this model was trained to see it (crop) or whole (squash); None means the model's default."""
-        mode = mode or self.mode
-        if mode not in ("crop", "squash"):
-            raise ConsilienceError(f"view is crop or squash; got {mode!r}")
-        placement = self.recipe.placement((sample.pixels.shape[0], sample.pixels.shape[1]), mode)
-        pixels = images.place(sample.pixels, placement, self.recipe.interpolation, self.recipe.pad)
-        return View(images.to_tensor(pixels).to(self.device), placement, mode, self.recipe.mean)
+        return self.recipe.shown(sample, mode or self.mode, self.device)
 
     # -- how it is run
 
@@ -177,6 +175,7 @@ class TorchNetwork:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] to (N, K) raw outputs, differentiable with respect to the pixels."""
+        engines.record("torch", "f32")
         with borrowed(self.module):
             return self.run(self._checked(pixels))
 
@@ -253,6 +252,7 @@ class TorchNetwork:
         It runs the fastest way that gives the model's own outputs: ``closed``, ``split`` or ``replay``; ``kind`` asks for
         one. Raises `ConsilienceError` where there is no such layer or way.
         """
+        engines.record("torch", "f32")
         name = self._known(layer)
         return make(self, self._checked(pixels).detach(), name, self.anatomy.forms[name], kind)
 
@@ -274,6 +274,7 @@ class TorchNetwork:
 
             return hook
 
+        engines.record("torch", "f32")
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         with borrowed(self.module), hooked([(part, keep(name)) for name, part in parts.items()]):
@@ -366,13 +367,13 @@ def wrap(
     """
     if not isinstance(module, nn.Module):
         raise ConsilienceError(f"wrap takes a torch.nn.Module; got {type(module).__name__}")
-    frame = _pair(size)
+    frame = pair(size)
     recipe = Recipe(
         size=frame,
-        resized=_pair(resize) if resize is not None else frame,
+        resized=pair(resize) if resize is not None else frame,
         interpolation=interpolation,
-        mean=_triple(mean, "mean"),
-        std=_triple(std, "std"),
+        mean=triple(mean, "mean"),
+        std=triple(std, "std"),
     )
     labels = tuple(classes) if classes is not None else None
     network = TorchNetwork(
@@ -384,11 +385,13 @@ def wrap(
     return network
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width; one number is both."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _triple(values: Sequence[float], what: str) -> tuple[float, float, float]:
+def triple(values: Sequence[float], what: str) -> tuple[float, float, float]:
+    """Three numbers, one a colour; ``what`` names them in the error."""
     if len(values) != 3:
         raise ConsilienceError(f"{what} is three numbers, one a colour; got {len(values)}")
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -1,7 +1,8 @@
 """Engines: what runs behind ``scores``. Each maps pixels to raw outputs and says in ``facts`` what it is.
 
-`auto` is OpenVINO on a CPU and torch elsewhere. A converted network is kept on disk by content and held against torch on
-the first pictures it sees; where it differs, or cannot be converted, torch runs instead and that is said and recorded.
+`auto` is OpenVINO on a CPU and torch elsewhere. A converted or compiled network is held against torch on the first pictures
+it sees; where it differs, or cannot be made, torch runs instead and that is said and recorded. What OpenVINO made is kept on
+disk by content.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
@@ -31,10 +36,12 @@ from consilience.progress import say
 from consilience.types import ConsilienceError
 
 MEMORY = 1 << 30
-ENGINES = ("auto", "torch", "openvino")
-PRECISIONS = ("f32", "bf16")
+ENGINES = ("auto", "torch", "torch-compile", "openvino")
+PRECISIONS = ("f32", "bf16", "f16")
 TINY = 8
-TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
+TOLERANCE = {"f32": 1e-4, "bf16": 0.1, "f16": 0.02}
+_LOW = {"bf16": torch.bfloat16, "f16": torch.float16}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BLOCK = 32 << 20
 
 Run = Callable[[Tensor], Tensor]
@@ -99,6 +106,10 @@ def check(engine: str, precision: str, memory: int, device: torch.device) -> Non
         raise ConsilienceError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
     if memory < 1 << 20:
         raise ConsilienceError(f"memory is in bytes, at least {1 << 20:,}; got {memory:,}")
+    if precision == "f16" and device.type == "cpu":
+        raise ConsilienceError("precision f16 needs an accelerator (cuda, mps); the model is on cpu, which has f32 and bf16")
+    if precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise ConsilienceError("precision bf16 needs macOS 14 on mps; take f16 or f32")
     if engine == "openvino" and device.type != "cpu":
         raise ConsilienceError(f"engine openvino runs on the cpu; the model is on {device}")
     if engine == "openvino" and not _has_openvino():
@@ -127,6 +138,18 @@ def _devices() -> list[str]:
     return ["cpu", *cuda, *mps]
 
 
+def bytes_of(size: str | int) -> int:
+    """A number of bytes: ``2G``, ``500M``, ``1.5GiB``, ``64000000``; K, M and G are powers of 1024.
+
+    >>> bytes_of("500M")
+    524288000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:iB|B)?", str(size).strip(), flags=re.IGNORECASE)
+    if match is None:
+        raise ConsilienceError(f"memory is a number of bytes, or one with K, M or G: 500M, 2G; got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
 def _has_openvino() -> bool:
     return find_spec("openvino") is not None
 
@@ -135,15 +158,60 @@ def plan(engine: str, precision: str, device: torch.device) -> dict[str, Any]:
     """What will run: ``auto`` resolved, and the precision that the machine has."""
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" and _has_openvino() else "torch"
-    if engine == "openvino" and precision == "bf16" and "BF16" not in _openvino_capabilities():
-        return {"engine": engine, "precision": "f32", "note": "this cpu has no bf16 arithmetic"}
-    return {"engine": engine, "precision": precision}
+    planned = {"engine": engine, "precision": precision}
+    if precision == "bf16" and engine == "openvino" and "BF16" not in _openvino_capabilities():
+        return planned | {"precision": "f32", "note": "bf16 was asked for; this cpu has no bf16 arithmetic, so f32 runs"}
+    if precision == "bf16" and engine != "openvino" and not native_bf16(device):
+        return planned | {"note": f"this {device.type} has no bf16 arithmetic: torch emulates it, slower than f32"}
+    if precision == "f32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return planned | {"note": "convolutions in tf32, as torch has it unless torch.backends.cudnn.allow_tf32 is False"}
+    return planned
 
 
-def batch_within(memory: int, largest: int, device: torch.device) -> int:
-    """Pictures a pass: input, output and workspace of the largest operation (``largest`` floats) within ``memory`` bytes."""
+@cache
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 itself: AVX512-BF16 or AMX on a CPU, compute capability 8 on CUDA."""
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return True
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(ask()) for ask in known if ask is not None)
+
+
+def batch_within(memory: int, largest: int, frame: tuple[int, int], device: torch.device) -> int:
+    """Pictures a pass within ``memory`` bytes, weights not counted, however many pictures there are in all.
+
+    A picture needs the input, output and workspace of the network's largest operation (``largest`` floats each), and three
+    times its own ``frame``: as it was composed, as it is normalised, and what stands between.
+    """
     most = 32 if device.type == "cpu" else 128
-    return max(1, min(most, memory // (3 * 4 * largest)))
+    return max(1, min(most, memory // (3 * 4 * (largest + 3 * frame[0] * frame[1]))))
+
+
+# ---------------------------------------------------------------- what ran
+
+_ran: ContextVar[set[tuple[str, str]] | None] = ContextVar("consilience_ran", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[set[tuple[str, str]]]:
+    """The (engine, precision) of every pass inside, as it ran."""
+    ran: set[tuple[str, str]] = set()
+    token = _ran.set(ran)
+    try:
+        yield ran
+    finally:
+        _ran.reset(token)
+
+
+def record(engine: str, precision: str) -> None:
+    """A pass has run."""
+    ran = _ran.get()
+    if ran is not None:
+        ran.add((engine, precision))
 
 
 # ---------------------------------------------------------------- running
@@ -154,8 +222,17 @@ class Runner:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._made_for = ""
+        self._watch: Watch | None = None
         self._digest = ""
         self._lock = RLock()
+
+    def digest(self, module: nn.Module, settings: str) -> str:
+        """`digest`, computed again only where `Watch` sees a change: it is asked for at every batch."""
+        with self._lock:
+            if self._watch is None or not self._watch.same():
+                self._watch, self._digest = Watch(module), digest(module, settings)
+            return self._digest
 
     def facts(self, network: Runnable) -> dict[str, Any]:
         """What ran, or will."""
@@ -174,18 +251,20 @@ class Runner:
             if not len(pixels):
                 return plain(pixels.new_zeros(1, *pixels.shape[1:]))[:0]
             parts = [self._part(network, plain, chunk) for chunk in torch.split(pixels, network.batch)]
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _part(self, network: Runnable, plain: Engine, pixels: Tensor) -> Tensor:
         fits = tuple(pixels.shape[2:]) == network.frame
-        if not fits or len(pixels) <= min(TINY, network.batch - 1):
-            return plain(pixels)
-        return self._ready(network, plain, pixels)(pixels)
+        small = not fits or len(pixels) <= min(TINY, network.batch - 1)
+        engine = plain if small else self._ready(network, plain, pixels)
+        outputs = engine(pixels)
+        record(engine.facts["engine"], engine.facts["precision"])
+        return outputs
 
     def _ready(self, network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
         digest = network.digest
-        if self._engine is None or self._digest != digest:
-            self._engine, self._digest = _make(network, plain, pixels), digest
+        if self._engine is None or self._made_for != digest:
+            self._engine, self._made_for = _make(network, plain, pixels), digest
         return self._engine
 
 
@@ -195,14 +274,14 @@ def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
     if planned["engine"] == "torch":
         return plain
     try:
-        engine = OpenVINOEngine(network, planned)
-        _verify(engine, plain, pixels, planned["precision"])
+        engine: Engine = (OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine)(network, planned)
+        _verify(engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"])
     except Exception as error:  # whatever a converter trips over, torch can run the model
         reason = _reason(error)
-        if network.engine != "auto":
+        if network.engine == "openvino":
             raise ConsilienceError(f"engine {network.engine} cannot run this model: {reason}; take engine=torch") from error
-        say(f"OpenVINO cannot run this model, torch does: {reason}")
-        plain.facts["note"] = f"openvino was tried: {reason}"
+        say(f"{planned['engine']} cannot run this model, torch does: {reason}")
+        plain.facts["note"] = f"{planned['engine']} was tried: {reason}"
         return plain
     return engine
 
@@ -225,25 +304,34 @@ def _verify(engine: Engine, plain: Engine, pixels: Tensor, precision: str) -> No
         )
 
 
+def filled(pixels: Tensor, batch: int) -> Tensor:
+    """Black pictures after the last, up to a whole batch."""
+    if len(pixels) == batch:
+        return pixels
+    return torch.cat([pixels, pixels.new_zeros(batch - len(pixels), *pixels.shape[1:])])
+
+
 # ---------------------------------------------------------------- torch
 
 
 class TorchEngine:
-    """Plain torch without gradients; bf16 by autocast."""
+    """Plain torch without gradients; bf16 and f16 by autocast."""
 
-    def __init__(self, network: Runnable) -> None:
-        self._network = network
-        self.facts: dict[str, Any] = {"engine": "torch", "precision": network.precision}
+    def __init__(self, network: Runnable, precision: str | None = None) -> None:
+        planned = plan(network.engine, network.precision, network.device)
+        self._network, self._precision = network, precision or planned["precision"]
+        self.facts: dict[str, Any] = planned | {
+            "engine": "torch",
+            "precision": self._precision,
+            "batch": network.batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs of any number of pictures."""
         network = self._network
-        low = network.precision == "bf16"
-        with (
-            borrowed(network.module),
-            torch.inference_mode(),
-            torch.autocast(network.device.type, torch.bfloat16, enabled=low),
-        ):
+        with borrowed(network.module), torch.inference_mode(), _autocast(network.device, self._precision):
             found = torch.cat([network.run(chunk).float() for chunk in torch.split(pixels, self._chunk())])
         return found.clone()  # out of inference mode, so that callers may differentiate what they make of it
 
@@ -252,6 +340,40 @@ class TorchEngine:
         if self._network.device.type != "cpu":
             return self._network.batch
         return max(1, min(self._network.batch, _BLOCK // (4 * self._network.largest)))
+
+
+def _autocast(device: torch.device, precision: str) -> Any:
+    return torch.autocast(device.type, _LOW[precision]) if precision in _LOW else nullcontext()
+
+
+class CompiledEngine:
+    """The network through torch.compile, for batches of one size; a shorter batch is filled up."""
+
+    def __init__(self, network: Runnable, planned: dict[str, Any]) -> None:
+        say("compiling the model with torch.compile")
+        self._network, self._precision = network, planned["precision"]
+        self._run = _torch_compiled(network.run)
+        self.facts: dict[str, Any] = planned | {
+            "batch": network.batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Raw outputs of up to a batch of pictures."""
+        network = self._network
+        with borrowed(network.module), torch.no_grad(), _autocast(network.device, self._precision), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._run(filled(pixels, network.batch))[: len(pixels)].float()
+
+
+def _torch_compiled(run: Run) -> Run:
+    def forward(pixels: Tensor) -> Tensor:
+        return run(pixels)
+
+    # A code object of its own: torch gives up in silence once it has compiled the same one for eight networks.
+    forward.__code__ = forward.__code__.replace()
+    return torch.compile(forward, dynamic=False, fullgraph=True)
 
 
 # ---------------------------------------------------------------- OpenVINO
@@ -282,16 +404,19 @@ class OpenVINOEngine:
     def __init__(self, network: Runnable, planned: dict[str, Any]) -> None:
         self._batch, self._lock = network.batch, Lock()
         self._compiled = _compiled(network, planned["precision"])
-        self.facts = dict(planned)
+        self.facts: dict[str, Any] = planned | {
+            "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+            "batch": network.batch,
+            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "openvino": _version("openvino"),
+        }
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs of up to a batch of pictures."""
-        count = len(pixels)
-        if count < self._batch:
-            pixels = torch.cat([pixels, pixels.new_zeros(self._batch - count, *pixels.shape[1:])])
+        batch = filled(pixels, self._batch).contiguous().numpy()
         with self._lock:
-            outputs = self._compiled(pixels.contiguous().numpy(), share_inputs=True)[0]
-            return torch.from_numpy(outputs[:count].copy()).float()
+            outputs = self._compiled(batch, share_inputs=True, share_outputs=True)[0]
+            return torch.tensor(outputs[: len(pixels)], dtype=torch.float32)  # a copy: the next pass writes there again
 
 
 def _compiled(network: Runnable, precision: str) -> Any:
@@ -397,8 +522,51 @@ def _hash(*parts: Any) -> str:
 
 # ---------------------------------------------------------------- digests
 
-_weights: WeakKeyDictionary[nn.Module, tuple[list[Any], str]] = WeakKeyDictionary()
+_weights: WeakKeyDictionary[nn.Module, tuple[list[ref[Tensor]], list[Any], str]] = WeakKeyDictionary()
 _LIBRARIES = ("torch.", "torchvision.", "timm.")
+
+
+class Watch:
+    """Whether a module is still as it was: its parts, their settings, its tensors and what is in them.
+
+    A look costs about half a millisecond, a digest twelve. Values are sampled, because writes through ``.data`` are not
+    counted anywhere.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parts = list(module.modules())  # held, so that no new object gets the number of an old one
+        self._tables = [table for part in self._parts for table in (part._modules, part._parameters, part._buffers)]
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._settings = [(vars(part), dict(vars(part))) for part in self._parts]
+        lists = [value for _, then in self._settings for value in then.values() if isinstance(value, list)]
+        self._lists = [(value, list(value)) for value in lists]
+        self._samples: dict[Any, list[Tensor]] = {}
+        for tensor in self._tensors:
+            self._samples.setdefault((tensor.device, tensor.dtype), []).append(_few(tensor))
+        self._then, self._values = self._now(), self._sampled()
+
+    def same(self) -> bool:
+        """Nothing has changed since."""
+        try:
+            settings = all(now == then for now, then in self._settings) and all(now == then for now, then in self._lists)
+        except (RuntimeError, ValueError, TypeError):  # arrays among the settings, of which one is another now
+            return False
+        return settings and self._then == self._now() and all(map(torch.equal, self._values, self._sampled()))
+
+    def _now(self) -> tuple[list[int], list[tuple[int, int]]]:
+        numbers = [id(value) for table in self._tables for value in table.values()]
+        return numbers, [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self._tensors]
+
+    def _sampled(self) -> list[Tensor]:
+        return [torch.cat(samples) for samples in self._samples.values()]
+
+
+def _few(tensor: Tensor) -> Tensor:
+    """Up to sixteen values of a tensor, not copied: they follow it. None of one whose values do not lie side by side."""
+    tensor = tensor.detach()
+    dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    flat = tensor.as_strided((tensor.numel() if dense else 0,), (1,))
+    return flat[:: max(1, len(flat) // 8)]
 
 
 def digest(module: nn.Module, settings: str) -> str:
@@ -410,23 +578,24 @@ def weights_digest(module: nn.Module) -> str:
     """Hex digest of the state dict, tensor by tensor in order; hashed again only where a tensor has been written to."""
     tensors = {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     stamps = [_stamp(tensor) for tensor in tensors.values()]
-    known = _weights.get(module)
-    if known is not None and known[0] == stamps:
-        return known[1]
+    refs, then, found = _weights.get(module, ([], [], ""))
+    # By identity: weak references that are alive compare what they refer to, and tensors compare value by value.
+    if then == stamps and all(one() is tensor for one, tensor in zip(refs, tensors.values(), strict=True)):
+        return found
     state = blake2b(digest_size=16)
     for name, tensor in tensors.items():
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    _weights[module] = (stamps, state.hexdigest())
+    _weights[module] = ([ref(tensor) for tensor in tensors.values()], stamps, state.hexdigest())
     return state.hexdigest()
 
 
 def _stamp(tensor: Tensor) -> tuple[Any, ...]:
-    """Changes when the tensor does: the object, its version, and a few values for writes through ``.data``, uncounted."""
+    """Changes when the tensor does: its place, its version, and a few values for writes through ``.data``, uncounted."""
     flat = tensor.detach().reshape(-1)
     few = flat[:: max(1, len(flat) // 8)].tolist()
     count = 0 if tensor.is_inference() else tensor._version
-    return ref(tensor), tensor.data_ptr(), count, repr(few)
+    return tensor.data_ptr(), count, repr(few)
 
 
 def architecture(module: nn.Module) -> str:

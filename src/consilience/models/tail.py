@@ -28,8 +28,8 @@ from consilience.types import ConsilienceError
 Kind = Literal["closed", "split", "replay"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TOLERANCE = 1e-5
-_CHUNK = {"cpu": 64}
-_BLOCK = 32 << 20
+_ROWS = 64
+_BLOCK = 16 << 20
 
 
 class Opened(Protocol):
@@ -134,13 +134,14 @@ class Tail:
 
     @property
     def chunk(self) -> int:
-        """Rows a pass. Within the network's ``memory``: input, output and workspace of the largest operation; on a CPU at
-        most 64, and no value above 32 MiB, which glibc would hand back and fill anew at every use.
+        """Rows a pass: input, output and workspace of the largest operation within the network's ``memory``. On a CPU at most
+        64, and no value above 16 MiB: within a few percent of the best chunk at six layers measured, where twice that took
+        up to twice as long (glibc, too, hands back blocks above 32 MiB at every use).
         """
         row = 4 * self.way.largest
         most = self.seen.network.memory // (3 * row)
         if self.seen.raw.device.type == "cpu":
-            most = min(most, _CHUNK["cpu"], _BLOCK // row)
+            most = min(most, _ROWS, _BLOCK // row)
         return max(1, most)
 
     def __call__(self, activations: Tensor) -> Tensor:
@@ -245,9 +246,14 @@ def _proven(kind: Kind, seen: Seen) -> Resume:
 
 
 def _differs(got: Tensor, expected: Tensor) -> str:
-    """Why these are not the same outputs; empty where they are."""
-    scale = max(float(expected.abs().max()), torch.finfo(expected.dtype).tiny)
-    apart = float((got - expected).abs().max()) / scale
+    """Why these are not the same outputs; empty where they are. What is no number must be so in both."""
+    numbers = expected.isfinite()
+    if not torch.equal(numbers, got.isfinite()):
+        return "its outputs are numbers where the model's are not, or the other way round"
+    if not numbers.any():
+        return ""
+    scale = max(float(expected[numbers].abs().max()), torch.finfo(expected.dtype).tiny)
+    apart = float((got - expected)[numbers].abs().max()) / scale
     return "" if apart <= TOLERANCE else f"its outputs are {apart:.1e} of their size off, {TOLERANCE:.0e} allowed"
 
 
@@ -316,7 +322,7 @@ def _had(store: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
         try:
             store[key] = find()
         except Uncut as why:
-            store[key] = why
+            store[key] = Uncut(str(why))  # the raised one holds the module, by its traceback
     if isinstance(store[key], Uncut):
         raise Uncut(str(store[key]))
     return store[key]
@@ -367,7 +373,8 @@ class Closed:
 
 def _closed(seen: Seen) -> Closed:
     known, key = _known_of(seen)
-    return Closed(seen, seen.module.get_submodule(_had(known.heads, key, lambda: _head(seen))))
+    name: str = _had(known.heads, key, partial(_head, seen))
+    return Closed(seen, seen.module.get_submodule(name))
 
 
 def _head(seen: Seen) -> str:
@@ -377,7 +384,7 @@ def _head(seen: Seen) -> str:
         way = Closed(seen, part) if _may_be_head(part, wanted) else None
         if way is not None and not _differs(way.resume(seen.raw), seen.outputs):
             _tried(way, seen)
-            return name
+            return str(name)
     raise Uncut("what follows is not global average pooling and one linear layer")
 
 
@@ -460,7 +467,7 @@ class Split:
 
 def _split(seen: Seen) -> Split:
     known, key = _known_of(seen)
-    return Split(seen, _had(known.plans, key, lambda: _plan(seen, known)))
+    return Split(seen, _had(known.plans, key, partial(_plan, seen, known)))
 
 
 def _plan(seen: Seen, known: Known) -> Plan:
@@ -523,18 +530,17 @@ def _update(seen: Seen, part: nn.Module) -> Callable[[Tensor], Tensor] | None:
     columns = _columns(seen, part)
     if columns is None:
         return None
-    weight = part.weight.detach().flatten(2) if isinstance(part, nn.Conv2d) else part.weight.detach()[:, :, None]  # type: ignore[operator]
-    taps = weight.permute(1, 2, 0).contiguous()
-    output = part(seen.raw.clone())
+    weight = cast(Tensor, part.weight).detach()
+    taps = weight.reshape(*weight.shape[:2], -1).permute(1, 2, 0).contiguous()
+    output: Tensor = part(seen.raw.clone())
     conv = isinstance(part, nn.Conv2d)
-    base = (output.permute(0, 2, 3, 1) if conv else output).reshape(1, -1, output.shape[1 if conv else -1])
+    shown = output.permute(0, 2, 3, 1) if conv else output
+    base = shown.reshape(1, -1, shown.shape[-1])
 
     def update(channels: Tensor) -> Tensor:
-        less = torch.baddbmm(base.expand(len(channels), -1, -1), columns[channels], taps[channels], alpha=-1)
-        if not conv:
-            return less.reshape(len(channels), *output.shape[1:])
-        maps = less.unflatten(1, output.shape[2:]).permute(0, 3, 1, 2)
-        return maps.contiguous(memory_format=_layout(output))
+        n = len(channels)
+        less = torch.baddbmm(base.expand(n, -1, -1), columns[channels], taps[channels], alpha=-1).reshape(n, *shown.shape[1:])
+        return less.permute(0, 3, 1, 2).contiguous(memory_format=_layout(output)) if conv else less
 
     return update
 
@@ -543,12 +549,13 @@ def _columns(seen: Seen, part: nn.Module) -> Tensor | None:
     """(C, places, taps) of what the part reads; class tokens, which belong to no channel's map, as zeros."""
     only = torch.zeros_like(seen.raw)
     seen.form.as_map(only).copy_(seen.maps)
-    if type(part).forward is nn.Linear.forward:
+    first = seen.form.kind == "map" and not seen.form.channels_last
+    if type(part).forward is nn.Linear.forward and not first:
         return only.reshape(-1, only.shape[-1]).T[:, :, None].contiguous()
-    if not _plain_conv(part):
+    if not (first and _plain_conv(part)):
         return None
     unfolded = functional.unfold(only, part.kernel_size, part.dilation, part.padding, part.stride)  # type: ignore[arg-type]
-    return unfolded.unflatten(1, (only.shape[1], -1))[0].transpose(1, 2).contiguous()
+    return unfolded.reshape(only.shape[1], -1, unfolded.shape[-1]).transpose(1, 2).contiguous()
 
 
 def _plain_conv(part: nn.Module) -> bool:

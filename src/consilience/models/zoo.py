@@ -1,4 +1,4 @@
-"""Loading models by name: embedded, torchvision's, timm's, and factories of anybody's own."""
+"""Loading models by name: embedded, torchvision's, timm's, ONNX files, and factories of anybody's own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from consilience import registry
 from consilience.models import engines
 from consilience.models import weights as files
 from consilience.models.adapter import Recipe, TorchNetwork
+from consilience.models.blackbox import BlackBox
 from consilience.registry import Spec
-from consilience.types import ConsilienceError, Network, Outputs
+from consilience.types import ConsilienceError, Model, Outputs
 
 EMBEDDED = "efficientnet_lite0"
 OPTIONS = ("weights", "labels", "view", "device", "engine", "precision", "memory", "seed")
@@ -53,18 +54,25 @@ def load_model(
     device: str | None = None,
     engine: str | None = None,
     precision: str | None = None,
-    memory: int | None = None,
-) -> Network:
+    memory: int | str | None = None,
+) -> Model:
     """A model by its spelling, ready to be explained.
 
     ``efficientnet_lite0`` (embedded), a torchvision classifier (``resnet50``, ``resnet50:weights=IMAGENET1K_V1``),
-    ``timm:NAME``, or ``package.module:factory`` returning an `nn.Module` or a `Network`. ``weights`` is a named set, a file
-    (.pth, .pt, .safetensors) or ``random`` (with ``seed=`` in the spec); the number of classes is the file's. ``labels`` is
-    a file of class names. Options may be in the spec or given by keyword, but not differ. Raises `ConsilienceError`.
+    ``timm:NAME``, ``onnx:FILE`` (scores only; its options are those of `onnxfile.Onnx`), or ``package.module:factory``
+    returning an `nn.Module` or a `Model`. ``weights`` is a named set, a file (.pth, .pt, .safetensors) or ``random`` (with
+    ``seed=`` in the spec); the number of classes is the file's. ``labels`` is a file of class names. ``memory`` is what a
+    pass may take, in bytes or as ``500M``, ``2G``. Options may be in the spec or given by keyword, but not differ. All but
+    ONNX files and black boxes come as a `Network`. Raises `ConsilienceError`.
     """
     given: dict[str, Any] = {"weights": weights, "labels": labels, "view": view, "device": device}
     given |= {"engine": engine, "precision": precision, "memory": memory}
-    parsed, options = _options(registry.parse(spec), {key: str(value) for key, value in given.items() if value is not None})
+    merged = _merged(registry.parse(spec), {key: str(value) for key, value in given.items() if value is not None})
+    if merged.name == "onnx":
+        from consilience.models import onnxfile
+
+        return onnxfile.load(merged)
+    parsed, options = _options(merged)
     there = engines.device(options.get("device", "auto"))
     network = _load(parsed, options)
     source = registry.render(Spec(parsed.name, parsed.args, tuple(options.items())))
@@ -78,8 +86,17 @@ def names() -> tuple[str, ...]:
     return (EMBEDDED, *_torchvision_names(), *(f"timm:{name}" for name in timm.list_models()))
 
 
-def _options(spec: Spec, keywords: dict[str, str]) -> tuple[Spec, dict[str, str]]:
-    """The spec without options, and the options of spec and keywords together."""
+def _merged(spec: Spec, keywords: dict[str, str]) -> Spec:
+    """The spec with the keywords among its options."""
+    options = dict(spec.options)
+    for key, value in keywords.items():
+        if options.setdefault(key, value) != value:
+            raise ConsilienceError(f"{spec.name}: {key} is {options[key]!r} in the spec and {value!r} by keyword")
+    return replace(spec, options=tuple(options.items()))
+
+
+def _options(spec: Spec) -> tuple[Spec, dict[str, str]]:
+    """The spec without options, and its options."""
     options: dict[str, str] = {}
     for key, value in spec.options:
         if key not in OPTIONS:
@@ -87,28 +104,23 @@ def _options(spec: Spec, keywords: dict[str, str]) -> tuple[Spec, dict[str, str]
         if not isinstance(value, str):
             raise ConsilienceError(f"{spec.name}: {key} is one plain value; put quotes round a path with + ( or )")
         options[key] = value
-    for key, value in keywords.items():
-        if options.get(key, value) != value:
-            raise ConsilienceError(f"{spec.name}: {key} is {options[key]!r} in the spec and {value!r} by keyword")
-        options[key] = value
     return Spec(spec.name, spec.args), options
 
 
-def _configured(network: Network, options: dict[str, str], device: torch.device, source: str) -> Network:
-    """Put the model where and how it was asked for. What was loaded here is moved; a factory's own network is asked."""
-    memory = options.get("memory")
-    if memory is not None and not memory.isdigit():
-        raise ConsilienceError(f"memory is a whole number of bytes; got {memory!r}")
+def _configured(network: Model, options: dict[str, str], device: torch.device, source: str) -> Model:
+    """Put the model where and how it was asked for. What was loaded here is moved; a factory's own model is asked."""
     runs = {"engine": options.get("engine"), "precision": options.get("precision")}
-    size = int(memory) if memory is not None else None
+    size = engines.bytes_of(options["memory"]) if "memory" in options else None
+    if isinstance(network, BlackBox):
+        network = replace(network, spec=source, mode=options.get("view", network.mode))  # type: ignore[arg-type]
     if not isinstance(network, TorchNetwork):
-        return network.using(device=options.get("device"), memory=size, **runs)  # type: ignore[return-value]
+        return network.using(device=options.get("device"), memory=size, **runs)
     network.module.to(device)
     changes: dict[str, Any] = {"source": source, "memory": size, "mode": options.get("view"), **runs}
     return replace(network, _runner=engines.Runner(), **{key: value for key, value in changes.items() if value is not None})
 
 
-def _load(spec: Spec, options: dict[str, str]) -> Network:
+def _load(spec: Spec, options: dict[str, str]) -> Model:
     if spec.name == "timm":
         return _assembled(_timm_origin(_only_arg(spec, "timm:NAME")), options)
     if spec.name == EMBEDDED and not spec.args:
@@ -118,7 +130,7 @@ def _load(spec: Spec, options: dict[str, str]) -> Network:
     if len(spec.args) == 1:
         return _from_factory(spec.name, _only_arg(spec, _FACTORY), options)
     raise ConsilienceError(f"{registry.unknown('model', spec.name, (EMBEDDED, *_torchvision_names()), limit=100)}; "
-                           f"or timm:NAME, or {_FACTORY}")  # fmt: skip
+                           f"or timm:NAME, onnx:FILE, or {_FACTORY}")  # fmt: skip
 
 
 def _only_arg(spec: Spec, grammar: str) -> str:
@@ -339,16 +351,16 @@ def _timm_labels(config: Any) -> tuple[str, ...] | None:
 # ---------------------------------------------------------------- anybody's own
 
 
-def _from_factory(package: str, name: str, options: dict[str, str]) -> Network:
-    """What ``package.name()`` returns: a `Network` as it is, a module with the usual preparation of ImageNet."""
+def _from_factory(package: str, name: str, options: dict[str, str]) -> Model:
+    """What ``package.name()`` returns: a `Model` as it is, a module with the usual preparation of ImageNet."""
     factory = getattr(_imported(package), name, None)
     if not callable(factory):
         raise ConsilienceError(f"{package} has no function {name!r}")
     made = factory()
     if not isinstance(made, nn.Module):
-        if isinstance(made, Network):
+        if isinstance(made, Model):
             return _relabelled(made, options)
-        raise ConsilienceError(f"{package}:{name} returns {type(made).__name__}; a factory returns a torch module or a Network")
+        raise ConsilienceError(f"{package}:{name} returns {type(made).__name__}; a factory returns a torch module or a Model")
     if "weights" in options:
         files.fit(made, files.read(options["weights"]), f"weights {options['weights']!r}")
     source = options.get("weights", f"{package}:{name}")
@@ -356,11 +368,11 @@ def _from_factory(package: str, name: str, options: dict[str, str]) -> Network:
     return _relabelled(network, options)
 
 
-def _relabelled(network: Network, options: dict[str, str]) -> Network:
+def _relabelled(network: Model, options: dict[str, str]) -> Model:
     if "labels" not in options:
         return network
     if not isinstance(network, TorchNetwork):
-        raise ConsilienceError("labels= goes with a torch module; this factory returns a network that names its classes")
+        raise ConsilienceError("labels= goes with a torch module; this factory returns a model that names its classes")
     return replace(network, labels=_named(network, files.read_labels(options["labels"]), None, options["labels"]))
 
 
