@@ -116,8 +116,8 @@ def page(rows: list[Found]) -> str:
     lines = [
         "# What works with which family of networks",
         "",
-        "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and its",
-        "kin take when nothing is said (`layer=auto`), *grid* its resolution.",
+        "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and",
+        "its kin take when nothing is said (`layer=auto`), *grid* its resolution.",
         f"*All* means: {', '.join(f'`{name}`' for name in names)}.",
         "",
         "| family | model | layer | grid | methods |",

@@ -10,7 +10,17 @@ from conftest import PATCH, planted_picture
 from consilience import api, registry
 
 NAMES = registry.explainers.names()
-SMALL = {"lime": "lime:samples=200,segments=grid(8),fill=grey"}
+SMALL = {
+    "ablation": "ablation:segments=grid(8),fill=grey",
+    "banzhaf": "banzhaf:samples=200,segments=grid(8),fill=grey",
+    "hsic": "hsic:masks=200",
+    "kernelshap": "kernelshap:samples=200,segments=grid(8),fill=grey",
+    "lime": "lime:samples=200,segments=grid(8),fill=grey",
+    "occlusion": "occlusion:window=8,stride=4",
+    "rise": "rise:masks=500,grid=8",
+    "shapley": "shapley:permutations=2,segments=grid(8),fill=grey",
+    "sobol": "sobol:grid=8,design=4",
+}
 """Spellings that make a slow explainer quick on a 64 x 64 picture."""
 
 

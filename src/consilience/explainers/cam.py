@@ -206,7 +206,7 @@ class GradCAMPlusPlus(LayerMaps):
     ``w_k = sum_ij alpha_kij relu(g_kij)`` with ``alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab)``. The common factor exp(score) of the
     paper is left out: it scales the map and nothing else. Where the denominator changes sign the weights can explode; the
     share of cells with positive gradient whose denominator is below a tenth of ``2 g^2`` is kept as ``unstable_share``.
-    pytorch-grad-cam adds 1e-6 to the denominator, which for gradients below 1e-3 is the larger part of it: other maps.
+    pytorch-grad-cam adds 1e-6 to the denominator, which for gradients below 7e-4 is the larger part of it: other maps.
     """
 
     label: ClassVar[str] = "Grad-CAM++"

@@ -66,7 +66,7 @@ class Masking(OnLayers):
     """Score-CAM's frame: masks, scores, softmax over channels. A method says what it shows of a mask, and how often."""
 
     channels: int = option(0, help="only that many channels, those of largest sum of absolute activations; 0 is all")
-    fill: Fill = option(Neutral(), kind="fill", help="what stands where a mask is 0")  # noqa: RUF009
+    fill: Fill = option(Neutral(), kind="fill", help="what stands where a mask is 0")
     align_corners: bool = option(False, help="enlarge masks with corners on corners instead of half-pixel centres")
     score: Literal["logit", "probability"] = option("logit", help="which number of the class weighs the channels")
 
@@ -259,8 +259,13 @@ class AblationCAM(OnLayers):
         tails = [model.tail(view.pixels, name) for name in layers]
         weights = [losses(tail, activations[name].shape[1], target) for tail, name in zip(tails, layers, strict=True)]
         maps = [weighted(weight[None], activations[name]) for weight, name in zip(weights, layers, strict=True)]
-        passes = 1 + sum(int(activations[name][0].flatten(1).any(dim=1).sum()) for name in layers)
+        passes = 1 + runs(tails, [int(activations[name][0].flatten(1).any(dim=1).sum()) for name in layers])
         return self.heats(layers, maps, passes, tail=per_layer(layers, [tail.kind for tail in tails]))[0]
+
+
+def runs(tails: Sequence[Tail], counts: Sequence[int]) -> int:
+    """Passes through the rest of the network; a closed form takes none."""
+    return sum(count for tail, count in zip(tails, counts, strict=True) if tail.kind != "closed")
 
 
 def losses(tail: Tail, channels: int, target: Target) -> Tensor:
@@ -293,7 +298,7 @@ class ReciproCAM(OnLayers):
         tails = [model.tail(view.pixels, name) for name in layers]
         size = max(1, model.batch)
         maps = [self._map(tail, activations[name], target, size) for tail, name in zip(tails, layers, strict=True)]
-        passes = 1 + sum(item.numel() for item in maps)
+        passes = 1 + runs(tails, [item.numel() for item in maps])
         return self.heats(layers, maps, passes, tail=per_layer(layers, [tail.kind for tail in tails]))[0]
 
     def _map(self, tail: Tail, activations: Tensor, target: Target, size: int) -> Tensor:

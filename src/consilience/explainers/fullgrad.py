@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from consilience.explainers.cam import exact
 from consilience.images import enlarge
 from consilience.registry import explainers, option
-from consilience.types import Heat, Network, Target, View
+from consilience.types import Array, Heat, Network, Target, View
 
-Rescale = Literal["layer", "channel", "none"]
-
+INCOMPLETE = 0.01
+"""A gap of more than this share of the score is said."""
 
 # ---------------------------------------------------------------- the explainer
 
@@ -40,7 +41,9 @@ class FullGrad:
     as any other. ``none`` adds raw sizes.
     """
 
-    rescale: Rescale = option("layer", help="over what terms are scaled to [0, 1]: a layer, each channel, or not at all")
+    rescale: Literal["layer", "channel", "none"] = option(
+        "layer", help="over what terms are scaled to [0, 1]: a layer, each channel, or not at all"
+    )
     score: Literal["logit", "probability"] = option("logit", help="what is differentiated; only logits add up")
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "module"})
@@ -55,9 +58,14 @@ class FullGrad:
         gradient = _gradient(score, pixels)
         neutral = torch.tensor(view.neutral).to(pixels)[:, None, None]
         terms.add((pixels.detach() - neutral) * gradient, axis=1)
-        gap = float(score.detach()) - math.fsum(terms.sums)
-        facts = {"passes": 1, "terms": len(terms.sums), "completeness_gap": gap}
-        return Heat(terms.map, {"completeness_gap": np.array(gap)}, facts)
+        return Heat(terms.map, *self._facts(float(score.detach()), terms))
+
+    def _facts(self, score: float, terms: Terms) -> tuple[dict[str, Array], dict[str, Any]]:
+        gap = score - math.fsum(terms.sums)
+        facts: dict[str, Any] = {"passes": 1, "terms": len(terms.sums), "completeness_gap": gap}
+        if abs(gap) > INCOMPLETE * abs(score):
+            facts["notes"] = [f"the terms add up to {score - gap:.4g} of the score's {score:.4g}: not every part is known"]
+        return {"completeness_gap": np.array(gap)}, facts
 
 
 def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
@@ -70,21 +78,21 @@ def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
 class Terms:
     """Bias times gradient, layer by layer: the sum of each, and one map of all that have a place."""
 
-    def __init__(self, frame: tuple[int, int], rescale: Rescale) -> None:
+    def __init__(self, frame: tuple[int, int], rescale: str) -> None:
         self.frame, self.rescale = frame, rescale
         self.sums: list[float] = []
         self.map = torch.zeros(frame)
 
     def add(self, term: Tensor, axis: int) -> None:
         """A layer's term, channels along ``axis``; of four dimensions it has a place on the map."""
-        self.sums.append(float(term.sum(dtype=torch.float64 if term.device.type != "mps" else None)))
+        self.sums.append(float(exact(term).sum()))
         if term.dim() == 4:
             sizes = psi(term.movedim(axis, 1)[0].abs(), self.rescale)
             # Enlarging is linear: one map of the sum, not one a channel.
             self.map = self.map.to(term.device) + enlarge(sizes.sum(dim=0), self.frame)
 
 
-def psi(sizes: Tensor, rescale: Rescale) -> Tensor:
+def psi(sizes: Tensor, rescale: str) -> Tensor:
     """Sizes (C, h, w) scaled to [0, 1] over the layer or in each channel; what is flat becomes 0."""
     if rescale == "none":
         return sizes
@@ -124,7 +132,7 @@ class Biases(TorchFunctionMode):
 
     def _watched(self, output: Tensor, bias: Tensor | None) -> Tensor:
         if bias is not None and output.requires_grad:
-            output.register_hook(partial(self._back, bias.detach(), self.axis))
+            output.register_hook(partial(self._back, bias.detach(), self.axis))  # type: ignore[no-untyped-call]
         return output
 
     def _back(self, bias: Tensor, axis: int, gradient: Tensor) -> None:

@@ -24,7 +24,7 @@ class Guided(Function):
     """A ReLU, with an upper end where it has one, that passes a gradient back only where both it and the input are positive."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, top: float | None, inplace: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, given: Tensor, top: float | None, inplace: bool) -> Tensor:
         """``min(max(given, 0), top)``."""
         passes = given > 0
         ctx.save_for_backward(passes if top is None else passes & (given < top))
@@ -35,7 +35,7 @@ class Guided(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Springenberg et al., equation in figure 1 c: the backward ReLU of what comes back, through the forward ReLU's gate."""
+        """What comes back, where it is positive, through the gate of the way there."""
         (passes,) = ctx.saved_tensors
         return gradients[0].relu() * passes, None, None
 
@@ -60,7 +60,7 @@ class GuidedReLUs(TorchFunctionMode):
         if settings is None:
             return func(*args, **kwargs)
         self.count += 1
-        return Guided.apply(*settings)  # type: ignore[no-untyped-call]
+        return Guided.apply(*settings)
 
 
 Settings = tuple[Tensor, float | None, bool]
