@@ -17,7 +17,7 @@ SMALL = {
     "kernelshap": "kernelshap:samples=200,segments=grid(8),fill=grey",
     "lime": "lime:samples=200,segments=grid(8),fill=grey",
     "occlusion": "occlusion:window=8,stride=4",
-    "rise": "rise:masks=500,grid=8",
+    "rise": "rise:masks=3000",
     "shapley": "shapley:permutations=2,segments=grid(8),fill=grey",
     "sobol": "sobol:grid=8,design=4",
 }
@@ -128,3 +128,35 @@ def test_refused_for_a_model_that_cannot(name, planted):
 
     with pytest.raises(ValueError, match="needs"):
         api.explain(ScoresOnly(), planted, name)
+
+
+def test_a_file_dropped_into_the_folder_is_found(tmp_path, monkeypatch):
+    import sys
+
+    import consilience.explainers as folder
+
+    text = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from consilience.registry import explainers
+from consilience.types import Heat
+
+
+@explainers.register("dropped-in")
+@dataclass(frozen=True)
+class DroppedIn:
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def explain(self, model, view, target):
+        return Heat(view.pixels[0].mean(dim=0))
+"""
+    (tmp_path / "dropped_in.py").write_text(text)
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry.explainers, "_loaded", False)
+    try:
+        assert "dropped-in" in registry.explainers.names()
+        assert registry.spell(registry.explainers.build("dropped-in")) == "dropped-in"
+    finally:
+        registry.explainers._entries.pop("dropped-in", None)
+        sys.modules.pop("consilience.explainers.dropped_in", None)
