@@ -16,6 +16,8 @@ ORDER = (
     "models",
     "probe",
     "segment",
+    "designs",
+    "surrogate",
     "explainers",
     "masks",
     "stats",

@@ -2,6 +2,7 @@
 
 import math
 import string
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -157,6 +158,30 @@ def test_unseeded_draws():
     assert "reaches only its own default segmentation" in finding.message
     assert "seeds drawn this time: 5" in finding.message
     assert codes(found(([explained("lime:seed=5", unseeded=False, seed=5)], [covering(0.2)]))) == []
+
+
+def unsettled(p_top, sample="a", **made):
+    return replace(explained("lime", sample, **made), extras={"p_top": np.array(p_top)})
+
+
+def test_superpixels_that_are_not_settled():
+    tie = "not stable after 700 draws: superpixels 1 and 2 are tied for place 2"
+    pictures = [
+        ([unsettled([1, 0.6, 0.4, 0], "a", stable=False, verdict=tie)], [covering(0.2)]),
+        ([unsettled([0.99, 0.96, 0.05, 0], "b", stable=True, verdict="stable after 256 draws")], [covering(0.2)]),
+        ([unsettled([0.5, 0.6, 0.9, 0], "c", stable=False, verdict=tie)], [covering(0.2)]),
+    ]
+    finding = one(found(*pictures, labels=(LIME,)), "unstable-superpixels")
+    assert (finding.severity, finding.where) == ("warning", LIME)
+    assert "in 2 of 3 pictures (a, c): 0-50 % of the top ones are sure" in finding.message
+    assert "(after 700 draws: superpixels 1 and 2 are tied for place 2)" in finding.message
+
+
+def test_settled_superpixels_are_no_finding():
+    for made in ({"stable": True}, {}):
+        assert codes(found(([unsettled([1, 0.97, 0.03], **made)], [covering(0.2)]))) == []
+    few = unsettled([np.nan] * 3, stable=False, verdict="not stable: 20 draws are too few to tell 3 superpixels apart")
+    assert "0 % of the top ones are sure" in one(found(([few], [covering(0.2)])), "unstable-superpixels").message
 
 
 # ---------------------------------------------------------------- columns of a picture

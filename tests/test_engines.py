@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+import weakref
+from functools import partial
+from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from consilience import progress
 from consilience.models import engines
 from consilience.models.adapter import wrap
-from consilience.types import ConsilienceError
+from consilience.probe import Bits, Grids, probe
+from consilience.types import ClassTarget, ConsilienceError, Sample
 
 pytest.importorskip("openvino")
 
@@ -94,21 +100,115 @@ def test_scores_do_not_depend_on_what_ran_before():
 def test_facts_resolve_auto():
     model = wrap(make(), size=24)
     planned = model.facts
-    model.scores(pictures(32))
-    assert model.facts == planned
     assert (planned["engine"], planned["precision"], planned["device"]) == ("openvino", "f32", "cpu")
-    assert planned["threads"] == torch.get_num_threads()
-    assert model.using(engine="torch").facts["engine"] == "torch"
+    model.scores(pictures(32))
+    ran = model.facts
+    assert {key: ran[key] for key in planned} == planned
+    assert (ran["batch"], ran["openvino"]) == (32, version("openvino"))
+    assert ran["threads"] >= 1
+    plain = model.using(engine="torch")
+    plain.scores(pictures(32))
+    assert (plain.facts["engine"], plain.facts["torch"]) == ("torch", torch.__version__)
 
 
-def test_precision_is_recorded_as_it_ran(monkeypatch):
+def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
+    """Also the few pictures that go straight to torch; and it is what the compiled network itself says."""
     monkeypatch.setattr(engines, "_openvino_capabilities", lambda: ("FP32",))
-    model = wrap(make(), size=24, engine="openvino", precision="bf16")
-    assert (model.facts["precision"], model.facts["note"]) == ("f32", "this cpu has no bf16 arithmetic")
+    model = wrap(make(), size=24, precision="bf16")
+    assert model.facts["precision"] == "f32"
+    assert "no bf16 arithmetic, so f32 runs" in model.facts["note"]
+    for count in (4, 32):
+        with engines.recorded() as ran:
+            scores = model.scores(pictures(count))
+        assert ran == {("torch" if count == 4 else "openvino", "f32")}
+        torch.testing.assert_close(scores, oracle(make(), pictures(count)), atol=2e-6, rtol=1e-4)
+    assert model.facts["precision"] == "f32"
+    compiled = model._runner._engine._compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_torch_in_bf16_says_where_it_is_emulated(monkeypatch, native):
+    monkeypatch.setattr(engines, "native_bf16", lambda device: native)
     low = wrap(make(), size=24, engine="torch", precision="bf16")
-    error = (low.scores(pictures(4)) - oracle(make(), pictures(4))).abs().max()
+    error = (low.scores(pictures(32)) - oracle(make(), pictures(32))).abs().max()
     assert low.facts["precision"] == "bf16"
     assert 1e-5 < error < 0.05
+    assert ("torch emulates it" in low.facts.get("note", "")) is not native
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"precision": "f16"}, "precision f16 needs an accelerator .*; the model is on cpu, which has f32 and bf16"),
+        ({"precision": "f16", "engine": "openvino"}, "precision f16 needs an accelerator"),
+        ({"precision": "fp8"}, "precision is one of f32, bf16, f16; got 'fp8'"),
+        ({"engine": "tensorrt"}, "engine is one of auto, torch, torch-compile, openvino; got 'tensorrt'"),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused(asked, message):
+    with pytest.raises(ConsilienceError, match=message):
+        wrap(make(), size=24, **asked)
+
+
+@pytest.mark.slow
+def test_torch_compile_says_what_torch_says():
+    """Nine networks: torch compiles one piece of code for eight at most, and then stops in silence."""
+    pixels = pictures(32)
+    for seed in range(9):
+        model = wrap(make(seed), size=24, engine="torch-compile")
+        torch.testing.assert_close(model.scores(pixels[:20]), oracle(make(seed), pixels[:20]), atol=2e-6, rtol=1e-4)
+        assert (model.facts["engine"], model.facts["batch"]) == ("torch-compile", 32)
+        assert "note" not in model.facts
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            torch.testing.assert_close(model.scores(pixels), oracle(make(seed), pixels), atol=2e-6, rtol=1e-4)
+
+
+def test_a_compiled_network_follows_its_weights(monkeypatch):
+    """Traced for real, run by torch's own operators: no C++ compiler is waited for."""
+    compiled = []
+    eager = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compiled.append(options) or eager(run, **options))
+    module, pixels = make(), pictures(33)
+    model = wrap(module, size=24, engine="torch-compile")
+    torch.testing.assert_close(model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    assert model.facts["engine"] == "torch-compile"
+    with torch.no_grad():
+        module[6].bias += 1
+    torch.testing.assert_close(model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    assert compiled == [{"dynamic": False, "fullgraph": True}] * 2
+    assert all(part.training for part in module.modules())
+
+
+def test_where_torch_compile_cannot_torch_does_and_it_is_said_once(monkeypatch):
+    def broken(run, **_):
+        def call(pixels):
+            raise RuntimeError("no compiler found\nsecond line")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model, pixels, listener = wrap(make(), size=24, engine="torch-compile"), pictures(32), Listener()
+    with progress.listening(listener):
+        for _ in range(2):
+            torch.testing.assert_close(model.scores(pixels), oracle(make(), pixels), atol=2e-6, rtol=1e-4)
+    assert [line for line in listener.said if "cannot run" in line] == [
+        "torch-compile cannot run this model, torch does: no compiler found"
+    ]
+    assert (model.facts["engine"], model.facts["note"]) == ("torch", "torch-compile was tried: no compiler found")
+
+
+def test_passes_are_recorded_as_they_ran():
+    model = wrap(make(), size=24)
+    with engines.recorded() as ran:
+        assert not ran
+        model.scores(pictures(40))
+        assert ran == {("openvino", "f32"), ("torch", "f32")}  # 32, and a rest of 8
+    with engines.recorded() as ran:
+        model.activations(pictures(1), ["0"])
+    assert ran == {("torch", "f32")}
+    model.logits(pictures(1))
+    assert len(ran) == 1
 
 
 def test_weights_changed_after_the_first_scores_count():
@@ -205,7 +305,7 @@ def test_the_batch_keeps_to_the_memory():
     largest = 64 * 111 * 111
     assert model.largest == largest
     assert model.batch == 32
-    assert model.using(memory=40_000_000).batch == 40_000_000 // (12 * largest) == 4
+    assert model.using(memory=40_000_000).batch == 40_000_000 // (12 * (largest + 3 * 224 * 224)) == 3
     assert model.using(memory=1 << 20).batch == 1
 
 
@@ -242,3 +342,148 @@ def test_digests_are_not_computed_twice():
     began = time.perf_counter()
     assert engines.weights_digest(module) == first
     assert time.perf_counter() - began < cold / 3
+
+
+def slow_digest(module: nn.Module) -> str:
+    engines._weights.clear()
+    return engines.digest(module, "")
+
+
+CHANGES = {
+    "in place": lambda module: module[0].weight.detach().mul_(2),
+    "through .data": lambda module: module[1].running_var.data.add_(1),
+    "another tensor under .data": lambda module: setattr(module[0].weight, "data", module[0].weight.data + 1),
+    "another parameter": lambda module: setattr(module[6], "bias", nn.Parameter(torch.full((7,), 3.0))),
+    "another part": lambda module: module.__setitem__(2, nn.GELU()),
+    "one part more": lambda module: module.append(nn.ReLU()),
+    "a setting": lambda module: setattr(module[1], "eps", 0.5),
+    "a list": lambda module: module.sizes.append(3),
+    "a buffer": lambda module: module.register_buffer("more", torch.ones(2)),
+    "loaded": lambda module: module.load_state_dict(make(seed=1).state_dict()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_change_is_seen(what, layout):
+    """The watch against the digest itself, which reads everything."""
+    module = make().to(memory_format=layout)
+    module.sizes = [1, 2]
+    runner, before = engines.Runner(), slow_digest(module)
+    assert runner.digest(module, "") == before
+    assert runner._watch.same()
+    CHANGES[what](module)
+    assert runner.digest(module, "") == slow_digest(module) != before
+    assert runner._watch.same()
+
+
+def test_a_watch_looks_no_closer_than_it_has_to(monkeypatch):
+    module = make()
+    calls = []
+    digest = engines.digest
+    monkeypatch.setattr(engines, "digest", lambda *given: calls.append(1) or digest(*given))
+    model = wrap(module, size=24)
+    for _ in range(3):
+        model.scores(pictures(32))
+        model.logits(pictures(1))
+        assert model.id
+    assert len(calls) == 1
+    module.train()
+    assert model.id.endswith(model.digest)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500M", 500 << 20), ("2G", 2 << 30), ("1.5GiB", 3 << 29), ("64000000", 64_000_000), ("7 kb", 7168), (12, 12)],
+)
+def test_sizes_in_bytes(text, size):
+    assert engines.bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "1T", "1,5G", "two"])
+def test_what_is_no_size(text):
+    with pytest.raises(ConsilienceError, match="memory is a number of bytes, or one with K, M or G: 500M, 2G; got"):
+        engines.bytes_of(text)
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of all tensors alive at once that operations inside made."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            storage = one.untyped_storage() if isinstance(one, torch.Tensor) else None
+            if storage is not None and storage not in self.known:
+                self.known[storage] = size = storage.nbytes()
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.drop, size)
+        return made
+
+    def drop(self, size):
+        self.now -= size
+
+
+def peak(memory: int, masks: int, soft: bool) -> int:
+    model = wrap(make(width=16), size=64, engine="torch", memory=memory)
+    view = model.view(Sample("p", np.full((64, 64, 3), 100, np.uint8)))
+    generator = torch.Generator().manual_seed(0)
+    if soft:
+        keeps = Grids(torch.rand(masks, 4, 4, generator=generator))
+    else:
+        segments = np.arange(64 * 64).reshape(64, 64) // 512
+        keeps = Bits(segments, (torch.rand(masks, 8, generator=generator) > 0.5).numpy())
+    model.anatomy  # noqa: B018 - made outside
+    with Peak() as watched:
+        probe(model, view, keeps, ClassTarget(1, "one"), torch.zeros_like(view.pixels))
+    return watched.most
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_memory_follows_the_budget_and_not_the_number_of_masks(soft):
+    budgets = [1 << 20, 2 << 20, 4 << 20]
+    few, many = ([peak(budget, masks, soft) for budget in budgets] for masks in (96, 384))
+    assert all(most <= budget for most, budget in zip(many, budgets, strict=True))
+    assert all(big <= 1.02 * small + 384 * 64 for big, small in zip(many, few, strict=True))
+    assert many[2] > 2 * many[0]
+
+
+class Impatient(Listener):
+    def __init__(self, patience):
+        super().__init__()
+        self.left, self.closed = patience, 0
+
+    def advance(self, task, steps):
+        self.left -= steps
+        if self.left <= 0:
+            raise progress.Cancelled
+
+    def finish(self, task):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_cancelling_stops_at_once_and_leaves_everything_as_it_was(engine):
+    module = make().train()
+    scored = []
+    model = wrap(module, size=24, engine=engine)
+    view = model.view(Sample("p", np.full((24, 24, 3), 100, np.uint8)))
+    fill, target, keeps = torch.zeros_like(view.pixels), ClassTarget(1, "one"), Grids(torch.rand(320, 3, 3))
+    whole = probe(model, view, keeps, target, fill)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    keep_count = keeps.chunks
+    object.__setattr__(keeps, "chunks", lambda *given: (scored.append(len(chunk)) or chunk for chunk in keep_count(*given)))
+    listener = Impatient(64)
+    with progress.listening(listener), pytest.raises(progress.Cancelled):
+        probe(model, view, keeps, target, fill)
+    assert (scored, listener.closed) == ([32, 32], 1)
+    assert all(part.training for part in module.modules())
+    assert not any(part._forward_hooks for part in module.modules())
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert torch.is_grad_enabled()
+    assert torch.equal(probe(model, view, keeps, target, fill), whole)

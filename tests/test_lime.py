@@ -14,11 +14,13 @@ from oracles_lime import (
     view_of,
     weighted_r2,
 )
+from oracles_surrogate import jackknife, mean_jaccard, told_from_the_others
 from skimage import data, transform
 from sklearn.linear_model import Ridge
 
 from consilience import images, registry
-from consilience.explainers.lime import draws, effective, forward, kernel
+from consilience.designs import draws
+from consilience.surrogate import Scored, effective, fit, forward
 from consilience.types import ConsilienceError
 
 STUDY = "lime:samples=700,segments=quickshift(kernel_size=5,max_dist=150,ratio=.3),fill=percentile,refit_alpha=.5,draw=lime"
@@ -156,37 +158,13 @@ def test_forward_selection_never_chooses_twice():
 # ---------------------------------------------------------------- against formulas
 
 
-def test_draws_of_lime_are_its_own():
-    numbers = np.random.RandomState(3).randint(0, 2, 50 * 6).reshape(50, 6)
-    numbers[0] = 1
-    np.testing.assert_array_equal(draws("lime", 50, 6, 3), numbers.astype(bool))
-
-
-def test_independent_draws_are_fair_coins():
-    on = draws("independent", 4001, 25, 0)
-    assert (on.dtype, on.shape) == (np.dtype(bool), (4001, 25))
-    assert on[0].all()
-    np.testing.assert_allclose(on[1:].mean(axis=0), 0.5, atol=0.5 * 4.5 / np.sqrt(4000))
-    covariance = np.cov(on[1:].T.astype(float)) - np.eye(25) / 4
-    assert np.abs(covariance).max() < 0.25 * 5 / np.sqrt(4000)
-    np.testing.assert_array_equal(draws("independent", 100, 25, 0), on[:100])
-    assert (draws("independent", 100, 25, 1) != on[:100]).mean() > 0.4
-
-
-@pytest.mark.parametrize("width", [0.1, 0.25, 2.0])
-def test_kernel_is_the_cosine_distances(width):
-    on = draws("independent", 40, 5, 0)
-    on[7] = False
-    np.testing.assert_allclose(kernel(on, width), cosine_kernel(on, width), rtol=1e-9)
-
-
 def test_effective_sample_size():
     assert effective(np.ones(8)) == pytest.approx(8)
     assert effective(np.array([1.0, 0.0, 0.0])) == pytest.approx(1)
     assert effective(np.array([3.0, 1.0])) == pytest.approx(16 / 10)
 
 
-@pytest.mark.parametrize("draw", ["independent", "lime"])
+@pytest.mark.parametrize("draw", ["independent", "antithetic", "hadamard", "lime"])
 def test_extras_are_what_the_normal_equations_say(draw):
     view, model = view_of(textured(shape=(30, 30))), curved((30, 30))
     heat = lime(f"lime:150,segments=grid(5),features=8,alpha=.02,refit_alpha=.7,draw={draw},seed=4").explain(
@@ -223,7 +201,7 @@ def additive(segments, coefficients, pixels):
     return Linear(planes)
 
 
-@pytest.mark.parametrize("draw", ["independent", "lime"])
+@pytest.mark.parametrize("draw", ["independent", "antithetic", "hadamard", "lime"])
 def test_weights_of_a_linear_model_are_its_weights(draw):
     view = view_of(np.maximum(textured(shape=(48, 48)), 1))
     segments = registry.segmenters.build("grid:5").labels(images.to_array(view.pixels))
@@ -247,7 +225,7 @@ def test_permuted_labels_permute_the_weights(monkeypatch):
         def labels(self, image):
             return order[registry.segmenters.build("grid:4").labels(image)]
 
-    on = np.ascontiguousarray(draws("independent", 200, 16, 0)[:, np.argsort(order)])
+    on = np.ascontiguousarray(draws("hadamard", 200, 16, 0)[:, np.argsort(order)])
     monkeypatch.setattr("consilience.explainers.lime.draws", lambda *_: on)
     explainer = registry.explainers.get("lime")(200, segments=Permuted())
     moved = explainer.explain(model, view, target()).extras
@@ -257,13 +235,131 @@ def test_permuted_labels_permute_the_weights(monkeypatch):
     assert float(moved["r2"]) == pytest.approx(float(plain["r2"]))
 
 
+# ---------------------------------------------------------------- how sure it is
+
+
+def additive_and_noise(segments, coefficients, pixels, bend):
+    """A sum of coefficients of the superpixels that are there, bent: interactions of every order."""
+    linear = additive(segments, coefficients, pixels)
+    linear.bend = bend
+    return linear
+
+
+def scores_of(model, view, segments, on, fill="black"):
+    made = registry.fills.build(fill).image(view, segments)
+    keep = torch.from_numpy(on[:, segments])[:, None]
+    return target("logit").of(model.scores(torch.where(keep, view.pixels, made))).double().numpy()
+
+
+def bent_case(gaps=(9, 8, 7, 6, 5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1)):
+    view = view_of(np.maximum(textured(shape=(32, 32)), 1))
+    segments = registry.segmenters.build("grid:4").labels(images.to_array(view.pixels))
+    return view, segments, additive_and_noise(segments, np.array(gaps), view.pixels, lambda x: x + 0.02 * x**2)
+
+
+SPEC = "lime:segments=grid(4),fill=black,score=logit,features=5"
+
+
+@pytest.mark.parametrize(("draw", "pairs"), [("independent", 1), ("hadamard", 2), ("lime", 1)])
+def test_stderr_and_r2_out_are_those_of_deletion(draw, pairs):
+    view, segments, model = bent_case()
+    extras = lime(f"{SPEC},samples=150,draw={draw},seed=3").explain(model, view, target("logit")).extras
+    on = draws(draw, 150, 16, 3)
+    together = np.arange(150).reshape(-1, pairs)
+    case = (on, scores_of(model, view, segments, on), cosine_kernel(on, 0.25), 0.01, together)
+    np.testing.assert_allclose(extras["stderr"], np.sqrt(np.diag(jackknife(*case))), rtol=1e-6)
+    assert float(extras["r2_out"]) == pytest.approx(told_from_the_others(*case), abs=1e-9)
+    assert extras["p_top"].sum() == pytest.approx(5)
+    np.testing.assert_array_equal(extras["p_top"][:5], 1)
+
+
+def test_it_stops_where_the_top_is_known_and_shows_no_more_pictures():
+    view, _, model = bent_case()
+    heat = lime(f"{SPEC},samples=2000,until=stable").explain(model, view, target("logit"))
+    assert heat.facts["passes"] == sum(model.sizes) == 128
+    assert (heat.facts["stable"], heat.facts["verdict"]) == (True, "stable after 128 draws")
+    assert float(heat.extras["p_set"]) > 1 - 0.05 / 5
+    short = lime(f"{SPEC},samples=128").explain(model, view, target("logit"))
+    for name in short.extras:
+        assert short.extras[name].tobytes() == heat.extras[name].tobytes()
+
+
+def test_a_tie_is_never_called_stable_and_is_named():
+    view, _, model = bent_case((9, 8, 7, 6, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    heat = lime(f"{SPEC},samples=600,until=stable").explain(model, view, target("logit"))
+    assert heat.facts["passes"] == sum(model.sizes) == 600
+    assert not heat.facts["stable"]
+    assert heat.facts["verdict"] in {
+        f"not stable after 600 draws: superpixels {one} are tied for place 5" for one in ("4 and 6", "6 and 4")
+    }
+    np.testing.assert_array_equal(heat.extras["p_top"][:4], 1)
+    assert 0.02 < heat.extras["p_top"][4] < 0.98
+
+
+def test_all_superpixels_are_their_own_top():
+    view, _, model = bent_case()
+    facts = lime("lime:segments=grid(4),fill=black,score=logit,features=16,samples=500,until=stable").explain(
+        model, view, target("logit")
+    )
+    assert (facts.facts["stable"], facts.facts["passes"]) == (True, 128)
+
+
+def test_repeats_are_the_seeds_after_and_are_fitted_together():
+    view, segments, model = bent_case((9, 8, 7, 2, 1.9, 1.8, 1.7, 1.6, 1, 1, 1, 1, 1, 1, 1, 1))
+    heat = lime(f"{SPEC},samples=81,repeats=3,seed=4").explain(model, view, target("logit"))
+    assert heat.facts["passes"] == 243
+    parts = [draws("hadamard", 81, 16, seed) for seed in (4, 5, 6)]
+    scores = [scores_of(model, view, segments, part) for part in parts]
+    on = np.concatenate(parts)
+    coefficients, _ = normal_equations(on, np.concatenate(scores), cosine_kernel(on, 0.25), 0.01)
+    np.testing.assert_allclose(heat.extras["weights"], coefficients, atol=1e-6)
+    tops = []
+    for part, score in zip(parts, scores, strict=True):
+        alone, _ = normal_equations(part, score, cosine_kernel(part, 0.25), 0.01)
+        tops.append(sorted(range(16), key=lambda index: -abs(alone[index]))[:5])
+    assert heat.facts["jaccard"] == pytest.approx(mean_jaccard(tops))
+    assert heat.facts["jaccard"] < 1
+    pairs = np.concatenate([np.where((at := np.arange(82)) < 81, at + 81 * run, -1).reshape(-1, 2) for run in range(3)])
+    expected = jackknife(on, np.concatenate(scores), cosine_kernel(on, 0.25), 0.01, pairs)
+    np.testing.assert_allclose(heat.extras["stderr"], np.sqrt(np.diag(expected)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_kernel_of_shap_shares_the_whole_difference(repeats):
+    view, segments, model = bent_case()
+    spec = f"{SPEC},samples=300,kernel=shap,draw=antithetic,repeats={repeats},selection=none"
+    heat = lime(spec).explain(model, view, target("logit"))
+    both = np.array([[False] * 16, [True] * 16])
+    nothing, everything = scores_of(model, view, segments, both)
+    assert float(heat.extras["intercept"]) == pytest.approx(nothing)
+    assert heat.extras["weights"].sum() == pytest.approx(everything - nothing)
+    truth = np.array((9, 8, 7, 6, 5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1))
+    np.testing.assert_allclose(heat.extras["weights"], truth + 0.02 * truth * truth.sum(), atol=0.02)  # x^2 shares evenly
+    assert heat.facts["passes"] == 300 * repeats
+
+
+@pytest.mark.parametrize("surrogate", ["wls", "lasso", "bayesian-ridge"])
+def test_other_surrogates(surrogate):
+    view, segments, model = bent_case()
+    extras = lime(f"{SPEC},samples=200,surrogate={surrogate}").explain(model, view, target("logit")).extras
+    on = draws("hadamard", 200, 16, 0)
+    data = Scored(
+        on.astype(float), scores_of(model, view, segments, on), cosine_kernel(on, 0.25), np.arange(200).reshape(-1, 2)
+    )
+    np.testing.assert_allclose(extras["weights"], fit(surrogate, data, 0.01, 5)[0].coefficients, atol=1e-9)
+    assert set(extras["selected"]) == {0, 1, 2, 3, 4}
+    if surrogate == "lasso":
+        assert np.count_nonzero(extras["weights"]) == 5
+        assert extras["path"].shape == (len(extras["path_alpha"]), 16)
+
+
 # ---------------------------------------------------------------- seeds and edges
 
 
 def test_same_seed_same_bytes_whatever_the_chunks():
     view = view_of(textured(shape=(30, 30)))
     found = [
-        lime("lime:100,segments=grid(4),seed=2").explain(curved((30, 30), batch=batch), view, target())
+        lime("lime:300,segments=grid(4),seed=2,until=stable").explain(curved((30, 30), batch=batch), view, target())
         for batch in (1, 7, 32, 500)
     ]
     for heat in found[1:]:
@@ -319,7 +415,9 @@ def test_fewer_samples_than_superpixels_are_noted_and_finite(selection):
     heat = lime(f"lime:20,segments=grid(6),selection={selection}").explain(model, view, target())
     assert torch.isfinite(heat.values).all()
     assert "20 samples for 36 superpixels" in heat.facts["notes"][0]
-    on = draws("independent", 20, 36, 0)
+    assert np.isnan([*heat.extras["stderr"], *heat.extras["p_top"]]).all()
+    assert heat.facts["verdict"] == "not stable: 20 draws are too few to tell 36 superpixels apart"
+    on = draws("hadamard", 20, 36, 0)
     keep = torch.from_numpy(on[:, heat.extras["segments"]])[:, None]
     fill = registry.fills.build("mean").image(view, heat.extras["segments"])
     scores = target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
@@ -327,12 +425,13 @@ def test_fewer_samples_than_superpixels_are_noted_and_finite(selection):
     np.testing.assert_allclose(heat.extras["weights"], expected, atol=1e-8)
 
 
-def test_a_narrow_kernel_leaves_the_picture_alone_and_no_nan():
-    heat = lime("lime:40,segments=grid(4),kernel_width=1e-4").explain(
-        curved((24, 24)), view_of(textured(shape=(24, 24))), target()
-    )
+def test_a_narrow_kernel_leaves_few_draws_and_no_nan():
+    view, model = view_of(textured(shape=(24, 24))), curved((24, 24))
+    heat = lime("lime:40,segments=grid(4),kernel_width=.006").explain(model, view, target())
     assert np.isfinite(heat.values).all()
-    assert float(heat.extras["ess"]) == pytest.approx(1)
+    assert 1 <= float(heat.extras["ess"]) < 2
+    with pytest.raises(ConsilienceError, match="so narrow that no edited picture has any weight"):
+        lime("lime:40,segments=grid(4),kernel_width=1e-4").explain(model, view, target())
 
 
 @pytest.mark.parametrize(
@@ -354,7 +453,14 @@ def test_how_many_are_kept(features, selection, kept):
         ("lime:alpha=-1", "lime: alpha must not be negative; got -1"),
         ("lime:refit_alpha=-1", "lime: refit_alpha must not be negative; got -1"),
         ("lime:seed=-1", "lime: seed lies in"),
-        ("lime:draw=dice", "draw is one of independent, lime"),
+        ("lime:repeats=0", "lime: repeats must be at least 1; got 0"),
+        ("lime:repeats=2,until=stable", "lime: until=stable stops a single run; got repeats=2"),
+        ("lime:seed=4294967295,repeats=2", "lime: seed lies in"),
+        ("lime:kernel=shap", "kernel=shap draws sizes of its own: give draw=antithetic or draw=independent; got draw=hadamard"),
+        ("lime:kernel=shap,draw=antithetic,surrogate=lasso", "kernel=shap is fitted by surrogate=ridge or wls; got lasso"),
+        ("lime:3,kernel=shap,draw=antithetic", "lime: samples must be at least 4; got 3"),
+        ("lime:surrogate=forest", "surrogate is one of ridge, wls, lasso, bayesian-ridge"),
+        ("lime:draw=dice", "draw is one of independent, antithetic, hadamard, lime"),
         ("lime:segments=tiles", "no segmenter 'tiles'"),
         ("lime:sample=3", "lime has no option 'sample'"),
     ],

@@ -396,8 +396,9 @@ def test_using_shares_the_module_and_with_module_does_not(tiny):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"engine": "tensorrt"}, "engine is one of auto, torch, openvino; got 'tensorrt'"),
-        ({"precision": "f16"}, "precision is one of"),
+        ({"engine": "tensorrt"}, "engine is one of auto, torch, torch-compile, openvino; got 'tensorrt'"),
+        ({"precision": "fp8"}, "precision is one of f32, bf16, f16; got 'fp8'"),
+        ({"precision": "f16"}, "precision f16 needs an accelerator"),
         ({"memory": 10}, "memory is in bytes"),
         ({"device": "tpu"}, "no device 'tpu'; there is: auto, cpu"),
         ({"device": "cuda:7"}, "no device 'cuda:7' here; there is: cpu"),
@@ -618,8 +619,16 @@ def test_factories_of_the_working_directory(tmp_path, monkeypatch):
     torch.save(plain.module.state_dict(), "w.pth")
     assert load_model("own_nets:make,weights=w.pth").facts["weights"] == "w.pth"
     assert load_model("own_nets:network").frame == (32, 32)
-    with pytest.raises(ConsilienceError, match="returns str; a factory returns a torch module or a Network"):
+    with pytest.raises(ConsilienceError, match="returns str; a factory returns a torch module or a Model"):
         load_model("own_nets:text")
+
+
+@pytest.mark.parametrize(("weights_name", "positions"), [("IMAGENET1K_V1", 197), ("IMAGENET1K_SWAG_E2E_V1", 577)])
+def test_a_transformer_has_the_positions_of_its_weights(weights_name, positions):
+    origin = zoo._torchvision_origin("vit_b_16", {"weights": weights_name})
+    module = origin.build(2)
+    assert module.encoder.pos_embedding.shape == (1, positions, 768)
+    assert module.image_size == origin.recipe.size[0]
 
 
 def test_names_are_loadable_names():
@@ -638,5 +647,5 @@ def test_every_family_has_a_target_layer(name):
     layer = next(item for item in model.layers() if item.name == model.target_layer())
     assert layer.spatial is not None
     assert min(layer.spatial) > 1
-    assert layer.channels != len(model.classes)
+    assert layer.channels != len(model.classes) or model.outputs == "values"  # features without a classifier
     assert "qkv" not in layer.name

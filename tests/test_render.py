@@ -137,6 +137,42 @@ def test_superpixels_paint_weights_and_draw_borders():
     assert (drawn[:, 9] != PICTURE[:, 9]).any()
 
 
+def test_sure_superpixels_have_a_thick_border_and_unsure_ones_are_hatched():
+    segments = np.zeros((60, 90), int)
+    segments[:, 30:60], segments[:, 60:] = 1, 2
+    picture = np.full((60, 90, 3), 90, np.uint8)
+    plain = render.superpixels(picture, segments, np.array([1.0, 0.8, 0.5]))
+    drawn = render.superpixels(picture, segments, np.array([1.0, 0.8, 0.5]), sure=np.array([0]), unsure=np.array([1]))
+    assert (drawn[:, 60:] == plain[:, 60:]).all()
+    for y in range(60):
+        for x in range(30):
+            depth = min(y + 1, 60 - y, x + 1, 30 - x)
+            if depth <= 2:
+                assert tuple(drawn[y, x]) == render.CONTOUR
+            else:
+                assert tuple(drawn[y, x]) == ((0, 0, 0) if depth == 3 else tuple(plain[y, x]))
+    for y, x in np.ndindex(60, 30):
+        hatched = (y + x + 30) % 4 == 0
+        assert tuple(drawn[y, x + 30]) == (render.CONTOUR if hatched else tuple(plain[y, x + 30]))
+
+
+def test_a_tile_says_how_sure_its_superpixels_are():
+    segments = np.arange(30)[None].repeat(24, axis=0) // 10
+    weights, p_top = np.array([0.3, -0.2, 0.1]), np.array([1.0, 0.7, 0.3])
+    sure = item("LIME", weights[segments], segments=segments, weights=weights, p_top=p_top)
+    sure.provenance = {"verdict": "not stable after 700 draws: superpixels 1 and 2 are tied for place 2"}
+    (_, tile) = render.tiles(shown(sure))
+    assert tile.lines == (
+        "not stable after 700 draws: superpixels 1 and 2 are tied for place 2",
+        "thick border: surely among the top 2 (1 of them)",
+        "hatched: may not be among them (1)",
+    )
+    expected = render.superpixels(PICTURE, segments, weights, sure=np.array([0]), unsure=np.array([1]))
+    assert (tile.image == expected).all()
+    without = item("LIME", weights[segments], segments=segments, weights=weights)
+    assert render.tiles(shown(without))[1].lines == ()
+
+
 def test_superpixels_refuse_labels_without_weight():
     with pytest.raises(ConsilienceError, match="run from 0 to 2; there are 2 weights"):
         render.superpixels(PICTURE, np.full((24, 30), 2) * (np.arange(30) > 4), np.zeros(2))

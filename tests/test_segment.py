@@ -5,11 +5,29 @@ from oracles_lime import textured
 from skimage import data, segmentation, transform
 
 from consilience import registry
+from consilience import segment as segment_module
 from consilience.segment import Grid, Quickshift, relabelled, segment
 from consilience.types import ConsilienceError
 
 NAMES = registry.segmenters.names()
 PICTURE = textured() / 255.0
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    small = {name: transform.resize(getattr(data, name)(), (150, 141), anti_aliasing=True) for name in ("chelsea", "astronaut")}
+    return {
+        **small,
+        "coffee": np.rint(data.coffee()[100:220, 200:330] / 255.0 * 64) / 64,  # few colours: many equal distances
+        "noise": rng.random((60, 71, 3)),
+        "blocks": np.kron(rng.integers(0, 3, (9, 7, 3)) / 2, np.ones((11, 11, 1))),
+        "flat": np.full((80, 64, 3), 0.3),
+        "thin": rng.random((2, 90, 3)),
+        "pixel": rng.random((1, 1, 3)),
+    }
+
+
+PICTURES_OF_QUICKSHIFT = pictures()
 
 
 def gapless(labels):
@@ -67,6 +85,81 @@ def test_quickshift_is_limes(picture, options):
     labels = Quickshift(**options).labels(image)
     np.testing.assert_array_equal(labels, peer(image))
     assert labels.max() > 5
+
+
+QUICKSHIFTS = (
+    {},
+    {"kernel_size": 5, "max_dist": 150, "ratio": 0.3},
+    {"kernel_size": 1, "max_dist": 3, "ratio": 1.0, "seed": 7},
+    {"kernel_size": 2.5, "max_dist": 6, "ratio": 0.5, "seed": 0},
+    {"kernel_size": 3, "max_dist": 20, "ratio": 0.0},
+)
+
+
+@pytest.mark.parametrize("options", QUICKSHIFTS, ids=str)
+@pytest.mark.parametrize("name", PICTURES_OF_QUICKSHIFT)
+def test_quickshift_has_the_very_labels_of_scikit_image(name, options, monkeypatch):
+    picture, ours = PICTURES_OF_QUICKSHIFT[name], Quickshift(**options)
+    peer = {"kernel_size": ours.kernel_size, "max_dist": ours.max_dist, "ratio": ours.ratio, "rng": ours.seed}
+    expected = segmentation.quickshift(picture, **peer)
+    monkeypatch.setattr("consilience.segment.CLOSE", -1.0)  # so that scikit-image is not asked, however close a comparison is
+    np.testing.assert_array_equal(ours.labels(picture), expected)
+
+
+def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatch):
+    asked = []
+    monkeypatch.setattr("consilience.segment.CLOSE", np.inf)
+    monkeypatch.setattr(Quickshift, "_asked", lambda self, image: asked.append(image) or np.zeros(image.shape[:2], dtype=int))
+    assert Quickshift().labels(PICTURE).max() == 0
+    assert asked[0] is PICTURE
+    monkeypatch.undo()
+    np.testing.assert_array_equal(
+        Quickshift()._asked(PICTURE), segmentation.quickshift(PICTURE, kernel_size=4, max_dist=200, ratio=0.2)
+    )
+
+
+def test_quickshifts_densities_are_the_sums_of_the_window():
+    picture = PICTURE[:9, :8]
+    field = segment_module._Field.of(picture, 3)
+    found = field.inner(segment_module._density(field, 1.0))
+    for y in range(9):
+        for x in range(8):
+            total = 0.0
+            for v in range(max(y - 3, 0), min(y + 4, 9)):
+                for u in range(max(x - 3, 0), min(x + 4, 8)):
+                    distance = ((picture[y, x] - picture[v, u]) ** 2).sum() + (y - v) ** 2 + (x - u) ** 2
+                    total += np.exp(-distance / 2)
+            assert found[y, x] == pytest.approx(total, abs=segment_module.CLOSE / 10)
+
+
+@pytest.mark.parametrize("peaks", [0.05, 1.0])
+@pytest.mark.parametrize("levels", [(0.0, 1.0, 2.0), (0.0, 0.1, 0.3, 0.7), (0.0, 1.0, 3.0, 5.0)])
+def test_quickshifts_links_are_those_of_the_loop(levels, peaks):
+    """Ties and all: of equally near pixels the first by rows, with distances summed as scikit-image sums them."""
+    rng = np.random.default_rng(0)
+    picture, reach = rng.choice(levels, (14, 11, 3)), 4
+    density = np.where(rng.random((14, 11)) < peaks, rng.random((14, 11)), 0.0)  # few peaks: long links
+    field = segment_module._Field.of(picture, reach)
+    links, distance, gap = segment_module._links(field, field.padded(density, -np.inf))
+    links, distance, closest = field.inner(links), field.inner(distance), np.inf
+    for y in range(14):
+        for x in range(11):
+            best, way = np.inf, 0
+            for v in range(max(y - reach, 0), min(y + reach + 1, 14)):
+                for u in range(max(x - reach, 0), min(x + reach + 1, 11)):
+                    if density[v, u] <= density[y, x]:
+                        continue
+                    length = 0.0
+                    for channel in range(3):
+                        step = picture[y, x, channel] - picture[v, u, channel]
+                        length += step * step
+                    length += (y - v) * (y - v)
+                    length += (x - u) * (x - u)
+                    closest = min(closest, density[v, u] - density[y, x])
+                    if length < best:
+                        best, way = length, (v - y) * field.stride + (u - x)
+            assert (links[y, x], distance[y, x]) == (way, best)
+    assert gap >= closest if peaks == 1 else gap == 0
 
 
 def test_slic_and_felzenszwalb_are_limes_up_to_names():
@@ -130,6 +223,7 @@ def test_a_segmenter_from_elsewhere_is_relabelled_and_checked():
     [
         "grid:0",
         "quickshift:0",
+        "quickshift:.5",
         "quickshift:ratio=2",
         "quickshift:max_dist=nan",
         "quickshift:seed=-1",

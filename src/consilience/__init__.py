@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from consilience.api import explain
     from consilience.data import read_image
     from consilience.models.adapter import wrap
+    from consilience.models.blackbox import wrap_callable
     from consilience.models.zoo import load_model
     from consilience.store import Run
     from consilience.types import Box, ConsilienceError, Explanation, NotApplicable, Sample
@@ -26,6 +27,7 @@ _HOME = {
     "load_model": "models.zoo",
     "read_image": "data",
     "wrap": "models.adapter",
+    "wrap_callable": "models.blackbox",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "load_model",
     "read_image",
     "wrap",
+    "wrap_callable",
 ]
 
 

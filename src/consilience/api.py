@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from consilience import images, registry
+from consilience.models import engines
 from consilience.types import (
     Array,
     ClassTarget,
@@ -57,9 +58,15 @@ def explain(
     goal = resolve_target(model, sample, target, outputs)
     goal = scored(goal, explainer)
     start = time.perf_counter()
-    heat = explainer.explain(model, shown, goal)
+    with engines.recorded() as ran:
+        heat = explainer.explain(model, shown, goal)
     seconds = time.perf_counter() - start
-    facts = {"seconds": seconds, "score": float(goal.of(outputs)[0]), "prediction": asdict(predict(model, outputs))}
+    facts = {
+        **as_it_ran(ran),
+        "seconds": seconds,
+        "score": float(goal.of(outputs)[0]),
+        "prediction": asdict(predict(model, outputs)),
+    }
     return finish(model, sample, shown, explainer, by, goal, heat, facts)
 
 
@@ -146,6 +153,14 @@ def _class_index(model: Model, name: str) -> int:
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", " ").strip()
+
+
+def as_it_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
+    """Engines and precisions that an explanation was made with; nothing where no pass was seen."""
+    if not ran:
+        return {}
+    names, precisions = zip(*ran, strict=True)
+    return {"engine": "+".join(sorted({*names})), "precision": "+".join(sorted({*precisions}))}
 
 
 def scored(target: Target, explainer: Explainer) -> Target:

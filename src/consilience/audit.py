@@ -15,6 +15,7 @@ import numpy as np
 from consilience import images, registry
 from consilience.images import Placement
 from consilience.masks import Mask
+from consilience.surrogate import settled
 from consilience.types import Array, Explanation, View
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ RULES: Mapping[str, Rule] = {
     ),
     "ties-at-cut": Rule(
         "warning", "{first} {words} share the value at the cut{pictures}: which of them the mask holds is arbitrary"
+    ),
+    "unstable-superpixels": Rule(
+        "warning",
+        "which superpixels weigh most is not settled{pictures}: {first} of the top ones are sure; another seed may show others "
+        "({words})",
     ),
     "below-chance": Rule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
     "chance-level": Rule(
@@ -218,6 +224,7 @@ def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]
         yield "empty-mask", Event(sample)
     yield from _of_cut(sample, mask)
     yield from _of_fill(explanation)
+    yield from _of_certainty(explanation)
     if explanation.provenance.get("unseeded"):
         yield "seed-without-effect", Event(sample, word=str(explanation.provenance.get("seed", "not recorded")))
 
@@ -228,6 +235,17 @@ def _of_cut(sample: str, mask: Mask) -> Iterator[tuple[str, Event]]:
         yield "rendered-mask", Event(sample, mask.share, mask.tied / mask.on.size)
     elif mask.tied:
         yield "ties-at-cut", Event(sample, mask.tied, word="superpixels" if rule == "superpixels" else "pixels")
+
+
+def _of_certainty(explanation: Explanation) -> Iterator[tuple[str, Event]]:
+    """Whether an explainer of superpixels found its top ones unsettled; one that cannot tell says nothing."""
+    chances, stable = explanation.extras.get("p_top"), explanation.provenance.get("stable")
+    if chances is None or stable is not False:
+        return
+    sure, top = settled(chances)
+    share = len(sure) / len(top) if len(top) else 0.0
+    said = str(explanation.provenance.get("verdict", "not stable"))
+    yield "unstable-superpixels", Event(explanation.sample.name, share, word=said.removeprefix("not stable").lstrip(": "))
 
 
 def _of_fill(explanation: Explanation) -> Iterator[tuple[str, Event]]:

@@ -118,8 +118,9 @@ def _add_explain(verbs: Any) -> None:
     add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
     add("--labels", metavar="FILE", help="class names of the model")
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
-    add("--engine", metavar="E", help="auto (default), torch, openvino")
-    add("--precision", metavar="P", help="f32 (default), bf16")
+    add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
+    add("--precision", metavar="P", help="f32 (default), bf16, f16; says how far the maps moved from f32")
+    add("--memory", metavar="SIZE", help="working memory of a pass through the model: 1G (default), 500M, bytes")
     add("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers")
     add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
@@ -153,7 +154,8 @@ def explain(arguments: argparse.Namespace) -> int:
     from consilience.run import Options
 
     output = arguments.output or Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    options = Options(arguments.weights, arguments.labels, arguments.device, arguments.engine, arguments.precision)
+    names = ("weights", "labels", "device", "engine", "precision", "memory")
+    options = Options(**{name: getattr(arguments, name) for name in names})
     return _run_and_print(_job(arguments), arguments.paths, arguments, output, arguments.truth, options)
 
 

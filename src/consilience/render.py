@@ -25,9 +25,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 from skimage.segmentation import find_boundaries
 
 from consilience import images
+from consilience.surrogate import settled
 from consilience.types import Array, ConsilienceError
 
 RGB = tuple[int, int, int]
@@ -49,6 +51,7 @@ SHARED: RGB = (255, 255, 255)
 """Two of Okabe and Ito's colours and white: three lightnesses, apart for every kind of colour vision."""
 
 CONTOUR: RGB = (255, 255, 255)
+NONE = np.empty(0, dtype=np.int64)
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -144,14 +147,39 @@ def overlay(picture: Array, values: Array, alpha: float = 0.75, scale: Scale | N
     return _blend(picture, colours(values, scale=scale), opacity[..., None])
 
 
-def superpixels(picture: Array, segments: Array, weights: Array, alpha: float = 0.65) -> Array:
-    """Signed ``weights`` (S,) of superpixels ``segments`` (h, w) int 0..S-1 over the picture, with the borders drawn."""
+def superpixels(
+    picture: Array, segments: Array, weights: Array, alpha: float = 0.65, sure: Array = NONE, unsure: Array = NONE
+) -> Array:
+    """Signed ``weights`` (S,) of superpixels ``segments`` (h, w) int 0..S-1 over the picture, with the borders drawn.
+
+    Those in ``sure`` (indices) have a thick border, white on black; those in ``unsure`` are hatched.
+    """
     _same_frame(picture, segments)
     if segments.min() < 0 or segments.max() >= len(weights):
         raise ConsilienceError(f"segments run from {segments.min()} to {segments.max()}; there are {len(weights)} weights")
     painted = overlay(picture, weights[segments], alpha, limits(weights[segments], signed=True))
     lines = find_boundaries(segments, mode="inner", background=-1)
-    return _blend(painted, np.array(CONTOUR), 0.55 * lines[..., None])
+    painted = _blend(painted, np.array(CONTOUR), 0.55 * lines[..., None])
+    painted[np.isin(segments, unsure) & _hatch(segments.shape)] = CONTOUR
+    return _outlined(painted, segments, sure)
+
+
+def _hatch(shape: tuple[int, ...]) -> Array:
+    """Thin diagonals, a ninth of the pixels of a frame of usual size: what is under them stays to be seen."""
+    step = max(4, round(min(shape) / 25))
+    y, x = np.indices(shape)
+    hatch: Array = (x + y) % step == 0
+    return hatch
+
+
+def _outlined(painted: Array, segments: Array, sure: Array) -> Array:
+    """A thick border just inside each of the superpixels ``sure``, so that it shows on any colour: white, lined with black."""
+    width = max(2, round(min(segments.shape) / 110))
+    for number in sure:
+        depth = distance_transform_edt(np.pad(segments == number, 1))[1:-1, 1:-1]
+        painted[(depth > 0) & (depth <= width + 1)] = (0, 0, 0)
+        painted[(depth > 0) & (depth <= width)] = CONTOUR
+    return painted
 
 
 def mask(picture: Array, on: Array) -> Array:
@@ -281,7 +309,9 @@ def map_tile(picture: Array, item: Drawn) -> Tile:
     picture = _in_frame(picture, item.values)
     segments, weights = item.extras.get("segments"), item.extras.get("weights")
     if segments is not None and weights is not None:
-        image, painted = superpixels(picture, segments, weights), limits(weights[segments], signed=True)
+        sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
+        image = superpixels(picture, segments, weights, sure=sure, unsure=np.setdiff1d(top, sure))
+        painted = limits(weights[segments], signed=True)
         what = f"weights of {len(weights)} superpixels"
     else:
         image, painted = overlay(picture, item.values), limits(item.values)
@@ -289,7 +319,19 @@ def map_tile(picture: Array, item: Drawn) -> Tile:
     if painted.flat:
         value = item.values.flat[0]
         return Tile(image, item.column, f"{item.column}: a flat map", (f"flat: every value is {value:.3g}",))
-    return Tile(image, item.column, f"{item.column}: {what} over the picture", scale=painted)
+    return Tile(image, item.column, f"{item.column}: {what} over the picture", _certainty(item), scale=painted)
+
+
+def _certainty(item: Drawn) -> tuple[str, ...]:
+    """How sure an explainer is of its top superpixels, and what marks them; nothing where it does not say."""
+    verdict = str(getattr(item, "provenance", {}).get("verdict", ""))
+    lines = [verdict] if verdict else []
+    sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
+    if len(top):
+        lines.append(f"thick border: surely among the top {len(top)} ({len(sure)} of them)")
+    if len(top) > len(sure):
+        lines.append(f"hatched: may not be among them ({len(top) - len(sure)})")
+    return tuple(lines)
 
 
 def mask_tile(picture: Array, item: Drawn) -> Tile:

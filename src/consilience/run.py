@@ -388,6 +388,7 @@ def table_rows(stored: Stored) -> list[dict[str, Any]]:
             "mask_rule": item.mask_rule,
             "mask_area": float("nan") if item.mask is None else float(item.mask.mean()),
             "layer": item.provenance.get("layer", ""),
+            "verdict": item.provenance.get("verdict", ""),
             "view": item.provenance["view"],
             "engine": item.provenance.get("engine", ""),
             "precision": item.provenance.get("precision", ""),

@@ -110,6 +110,9 @@ def _how_it_ran(run: Run) -> Iterator[str]:
     notes = [model["facts"].get("note") for model in run.manifest.get("models") or []]
     yield from (f"engine: {note}" for note in dict.fromkeys(notes) if note)
     for row in run.manifest.get("precision") or []:
+        if row["precision"] == "f32":
+            yield f"{row['column']} was made in f32 all the same"
+            continue
         shift = f"Spearman {number(row['spearman'])}, IoU of the top 20 % {number(row['iou_at_20'])}"
         yield f"{row['column']} in {row['precision']} against f32 on {row['picture']}: {shift}"
 

@@ -1,4 +1,4 @@
-"""LIME: a linear surrogate over superpixels that are switched on and off."""
+"""LIME: a linear surrogate over superpixels that are switched on and off, and how sure it is of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,30 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from consilience import images
+from consilience.designs import Draw, draws, groups
 from consilience.probe import Bits, Fill, Mean, probe
 from consilience.registry import explainers, option
 from consilience.segment import Quickshift, Segmenter, segment
+from consilience.surrogate import (
+    WRONG,
+    Certainty,
+    Fit,
+    Kernel,
+    Kind,
+    Scored,
+    certainty,
+    effective,
+    falling,
+    fit,
+    forward,
+    jaccard,
+    kernel,
+    least_squares,
+    looks,
+)
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
 
 AUTO_FORWARD = 6
@@ -30,6 +49,11 @@ class Lime:
     exponential kernel over cosine distance is fitted to the scores. As in the package lime, the ``features`` most important
     superpixels are selected and fitted again with ``refit_alpha``. ``values`` paint the fit over all; the refit is an extra.
 
+    Every weight comes with its standard error, and every superpixel with the probability that it is among the top
+    ``features``; ``until=stable`` draws until those are known, or ``samples`` are spent. ``draw`` and ``kernel`` are explained
+    in `consilience.designs` and `consilience.surrogate`. With ``repeats`` the fit is to the draws of as many seeds, ``seed``
+    and those after it, ``samples`` of each.
+
     With ``draw="lime"`` the perturbations are those of the first call of ``LimeImageExplainer(random_state=seed)`` with a
     ``random_seed`` given, and weights, selection and refit are lime's. lime takes the mean colours in the dtype of its picture:
     they are cut to whole numbers on uint8, and equal these only on floats.
@@ -37,163 +61,176 @@ class Lime:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "LIME"
-    samples: int = option(1000, help="edited pictures shown to the model; the first is the picture itself")
-    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")  # noqa: RUF009
+    samples: int = option(1000, help="edited pictures shown to the model, for each of the repeats; at most, with until=stable")
+    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
     features: int = option(10, help="superpixels selected for the refit; a large number keeps all")
-    kernel_width: float = option(0.25, help="width of the kernel over cosine distance")
+    kernel_width: float = option(0.25, help="width of the cosine kernel")
     alpha: float = option(0.01, help="ridge penalty of the fit over all superpixels")
     refit_alpha: float = option(1.0, help="ridge penalty of the refit on those selected")
-    fill: Fill = option(Mean(), kind="fill", help="what stands where a superpixel is off")  # noqa: RUF009
-    draw: Literal["independent", "lime"] = option("independent", help="fair coins from numpy's Generator, or lime's own draws")
+    fill: Fill = option(Mean(), kind="fill", help="what stands where a superpixel is off")
+    draw: Draw = option("hadamard", help="fair coins, alone, in complementary pairs or in orthogonal arrays; lime: lime's own")
     selection: Literal["auto", "highest", "forward", "none"] = option(
         "auto", help="how features are selected; auto: forward up to 6, else by weight"
     )
     seed: int = option(0, help="seed of the perturbations; it never reaches the segmentation")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class is explained")
+    kernel: Kernel = option("cosine", help="weights of the draws: lime's, all alike, or those of Shapley values")
+    surrogate: Kind = option("ridge", help="what is fitted over all superpixels; lasso: the features its path holds last")
+    until: Literal["samples", "stable"] = option("samples", help="stop early where the top features are known")
+    repeats: int = option(1, help="runs of as many seeds, fitted together, and how far their top features agree")
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ConsilienceError(f"lime: samples must be at least 2; got {self.samples}")
-        if self.features < 1:
-            raise ConsilienceError(f"lime: features must be at least 1; got {self.features}")
+        if self.samples < (4 if self.kernel == "shap" else 2):
+            raise ConsilienceError(f"lime: samples must be at least {4 if self.kernel == 'shap' else 2}; got {self.samples}")
+        for name, least in (("features", 1), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise ConsilienceError(f"lime: {name} must be at least {least}; got {getattr(self, name)}")
         if not 0 < self.kernel_width < np.inf:
             raise ConsilienceError(f"lime: kernel_width must be positive; got {self.kernel_width:g}")
         for name, alpha in (("alpha", self.alpha), ("refit_alpha", self.refit_alpha)):
             if not 0 <= alpha < np.inf:
                 raise ConsilienceError(f"lime: {name} must not be negative; got {alpha:g}")
-        if not 0 <= self.seed < 2**32:
-            raise ConsilienceError(f"lime: seed lies in [0, 2**32); got {self.seed}")
+        if not 0 <= self.seed <= 2**32 - self.repeats:
+            raise ConsilienceError(f"lime: seed lies in [0, 2**32), with its repeats; got {self.seed}")
+        self._refuse_what_does_not_fit()
+
+    def _refuse_what_does_not_fit(self) -> None:
+        if self.until == "stable" and self.repeats > 1:
+            raise ConsilienceError(f"lime: until=stable stops a single run; got repeats={self.repeats}")
+        if self.kernel != "shap":
+            return
+        if self.draw not in ("antithetic", "independent"):
+            raise ConsilienceError(
+                f"lime: kernel=shap draws sizes of its own: give draw=antithetic or draw=independent; got draw={self.draw}"
+            )
+        if self.surrogate not in ("ridge", "wls"):
+            raise ConsilienceError(f"lime: kernel=shap is fitted by surrogate=ridge or wls; got {self.surrogate}")
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The weights painted on the superpixels, (h, w) float32 in units of the score, never NaN.
 
         Extras: ``segments`` (h, w), ``weights`` (S,) of the fit over all, ``refit`` (S,) with 0 where not selected,
-        ``selected`` (k,) by falling |refit|, and as 0-d arrays ``intercept`` and ``r2`` of the fit over all, ``r2_refit`` and
-        ``ess``, the effective number of samples under the kernel. An r2 is NaN where all scores are the same: there was
-        nothing to explain.
+        ``selected`` (k,) by falling |refit|; ``stderr`` (S,) of the weights and ``p_top`` (S,), the probability of each to be
+        among the top ``features`` by size of weight; as 0-d arrays ``p_set``, that these are the very ones, ``intercept``,
+        ``r2`` and ``r2_out`` (each draw, or pair, told from the others) of the fit over all, ``r2_refit`` and ``ess``, the
+        effective number of samples under the kernel. An r2 is NaN where all scores are the same: there was nothing to
+        explain; ``stderr`` and ``p_top`` are NaN where there are too few draws to tell. The lasso adds its ``path``.
+
+        Facts: ``verdict`` in words, and ``stable``, whether the top features are known at all but 5 % risk.
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "segmentation_seconds"):
             segments = segment(self.segments, images.to_array(view.pixels))
-        on = draws(self.draw, self.samples, int(segments.max()) + 1, self.seed)
-        with _timed(seconds, "model_seconds"):
-            scores = probe(model, view, Bits(segments, on), target, self.fill.image(view, segments), "lime").numpy()
+        on, fill = self._draws(int(segments.max()) + 1), self.fill.image(view, segments)
+        stops = looks(self.samples, on.shape[1]) if self.until == "stable" else (len(on),)
+        scores: Array = np.empty(0)
+        for stop in stops:
+            with _timed(seconds, "model_seconds"):
+                scores = np.concatenate([scores, _scores(model, view, segments, on[len(scores) : stop], target, fill)])
+            with _timed(seconds, "fit_seconds"):
+                whole, told, arrays = fit(self.surrogate, self._scored(on, scores), self.alpha, self.features)
+                sure = certainty(told, scores, self.features, self.seed)
+            if sure.p_set >= 1 - WRONG / len(stops):
+                break
         with _timed(seconds, "fit_seconds"):
-            extras = {"segments": segments, **self._surrogate(on, scores.astype(np.float64))}
+            extras = {"segments": segments, **self._extras(on, scores, whole, sure), **arrays}
+        stable = bool(sure.p_set >= 1 - WRONG / len(stops) and np.ptp(scores) > 0)
         values = torch.from_numpy(extras["weights"][segments]).float()
-        return Heat(values, extras, {**self._facts(on, scores), **seconds})
+        return Heat(values, extras, {**self._facts(on, scores, sure, stable), **seconds})
 
-    def _surrogate(self, on: Array, scores: Array) -> dict[str, Array]:
-        """The fit over all superpixels, the selection and the refit."""
-        data, weights = on.astype(np.float64), kernel(on, self.kernel_width)
-        whole = _ridge(data, scores, weights, self.alpha)
-        kept = self._select(data, scores, weights, whole.coef_)
-        part = _ridge(data[:, kept], scores, weights, self.refit_alpha)
+    @property
+    def _ends(self) -> int:
+        """Rows at the head of each run that are no draws: everything on, everything off."""
+        return 2 if self.kernel == "shap" else 0
+
+    def _draws(self, count: int) -> Array:
+        """Perturbations (samples * repeats, S) bool, run after run."""
+        ends = np.repeat([[True], [False]], count, axis=1)[: self._ends]
+        runs = range(self.seed, self.seed + self.repeats)
+        drawn = [draws(self.draw, self.samples - self._ends, count, seed, self.kernel == "shap") for seed in runs]
+        return np.concatenate([part for one in drawn for part in (ends, one)])
+
+    def _scored(self, on: Array, scores: Array, run: int | None = None) -> Scored:
+        """What is fitted: the draws that have their scores, of all runs or of one."""
+        number = min(len(scores), self.samples)
+        runs = range(self.repeats) if run is None else (run,)
+        drawn = np.concatenate([np.arange(self._ends, number) + one * self.samples for one in runs])
+        together = groups(self.draw, number - self._ends)
+        there = [np.where(together < 0, -1, together + place * (number - self._ends)) for place in range(len(runs))]
+        ends = (float(scores[1]), float(scores[0])) if self._ends else None
+        weights = kernel(self.kernel, on[drawn], self.kernel_width)
+        return Scored(on[drawn].astype(np.float64), scores[drawn], weights, np.concatenate(there), ends)
+
+    def _extras(self, on: Array, scores: Array, whole: Fit, sure: Certainty) -> dict[str, Array]:
+        """The fit over all superpixels, the selection and the refit, and how sure they are."""
+        data = self._scored(on, scores)
+        kept = self._select(data, whole.coefficients)
+        part = least_squares(data.of(kept), self.refit_alpha)
         refit = np.zeros(on.shape[1])
-        refit[kept] = part.coef_
+        refit[kept] = part.coefficients
         numbers = {
-            "intercept": whole.intercept_,
-            "r2": _r2(whole, data, scores, weights),
-            "r2_refit": _r2(part, data[:, kept], scores, weights),
-            "ess": effective(weights),
+            "intercept": whole.intercept,
+            "r2": whole.r2,
+            "r2_out": whole.r2_out,
+            "r2_refit": part.r2,
+            "ess": effective(data.weights),
+            "p_set": sure.p_set,
         }
-        found = {"weights": whole.coef_, "refit": refit, "selected": kept[_falling(part.coef_)]}
+        found = {"weights": whole.coefficients, "refit": refit, "selected": kept[falling(part.coefficients)]}
+        found |= {"stderr": sure.stderr, "p_top": sure.p_top}
         return {**found, **{name: np.array(float(number)) for name, number in numbers.items()}}
 
-    def _select(self, data: Array, scores: Array, weights: Array, coefficients: Array) -> Array:
+    def _select(self, data: Scored, coefficients: Array) -> Array:
         """Indices of the superpixels to refit; lime ranks by a fit of its own alpha .01, here by the fit that is shown."""
-        count = min(self.features, data.shape[1])
+        there = np.count_nonzero(coefficients) if self.surrogate == "lasso" else len(coefficients)
+        count = min(self.features, max(int(there), 1))
         how = self.selection
         if how == "auto":
-            how = "forward" if self.features <= AUTO_FORWARD else "highest"
+            how = "forward" if self.features <= AUTO_FORWARD and self.surrogate != "lasso" else "highest"
         if how == "none":
-            return np.arange(data.shape[1])
+            return np.arange(len(coefficients))
         if how == "forward":
-            return forward(data, scores, weights, count)
-        return _falling(coefficients)[:count]
+            return forward(data.on, data.scores, data.weights, count)
+        return falling(coefficients)[:count]
 
-    def _facts(self, on: Array, scores: Array) -> dict[str, Any]:
-        samples, count = on.shape
+    def _facts(self, on: Array, scores: Array, sure: Certainty, stable: bool) -> dict[str, Any]:
+        samples, count = len(scores), on.shape[1]
         notes = []
         if samples <= count:
             notes.append(f"{samples} samples for {count} superpixels: the weights rest on the ridge penalty")
         if np.ptp(scores) == 0:
             notes.append("every edited picture has the same score: there is nothing to explain")
-        facts: dict[str, Any] = {"passes": samples, "seed": self.seed, "superpixels": count}
+        facts = {"passes": samples, "seed": self.seed, "superpixels": count, "stable": stable}
+        facts |= {"verdict": verdict(sure, stable, samples, flat=bool(np.ptp(scores) == 0))}
+        if self.repeats > 1:
+            facts |= {"jaccard": self._agreement(on, scores, sure.k)}
         return {**facts, "notes": notes} if notes else facts
 
-
-def draws(how: Literal["independent", "lime"], samples: int, count: int, seed: int) -> Array:
-    """Perturbations (samples, count) bool, each superpixel on with probability 1/2; the first row keeps all.
-
-    ``independent``: a longer draw begins with the shorter one of the same seed. ``lime``: the numbers lime draws.
-    """
-    if how == "lime":
-        legacy = np.random.RandomState(seed)
-        on = legacy.randint(0, 2, samples * count).reshape(samples, count).astype(bool)
-    else:
-        on = np.random.default_rng(seed).integers(0, 2, size=(samples, count), dtype=np.bool_)
-    on[0] = True
-    return on
+    def _agreement(self, on: Array, scores: Array, k: int) -> float:
+        """Mean Jaccard index of the top k of every two runs, each fitted alone."""
+        runs = [self._scored(on, scores, run) for run in range(self.repeats)]
+        alone = [fit(self.surrogate, one, self.alpha, self.features)[0] for one in runs]
+        return jaccard([set(falling(one.coefficients)[:k].tolist()) for one in alone])
 
 
-def kernel(on: Array, width: float) -> Array:
-    """Weights (n,) of perturbations (n, S): ``sqrt(exp(-d**2 / width**2))`` of the cosine distance to all on.
-
-    For bits that distance is ``1 - sqrt(share on)``; it is 1 with nothing on, as scikit-learn has it.
-    """
-    distance = 1 - np.sqrt(on.mean(axis=1))
-    weights: Array = np.sqrt(np.exp(-(distance**2) / width**2))
-    return weights
-
-
-def effective(weights: Array) -> float:
-    """Kish's effective sample size, ``(sum w)**2 / sum w**2``."""
-    return float(weights.sum() ** 2 / (weights**2).sum())
+def verdict(sure: Certainty, stable: bool, samples: int, flat: bool = False) -> str:
+    """Whether the top superpixels are known, in words, and if not which two may change places."""
+    if flat:
+        return "not stable: there is nothing to explain"
+    if stable:
+        return f"stable after {samples:,} draws"
+    if np.isnan(sure.p_set):
+        return f"not stable: {samples:,} draws are too few to tell {len(sure.p_top)} superpixels apart"
+    one, other = sure.rivals
+    return f"not stable after {samples:,} draws: superpixels {one} and {other} are tied for place {sure.k}"
 
 
-def forward(data: Array, scores: Array, weights: Array, count: int) -> Array:
-    """``count`` columns, each the one that raises the weighted R^2 of a least-squares fit most; the first of equals.
-
-    What lime finds by fitting every candidate anew: the gain of a column, once those chosen are swept out of it, is its
-    squared covariance with the scores over its variance.
-    """
-    root = np.sqrt(weights)[:, None]
-    columns = (data - np.average(data, axis=0, weights=weights)) * root
-    centred = (scores - np.average(scores, weights=weights)) * root[:, 0]
-    floor = 1e-12 * np.maximum((columns**2).sum(axis=0), np.finfo(float).tiny)
-    chosen: list[int] = []
-    for _ in range(count):
-        variance = (columns**2).sum(axis=0)
-        gain = np.where(variance > floor, (columns.T @ centred) ** 2 / np.maximum(variance, floor), 0.0)
-        gain[chosen] = -1.0
-        best = int(np.argmax(gain))
-        chosen.append(best)
-        if variance[best] > floor[best]:
-            axis = columns[:, best] / np.sqrt(variance[best])
-            columns = columns - np.outer(axis, axis @ columns)
-    return np.array(chosen)
-
-
-def _ridge(data: Array, scores: Array, weights: Array, alpha: float) -> Any:
-    from sklearn.linear_model import Ridge
-
-    return Ridge(alpha=alpha).fit(data, scores, sample_weight=weights)
-
-
-def _r2(fitted: Any, data: Array, scores: Array, weights: Array) -> float:
-    if np.ptp(scores[weights > 0]) == 0:
-        return float("nan")
-    return float(fitted.score(data, scores, sample_weight=weights))
-
-
-def _falling(values: Array) -> Array:
-    """Indices by falling magnitude; equals keep their order."""
-    return np.argsort(-np.abs(values), kind="stable")
+def _scores(model: Model, view: View, segments: Array, on: Array, target: Target, fill: Tensor) -> Array:
+    return probe(model, view, Bits(segments, on), target, fill, "lime").numpy().astype(np.float64)
 
 
 @contextmanager
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = perf_counter()
     yield
-    seconds[name] = perf_counter() - start
+    seconds[name] = seconds.get(name, 0.0) + perf_counter() - start

@@ -245,8 +245,12 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
     labels = entry.meta.get("categories")
     if labels is None:
         raise ConsilienceError(f"{name}: the weights {entry.name} have no classifier; there is: {', '.join(enum.__members__)}")
-    # These two were trained on pictures scaled to [-1, 1]; their weights are only right with this switch.
-    extras = {"init_weights": True, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
+    recipe = _torchvision_recipe(entry.transforms())
+    extras: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):  # trained on pictures scaled to [-1, 1]; their weights are only right so
+        extras = {"init_weights": True, "transform_input": True}
+    if name.startswith("vit_"):  # as many positions as these weights have, 224 x 224 or more
+        extras = {"image_size": recipe.size[0]}
 
     def build(classes: int | None) -> nn.Module:
         return models.get_model(name, weights=None, num_classes=classes or len(labels), **extras)  # type: ignore[no-any-return]
@@ -257,7 +261,7 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
         files.fit(module, state, f"weights {entry.name}")
         return module, str(entry.name)
 
-    return Origin(name, build, _torchvision_recipe(entry.transforms()), tuple(labels), pretrained)
+    return Origin(name, build, recipe, tuple(labels), pretrained)
 
 
 def _torchvision_recipe(shown: Any) -> Recipe:

@@ -146,7 +146,6 @@ def asked(run: Reported) -> list[tuple[str, str]]:
     manifest = run.manifest
     models = manifest.get("models") or [manifest["model"]]
     views = [manifest["view"]] if "view" in manifest else list(dict.fromkeys(c.get("view") for c in manifest["columns"]))
-    facts = models[0].get("facts") or {}
     terms = [
         ("Model", "; ".join(f"{one['spec'] or one['id']} ({one['classes_count']:,} classes)" for one in models)),
         ("Weights", "; ".join(f"{(one.get('facts') or {}).get('weights') or 'not recorded'}, {one['id']}" for one in models)),
@@ -154,12 +153,19 @@ def asked(run: Reported) -> list[tuple[str, str]]:
         ("Explained", words.target(manifest.get("target", "predicted"))),
         ("View", "; ".join(words.view(mode) for mode in views)),
         ("Pictures", _how_many(run)),
-        ("Engine", ", ".join(str(facts[key]) for key in ("engine", "precision", "device") if facts.get(key))),
+        ("Engine", _engine(models[0].get("facts") or {})),
         ("Preset", manifest.get("preset") or ""),
         ("Made", f"{words.date(manifest.get('created', ''))}, in {words.seconds(manifest.get('seconds'))}"),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
     return [(term, render.visible(said)) for term, said in terms if said]
+
+
+def _engine(facts: Mapping[str, Any]) -> str:
+    """What ran, and what had to be decided or assumed."""
+    said = ", ".join(str(facts[key]) for key in ("engine", "precision", "device") if facts.get(key))
+    notes = [str(facts[key]) for key in ("note", "assumed") if facts.get(key)]
+    return f"{said} ({'; '.join(notes)})" if notes else said
 
 
 def _how_many(run: Reported) -> str:
