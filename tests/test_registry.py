@@ -116,7 +116,7 @@ class Wide:
     relu: bool = True
     until: float | None = None
     draw: Literal["lime", "independent"] = "independent"
-    within: Grid | Dots = option(Grid(), kind="thing", help="nested")  # noqa: RUF009
+    within: Grid | Dots = option(Grid(), kind="thing", help="nested")
 
 
 @things.register("needy")
