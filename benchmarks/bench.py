@@ -10,6 +10,7 @@ batches and its time scaled by their number, which the table says. Ratios are wi
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -156,9 +157,10 @@ def peer_cam(cls, model, layer: str, normalised, index: int, batch: int = 32):
 def peer_part(cls, model, layer: str, normalised, index: int, channels: int, batches: int, batch: int = 32):
     """Seconds a peer would take for all channels, from its first batches."""
     target = CountedTarget(index, limit=batches * batch)
+    module = copy.deepcopy(model.module)  # a peer that is stopped half-way leaves the module changed
     start = time.perf_counter()
     try:
-        cam = cls(model=model.module, target_layers=[layer_of(model, layer)])
+        cam = cls(model=module, target_layers=[module.get_submodule(layer)])
         cam.batch_size = batch
         with cam:
             cam(input_tensor=normalised, targets=[target])
