@@ -216,6 +216,7 @@ def gradcam(full: bool) -> Iterator[Row]:
         peer, own = interleaved(9, theirs, ours)
         yield Row(f"Grad-CAM, {name} {layer}", "grad-cam", peer, own, f"{gap:.1e}", "ours includes view and prediction")
         yield from _captum(name, model, layer, normalised, index, ours)
+        yield from _torchcam(name, model, layer, normalised, index, ours)
 
 
 def _captum(name, model, layer, normalised, index, ours) -> Iterator[Row]:
@@ -231,6 +232,22 @@ def _captum(name, model, layer, normalised, index, ours) -> Iterator[Row]:
     gap = np.abs(scaled(ours().extras["grid"]) - scaled(theirs()[0, 0].detach().numpy())).max()
     peer, own = interleaved(9, theirs, ours)
     yield Row(f"Grad-CAM, {name} {layer}", "captum", peer, own, f"{gap:.1e}", "ours includes view and prediction")
+
+
+def _torchcam(name, model, layer, normalised, index, ours) -> Iterator[Row]:
+    try:
+        from torchcam.methods import GradCAM
+    except ImportError:
+        return
+
+    def theirs():
+        with GradCAM(model.module, target_layer=layer) as extractor:
+            outputs = model.module(normalised.requires_grad_())
+            return extractor(index, outputs)[0]
+
+    gap = np.abs(scaled(ours().extras["grid"]) - scaled(theirs()[0].detach().numpy())).max()
+    peer, own = interleaved(9, theirs, ours)
+    yield Row(f"Grad-CAM, {name} {layer}", "torchcam", peer, own, f"{gap:.1e}", "ours includes view and prediction")
 
 
 def ablation(full: bool) -> Iterator[Row]:
