@@ -1,19 +1,21 @@
 """Which layer and grid each family of networks gets, and which methods work on it: writes docs/families.md.
 
-    python benchmarks/families.py [--only resnet,vit]
+    python benchmarks/families.py [--only resnet,vit] [--rows FILE]
 
 One small member of every family of timm and torchvision, with random weights (nothing is downloaded), is shown one noisy
-picture. A method counts as working when its map is finite and not flat; what it says otherwise is listed.
+picture. A method counts as working when its map is finite; what it says otherwise is listed, and so is what was not tried
+because the family's time was spent. Rows are kept as they are found, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,25 @@ from consilience.models.zoo import load_model
 from consilience.types import ConsilienceError, Sample
 
 MOST_PARAMETERS = 45e6
+MOST_SECONDS = 60.0
+TRIED = 12
+LARGE = (
+    "large",
+    "huge",
+    "giant",
+    "_xl",
+    "_l_",
+    "_b_",
+    "base",
+    "xxl",
+    "_1b",
+    "_3b",
+    "gigantic",
+    "so400m",
+    "_384",
+    "_448",
+    "_512",
+)
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 QUICK = {
     "scorecam": "channels=4",
@@ -59,22 +80,31 @@ def cams() -> list[str]:
 
 
 def smallest(module: str) -> str | None:
-    """The member of a timm module with the fewest parameters, counted without memory; None where none can be built."""
-    sizes = []
-    for name in timm.list_models(module=module, exclude_filters="test_*"):
+    """A small member of a timm module; None where none can be built offline.
+
+    Parameters are counted without memory. Of a family of many, some are looked at: those whose names do not say that they are
+    large, shortest names first.
+    """
+    names = timm.list_models(module=module, exclude_filters="test_*")
+    names.sort(key=lambda name: (any(word in f"{name}_" for word in LARGE), len(name), name))
+    sizes: list[tuple[int, str]] = []
+    for name in names:
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                sizes.append((sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters()), name))
+                size = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
         except Exception:  # some members do not build without their weights
             continue
-    fitting = [item for item in sizes if 0 < item[0] <= MOST_PARAMETERS]
-    return min(fitting)[1] if fitting else None
+        if 0 < size <= MOST_PARAMETERS:
+            sizes.append((size, name))
+        if len(sizes) == TRIED:
+            break
+    return min(sizes)[1] if sizes else None
 
 
-def look(family: str, spec: str, picture: Sample) -> Found:
-    """Try every method on one network."""
-    found = Found(family, spec)
+def look(found: Found, picture: Sample) -> Found:
+    """Try every method that was not yet tried on one network."""
+    spec = found.model
     try:
         model = load_model(f"{spec}{':' if ':' not in spec else ','}weights=random", engine="torch")
         found.layer = model.target_layer()
@@ -83,7 +113,11 @@ def look(family: str, spec: str, picture: Sample) -> Found:
     except Exception as error:
         found.error = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         return found
-    for name in cams():
+    start = time.perf_counter()
+    for name in untried(found):
+        if time.perf_counter() - start > MOST_SECONDS:
+            found.refused[name] = f"not tried: {MOST_SECONDS:.0f} s a family were spent"
+            continue
         try:
             values = api.explain(model, picture, f"{name}:{QUICK[name]}" if name in QUICK else name, target=1).values
             if np.isfinite(values).all():
@@ -97,13 +131,42 @@ def look(family: str, spec: str, picture: Sample) -> Found:
     return found
 
 
-def families(only: set[str]) -> Iterator[tuple[str, str]]:
-    """Names and specs."""
+def untried(found: Found) -> list[str]:
+    """Methods that a row says nothing of."""
+    return [] if found.error else [name for name in cams() if name not in found.works and name not in found.refused]
+
+
+def kept(file: Path) -> dict[str, Found]:
+    """Rows of an earlier try, by family."""
+    if not file.is_file():
+        return {}
+    rows = [Found(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {row.family: row for row in rows}
+
+
+def say(row: Found, seconds: float) -> None:
+    """One line, and what went wrong."""
+    print(
+        f"{row.family:32} {row.model:44} {row.layer:28} {row.grid:9} {len(row.works)} work",
+        row.error,
+        f"{seconds:.1f} s",
+        flush=True,
+    )
+    for name, reason in row.refused.items():
+        if reason.startswith("FAULT"):
+            print("   ", name, reason)
+
+
+def families(only: set[str], known: set[str]) -> Iterator[tuple[str, str]]:
+    """Names and specs; no spec for those already known."""
     for name in TORCHVISION:
         if not only or name in only:
             yield f"torchvision {name.rstrip('0123456789_')}", name
     for module in timm.list_modules():
         if only and module not in only:
+            continue
+        if f"timm {module}" in known:
+            yield f"timm {module}", ""
             continue
         member = smallest(module)
         if member is not None:
@@ -145,20 +208,23 @@ def page(rows: list[Found]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="families, joined by commas; the page is not written")
+    parser.add_argument("--rows", type=Path, default=Path("families.jsonl"), help="where rows are kept (default: %(default)s)")
     arguments = parser.parse_args()
     only = set(filter(None, arguments.only.split(",")))
     rng = np.random.default_rng(0)
     picture = Sample("noise", rng.integers(0, 256, (260, 300, 3), dtype=np.uint8))
+    known = {} if only else kept(arguments.rows)
     rows = []
-    for family, spec in families(only):
+    for family, spec in families(only, {*known}):
+        row = known.get(family) or Found(family, spec)
+        rows.append(row)
+        if family in known and not untried(row):
+            continue
         start = time.perf_counter()
-        rows.append(look(family, spec, picture))
-        row = rows[-1]
-        faults = [name for name, reason in row.refused.items() if reason.startswith("FAULT")]
-        print(f"{family:32} {spec:44} {row.layer:28} {row.grid:9} {len(row.works)} work", row.error, faults or "", end=" ")
-        print(f"{time.perf_counter() - start:.1f} s", flush=True)
-        for name in faults:
-            print("   ", name, row.refused[name])
+        say(look(row, picture), time.perf_counter() - start)
+        if not only:
+            with arguments.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
         gc.collect()
     if not only:
         PAGE.write_text(page(rows), encoding="utf-8")

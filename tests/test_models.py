@@ -217,6 +217,7 @@ def test_forms_of_outputs():
     assert form_of((1, 56, 56, 96), frame, []) == anatomy.Form("map", 96, (56, 56), channels_last=True)
     assert form_of((1, 197, 768), frame, seen) == anatomy.Form("tokens", 768, (14, 14), 1)
     assert form_of((1, 201, 768), frame, seen) == anatomy.Form("tokens", 768, (14, 14), 5)
+    assert form_of((1, 196, 384), frame, [(56, 56)]) == anatomy.Form("tokens", 384, (14, 14))  # TNT: 4 x 4 pixels a patch
     assert form_of((1, 10), frame, []) == anatomy.Form("vector", 10)
     assert form_of((1, 12, 197, 197), frame, seen) is None  # attention
     assert form_of((1, 12, 197, 64), frame, seen) is None  # queries

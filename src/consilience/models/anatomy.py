@@ -132,9 +132,10 @@ def _token_form(tokens: int, channels: int, frame: Grid, seen: list[Grid]) -> Fo
         if 0 <= prefix <= MOST_PREFIX_TOKENS and tokens > 1:
             return Form("tokens", channels, grid, prefix)
     for height, width in reversed(seen):
-        half = (-(-height // 2), -(-width // 2))
-        if tokens == half[0] * half[1] > 1:
-            return Form("tokens", channels, half)
+        for step in (2, 4):  # merged patches: Swin's pairs, TNT's inner grid of 4 x 4 pixels a patch
+            merged = (-(-height // step), -(-width // step))
+            if tokens == merged[0] * merged[1] > 1:
+                return Form("tokens", channels, merged)
     return None if seen else _square_token_form(tokens, channels, frame)
 
 
