@@ -5,7 +5,7 @@ from oracles_lime import Eavesdropper, blended, composed, enlarged, random_model
 from scipy import ndimage
 
 from consilience import progress, registry
-from consilience.probe import Bits, Grids, Mean, Percentile, probe
+from consilience.probe import Bits, Edits, Grids, Mean, Percentile, probe, probe_many
 from consilience.segment import Grid
 from consilience.types import ConsilienceError
 
@@ -206,7 +206,80 @@ def test_plain_fills(spec, rgb):
         assert (picture[channel] == rgb[channel]).all()
 
 
-@pytest.mark.parametrize("spec", ["colour:0+0+2", "percentile:101", "percentile:nan", "blur:0", "colour:0+0"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "colour:0+0+2",
+        "percentile:101",
+        "percentile:nan",
+        "blur:0",
+        "colour:0+0",
+        "noise:-1",
+        "rise-blur:4",
+        "rise-blur:sigma=0",
+    ],
+)
 def test_fills_out_of_range_are_refused(spec):
     with pytest.raises(ConsilienceError, match="got"):
         registry.fills.build(spec)
+
+
+# ---------------------------------------------------------------- several pictures
+
+
+def some_edits():
+    other = view_of(textured(seed=5, shape=SHAPE))
+    return [
+        Edits(VIEW, some_bits(13), target("logit", 0), FILL),
+        Edits(other, some_grids(4), target("logit", 1), 1 - FILL),
+        Edits(other, Bits(SEGMENTS, np.empty((0, 9), dtype=bool)), target(), FILL),
+        Edits(VIEW, some_grids(5), target("probability", 1), FILL),
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8, 100])
+def test_several_pictures_are_many_of_one_in_full_chunks(batch):
+    model, edits = Eavesdropper(PLANES, batch=batch), some_edits()
+    together = probe_many(model, edits)
+    assert model.sizes == [batch] * (22 // batch) + [22 % batch] * (22 % batch > 0)
+    alone = Eavesdropper(PLANES, batch=7)
+    for scores, one in zip(together, edits, strict=True):
+        torch.testing.assert_close(scores, probe(alone, one.view, one.keeps, one.target, one.fill), rtol=0, atol=0)
+    assert torch.equal(torch.cat(model.seen), torch.cat(alone.seen))
+    assert probe_many(model, []) == []
+
+
+def test_pictures_of_another_size_start_a_new_chunk():
+    class AnySize:
+        outputs, batch, sizes = "logits", 8, []
+
+        def scores(self, pixels):
+            self.sizes.append(tuple(pixels.shape))
+            return pixels.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+    small = view_of(textured(seed=5, shape=(6, 7)))
+    fill = torch.zeros(1, 3, 6, 7)
+    edits = [
+        Edits(VIEW, some_grids(5), target("logit"), FILL),
+        Edits(small, Grids(torch.ones(4, 2, 2)), target("logit"), fill),
+        Edits(VIEW, some_grids(9), target("logit"), FILL),
+    ]
+    model = AnySize()
+    found = probe_many(model, edits)
+    assert model.sizes == [(5, 3, *SHAPE), (4, 3, 6, 7), (8, 3, *SHAPE), (1, 3, *SHAPE)]
+    torch.testing.assert_close(found[1], small.pixels.mean().expand(4))
+
+
+def test_inverted_is_the_negative():
+    fill = registry.fills.build("inverted").image(VIEW, None)
+    torch.testing.assert_close(fill + VIEW.pixels, torch.ones_like(fill), rtol=0, atol=1e-7)
+
+
+def test_noise_is_uniform_and_the_same_for_every_picture_of_a_size():
+    wide = view_of(textured(shape=(90, 80)))
+    values = registry.fills.build("noise").image(wide, None)[0].double().numpy()
+    assert [float(np.mean(values < share)) for share in (0.25, 0.5, 0.75)] == pytest.approx([0.25, 0.5, 0.75], abs=0.015)
+    assert np.abs(np.corrcoef(values.reshape(3, -1)) - np.eye(3)).max() < 0.05
+    other = view_of(textured(seed=9, shape=(90, 80)))
+    assert torch.equal(registry.fills.build("noise").image(wide, None), registry.fills.build("noise").image(other, None))
+    assert not torch.equal(registry.fills.build("noise:1").image(wide, None), registry.fills.build("noise").image(wide, None))

@@ -261,3 +261,20 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (N, 3, h, w), standard deviation in pixels, mirrored at the borders."""
     array = ndimage.gaussian_filter(pixels.detach().cpu().numpy(), sigma=(0, 0, sigma, sigma), mode="reflect")
     return torch.from_numpy(array).to(pixels)
+
+
+def mirrored_kernel(side: int, sigma: float) -> Array:
+    """A Gaussian (side,) held within ``side`` cells, what would lie outside mirrored into them; it sums to 1."""
+    one = np.zeros(side)
+    one[side // 2] = 1.0
+    kernel: Array = ndimage.gaussian_filter1d(one, sigma, mode="reflect")
+    kernel /= kernel.sum()
+    return kernel
+
+
+def convolved(pixels: Tensor, kernel: Tensor) -> Tensor:
+    """(N, 3, h, w) convolved down and across with an odd symmetric kernel (k,), zeros outside the picture."""
+    half = len(kernel) // 2
+    flat = pixels.reshape(-1, 1, *pixels.shape[-2:])
+    down = functional.conv2d(flat, kernel.reshape(1, 1, -1, 1), padding=(half, 0))
+    return functional.conv2d(down, kernel.reshape(1, 1, 1, -1), padding=(0, half)).reshape(pixels.shape)

@@ -7,7 +7,7 @@ size the model likes best, so that memory does not grow with the number of sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,23 +82,79 @@ class Grids:
             yield torch.lerp(fill, image, keep.unsqueeze(1))  # exact at keep 0 and 1, and where image and fill are equal
 
 
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """The edits of one picture: ``fill`` (1, 3, h, w) in [0, 1] stands where nothing is kept, ``target`` scores them."""
+
+    view: View
+    keeps: Keeps
+    target: Target
+    fill: Tensor
+
+    def __post_init__(self) -> None:
+        image, keeps = self.view.pixels, self.keeps
+        if self.fill.shape != image.shape:
+            raise ConsilienceError(f"the fill is {tuple(self.fill.shape)}; the picture is {tuple(image.shape)}")
+        if isinstance(keeps, Bits) and keeps.segments.shape != image.shape[-2:]:
+            raise ConsilienceError(f"the labels are {keeps.segments.shape}; the picture is {tuple(image.shape[-2:])}")
+
+
 def probe(model: Model, view: View, keeps: Keeps, target: Target, fill: Tensor, label: str = "probing") -> Tensor:
     """Scores (n,) float32 on the CPU of ``keep * image + (1 - keep) * fill`` for every keep.
 
     ``fill`` is (1, 3, h, w) in [0, 1]. Pictures go through ``model.scores``, ``model.batch`` at a time, and each is reported to
     whoever listens to `progress` under ``label``. Raises `ConsilienceError` where a score is not finite.
     """
-    image = view.pixels
-    if fill.shape != image.shape:
-        raise ConsilienceError(f"the fill is {tuple(fill.shape)}; the picture is {tuple(image.shape)}")
-    if isinstance(keeps, Bits) and keeps.segments.shape != image.shape[-2:]:
-        raise ConsilienceError(f"the labels are {keeps.segments.shape}; the picture is {tuple(image.shape[-2:])}")
-    found = [torch.empty(0)]
-    with torch.no_grad(), progress.task(label, len(keeps)) as running:
-        for pictures in keeps.chunks(image, fill.to(image), max(1, model.batch)):
-            found.append(target.of(model.scores(pictures)).float().cpu())
+    return probe_many(model, [Edits(view, keeps, target, fill)], label)[0]
+
+
+def probe_many(model: Model, edits: Sequence[Edits], label: str = "probing") -> list[Tensor]:
+    """`probe` of several pictures, scores (n,) of each.
+
+    A chunk is filled up with edits of the next picture, so that only the very last one is short: an engine of a fixed batch
+    takes as long for a short one. Raises `ConsilienceError` where a score is not finite.
+    """
+    found: list[list[Tensor]] = [[torch.empty(0)] for _ in edits]
+    with torch.no_grad(), progress.task(label, sum(len(one.keeps) for one in edits)) as running:
+        for owners, pictures in _chunks(edits, max(1, model.batch)):
+            outputs = model.scores(pictures)
+            for owner, rows in zip(owners, torch.split(outputs, list(owners.values())), strict=True):
+                found[owner].append(edits[owner].target.of(rows).float().cpu())
             running.advance(len(pictures))
-    scores = torch.cat(found)
+    return [_finite(torch.cat(scores), one.target, label) for scores, one in zip(found, edits, strict=True)]
+
+
+def _chunks(edits: Sequence[Edits], size: int) -> Iterator[tuple[dict[int, int], Tensor]]:
+    """Full chunks over all pictures, each with whose edits it holds and how many; pictures of another size start a new one."""
+    owners: dict[int, int] = {}
+    parts: list[Tensor] = []
+    for owner, pictures in _pieces(edits, size):
+        while len(pictures):
+            if parts and parts[0].shape[1:] != pictures.shape[1:]:
+                yield owners, _joined(parts)
+                owners, parts = {}, []
+            fits, pictures = torch.tensor_split(pictures, [size - sum(owners.values())])
+            owners[owner] = owners.get(owner, 0) + len(fits)
+            parts.append(fits)
+            if sum(owners.values()) == size:
+                yield owners, _joined(parts)
+                owners, parts = {}, []
+    if parts:
+        yield owners, _joined(parts)
+
+
+def _pieces(edits: Sequence[Edits], size: int) -> Iterator[tuple[int, Tensor]]:
+    for owner, one in enumerate(edits):
+        image = one.view.pixels
+        for pictures in one.keeps.chunks(image, one.fill.to(image), size):
+            yield owner, pictures
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _finite(scores: Tensor, target: Target, label: str) -> Tensor:
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).sum())
         raise ConsilienceError(
@@ -222,6 +278,57 @@ class Grey:
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) of .5."""
         return torch.full_like(view.pixels, 0.5)
+
+
+@fills.register("inverted")
+@dataclass(frozen=True)
+class Inverted:
+    """The negative: 1 minus the picture, which flips the sign of what is coded from -1 to 1 (Bach et al. 2015)."""
+
+    def image(self, view: View, segments: Array | None) -> Tensor:
+        """(1, 3, h, w) in [0, 1]."""
+        return 1 - view.pixels
+
+
+@fills.register("noise")
+@dataclass(frozen=True)
+class Noise:
+    """Uniform noise in [0, 1], every channel of every pixel its own; the same for all pictures of a size."""
+
+    seed: int = option(0, help="another noise for every seed")
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConsilienceError(f"noise: seed must not be negative; got {self.seed}")
+
+    def image(self, view: View, segments: Array | None) -> Tensor:
+        """(1, 3, h, w) in [0, 1]."""
+        return _like(np.random.default_rng(self.seed).random(tuple(view.pixels.shape[1:])), view)
+
+
+@fills.register("rise-blur")
+@dataclass(frozen=True)
+class RiseBlur:
+    """The blur that insertion starts from in the code of RISE (Petsiuk et al. 2018), for comparison with its numbers.
+
+    Its kernel is a Gaussian of ``sigma`` within ``side`` x ``side`` pixels, what would lie outside mirrored into it, so that
+    with the defaults it is nearly a box; outside the picture lies the colour that the network takes as zero.
+    """
+
+    side: int = option(11, help="side of the kernel in pixels, odd")
+    sigma: float = option(5.0, help="standard deviation in pixels")
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.side % 2 == 0:
+            raise ConsilienceError(f"rise-blur: side is odd and at least 1; got {self.side}")
+        if not 0 < self.sigma < np.inf:
+            raise ConsilienceError(f"rise-blur: sigma must be positive; got {self.sigma:g}")
+
+    def image(self, view: View, segments: Array | None) -> Tensor:
+        """(1, 3, h, w) in [0, 1]."""
+        zero = torch.tensor(view.neutral).to(view.pixels).reshape(1, 3, 1, 1)
+        kernel = torch.from_numpy(images.mirrored_kernel(self.side, self.sigma)).to(view.pixels)
+        return (images.convolved(view.pixels - zero, kernel) + zero).clamp(0, 1)
 
 
 def _plain(rgb: Array, view: View) -> Tensor:

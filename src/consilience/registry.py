@@ -210,7 +210,7 @@ class Registry:
 
 
 explainers = Registry("explainer", "consilience.explainers")
-metrics = Registry("metric")
+metrics = Registry("metric", "consilience.metrics")
 segmenters = Registry("segmenter", "consilience.segment")
 fills = Registry("fill", "consilience.probe", "consilience.study")
 cutters = Registry("mask", "consilience.masks", "consilience.study")
@@ -300,6 +300,9 @@ def _convert(value: Value, hint: Any, item: Field[Any], where: str) -> Any:
     kind = item.metadata.get("kind")
     if kind is not None:
         registry = _by_kind[kind]
+        if typing.get_origin(hint) is tuple:
+            several = value if isinstance(value, tuple) else (value,)
+            return tuple(registry.build(one if isinstance(one, Spec) else Spec(one)) for one in several)
         if isinstance(value, tuple):
             raise ConsilienceError(f"{where} is one {kind}, got a list: {_render_value(value)}")
         return registry.build(value if isinstance(value, Spec) else Spec(value))

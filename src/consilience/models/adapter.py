@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from consilience import images
 from consilience.models import anatomy, engines
-from consilience.models.anatomy import Anatomy, borrowed, hooked
+from consilience.models.anatomy import Anatomy, borrowed, frozen, hooked
 from consilience.models.tail import Kind, Tail, make
 from consilience.types import PIXELS, ConsilienceError, Layer, Outputs, Sample, Target, Trace, View, ViewMode
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_CACHED = ("anatomy", "_target_layer")
+_CACHED = ("anatomy", "_target_layer", "_kept")
 
 
 # ---------------------------------------------------------------- the recipe
@@ -161,6 +161,17 @@ class TorchNetwork:
         """How many pictures a pass takes within the memory budget."""
         return engines.batch_within(self.memory, self.largest, self.frame, self.device)
 
+    @property
+    def gradient_batch(self) -> int:
+        """How many pictures a forward and backward pass takes within the memory budget."""
+        return engines.backward_batch_within(self.memory, self._kept, self.largest, self.frame, self.device)
+
+    @cached_property
+    def _kept(self) -> int:
+        """Bytes that a pass of one picture keeps for the way back to it."""
+        with borrowed(self.module), frozen(self.module):
+            return anatomy.kept_bytes(self.module, self.run, self._blank())
+
     # -- how it is shown a picture
 
     def view(self, sample: Sample, mode: ViewMode | None = None) -> View:
@@ -277,7 +288,8 @@ class TorchNetwork:
         engines.record("torch", "f32")
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
-        with borrowed(self.module), hooked([(part, keep(name)) for name, part in parts.items()]):
+        hooks = [(part, keep(name)) for name, part in parts.items()]
+        with borrowed(self.module), frozen(self.module), hooked(hooks):
             try:
                 outputs = self.run(pixels)
             finally:

@@ -49,6 +49,41 @@ def borrowed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient, so that a pass keeps only what the gradients of its inputs need.
+
+    To be used within `borrowed`, which keeps other threads out; what asked before asks again afterwards.
+    """
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def kept_bytes(module: nn.Module, run: Run, pixels: Tensor) -> int:
+    """Bytes that a pass of ``pixels`` keeps for the way back to them: what its operations save, each storage once."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    leaf = pixels.detach().clone().requires_grad_()
+    # Nothing saved is freed before the graph goes, so that an address stands for one storage.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = run(leaf)
+    del outputs
+    return sum(kept.values())
+
+
+@contextmanager
 def hooked(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Forward hooks that are gone afterwards."""
     handles: list[Any] = []

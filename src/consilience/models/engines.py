@@ -36,6 +36,7 @@ from consilience.progress import say
 from consilience.types import ConsilienceError
 
 MEMORY = 1 << 30
+BACKWARD = 200_000_000
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 PRECISIONS = ("f32", "bf16", "f16")
 TINY = 8
@@ -91,8 +92,8 @@ class Runnable(Protocol):
     def digest(self) -> str:
         """Of weights, architecture and normalisation."""
 
-    def run(self, pixels: Tensor) -> Tensor:
-        """One torch pass; the caller has borrowed the module."""
+    def run(self, pixels: Tensor) -> Any:
+        """One torch pass, to the outputs; the caller has borrowed the module."""
 
 
 # ---------------------------------------------------------------- devices, and what can be asked for
@@ -191,6 +192,19 @@ def batch_within(memory: int, largest: int, frame: tuple[int, int], device: torc
     return max(1, min(most, memory // (3 * 4 * (largest + 3 * frame[0] * frame[1]))))
 
 
+def backward_batch_within(memory: int, kept: int, largest: int, frame: tuple[int, int], device: torch.device) -> int:
+    """Pictures a forward and backward pass within ``memory`` bytes, weights not counted, however many pictures there are.
+
+    A picture needs the ``kept`` bytes that the way back needs, the gradients of the largest operation's input and output and
+    its workspace (``largest`` floats each), and six times its own ``frame``. On a CPU a few pictures at a time are as fast as
+    many, so no more than
+    `BACKWARD` is taken: with what torch needs beside it, 300 MB are enough.
+    """
+    a_picture = kept + 4 * (3 * largest + 6 * 3 * frame[0] * frame[1])
+    budget, most = (min(memory, BACKWARD), 8) if device.type == "cpu" else (memory, 128)
+    return max(1, min(most, budget // a_picture))
+
+
 # ---------------------------------------------------------------- what ran
 
 _ran: ContextVar[set[tuple[str, str]] | None] = ContextVar("consilience_ran", default=None)
@@ -277,16 +291,16 @@ def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
         engine: Engine = (OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine)(network, planned)
         _verify(engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"])
     except Exception as error:  # whatever a converter trips over, torch can run the model
-        reason = _reason(error)
+        why = reason(error)
         if network.engine == "openvino":
-            raise ConsilienceError(f"engine {network.engine} cannot run this model: {reason}; take engine=torch") from error
-        say(f"{planned['engine']} cannot run this model, torch does: {reason}")
-        plain.facts["note"] = f"{planned['engine']} was tried: {reason}"
+            raise ConsilienceError(f"engine {network.engine} cannot run this model: {why}; take engine=torch") from error
+        say(f"{planned['engine']} cannot run this model, torch does: {why}")
+        plain.facts["note"] = f"{planned['engine']} was tried: {why}"
         return plain
     return engine
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what went wrong first."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
@@ -331,7 +345,7 @@ class TorchEngine:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs of any number of pictures."""
         network = self._network
-        with borrowed(network.module), torch.inference_mode(), _autocast(network.device, self._precision):
+        with borrowed(network.module), torch.inference_mode(), autocast(network.device, self._precision):
             found = torch.cat([network.run(chunk).float() for chunk in torch.split(pixels, self._chunk())])
         return found.clone()  # out of inference mode, so that callers may differentiate what they make of it
 
@@ -342,7 +356,8 @@ class TorchEngine:
         return max(1, min(self._network.batch, _BLOCK // (4 * self._network.largest)))
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> Any:
+    """Torch's low precision, where one is asked for."""
     return torch.autocast(device.type, _LOW[precision]) if precision in _LOW else nullcontext()
 
 
@@ -362,7 +377,7 @@ class CompiledEngine:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs of up to a batch of pictures."""
         network = self._network
-        with borrowed(network.module), torch.no_grad(), _autocast(network.device, self._precision), warnings.catch_warnings():
+        with borrowed(network.module), torch.no_grad(), autocast(network.device, self._precision), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._run(filled(pixels, network.batch))[: len(pixels)].float()
 
@@ -403,13 +418,8 @@ class OpenVINOEngine:
 
     def __init__(self, network: Runnable, planned: dict[str, Any]) -> None:
         self._batch, self._lock = network.batch, Lock()
-        self._compiled = _compiled(network, planned["precision"])
-        self.facts: dict[str, Any] = planned | {
-            "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
-            "batch": network.batch,
-            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
-            "openvino": _version("openvino"),
-        }
+        self._compiled = openvino_compiled(network, planned["precision"])
+        self.facts: dict[str, Any] = planned | openvino_facts(self._compiled, network.batch)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs of up to a batch of pictures."""
@@ -419,7 +429,7 @@ class OpenVINOEngine:
             return torch.tensor(outputs[: len(pixels)], dtype=torch.float32)  # a copy: the next pass writes there again
 
 
-def _compiled(network: Runnable, precision: str) -> Any:
+def openvino_compiled(network: Runnable, precision: str) -> Any:
     """The compiled network: from disk as it ran last time, or compiled from the converted one, or converted."""
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     shape = [network.batch, 3, *network.frame]
@@ -441,6 +451,16 @@ def _compiled(network: Runnable, precision: str) -> Any:
     return compiled
 
 
+def openvino_facts(compiled: Any, batch: int) -> dict[str, Any]:
+    """What a compiled network runs with."""
+    return {
+        "precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+        "batch": batch,
+        "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        "openvino": _version("openvino"),
+    }
+
+
 def _imported(blob: Path, hints: dict[str, str]) -> Any:
     try:
         return _core().import_model(io.BytesIO(blob.read_bytes()), "CPU", hints)
@@ -460,7 +480,7 @@ class _WithNormalisation(nn.Module):
         super().__init__()
         self.module, self._network = network.module, network
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Any:
         return self._network.run(pixels)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import socket
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,8 @@ TIMEOUT = 3.0
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_PLACE = re.compile(r"/[a-z]/(?P<name>\S.*?)\s+(?P<index>\d+)")
+"""A line of ``categories_places365.txt``: the class's folder by its first letter, and its index."""
 
 State = dict[str, Tensor]
 
@@ -204,8 +207,8 @@ def reachable(url: str) -> bool:
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Class names in order, from a file: one a line, a JSON list, JSON ``{index: name}`` or ``{index: [wnid, name]}``, or
-    a CSV whose header has a column of indices and one of names.
+    """Class names in order, from a file: one a line, Places365's own (``/a/airfield 0``), a JSON list, JSON ``{index: name}``
+    or ``{index: [wnid, name]}``, or a CSV whose header has a column of indices and one of names.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -220,7 +223,11 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 
 def _line_labels(text: str, file: Path) -> dict[int, str]:
-    return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    places = [_PLACE.fullmatch(line) for line in lines]
+    if lines and all(places):
+        return {int(place["index"]): place["name"] for place in places if place}
+    return dict(enumerate(lines))
 
 
 def _json_labels(text: str, file: Path) -> dict[int, str]:
