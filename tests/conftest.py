@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from consilience.types import Sample
 
@@ -55,6 +56,50 @@ class RedFinder(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
+class RedAttention(nn.Module):
+    """Two heads whose class token looks at red tokens, and sees how red they are; patches look at each other evenly."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(4, 12), nn.Linear(4, 4)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
+            self.qkv.weight[[0, 2], 3] = 3.0  # queries: the class token's mark
+            self.qkv.weight[[4, 6], 0] = 1.0  # keys: redness
+            self.qkv.weight[[8, 10], 0] = 1.0  # values: redness
+            self.proj.weight[1] = torch.tensor([0.5, 0.0, 0.5, 0.0])
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        return x + self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+class RedTransformer(nn.Module):
+    """The red finder as a transformer: a class token and 8 x 8 patches of redness, two blocks of attention, fused.
+
+    Of four channels the first holds how red a token is, the second what attention brings, the last marks the class token.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, 8, stride=8)
+        self.token = nn.Parameter(torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]))
+        self.blocks = nn.Sequential(RedAttention(), RedAttention())
+        self.last = nn.Identity()
+        self.head = nn.Linear(4, 2)
+        with torch.no_grad():
+            for parameter in (*self.patches.parameters(), *self.head.parameters()):
+                parameter.zero_()
+            self.patches.weight[0] = torch.tensor([2.0, -1.0, -1.0])[:, None, None] / 64
+            self.head.weight[:, 1] = torch.tensor([-10.0, 10.0])
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1)
+        return self.head(self.last(self.blocks(x))[:, 0])
+
+
 PATCH = (slice(8, 24), slice(40, 56))
 
 
@@ -73,6 +118,15 @@ def red_model():
 
     torch.manual_seed(0)
     network = wrap(RedFinder(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="red-finder")
+    return network.using(engine="torch")
+
+
+@pytest.fixture(scope="session")
+def red_transformer():
+    """The red finder as a transformer, plain torch."""
+    from consilience.models.adapter import wrap
+
+    network = wrap(RedTransformer(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="red-transformer")
     return network.using(engine="torch")
 
 

@@ -77,6 +77,32 @@ def test_nothing_seen_nothing_said():
     assert auditor.findings() == []
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.009, None), (0.06, "6 %"), (float("nan"), None), (None, None)])
+def test_attributions_that_do_not_add_up(share, said):
+    known = {} if share is None else {"completeness_share": share}
+    ours = explained("integrated-gradients", **known)
+    findings = found(([ours], [covering(0.2)]), labels=("IG",))
+    if said is None:
+        assert "completeness-gap" not in codes(findings)
+    else:
+        finding = one(findings, "completeness-gap")
+        assert finding.severity == "warning"
+        assert finding.where == "IG"
+        assert f"the gap is {said} of it" in finding.message
+
+
+def test_a_gap_is_found_in_a_real_explanation(red_model, planted):
+    from consilience import api
+
+    rough, fine = (
+        api.explain(red_model, planted, f"integrated-gradients:{more}", "red")
+        for more in ("steps=1,rule=riemann-left", "steps=50")
+    )
+    whole = Mask(rough.values > 0, "top:fraction=0.2", 0)
+    assert "completeness-gap" in codes(found(([rough], [whole]), labels=("IG",)))
+    assert "completeness-gap" not in codes(found(([fine], [whole]), labels=("IG",)))
+
+
 def test_every_rule_reads():
     """Places in the texts are those that are filled; order is by severity; every code is met in this file."""
     severities = [("error", "warning", "note").index(rule.severity) for rule in RULES.values()]

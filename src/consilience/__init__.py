@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from consilience.agreement import Agreement, agree
-    from consilience.api import explain
+    from consilience.api import evaluate, explain
     from consilience.data import read_image
+    from consilience.dissection.concepts import load_concepts
+    from consilience.dissection.run import dissect
     from consilience.models.adapter import wrap
     from consilience.models.blackbox import wrap_callable
+    from consilience.models.tasks import wrap_detector, wrap_segmentation
     from consilience.models.zoo import load_model
     from consilience.store import Run
-    from consilience.types import Box, ConsilienceError, Explanation, NotApplicable, Sample
+    from consilience.types import Box, ConsilienceError, Explanation, NotApplicable, Sample, Score
 
 # Resolved on first use, so that the command line answers before torch is imported.
 _HOME = {
@@ -22,12 +25,17 @@ _HOME = {
     "NotApplicable": "types",
     "Run": "store",
     "Sample": "types",
+    "Score": "types",
     "agree": "agreement",
+    "dissect": "dissection.run",
     "explain": "api",
+    "load_concepts": "dissection.concepts",
     "load_model": "models.zoo",
     "read_image": "data",
     "wrap": "models.adapter",
     "wrap_callable": "models.blackbox",
+    "wrap_detector": "models.tasks",
+    "wrap_segmentation": "models.tasks",
 }
 
 __all__ = [
@@ -38,12 +46,17 @@ __all__ = [
     "NotApplicable",
     "Run",
     "Sample",
+    "Score",
     "agree",
+    "dissect",
     "explain",
+    "load_concepts",
     "load_model",
     "read_image",
     "wrap",
     "wrap_callable",
+    "wrap_detector",
+    "wrap_segmentation",
 ]
 
 

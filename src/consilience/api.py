@@ -1,9 +1,11 @@
-"""The public verbs: load, read, explain, agree. Each parses, resolves, times and validates; the work is elsewhere."""
+"""The public verbs: load, read, explain, evaluate, agree. Each parses, resolves, times and validates; the work is elsewhere."""
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
@@ -12,17 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from consilience import images, registry
+from consilience import images, registry, targets
 from consilience.models import engines
+from consilience.targets.classes import class_name as class_name
 from consilience.types import (
     Array,
-    ClassTarget,
     ConsilienceError,
     Explainer,
     Explanation,
     Heat,
+    Metric,
     Model,
+    NotApplicable,
     Sample,
+    Score,
     Target,
     View,
     ViewMode,
@@ -49,7 +54,8 @@ def explain(
     """Explain one picture: a raw map in the model's frame.
 
     ``by`` is an explainer or its spelling (``"lime:samples=700,seed=1"``), ``target`` is ``predicted``, ``true``, a class's
-    index or name, or a `Target`; ``view`` is ``crop`` or ``squash``, None as the model was trained.
+    index or name, a spelling (``"difference:cat,dog"``, ``"unit:layer4,412"``: see `targets`), or a `Target`; ``view`` is
+    ``crop`` or ``squash``, None as the model was trained.
     Raises `ConsilienceError` where the model cannot do what the explainer needs.
     """
     explainer = resolve_explainer(model, by)
@@ -57,17 +63,68 @@ def explain(
     outputs = raw_outputs(model, shown)
     goal = resolve_target(model, sample, target, outputs)
     goal = scored(goal, explainer)
+    (asked, bound), said = targets.asked(model, shown, goal), outputs
+    if asked is not model:
+        explainer, said = resolve_explainer(asked, by), raw_outputs(asked, shown)
     start = time.perf_counter()
     with engines.recorded() as ran:
-        heat = explainer.explain(model, shown, goal)
+        heat = explainer.explain(asked, shown, bound)
     seconds = time.perf_counter() - start
     facts = {
         **as_it_ran(ran),
         "seconds": seconds,
-        "score": float(goal.of(outputs)[0]),
+        "score": float(bound.of(said)[0]),
         "prediction": asdict(predict(model, outputs)),
     }
     return finish(model, sample, shown, explainer, by, goal, heat, facts)
+
+
+def evaluate(
+    model: Model, explanation: Explanation, metrics: str | Metric | Sequence[str | Metric]
+) -> dict[str, Score | NotApplicable]:
+    """Score one explanation by several metrics: by each spelling its `Score`, or `NotApplicable` with the reason.
+
+    ``model`` is the one that made the explanation. Raises `ConsilienceError` for a metric or option that there is not, or for
+    another model. Each number stands alone: they have units of their own and are never added up.
+    """
+    asked = [metrics] if isinstance(metrics, str) or not isinstance(metrics, Sequence) else list(metrics)
+    built = {one if isinstance(one, str) else registry.spell(one): registry.metrics.build(one) for one in asked}
+    if explanation.model_id != model.id:
+        raise ConsilienceError(f"{explanation.explainer} is of {explanation.model_id}; the model given is {model.id}")
+    view = model.view(explanation.sample, explanation.provenance.get("view"))
+    return {name: scores_of(model, metric, [view], [explanation])[0] for name, metric in built.items()}
+
+
+def scores_of(
+    model: Model, metric: Metric, views: Sequence[View], explanations: Sequence[Explanation]
+) -> list[Score | NotApplicable]:
+    """One metric's scores of explanations of one model, in one batch where the metric takes many.
+
+    What the model cannot do, and a number that is not finite, is `NotApplicable` too.
+    """
+    missing = sorted(getattr(metric, "needs", frozenset()) - model.can)
+    if missing:
+        return [NotApplicable(f"needs {', '.join(missing)} of the model; {model.id} offers less")] * len(views)
+    posed = [targets.asked(model, view, one.target) for view, one in zip(views, explanations, strict=True)]
+    many = getattr(metric, "score_batch", None)
+    if many is not None and all(asked is model for asked, _ in posed):
+        return [_finite(score) for score in many(model, views, explanations)]
+    bound = [replace(one, target=goal) for one, (_, goal) in zip(explanations, posed, strict=True)]
+    rows = zip(posed, views, bound, strict=True)
+    return [_score(metric, asked, view, one) for (asked, _), view, one in rows]
+
+
+def _score(metric: Metric, model: Model, view: View, explanation: Explanation) -> Score | NotApplicable:
+    try:
+        return _finite(metric.score(model, view, explanation))
+    except NotApplicable as reason:
+        return reason
+
+
+def _finite(score: Score | NotApplicable) -> Score | NotApplicable:
+    if isinstance(score, Score) and not math.isfinite(score.value):
+        return NotApplicable(f"the value is not finite: {score.value:g}")
+    return score
 
 
 def resolve_explainer(model: Model, by: str | Explainer) -> Explainer:
@@ -102,57 +159,19 @@ def predict(model: Model, outputs: torch.Tensor) -> Prediction:
     return Prediction(first, class_name(model, first), probability, margin)
 
 
-def class_name(model: Model, index: int) -> str:
-    """The name of a class, or its number where the model has no names."""
-    return model.classes[index] if index < len(model.classes) else str(index)
-
-
 def resolve_target(model: Model, sample: Sample, target: str | int | Target, outputs: torch.Tensor) -> Target:
-    """The target that a word, a number or a class name means for this picture."""
-    if not isinstance(target, str | int):
-        return target
-    index = _target_index(model, sample, target, outputs)
-    if not 0 <= index < outputs.shape[1]:
-        raise ConsilienceError(f"target {target!r} is out of range: {model.id} has classes 0 to {outputs.shape[1] - 1}")
-    plain = ClassTarget(index, class_name(model, index), outputs=model.outputs)
-    return plain.scored("logit")
+    """The target that a word, a number, a class name or a spelling means for this picture."""
+    return targets.resolve(model, sample, target, outputs)
 
 
 def check_target(model: Model, target: str | int | Target) -> None:
-    """Refuse a class that the model has not, before any picture is read."""
-    if isinstance(target, str) and target not in ("predicted", "true") and not target.lstrip("-").isdigit():
-        _class_index(model, target)
+    """Refuse a class, layer, unit or file that is not there, before any picture is read."""
+    targets.check(model, target)
 
 
 def full_spelling(by: str | Explainer) -> str:
     """An explainer's spelling with every option named."""
     return registry.spell(registry.explainers.build(by), full=True)
-
-
-def _target_index(model: Model, sample: Sample, target: str | int, outputs: torch.Tensor) -> int:
-    if target == "predicted":
-        return int(outputs[0].argmax())
-    if target == "true":
-        if sample.label is None:
-            raise ConsilienceError(f"{sample.name}: target 'true' needs the true class; give --truth boxes.csv")
-        return sample.label
-    if isinstance(target, int) or target.lstrip("-").isdigit():
-        return int(target)
-    return _class_index(model, target)
-
-
-def _class_index(model: Model, name: str) -> int:
-    wanted = _plain(name)
-    found = [index for index, known in enumerate(model.classes) if _plain(known) == wanted]
-    if not found:
-        raise ConsilienceError(registry.unknown("class", name, model.classes, limit=12))
-    if len(found) > 1:
-        raise ConsilienceError(f"class {name!r} is not unique: it is number {' and '.join(map(str, found))}; give the number")
-    return found[0]
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", " ").strip()
 
 
 def as_it_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
@@ -166,7 +185,8 @@ def as_it_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
 def scored(target: Target, explainer: Explainer) -> Target:
     """The target read as the explainer's ``score`` option says, where it has one."""
     score = getattr(explainer, "score", None)
-    return target.scored(score) if isinstance(score, str) and isinstance(target, ClassTarget) else target
+    read_as = getattr(target, "scored", None)
+    return read_as(score) if isinstance(score, str) and read_as is not None else target
 
 
 def finish(
@@ -208,6 +228,7 @@ def explanation_key(model: Model, sample: Sample, view: View, explainer: Explain
     engine = [str(model.facts.get(name)) for name in ("engine", "precision")]
     parts = [sample.digest, model.id, view.mode, str(view.geometry.as_dict()), registry.spell(explainer, full=True)]
     parts += [f"{target.name}|{target.index}|{target.score}", *engine, versions()["consilience"]]
+    parts += [spelled] if (spelled := targets.full_spelling(target)) else []
     return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -27,6 +27,7 @@ UNSURE_PROBABILITY = 0.5
 UNSURE_MARGIN = 0.1
 AREA_SPREAD = 0.05
 FEW_PICTURES = 5
+INCOMPLETE = 0.01
 NAMED = 3
 
 
@@ -75,6 +76,11 @@ RULES: Mapping[str, Rule] = {
     "empty-mask": Rule("warning", "the mask is empty{pictures}: its IoU is 0 or undefined whatever the other one shows"),
     "flat-map": Rule(
         "warning", "the map has one value everywhere{pictures}: it ranks no pixel, and a mask cut from it is arbitrary"
+    ),
+    "completeness-gap": Rule(
+        "warning",
+        "the attributions do not add up to what they explain{pictures}: the gap is {first} of it; more steps may close it, or "
+        "part of the score does not go through what is explained",
     ),
     "ties-at-cut": Rule(
         "warning", "{first} {words} share the value at the cut{pictures}: which of them the mask holds is arbitrary"
@@ -225,6 +231,9 @@ def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]
     yield from _of_cut(sample, mask)
     yield from _of_fill(explanation)
     yield from _of_certainty(explanation)
+    share = _number(explanation.provenance.get("completeness_share"))
+    if share > INCOMPLETE:
+        yield "completeness-gap", Event(sample, share)
     if explanation.provenance.get("unseeded"):
         yield "seed-without-effect", Event(sample, word=str(explanation.provenance.get("seed", "not recorded")))
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
-from consilience import api, data, images, progress, registry, render, report, study
+from consilience import api, data, images, progress, registry, render, report, study, targets
 from consilience.agreement import Agreement, iou, spearman
 from consilience.audit import Auditor
+from consilience.dissection.units import explain_by_units, known_units
 from consilience.images import Placement
 from consilience.masks import Mask, default_cutter, largest, pixels_of
 from consilience.models.zoo import load_model
 from consilience.store import MAPS, PANELS, Item, Run, Stored, Writer, file_stem, findings_as_rows, write_atomically
 from consilience.study import Column
-from consilience.types import Array, ClassTarget, ConsilienceError, Explanation, Model, Sample, ViewMode
+from consilience.types import Array, ConsilienceError, Explanation, Model, Network, Sample, ViewMode
 
 DEFAULT_MODEL = "efficientnet_lite0"
 LOW = ("bf16", "f16")
@@ -37,6 +38,7 @@ class Job:
     title: str = "Explanations held against each other"
     note: str = ""
     published: bool = False
+    dissection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,27 @@ def run(
     truth: str | Path | None = None,
     options: Options | None = None,
     command: str = "",
+    models: Sequence[Model] | None = None,
+    after: Callable[[Sample, Sequence[Explanation]], None] | None = None,
 ) -> Run:
     """Explain every picture of ``inputs`` (files, folders, globs) and keep everything in ``folder``.
 
-    A picture that fails is named in the manifest and the rest is done. ``command`` is what was typed, for the report. Memory
+    A picture that fails is named in the manifest and the rest is done. ``command`` is what was typed, for the report; ``models``
+    are the columns' own where they are loaded already, ``after`` is called with each picture and its explanations. Memory
     does not grow with the number of pictures beyond a table row and one packed mask (6 kB) an explanation, which the
     permutation of pictures needs.
     """
     start = time.perf_counter()
-    models = load_models(job, options or Options())
+    models = models or load_models(job, options or Options())
     check(job, models)
     paths = data.find([str(item) for item in inputs])
     known = data.read_truth(truth, models[0].classes) if truth is not None else None
     for note in known.notes if known is not None else ():
         progress.say(note)
     writer = Writer(folder, describe(job, models, paths, truth))
-    session = _Session(replace(job, columns=seeded(job.columns)), models, writer)
+    units = known_units(job.dissection, [model.id for model in models]) if job.dissection else None
+    session = _Session(replace(job, columns=seeded(job.columns)), models, writer, units)
+    session.after = after
     with progress.task("pictures", len(paths)) as running:
         for sample in data.samples(paths, known, models[0].classes):
             session.take(sample)
@@ -108,14 +115,17 @@ def check(job: Job, models: Sequence[Model]) -> None:
 def describe(job: Job, models: Sequence[Model], paths: Sequence[Path], truth: str | Path | None) -> dict[str, Any]:
     """What makes this job this job and no other."""
     engines = [{key: model.facts.get(key) for key in ("engine", "precision")} for model in models]
-    columns = [asdict(column) | {"by": api.full_spelling(column.by)} for column in job.columns]
+    columns = [
+        asdict(column) | {"by": api.full_spelling(column.by), "target": targets.pinned(column.target)} for column in job.columns
+    ]
     return {
+        **({"dissection": job.dissection} if job.dissection else {}),
         "pictures": [str(path) for path in paths],
         "truth": None if truth is None else str(truth),
         "columns": columns,
         "models": [model.id for model in models],
         "engines": engines,
-        "target": job.target,
+        "target": targets.pinned(job.target),
         "allow_mismatch": job.allow_mismatch,
         "version": api.versions()["consilience"],
     }
@@ -176,13 +186,14 @@ def _with_models(columns: Sequence[Column], models: Sequence[str] | None) -> tup
 class _Session:
     """One pass over the pictures: explains, keeps, and feeds what looks across pictures."""
 
-    def __init__(self, job: Job, models: Sequence[Model], writer: Writer) -> None:
-        self.job, self.models, self.writer = job, models, writer
+    def __init__(self, job: Job, models: Sequence[Model], writer: Writer, units: pd.DataFrame | None = None) -> None:
+        self.job, self.models, self.writer, self.units = job, models, writer, units
         self.agreement, self.auditor = Agreement(allow_mismatch=job.allow_mismatch), Auditor()
         self.labels = [column.label for column in job.columns]
         self.rows: list[dict[str, Any]] = []
         self.precision: list[dict[str, Any]] | None = None
         self.failures: list[Failed] = []
+        self.after: Callable[[Sample, Sequence[Explanation]], None] | None = None
 
     def take(self, sample: Sample | data.Failure) -> None:
         """Explain one picture, or take what an earlier try kept; a failure is noted and the rest goes on."""
@@ -202,6 +213,8 @@ class _Session:
         self.rows += table_rows(stored)
         if self.precision is None:
             self.precision = precision_shifts(self.job.columns, self.models, explanations)
+        if self.after is not None:
+            self.after(sample, explanations)
 
     def _fail(self, name: str, reason: str) -> None:
         self.failures.append(Failed(name, reason))
@@ -213,6 +226,7 @@ class _Session:
             api.explain(model, sample, column.by, column.target or self.job.target, column.view)
             for column, model in zip(self.job.columns, self.models, strict=True)
         ]
+        explanations = self._carried(explanations)
         items = tuple(as_item(column, one) for column, one in zip(self.job.columns, explanations, strict=True))
         stored = Stored(
             name=sample.name,
@@ -220,12 +234,25 @@ class _Session:
             picture=self._shown(sample),
             prediction=prediction(sample, explanations[0], self.models[0]),
             items=items,
-            notes=sample.notes,
+            notes=sample.notes + self._carriers(explanations),
         )
         panel = self.writer.folder / PANELS / f"{file_stem(sample.name)}.png"
         write_atomically(panel, lambda file: file.write(render.panel(stored)))
         self.writer.put(stored)
         return stored
+
+    def _carried(self, explanations: list[Explanation]) -> list[Explanation]:
+        """With the units that carry each map, where a dissection is at hand."""
+        if self.units is None:
+            return explanations
+        pairs = zip(self.models, explanations, strict=True)
+        return [explain_by_units(cast(Network, model), [one], self.units)[0] for model, one in pairs]
+
+    def _carriers(self, explanations: Sequence[Explanation]) -> tuple[str, ...]:
+        """What is known of the units that carry each map, in words."""
+        said = [one.provenance.get("units") or {} for one in explanations]
+        pairs = [(label, one.get("sentence") or one.get("reason")) for label, one in zip(self.labels, said, strict=True)]
+        return tuple(f"{label}: {words}" for label, words in pairs if words)
 
     def _shown(self, sample: Sample) -> Array:
         view = self.models[0].view(sample, self.job.columns[0].view)
@@ -306,7 +333,8 @@ def precision_shift(column: Column, exact: Model, explanation: Explanation) -> d
     """Rank correlation, and IoU of the top 20 %, of a map with that of the ``exact`` model for the same target."""
     sample = explanation.sample
     outputs = api.raw_outputs(exact, exact.view(sample, column.view))
-    target = api.resolve_target(exact, sample, int(explanation.target.index or 0), outputs)
+    index = explanation.target.index
+    target = api.resolve_target(exact, sample, explanation.target if index is None else int(index), outputs)
     again = api.explain(exact, sample, column.by, target, column.view)
     maps = [one.values for one in (explanation, again)]
     tops = [largest(values, pixels_of(0.2, values.size)) for values in maps]
@@ -347,7 +375,7 @@ def as_item(column: Column, explanation: Explanation) -> Item:
         extras=explanation.extras,
         provenance={
             **made,
-            "target_score": explanation.target.score,
+            **targets.as_facts(explanation.target),
             "unseeded": column.unseeded,
             "mask_tied": mask.tied,
             "mask_note": mask.note,
@@ -361,7 +389,7 @@ def rebuild(stored: Stored, sample: Sample) -> tuple[list[Explanation], list[Mas
     explanations, masks = [], []
     for item in stored.items:
         made = item.provenance
-        target = ClassTarget(item.target or 0, item.target_name, made["target_score"])
+        target = targets.from_facts(item.target, item.target_name, made)
         geometry = Placement.from_dict(dict(item.geometry))
         explanations.append(Explanation(sample, item.model, item.explainer, target, geometry, item.values, item.extras, made))
         assert item.mask is not None
@@ -389,6 +417,7 @@ def table_rows(stored: Stored) -> list[dict[str, Any]]:
             "mask_area": float("nan") if item.mask is None else float(item.mask.mean()),
             "layer": item.provenance.get("layer", ""),
             "verdict": item.provenance.get("verdict", ""),
+            "units": (item.provenance.get("units") or {}).get("sentence", ""),
             "view": item.provenance["view"],
             "engine": item.provenance.get("engine", ""),
             "precision": item.provenance.get("precision", ""),

@@ -1,0 +1,73 @@
+"""Classes by word, number or name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from consilience import registry
+from consilience.types import ClassTarget, ConsilienceError, Model, Outputs, Sample
+
+WORDS = ("predicted", "true", "second")
+Score = Literal["logit", "probability", "value"]
+
+
+def class_name(model: Model, index: int) -> str:
+    """The name of a class, or its number where the model has no names."""
+    return model.classes[index] if index < len(model.classes) else str(index)
+
+
+def class_target(model: Model, index: int) -> ClassTarget:
+    """A class by its number."""
+    return ClassTarget(index, class_name(model, index), outputs=model.outputs)
+
+
+def class_index(model: Model, sample: Sample, target: str | int, outputs: Tensor) -> int:
+    """The number of a class: of a word, a number or a name."""
+    index = _class_index(model, sample, target, outputs)
+    if not 0 <= index < outputs.shape[1]:
+        raise ConsilienceError(f"target {target!r} is out of range: {model.id} has classes 0 to {outputs.shape[1] - 1}")
+    return index
+
+
+def check_class(model: Model, target: str) -> None:
+    """Refuse a name that no class has."""
+    if target not in WORDS and not target.lstrip("-").isdigit():
+        _named_class(model, target)
+
+
+def _class_index(model: Model, sample: Sample, target: str | int, outputs: Tensor) -> int:
+    if target == "predicted":
+        return int(outputs[0].argmax())
+    if target == "second" and outputs.shape[1] > 1:
+        return int(outputs[0].sort(descending=True, stable=True).indices[1])
+    if target == "true":
+        if sample.label is None:
+            raise ConsilienceError(f"{sample.name}: target 'true' needs the true class; give --truth boxes.csv")
+        return sample.label
+    if isinstance(target, int) or target.lstrip("-").isdigit():
+        return int(target)
+    return _named_class(model, target)
+
+
+def _named_class(model: Model, name: str) -> int:
+    wanted = plain(name)
+    found = [index for index, known in enumerate(model.classes) if plain(known) == wanted]
+    if not found:
+        raise ConsilienceError(registry.unknown("class", name, model.classes, limit=12))
+    if len(found) > 1:
+        raise ConsilienceError(f"class {name!r} is not unique: it is number {' and '.join(map(str, found))}; give the number")
+    return found[0]
+
+
+def plain(name: str) -> str:
+    """A class name as it is compared."""
+    return name.lower().replace("_", " ").strip()
+
+
+def readable(wanted: str, outputs: Outputs) -> Score:
+    """What can be read of outputs: logits cannot be had from probabilities."""
+    if outputs != "logits":
+        return "value" if outputs == "values" else "probability"
+    return "probability" if wanted == "probability" else "logit"
