@@ -410,7 +410,85 @@ def _lime_without_model() -> Iterator[Row]:
         yield Row(f"LIME without a model, 700 draws, {side * side} segments", "lime", peer, own)
 
 
-GROUPS = {"forward": forward, "gradcam": gradcam, "ablation": ablation, "score": score, "lime": lime}
+def gradients(full: bool, steps: int = 50, repeats: int = 5) -> Iterator[Row]:
+    """Integrated gradients and SmoothGrad against as many bare forward and backward passes, and captum's, in plain torch."""
+    for name, (make, _) in MODELS.items():
+        model = make().using(engine="torch")
+        view, normalised = shown(model)
+        index = predicted(model, view)
+        best, rates = _best_batch(model, view, index)
+        for method in (_integrated, _smoothed):
+            yield from method(name, model, view, normalised, index, steps, repeats, best, rates)
+
+
+def _bare(model, view, index: int, count: int, batch: int) -> None:
+    """Forward and backward passes to the pixels and nothing else; parameters ask for no gradient."""
+    from consilience.models.anatomy import borrowed, frozen
+
+    with borrowed(model.module), frozen(model.module):
+        for start in range(0, count, batch):
+            leaf = view.pixels.repeat(min(batch, count - start), 1, 1, 1).requires_grad_()
+            torch.autograd.grad(model.run(leaf)[:, index].sum(), [leaf])
+
+
+def _best_batch(model, view, index: int) -> tuple[int, str]:
+    """The batch at which bare passes are fastest, and what was tried."""
+    sizes = (1, 2, 4, 8, 16) if model.device.type == "cpu" else (8, 32, 64, 128)
+    times = interleaved(3, *(lambda size=size: _bare(model, view, index, sizes[-1], size) for size in sizes))
+    rates = {size: sizes[-1] / time for size, time in zip(sizes, times, strict=True)}
+    said = ", ".join(f"{size}: {rate:.1f}" for size, rate in rates.items())
+    return max(rates, key=lambda size: rates[size]), f"bare passes/s by batch {said}"
+
+
+def _integrated(name, model, view, normalised, index, steps, repeats, best, rates) -> Iterator[Row]:
+    from captum.attr import IntegratedGradients
+
+    explainer = api.resolve_explainer(model, f"integrated-gradients:steps={steps}")
+    black = model.recipe.normalised(torch.zeros_like(view.pixels))
+    peer = IntegratedGradients(model.module)
+
+    def theirs():
+        return peer.attribute(normalised, black, target=index, n_steps=steps, internal_batch_size=best)
+
+    what = f"integrated gradients, {steps} steps, {name}"
+    yield from _beside(what, model, view, index, steps, repeats, best, rates, explainer, theirs)
+
+
+def _smoothed(name, model, view, normalised, index, steps, repeats, best, rates) -> Iterator[Row]:
+    """Other draws than captum's, so the maps differ by chance; without noise they do not."""
+    from captum.attr import NoiseTunnel, Saliency
+
+    explainer = api.resolve_explainer(model, f"smoothgrad:samples={steps},channels=sum")
+    spread = 0.15 * float(view.pixels.max() - view.pixels.min())
+    peer = NoiseTunnel(Saliency(lambda pixels: model.module(model.recipe.normalised(pixels))))
+
+    def theirs(noise=spread):
+        options = {"nt_samples": steps, "nt_samples_batch_size": best, "stdevs": noise, "target": index, "abs": False}
+        return peer.attribute(view.pixels, **options)
+
+    what = f"SmoothGrad, {steps} draws, {name}"
+    yield from _beside(what, model, view, index, steps, repeats, best, rates, explainer, theirs)
+
+
+def _beside(what, model, view, index, steps, repeats, best, rates, explainer, theirs) -> Iterator[Row]:
+    """A row against bare passes and one against captum; peak memory is in `memory.py`."""
+    target = api.resolve_target(model, picture(), index, torch.zeros(1, len(model.classes)))
+    plain = replace(explainer, noise=0.0) if hasattr(explainer, "noise") else explainer
+    same = theirs(1e-12) if plain is not explainer else theirs()
+    gap = np.abs(plain.explain(model, view, target).values.numpy() - same[0].sum(dim=0).detach().numpy())
+    apart = f"{gap.max() / np.abs(same[0].sum(dim=0).detach().numpy()).max():.1e} of the largest"
+    calls = (
+        lambda: _bare(model, view, index, steps, best),
+        lambda: theirs(),
+        lambda: explainer.explain(model, view, target),
+    )
+    bare, peer, own = interleaved(repeats, *calls)
+    note = f"{own / bare:.2f} times bare, in batches of {model.gradient_batch}; {rates}"
+    yield Row(what, f"{steps} bare passes, batch {best}", bare, own, note=note)
+    yield Row(what, "captum", peer, own, apart)
+
+
+GROUPS = {"gradients": gradients, "forward": forward, "gradcam": gradcam, "ablation": ablation, "score": score, "lime": lime}
 
 
 # ---------------------------------------------------------------- printing

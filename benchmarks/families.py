@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 QUICK = {
     "scorecam": "channels=4",
     "sscam": "channels=2,samples=2",
-    "iscam": "channels=2,steps=2",
+    "iscam": "channels=2,samples=2",
     "smoothgradcam++": "samples=2",
 }
 TORCHVISION = (
@@ -74,9 +75,14 @@ class Found:
 
 
 def cams() -> list[str]:
-    """Every method that looks at a layer."""
-    names = registry.explainers.names()
+    """Every method that looks at a layer's map."""
+    names = [name for name in registry.explainers.names() if name not in attentions()]
     return [name for name in names if any(item.name == "layer" for item in registry.options_of(registry.explainers.get(name)))]
+
+
+def attentions() -> list[str]:
+    """Every method that needs attention."""
+    return [name for name in registry.explainers.names() if getattr(registry.explainers.get(name), "attention", False)]
 
 
 def smallest(module: str) -> str | None:
@@ -113,10 +119,10 @@ def look(found: Found, picture: Sample) -> Found:
     except Exception as error:
         found.error = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         return found
-    start = time.perf_counter()
+    start = time.process_time()
     for name in untried(found):
-        if time.perf_counter() - start > MOST_SECONDS:
-            found.refused[name] = f"not tried: {MOST_SECONDS:.0f} s a family were spent"
+        if time.process_time() - start > MOST_SECONDS:
+            found.refused[name] = f"not tried: {MOST_SECONDS:.0f} s of processor a family were spent"
             continue
         try:
             values = api.explain(model, picture, f"{name}:{QUICK[name]}" if name in QUICK else name, target=1).values
@@ -133,7 +139,8 @@ def look(found: Found, picture: Sample) -> Found:
 
 def untried(found: Found) -> list[str]:
     """Methods that a row says nothing of."""
-    return [] if found.error else [name for name in cams() if name not in found.works and name not in found.refused]
+    tried = {*found.works, *found.refused}
+    return [] if found.error else [name for name in (*cams(), *attentions()) if name not in tried]
 
 
 def kept(file: Path) -> dict[str, Found]:
@@ -173,6 +180,17 @@ def families(only: set[str], known: set[str]) -> Iterator[tuple[str, str]]:
             yield f"timm {module}", f"timm:{member}"
 
 
+def working(row: Found, names: list[str]) -> str:
+    """Which of these work, in few words."""
+    missing = [name for name in names if name not in row.works]
+    if not missing:
+        return "all"
+    if len(missing) == len(names):
+        return "none"
+    works = [name for name in names if name in row.works]
+    return ", ".join(works) if len(works) < len(missing) else f"all but {', '.join(missing)}"
+
+
 def page(rows: list[Found]) -> str:
     """The table in Markdown."""
     names = cams()
@@ -182,23 +200,21 @@ def page(rows: list[Found]) -> str:
         "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and",
         "its kin take when nothing is said (`layer=auto`), *grid* its resolution.",
         f"*All* means: {', '.join(f'`{name}`' for name in names)}.",
+        f"*By attention* are: {', '.join(f'`{name}`' for name in attentions())}.",
         "",
-        "| family | model | layer | grid | methods |",
-        "|---|---|---|---|---|",
+        "| family | model | layer | grid | methods | by attention |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        if row.error:
-            methods = f"none: {row.error}"
-        else:
-            missing = [name for name in names if name not in row.works]
-            methods = "all" if not missing else f"all but {', '.join(missing)}"
-        lines.append(f"| {row.family} | `{row.model}` | `{row.layer}` | {row.grid} | {methods} |")
+        methods = f"none: {row.error}" if row.error else working(row, names)
+        lines.append(
+            f"| {row.family} | `{row.model}` | `{row.layer}` | {row.grid} | {methods} | {working(row, attentions())} |"
+        )
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for name, reason in row.refused.items():
-            reasons.setdefault(f"`{name}`: {reason.replace(row.layer, 'LAYER').replace(row.model, 'MODEL')}", []).append(
-                row.model
-            )
+            plain = re.sub(r"\S+@[0-9a-f]+", "MODEL", reason).replace(row.layer, "LAYER").replace(row.model, "MODEL")
+            reasons.setdefault(f"`{name}`: {plain}", []).append(row.model)
     lines += ["", "## Why not", ""]
     for reason, models in reasons.items():
         lines.append(f"- {reason} ({len(models)}: {', '.join(models[:3])}{' ...' if len(models) > 3 else ''})")

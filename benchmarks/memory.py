@@ -14,6 +14,11 @@ CASES = {
     "scorecam, EfficientNet-Lite0 blocks.6, grad-cam": ("peer", "efficientnet_lite0", "ScoreCAM blocks.6"),
     "lime 700, EfficientNet-Lite0": ("ours", "efficientnet_lite0", "lime:samples=700,seed=1"),
     "ablationcam, EfficientNet-Lite0 blocks.6": ("ours", "efficientnet_lite0", "ablationcam:blocks.6"),
+    "integrated gradients, 50 steps, EfficientNet-Lite0": ("plain", "efficientnet_lite0", "integrated-gradients:steps=50"),
+    "integrated gradients, 500 steps, EfficientNet-Lite0": ("plain", "efficientnet_lite0", "integrated-gradients:steps=500"),
+    "integrated gradients, 50 steps at once, captum": ("captum", "efficientnet_lite0", "50"),
+    "SmoothGrad, 50 draws, EfficientNet-Lite0": ("plain", "efficientnet_lite0", "smoothgrad:samples=50"),
+    "integrated gradients, 50 steps, ResNet-50": ("plain", "timm:resnet50,weights=random", "integrated-gradients:steps=50"),
     "1,000 Grad-CAMs in a row, EfficientNet-Lite0": ("thousand", "efficientnet_lite0", "gradcam"),
 }
 
@@ -49,7 +54,7 @@ def one(kind: str, name: str, what: str) -> float:
     from consilience import api
     from consilience.models.zoo import load_model
 
-    model = load_model(name)
+    model = load_model(name, engine="torch") if kind in ("plain", "captum") else load_model(name)
     view, normalised = shown(model)
     index = predicted(model, view)
     if kind == "peer":
@@ -59,6 +64,14 @@ def one(kind: str, name: str, what: str) -> float:
         with torch.no_grad():
             model.module(normalised.expand(16, -1, -1, -1))
         return watched(lambda: peer_cam(getattr(pytorch_grad_cam, cls), model, layer, normalised, index, batch=16))
+    if kind == "captum":
+        from captum.attr import IntegratedGradients
+
+        black = model.recipe.normalised(torch.zeros_like(view.pixels))
+        peer = IntegratedGradients(model.module)
+        return watched(lambda: peer.attribute(normalised, black, target=index, n_steps=int(what)))
+    if kind == "plain":
+        return watched(lambda: api.explain(model, picture(), what, target=index))
     if kind == "thousand":
         for _ in range(20):
             api.explain(model, picture(), what, target=index)

@@ -1,0 +1,98 @@
+"""Guided backpropagation and the deconvnet: gradients whose way back through ReLUs is another.
+
+Our own, not a library's: `GuidedReLUs` meets functional, in-place and reused ReLUs, and ReLU6, without touching a module,
+where hooks on modules miss the first and are refused or wrong on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.autograd import Function
+
+from consilience.explainers.gradients import CHANNELS, Channels, reduced
+from consilience.explainers.guided import _RELUS, GuidedReLUs, guided_gradients
+from consilience.registry import explainers, option
+from consilience.types import PIXELS, Heat, Network, NotApplicable, Target, View
+
+
+class Deconvolved(Function):
+    """A ReLU, with an upper end where it has one, that passes back what is positive, wherever its own gate was."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, top: float | None, inplace: bool) -> Tensor:
+        """``min(max(given, 0), top)``."""
+        if not inplace:
+            return given.clamp(0, top)
+        ctx.mark_dirty(given)
+        return given.clamp_(0, top)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """What comes back, where it is positive."""
+        return gradients[0].relu(), None, None
+
+
+class DeconvolvedReLUs(GuidedReLUs):
+    """While it is on, every ReLU of this thread is one of a deconvnet."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """A deconvnet's ReLU in place of a ReLU; anything else as it is."""
+        kwargs = kwargs or {}
+        read = _RELUS.get(func)
+        settings = None if read is None else read(*args, **kwargs)
+        if settings is None:
+            return func(*args, **kwargs)
+        self.count += 1
+        return Deconvolved.apply(*settings)
+
+
+def deconvolved(model: Network, pixels: Tensor, target: Target) -> Tensor:
+    """The deconvnet's (N, 3, h, w) for pixels (N, 3, h, w); `NotApplicable` where the network has no ReLU."""
+    with DeconvolvedReLUs() as relus:
+        gradients = model.trace(pixels, [PIXELS], target).gradients[PIXELS]
+    if not relus.count:
+        raise NotApplicable(f"a deconvnet is made of ReLUs, and {model.id} has none: use the gradient")
+    return gradients
+
+
+@explainers.register("guided-backprop")
+@dataclass(frozen=True)
+class GuidedBackprop:
+    """Guided backpropagation (Springenberg et al., ICLR workshop 2015, section 3.4).
+
+    A gradient that goes back through a ReLU only where it is positive and the ReLU's input was. It recovers much of the picture
+    whatever the weights are (Adebayo et al. 2018; Nie et al. 2018 prove why): read it beside `edges`. `NotApplicable` where the
+    network has no ReLU.
+    """
+
+    channels: Channels = option("largest", help=CHANNELS)
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    label: ClassVar[str] = "Guided backpropagation"
+
+    def explain(self, model: Network, view: View, target: Target) -> Heat:
+        """One picture."""
+        return Heat(reduced(guided_gradients(model, view.pixels, target), self.channels)[0], facts={"passes": 1})
+
+
+@explainers.register("deconvnet")
+@dataclass(frozen=True)
+class DeconvNet:
+    """The deconvnet (Zeiler & Fergus, ECCV 2014, section 2.1) as a backward pass (Springenberg et al. 2015, figure 1).
+
+    A gradient that goes back through a ReLU wherever it is positive, whatever the ReLU did on the way there. Like guided
+    backpropagation it hardly depends on the class (Mahendran & Vedaldi 2016). `NotApplicable` where the network has no ReLU.
+    """
+
+    channels: Channels = option("largest", help=CHANNELS)
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    label: ClassVar[str] = "Deconvnet"
+
+    def explain(self, model: Network, view: View, target: Target) -> Heat:
+        """One picture."""
+        return Heat(reduced(deconvolved(model, view.pixels, target), self.channels)[0], facts={"passes": 1})
