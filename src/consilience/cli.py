@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "efficientnet_lite0"
 DEFAULT_BY = ("gradcam", "lime")
-LISTS = ("models", "explainers", "segmenters", "fills", "masks", "presets", "layers")
+LISTS = ("models", "explainers", "segmenters", "fills", "masks", "presets", "layers", "metrics", "suites")
 
 EPILOG = """examples:
   consilience demo
   consilience explain dog.jpg --by gradcam --by lime:samples=700,seed=1
   consilience explain photos/ -m resnet50 --target "golden retriever" -o run
+  consilience evaluate run --metric insertion --metric deletion
   consilience list explainers"""
 
 
@@ -64,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_demo(verbs)
     _add_explain(verbs)
+    _add_evaluate(verbs)
+    _add_dissect(verbs)
+    _add_compare(verbs)
     _add_report(verbs)
     _add_list(verbs)
     return parser
@@ -121,8 +126,77 @@ def _add_explain(verbs: Any) -> None:
     add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
     add("--precision", metavar="P", help="f32 (default), bf16, f16; says how far the maps moved from f32")
     add("--memory", metavar="SIZE", help="working memory of a pass through the model: 1G (default), 500M, bytes")
+    add("--dissection", metavar="RUN", help="a dissection of this model: name the units that carry class activation maps")
     add("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers")
     add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_evaluate(verbs: Any) -> None:
+    text = "Score explanations by metrics, beside controls, with intervals: can they be trusted?"
+    parser = _verb(verbs, "evaluate", evaluate, text)
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="RUN|PATH", help="a finished run, or pictures, folders or globs to explain first")
+    add("--metric", action="append", metavar="SPEC", help="metric as name[:value][,key=value...]; repeat it")
+    add("--suite", metavar="NAME", help="a named set of metrics (without --metric: quick); see `consilience list suites`")
+    add("-m", "--model", action="append", metavar="MODEL", help=f"model of pictures, default {DEFAULT_MODEL}")
+    add("--by", action="append", metavar="SPEC", help="explainer of pictures; repeat it (default: gradcam, lime)")
+    add("--target", metavar="T", help="what is explained: predicted (default), true, a class index or a class name")
+    add("--truth", metavar="FILE", help="CSV with image, class_index (or class) and boxes x0, y0, x1, y1")
+    add("--view", choices=("crop", "squash"), help="crop as the model was trained (default) or squash the whole picture")
+    add("--seed", type=int, default=0, metavar="N", help="draws the other classes of the controls (default 0)")
+    _add_loading(add)
+    add("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers or metrics")
+    add("-o", "--output", metavar="RUN", help="folder of the run of pictures (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_dissect(verbs: Any) -> None:
+    parser = _verb(verbs, "dissect", dissect, "Name what the units of a network detect, held against chance.")
+    add = parser.add_argument
+    add("concepts", metavar="CONCEPTS", help="labelled pictures: a folder (Broden, ADE20K, masks), COCO JSON, drawn:pictures=N")
+    add("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL", help="model (default: %(default)s)")
+    add("-l", "--layer", action="append", metavar="LAYER", help="layer; repeat it (default: the last spatial output)")
+    add("--words", metavar="FILE", help="name units in these words too, one a line (CLIP-Dissect)")
+    add("--encoder", metavar="E", help="open_clip:NAME,pretrained=TAG|FILE (default ViT-B-16, openai), package.module:factory")
+    add("--similarity", metavar="S", help="soft-wpmi (default), wpmi, rank-reorder, cos, cos-cubed, with options")
+    add("--prompt", metavar="P", help="what a word is put into, default {}")
+    add("--probe", metavar="PATH", help="pictures that words are told by (default: those of CONCEPTS)")
+    add("--knockout", action="store_true", help="set detectors to zero, one at a time, and measure what classes lose")
+    add("--knockout-pictures", metavar="N|PATH", help="over N pictures of CONCEPTS (default 100), or over those of a folder")
+    add("--truth", metavar="FILE", help="CSV with the classes of the knock-out's pictures")
+    add("--groups", metavar="FILE", help="CSV with the columns concept and class: which classes a concept means")
+    add("--permutations", type=int, metavar="N", help="exchanges of labels behind p (default 999; 0 makes no null)")
+    add("--against", choices=("random",), help="dissect the same architecture with random weights too")
+    add("--min-pictures", type=int, metavar="N", help="a concept needs so many pictures (default 20)")
+    add("--threshold", type=float, metavar="IOU", help="a detector's IoU is above this (default .04)")
+    add("--quantile", type=float, metavar="Q", help="a unit's mask is what lies above this quantile (default .995)")
+    add("--upsample", choices=("half-pixel", "align_corners", "netdissect"), help="how maps are enlarged (default half-pixel)")
+    add("--union", choices=("paper", "lite"), help="which pixels count for a concept's category (default paper)")
+    add("--view", choices=("crop", "squash"), help="squash the whole picture (default) or crop as the model was trained")
+    add("--seed", type=int, metavar="N", help="of permutations and bootstrap (default 0)")
+    _add_loading(add)
+    add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_loading(add: Callable[..., Any]) -> None:
+    add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
+    add("--labels", metavar="FILE", help="class names of the model")
+    add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
+    add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
+    add("--precision", metavar="P", help="f32 (default), bf16, f16")
+    add("--memory", metavar="SIZE", help="working memory of a pass through the model: 1G (default), 500M, bytes")
+
+
+def _add_compare(verbs: Any) -> None:
+    parser = _verb(verbs, "compare", compare, "Hold two dissections against each other: shared and own concepts.")
+    add = parser.add_argument
+    add("a", metavar="A", help="a dissection's folder, or FOLDER:LAYER+LAYER")
+    add("b", metavar="B", help="another one")
+    add("--significant", action="store_true", help="count significant units instead of detectors")
+    add("--words", action="store_true", help="compare CLIP-Dissect's words instead of concepts")
+    add("-o", "--output", metavar="FOLDER", help="folder of tables and page (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
 
 
@@ -156,7 +230,126 @@ def explain(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     names = ("weights", "labels", "device", "engine", "precision", "memory")
     options = Options(**{name: getattr(arguments, name) for name in names})
-    return _run_and_print(_job(arguments), arguments.paths, arguments, output, arguments.truth, options)
+    job = replace(_job(arguments), dissection=arguments.dissection)
+    return _run_and_print(job, arguments.paths, arguments, output, arguments.truth, options)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate a run, pictures, or the planted suite."""
+    from consilience import terminal
+
+    if arguments.suite == "planted":
+        return _evaluate_planted(arguments)
+    with terminal.bars():
+        found = _evaluated(arguments)
+    if arguments.json:
+        print(json.dumps(terminal.evaluation_as_json(found), ensure_ascii=False))
+    else:
+        terminal.show_evaluation(found, terminal.output())
+    return 0
+
+
+def _evaluated(arguments: argparse.Namespace) -> Any:
+    from consilience import evaluation
+    from consilience.run import Options, job_from_specs
+    from consilience.store import JOB
+
+    if not arguments.paths:
+        raise ConsilienceError("evaluate needs a run's folder or pictures (only --suite planted takes none)")
+    metrics = evaluation.asked_metrics(arguments.metric or (), arguments.suite)
+    asked = evaluation.Asked(metrics, arguments.suite, arguments.seed)
+    names = ("weights", "labels", "device", "engine", "precision", "memory")
+    options = Options(**{name: getattr(arguments, name) for name in names})
+    is_run = len(arguments.paths) == 1 and (Path(arguments.paths[0]) / JOB).is_file()
+    if not is_run:
+        job = job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
+        output = arguments.output or _dated()
+        return evaluation.evaluate_pictures(asked, job, arguments.paths, output, arguments.truth, options, arguments.command)
+    for name in ("by", "model", "target", "view", "output"):
+        if getattr(arguments, name) is not None:
+            raise ConsilienceError(f"--{name} goes with pictures; {arguments.paths[0]} is a run and has its own")
+    return evaluation.evaluate_run(asked, arguments.paths[0], arguments.truth, options, arguments.command)
+
+
+def _evaluate_planted(arguments: argparse.Namespace) -> int:
+    from consilience import terminal
+    from consilience.evaluation import planted_suite
+
+    if arguments.paths:
+        raise ConsilienceError(f"--suite planted draws its own pictures; got {arguments.paths[0]}")
+    with terminal.bars():
+        found = planted_suite.evaluate(arguments.by or planted_suite.BY, arguments.metric or planted_suite.METRICS)
+    if arguments.json:
+        print(json.dumps(terminal.plain(found), ensure_ascii=False))
+    else:
+        terminal.show_planted(found, terminal.output())
+    return 0
+
+
+def dissect(arguments: argparse.Namespace) -> int:
+    """Dissect a network."""
+    from consilience import terminal
+    from consilience.dissection.job import run
+
+    loading = ("weights", "labels", "device", "engine", "precision", "memory")
+    options = {name: getattr(arguments, name) for name in loading}
+    with terminal.bars():
+        finished = run(_dissection_job(arguments), arguments.output or _dated(), options, arguments.command)
+    if arguments.json:
+        print(json.dumps(terminal.dissection_as_json(finished), ensure_ascii=False))
+    else:
+        terminal.show_dissection(finished, terminal.output())
+    return 0
+
+
+def _dissection_job(arguments: argparse.Namespace) -> Any:
+    from consilience.dissection.job import Job, Knockouts, Words
+
+    measured = ("permutations", "against", "min_pictures", "threshold", "quantile", "upsample", "union", "view", "seed")
+    options = tuple((name, getattr(arguments, name)) for name in measured if getattr(arguments, name) is not None)
+    words = {name: getattr(arguments, name) for name in ("encoder", "similarity", "prompt", "probe")}
+    given = {name: value for name, value in words.items() if value is not None}
+    if given and not arguments.words:
+        raise ConsilienceError(f"--{next(iter(given))} goes with --words FILE")
+    knocked = [name for name in ("knockout_pictures", "truth", "groups") if getattr(arguments, name) is not None]
+    if knocked and not arguments.knockout:
+        raise ConsilienceError(f"--{knocked[0].replace('_', '-')} goes with --knockout")
+    return Job(
+        arguments.concepts,
+        arguments.model,
+        tuple(arguments.layer or ()),
+        options,
+        Words(arguments.words, **given) if arguments.words else None,
+        Knockouts(**_knockout_options(arguments)) if arguments.knockout else None,
+    )
+
+
+def _knockout_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    over = arguments.knockout_pictures
+    if arguments.truth and (over is None or over.isdecimal()):
+        raise ConsilienceError("--truth names the classes of a folder of pictures; give it with --knockout-pictures FOLDER")
+    given = {"truth": arguments.truth, "groups": arguments.groups}
+    if over is not None:
+        given["pictures" if over.isdecimal() else "folder"] = int(over) if over.isdecimal() else over
+    return given
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Compare two dissections."""
+    from consilience import terminal
+    from consilience.dissection.versus import as_dict, versus
+
+    which: Any = "significant" if arguments.significant else "detector"
+    made = versus(arguments.a, arguments.b, arguments.output or _dated(), which, arguments.words, arguments.command)
+    if arguments.json:
+        print(json.dumps({**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False))
+    else:
+        terminal.show_comparison(*made, terminal.output())
+    return 0
+
+
+def _dated() -> Path:
+    return Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
 
 
 def _job(arguments: argparse.Namespace) -> Any:
@@ -191,8 +384,13 @@ def _run_and_print(
 def report(arguments: argparse.Namespace) -> int:
     """Write a report anew."""
     from consilience import report as reports
+    from consilience.dissection.job import DissectionRun, is_dissection
+    from consilience.report import dissection as page
     from consilience.store import Run
 
+    if is_dissection(arguments.run):
+        print(page.write(DissectionRun(arguments.run)))
+        return 0
     finished: Run = Run(arguments.run)
     print(reports.write(finished))
     return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,3 +158,206 @@ def holm(p_values: Sequence[float] | Array) -> Array:
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ConsilienceError(f"a confidence level lies between 0 and 1; got {level:g}")
+
+
+# ---------------------------------------------------------------- paired differences
+
+
+def effect_size(differences: Sequence[float] | Array) -> float:
+    """Cohen's d_z of paired differences (n,): their mean over their standard deviation (Cohen 1988, section 2.3.5).
+
+    The standard deviation has n - 1 below it. About .2 is small, .5 medium, .8 large. NaN for fewer than two; differences that
+    are all equal have 0 where they are 0, else an infinite one of their sign.
+
+    >>> effect_size([1.0, 2.0, 3.0])
+    2.0
+    """
+    x = np.asarray(differences, dtype=np.float64).ravel()
+    if not np.isfinite(x).all():
+        raise ConsilienceError(f"effect_size: {np.count_nonzero(~np.isfinite(x))} of {x.size} differences are not finite")
+    if x.size < 2:
+        return math.nan
+    if (x == x[0]).all():
+        return 0.0 if x[0] == 0 else math.copysign(math.inf, x[0])
+    return float(x.mean() / x.std(ddof=1))
+
+
+def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided", draws: int = 9999) -> float:
+    """The smallest p that `sign_flip_test` can give for n differences: what so few pictures can show at best."""
+    if n > 15:
+        return 1 / (draws + 1)
+    return min(1.0, (2.0 if alternative == "two-sided" else 1.0) / 2**n)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tests that are adjusted together (Holm), under the ``name`` that says which: raw and adjusted p by test."""
+
+    name: str
+    p: Mapping[str, float]
+    adjusted: Mapping[str, float]
+
+    @property
+    def size(self) -> int:
+        """How many tests were made; NaN is none."""
+        return sum(not math.isnan(p) for p in self.p.values())
+
+
+def holm_family(name: str, p: Mapping[str, float]) -> Family:
+    """`holm` over the tests of a family that is named, so that a table can say what its p values are adjusted for."""
+    return Family(name, dict(p), dict(zip(p, holm(list(p.values())).tolist(), strict=True)))
+
+
+# ---------------------------------------------------------------- orders of methods
+
+
+@dataclass(frozen=True, eq=False)
+class RankStability:
+    """How far the order of k methods depends on which pictures were taken.
+
+    ``mean_rank`` (k,) is the mean over resamples of each method's rank by its mean, 1 is best; ``low`` and ``high`` (k,) span
+    95 % of them. ``kept`` (k, k) is the share of resamples in which two methods keep the order of their means (a tie counts
+    half), NaN on the diagonal and where the two are equal.
+    """
+
+    mean_rank: Array
+    low: Array
+    high: Array
+    kept: Array
+    n: int
+    resamples: int
+
+
+def rank_stability(
+    values: Sequence[Sequence[float]] | Array, higher_is_better: bool = True, seed: int = 0, resamples: int = 2000
+) -> RankStability:
+    """Order of k methods under a seeded bootstrap of pictures; ``values`` (n, k) has a row a picture, without NaN."""
+    x = _table("rank_stability", values) * (1 if higher_is_better else -1)
+    means = _resampled_means(x, seed, resamples)
+    ranks = stats.rankdata(-means, axis=1)
+    low, high = np.quantile(ranks, (0.025, 0.975), axis=0)
+    return RankStability(ranks.mean(axis=0), low, high, _kept(means, x.mean(axis=0)), len(x), resamples)
+
+
+def _resampled_means(x: Array, seed: int, resamples: int) -> Array:
+    """Means (resamples, k); what is drawn is how often each picture is taken, at most a million counts at a time."""
+    rng, n = np.random.default_rng(seed), len(x)
+    chunk = max(1, 1_000_000 // n)
+    parts = []
+    for start in range(0, resamples, chunk):
+        counts = rng.multinomial(n, np.full(n, 1 / n), min(chunk, resamples - start))
+        parts.append(counts @ x / n)
+    return np.concatenate(parts)
+
+
+def _kept(means: Array, whole: Array) -> Array:
+    count = len(whole)
+    kept = np.full((count, count), math.nan)
+    scale = TOLERANCE * max(1.0, float(np.abs(whole).max()))
+    for a, b in itertools.permutations(range(count), 2):
+        gap, gaps = whole[a] - whole[b], means[:, a] - means[:, b]
+        if abs(gap) > scale:
+            tied = np.abs(gaps) <= scale
+            kept[a, b] = float(np.mean(np.where(tied, 0.5, np.sign(gaps) == np.sign(gap))))
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class CriticalDifference:
+    """Friedman's test with Nemenyi's critical difference (Demsar, JMLR 2006, section 3.2.2), k methods on n pictures.
+
+    ``mean_ranks`` (k,), 1 is best, ties share their ranks; ``chi2`` of Friedman, corrected for ties, and ``p`` of Iman and
+    Davenport's F; methods whose mean ranks differ by less than ``difference`` cannot be told apart at ``alpha``; ``groups``
+    are the largest such sets, as indices from the best on.
+    """
+
+    mean_ranks: Array
+    chi2: float
+    f: float
+    p: float
+    difference: float
+    groups: tuple[tuple[int, ...], ...]
+    n: int
+    alpha: float
+
+
+def critical_difference(
+    values: Sequence[Sequence[float]] | Array, higher_is_better: bool = True, alpha: float = 0.05
+) -> CriticalDifference:
+    """Mean ranks of k methods over n pictures and how far apart they must lie: ``q_alpha sqrt(k (k + 1) / (6 n))``.
+
+    ``q_alpha`` is the studentised range's quantile over the square root of 2. ``values`` (n, k) has a row a picture, no NaN.
+    """
+    x = _table("critical_difference", values)
+    n, k = x.shape
+    if k < 2:
+        raise ConsilienceError(f"critical_difference: an order needs two methods; got {k}")
+    ranks = stats.rankdata(-x if higher_is_better else x, axis=1)
+    mean_ranks = ranks.mean(axis=0)
+    difference = float(stats.studentized_range.ppf(1 - alpha, k, np.inf) / math.sqrt(2)) * math.sqrt(k * (k + 1) / (6 * n))
+    chi2 = _friedman(ranks)
+    f = _iman_davenport(chi2, n, k)
+    p = float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))) if n > 1 else math.nan
+    return CriticalDifference(mean_ranks, chi2, f, p, difference, _groups(mean_ranks, difference), n, alpha)
+
+
+def _friedman(ranks: Array) -> float:
+    n, k = ranks.shape
+    counts = np.concatenate([np.unique(row, return_counts=True)[1] for row in ranks]).astype(np.float64)
+    untied = 1 - float((counts**3 - counts).sum()) / (n * k * (k**2 - 1))
+    if untied <= 0:
+        return 0.0  # every picture ties all methods: nothing speaks against their being equal
+    raw = 12 * n / (k * (k + 1)) * (float((ranks.mean(axis=0) ** 2).sum()) - k * (k + 1) ** 2 / 4)
+    return raw / untied
+
+
+def _iman_davenport(chi2: float, n: int, k: int) -> float:
+    room = n * (k - 1) - chi2
+    return math.inf if room <= TOLERANCE else (n - 1) * chi2 / room
+
+
+def _groups(mean_ranks: Array, difference: float) -> tuple[tuple[int, ...], ...]:
+    order = np.argsort(mean_ranks, kind="stable")
+    found: list[tuple[int, ...]] = []
+    for start in range(len(order)):
+        near = [int(i) for i in order[start:] if mean_ranks[i] - mean_ranks[order[start]] < difference]
+        if len(near) > 1 and not any(set(near) <= set(known) for known in found):
+            found.append(tuple(near))
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Correlation:
+    """Spearman's correlation of two metrics over pictures: ``mean`` over methods, ``within`` (k,) each, NaN where undefined."""
+
+    mean: float
+    within: Array
+
+
+def metric_correlation(a: Sequence[Sequence[float]] | Array, b: Sequence[Sequence[float]] | Array) -> Correlation:
+    """Whether two metrics agree on which pictures a method explains well: Spearman over pictures, within each method.
+
+    ``a`` and ``b`` (n, k) hold the metrics' values, a row a picture, a column a method, turned so that more is better; NaN
+    where one does not apply. Over all pictures and methods at once the methods' means would correlate too, which is another
+    question. A method with fewer than three pictures, or a constant metric, has NaN and is left out of the mean.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 2:
+        raise ConsilienceError(f"metric_correlation: needs two tables (n, k) of one shape; got {x.shape} and {y.shape}")
+    within = np.array([_spearman(*pair) for pair in zip(x.T, y.T, strict=True)])
+    known = within[~np.isnan(within)]
+    return Correlation(float(known.mean()) if known.size else math.nan, within)
+
+
+def _spearman(a: Array, b: Array) -> float:
+    both = np.isfinite(a) & np.isfinite(b)
+    x, y = (stats.rankdata(values[both]) - (both.sum() + 1) / 2 for values in (a, b))
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if both.sum() >= 3 and scale else math.nan
+
+
+def _table(what: str, values: Sequence[Sequence[float]] | Array) -> Array:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 2 or 0 in x.shape or not np.isfinite(x).all():
+        raise ConsilienceError(f"{what}: needs a table (pictures, methods) of finite values; got {x.shape}")
+    return x

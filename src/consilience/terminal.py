@@ -97,12 +97,22 @@ def show(run: Run, console: Console) -> None:
         console.print(f"{escape(name)} looks at layer {escape(layer)}", highlight=False)
     for row in run.manifest["summary"]:
         console.print(escape(verdict(row)), highlight=False)
+    for words in _carried(run):
+        console.print(escape(words), highlight=False)
     for words in _how_it_ran(run):
         console.print(escape(words), highlight=False)
     for finding in run.audit:
         where = f" [dim]({escape(finding.where)})[/]" if finding.where and finding.where not in finding.message else ""
         console.print(f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}", highlight=False)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _carried(run: Run, most: int = 20) -> Iterator[str]:
+    """Which units carry the maps of the first pictures, where a dissection was at hand."""
+    rows = run.explanations
+    known = rows[rows["units"] != ""] if "units" in rows else rows.head(0)
+    for row in known.head(most).to_dict("records"):
+        yield f"{row['sample']}, {row['column']}: {row['units']}"
 
 
 def _how_it_ran(run: Run) -> Iterator[str]:
@@ -168,6 +178,131 @@ def number(value: Any) -> str:
     return "–" if is_missing(value) else f"{value:.3g}" if abs(value) < 0.0995 else f"{value:.3f}"
 
 
+# ---------------------------------------------------------------- dissections
+
+
+def dissection_as_json(run: Any) -> dict[str, Any]:
+    """A dissection's results as plain data (`dissection.job.DissectionRun`)."""
+    keys = ("title", "model", "concepts", "layers", "headlines", "words", "knockout", "seconds")
+    said = {key: run.manifest.get(key) for key in keys}
+    tables = {"summary": run.dissection.summary().to_dict("records"), "units": run.units.to_dict("records")}
+    tables["knocked_out"] = [] if run.knockout is None else run.knockout.to_dict("records")
+    result: dict[str, Any] = plain({"run": str(run.folder), "report": str(run.folder / "report.html"), **said, **tables})
+    return result
+
+
+def show_dissection(run: Any, console: Console, most: int = 15) -> None:
+    """Headlines, the best units, what knocking out did, where the report is."""
+    for layer in run.manifest["layers"]:
+        console.print(escape(run.manifest["headlines"][layer]), highlight=False)
+    units = run.units.sort_values("iou", ascending=False, kind="stable").head(most)
+    named = "word" in units
+    heads = ("layer", "unit", "concept", "category", "IoU", "p", "q", *(("word", "margin") if named else ()))
+    table = Table(*heads, title="Units of highest IoU", title_justify="left")
+    for row in units.to_dict("records"):
+        word = [escape(str(row["word"])), number(row["margin"])] if named else []
+        numbers = (number(row[key]) for key in ("iou", "p", "q"))
+        table.add_row(escape(row["layer"]), str(row["unit"]), escape(row["concept"]), escape(row["category"]), *numbers, *word)
+    console.print(table)
+    if run.knockout is not None and len(run.knockout):
+        _show_knockout(run.knockout, console)
+    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _show_knockout(rows: Any, console: Console, most: int = 10) -> None:
+    from consilience.dissection.knockout import verdict
+
+    heads = ("layer", "unit", "concept", "predicted class loses", "95 %", "predictions that change")
+    table = Table(*heads, title="Units whose loss costs most", title_justify="left")
+    for row in rows.sort_values("lost", ascending=False, kind="stable").head(most).to_dict("records"):
+        bounds = f"{number(row['lost_low'])} to {number(row['lost_high'])}"
+        unit = (escape(row["layer"]), str(row["unit"]), escape(row["concept"]))
+        table.add_row(*unit, number(row["lost"]), bounds, number(row["flips"]))
+    console.print(table)
+    tested = rows[rows["classes"] > 0].sort_values("p_holm", kind="stable")
+    for _, row in tested.head(most).iterrows():
+        console.print(escape(f"{verdict(row)}; p = {number(row['p_holm'])} (Holm)"), highlight=False)
+
+
+def show_comparison(compared: Any, page: Any, console: Console) -> None:
+    """The comparison in a sentence, by layer, and where the page is."""
+    console.print(escape(compared.headline()), highlight=False)
+    heads = (escape(compared.a.name), escape(compared.b.name), "shared", "Jaccard", "by chance", "p")
+    table = Table(*heads)
+    for row in compared.jaccard().to_dict("records"):
+        numbers = (number(row[key]) for key in ("jaccard", "expected", "p"))
+        table.add_row(escape(row["a"]), escape(row["b"]), str(row["shared"]), *numbers)
+    console.print(table)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def evaluation_as_json(found: Any) -> dict[str, Any]:
+    """An evaluation's results as plain data (`evaluation.Evaluation`), the numbers of every picture among them."""
+    said = {key: value for key, value in found.summary.items() if key != "curves"}
+    rows = found.table.drop(columns="digest").to_dict("records")
+    where = {"run": str(found.folder), "report": str(found.folder / "report.html")}
+    result: dict[str, Any] = plain({**where, **said, "values": rows})
+    return result
+
+
+def show_evaluation(found: Any, console: Console) -> None:
+    """A table a metric: methods, then controls, each with its interval; what is marked and why; where the report is."""
+    for metric in found.summary["metrics"]:
+        console.print(_metric_table(found.summary, metric))
+        for words in unproven(found.summary, metric["spec"]):
+            console.print(escape(words), highlight=False)
+    console.print(f"report: {found.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _metric_table(said: dict[str, Any], metric: dict[str, Any]) -> Table:
+    cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
+    arrow = "more is better" if metric["higher_is_better"] else "less is better"
+    heads = ("map", "mean", "95 %", "n", "not applicable", "above every control")
+    table = Table(*heads, title=escape(f"{metric['label']} ({metric['spec']}), {arrow}"), title_justify="left")
+    for kinds in (("method",), ("control", "other")):
+        for column in (column for column in said["columns"] if column["kind"] in kinds):
+            table.add_row(*_metric_row(column, cells[column["label"]]), style=None if column["kind"] == "method" else "dim")
+        table.add_section()
+    return table
+
+
+def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
+    bounds = "–" if is_missing(cell["low"]) else f"{number(cell['low'])} to {number(cell['high'])}"
+    above = {True: "yes", False: "[bold]no[/]", None: "–"}[cell.get("above")] if column["kind"] == "method" else ""
+    counts = (str(cell["n"]), str(cell["not_applicable"] or ""))
+    return [escape(column["label"]), number(cell["mean"]), bounds, *counts, above]
+
+
+def unproven(said: dict[str, Any], spec: str) -> Iterator[str]:
+    """What is marked in a metric's table and why, and why the metric does not apply to some pictures."""
+    cells = [cell for cell in said["cells"] if cell["metric"] == spec]
+    for cell in cells:
+        if cell.get("above") is False:
+            few = "" if cell["reachable"] else "; so few pictures could not have shown it"
+            yield f"{cell['column']} is not shown to be above {', '.join(cell['not_above'])} (Holm){few}"
+    reasons: dict[str, int] = {}
+    for cell in cells:
+        for row in cell["reasons"]:
+            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["pictures"]
+    yield from (f"not applicable {count} times: {reason}" for reason, count in reasons.items())
+
+
+def show_planted(found: dict[str, Any], console: Console) -> None:
+    """The planted suite: how well methods find the evidence, and which metrics rank the true map first."""
+    titles = {"methods": "Methods: share of the map on the planted evidence", "metrics": "Metrics: is the true map first?"}
+    for what, title in titles.items():
+        rows = found[what]
+        table = Table(*rows[0], title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(number(value) if isinstance(value, float) else escape(str(value)) for value in row.values()))
+        console.print(table)
+    for line in found["verified"]:
+        console.print(escape(line), highlight=False)
+
+
 # ---------------------------------------------------------------- lists
 
 
@@ -183,7 +318,15 @@ def listing(what: str, model: str) -> list[dict[str, Any]]:
         return [{"preset": name, "what": load_preset(name).title} for name in preset_names()]
     if what == "layers":
         return _layers(model)
+    if what == "suites":
+        from consilience.evaluation import suites
+
+        return [
+            {"suite": name, "what": words, "metrics": ", ".join(suites.SUITES.get(name, ("its own",)))}
+            for name, words in suites.WHAT.items()
+        ]
     of_kind = {
+        "metrics": registry.metrics,
         "masks": registry.cutters,
         "explainers": registry.explainers,
         "segmenters": registry.segmenters,

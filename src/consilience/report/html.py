@@ -20,7 +20,7 @@ from PIL import Image
 
 from consilience import images, render
 from consilience.render import Tile
-from consilience.report import words
+from consilience.report import evaluation, words
 from consilience.store import write_atomically
 from consilience.types import Array
 
@@ -98,6 +98,7 @@ def _environment() -> Environment:
     )
     for name in ("iou", "percent", "p_value", "seconds", "date", "count"):
         environment.filters[name] = getattr(words, name)
+    environment.filters["measured"] = evaluation.number
     environment.filters["visible"] = lambda text: render.visible(str(text))
     return environment
 
@@ -116,6 +117,7 @@ def context(run: Reported) -> dict[str, Any]:
         "script": Markup(script),
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "asked": asked(run),
+        "evaluation": evaluation.context(run.folder, anchors(run)),
         "verdicts": verdicts(run, summary),
         "matrix": matrix([column["name"] for column in run.manifest["columns"]], summary),
         "findings": sorted(run.audit, key=lambda finding: ("error", "warning", "note").index(finding.severity)),
@@ -278,8 +280,13 @@ class Line:
 
 def table(run: Reported, rows: Sequence[Row]) -> list[Line]:
     """All pairs of all pictures."""
-    anchors = {name: f"picture-{number}" for number, name in enumerate(run.samples[:MAX_PICTURES], 1)}
-    return [line(row, anchors.get(row["sample"], "")) for row in rows]
+    known = anchors(run)
+    return [line(row, known.get(row["sample"], "")) for row in rows]
+
+
+def anchors(run: Reported) -> dict[str, str]:
+    """Where each picture that is shown stands on the page."""
+    return {name: f"picture-{number}" for number, name in enumerate(run.samples[:MAX_PICTURES], 1)}
 
 
 def line(row: Row, anchor: str) -> Line:

@@ -1,0 +1,231 @@
+"""The null: permutations and resamples against slow loops, and units that know nothing."""
+
+import numpy as np
+import pytest
+import torch
+from oracles_dissection import small_broden, small_model, stacks_of
+from scipy import ndimage
+
+from consilience.dissection.cells import Gatherer, chosen_pictures, middles
+from consilience.dissection.concepts import load_concepts
+from consilience.dissection.nulls import (
+    Coarse,
+    _wins,
+    alternatives,
+    permutation_null,
+    permuted,
+    results,
+    strata,
+    with_random_weights,
+)
+from consilience.dissection.quantiles import TailSketch
+from consilience.dissection.run import dissect
+from consilience.dissection.tally import Counts, LabelCounts, Shown, unit_masks
+from consilience.types import ConsilienceError
+
+# ---------------------------------------------------------------- on a coarse grid
+
+
+def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
+    """Maps (N, U, h, w) through the parts of a dissection: counts, label counts and what the null gathers."""
+    count, units = maps.shape[:2]
+    sketch = TailSketch(units, count * maps.shape[2] * maps.shape[3], quantile, 100_000)
+    sketch.add(maps)
+    counts, known = Counts(sketch.result()[0], concepts, "half-pixel", "paper"), LabelCounts(concepts)
+    gatherer = Gatherer(concepts.grid, units, len(concepts.concepts), chosen_pictures(count, most, 0), coarse)
+    for index in range(count):
+        known.add(labels[index])
+        gatherer.add_labels(index, labels[index])
+        shown = Shown.of(labels[index], maps.device)
+        counts.add(maps[index], maps[index].amax(dim=(1, 2)), shown, gatherer.watch(index, 0))
+    return counts, known, gatherer.gathered()
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    concepts = load_concepts(small_broden(tmp_path_factory.mktemp("broden") / "set", count=14))
+    maps = torch.randn(14, 3, 5, 5, generator=torch.Generator().manual_seed(2))
+    labels = [concepts.labels(index) for index in range(14)]
+    counts, _, gathered = tallied(maps, concepts, labels, quantile=0.9, coarse=6)
+    eligible = np.array([0, 1, 3, 5, 6, 8])
+    return concepts, maps, counts, Coarse(gathered, eligible, concepts.category_of[eligible])
+
+
+def literal_best(few, order, weights=None):
+    """IoU (U, E) by loops over pictures and cells; picture n shows the labels of picture ``order[n]``."""
+    concepts, maps, counts, coarse = few
+    at = middles(concepts.grid[0], 6)
+    stacks = stacks_of(concepts)
+    weights = np.ones(len(stacks)) if weights is None else weights
+    iou = np.zeros((maps.shape[1], len(coarse.eligible)))
+    for unit in range(len(iou)):
+        cuts = torch.from_numpy(counts.thresholds[[unit]])
+        masks = [unit_masks(one[[unit]], cuts, concepts.grid)[0].numpy()[np.ix_(at, at)] for one in maps]
+        for place, concept in enumerate(coarse.eligible):
+            both = either = 0.0
+            for picture, mask in enumerate(masks):
+                stack = {key: value[np.ix_(at, at)] for key, value in stacks[order[picture]].items()}
+                label = stack.get(concept, np.zeros((6, 6), dtype=bool))
+                shown = any(concepts.category_of[key] == concepts.category_of[concept] for key in stack)
+                both += weights[picture] * (mask & label).sum()
+                either += weights[picture] * ((mask.sum() if shown else 0) + label.sum() - (mask & label).sum())
+            iou[unit, place] = both / either if either else 0
+    return iou
+
+
+def test_the_best_iou_is_the_literal_one_for_any_permutation(few):
+    coarse = few[3]
+    groups = strata(coarse.gathered.annotated)
+    assert np.allclose(coarse.best(), literal_best(few, np.arange(14)).max(axis=1))
+    for number in range(3):
+        order = permuted(groups, 14, 5, number)
+        assert sorted(order) == list(range(14))
+        assert np.array_equal(coarse.gathered.annotated[order], coarse.gathered.annotated)
+        assert np.allclose(coarse.best(order), literal_best(few, order).max(axis=1))
+    assert len(groups) == 4
+    assert not np.array_equal(permuted(groups, 14, 5, 0), permuted(groups, 14, 5, 1))
+
+
+def test_p_counts_the_permutations_that_do_as_well(few):
+    coarse = few[3]
+    p, expected, over = permutation_null(coarse, [slice(0, 1), slice(1, 3)], 0.1, 20, seed=5)
+    groups, observed = strata(coarse.gathered.annotated), coarse.best()
+    best = np.stack([coarse.best(permuted(groups, 14, 5, number)) for number in range(20)])
+    assert p.tolist() == ((1 + (best >= observed).sum(axis=0)) / 21).tolist()
+    assert np.allclose(expected, best.mean(axis=0))
+    assert over == [(best[:, :1] > 0.1).sum() / 20, (best[:, 1:] > 0.1).sum() / 20]
+    again = permutation_null(coarse, [slice(0, 1), slice(1, 3)], 0.1, 20, seed=5)
+    assert again[0].tobytes() == p.tobytes()
+
+
+def test_resamples_are_the_literal_ones(few):
+    coarse = few[3]
+    wins = _wins(coarse, 8, seed=3)
+    drawn = np.random.default_rng((3, 2)).multinomial(14, np.full(14, 1 / 14), 8)
+    expected = np.zeros_like(wins)
+    for weights in drawn:
+        iou = literal_best(few, np.arange(14), weights)
+        expected[np.arange(3), iou.argmax(axis=1)] += iou.max(axis=1) > 0
+    assert np.array_equal(wins, expected)
+
+
+def test_alternatives_are_the_fewest_that_win_nearly_always(few):
+    coarse = few[3]
+    wins = _wins(coarse, 40, seed=0)
+    own = coarse.eligible[wins.argmax(axis=1)]
+    for unit, several in enumerate(alternatives(coarse, own, 40, seed=0)):
+        places = [list(coarse.eligible).index(one) for one in several]
+        assert several[0] == own[unit]
+        assert wins[unit, places].sum() >= 38
+        assert wins[unit, places[:-1]].sum() < 38
+    assert alternatives(coarse, np.full(3, -1), 40, 0) == [(), (), ()]
+
+
+def test_cells_are_pixels_in_the_middle():
+    assert middles(112, 14).tolist() == list(range(4, 112, 8))
+    assert middles(5, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_only_so_many_pictures_are_gathered(few):
+    concepts, maps = few[0], few[1]
+    labels = [concepts.labels(index) for index in range(14)]
+    whole = tallied(maps, concepts, labels, 0.9, 6)[2]
+    some = tallied(maps, concepts, labels, 0.9, 6, most=5)[2]
+    chosen = chosen_pictures(14, 5, 0)
+    assert some.pictures == 5
+    kept = np.isin(whole.places, chosen)
+    assert np.array_equal(chosen[some.places], whole.places[kept])
+    assert np.array_equal(some.cells, whole.cells[kept])
+
+
+# ---------------------------------------------------------------- what it is for
+
+
+def smooth_noise(seed, count, units):
+    """Maps that have nothing to do with any picture: noise, blurred to a fifth of its side."""
+    noise = np.random.default_rng(seed).normal(size=(count, units, 8, 8))
+    return torch.from_numpy(ndimage.gaussian_filter(noise, (0, 0, 1.6, 1.6), mode="reflect").astype(np.float32))
+
+
+def test_noise_is_significant_no_more_often_than_stated():
+    concepts = load_concepts("drawn:pictures=40,size=32,seed=4")
+    labels = [concepts.labels(index) for index in range(40)]
+    units, p, found, expected, detectors = 4, [], 0, 0.0, 0
+    for seed in range(20):
+        _, known, gathered = tallied(smooth_noise(seed, 40, units), concepts, labels, quantile=0.98)
+        eligible = np.flatnonzero(known.pictures >= 5)
+        how = {"threshold": 0.04, "permutations": 99, "resamples": 0, "seed": seed}
+        null = results(gathered, eligible, concepts.category_of, [slice(0, units)], np.zeros(units, dtype=int), **how)[0]
+        p += null.p.tolist()
+        found += bool((null.q <= 0.05).any())
+        expected += null.expected_detectors
+        detectors += int((Coarse(gathered, eligible, concepts.category_of[eligible]).best() > 0.04).sum())
+    p = np.array(p)
+    # of 80 units 4 are expected at .05 and 40 at .5: three standard deviations allow 9, and 27 to 53
+    assert (p <= 0.05).sum() <= 9
+    assert 27 <= (p <= 0.5).sum() <= 53
+    # one layer in twenty may have a false discovery; four or more of twenty happen with probability .016
+    assert found <= 3
+    # the same noise passes IoU .04 often, and the null says how often
+    assert detectors > 8
+    assert abs(detectors - expected) < 3 * np.sqrt(expected)
+
+
+def test_a_unit_that_knows_is_told_from_noise():
+    concepts = load_concepts("drawn:pictures=60,size=32,seed=4")
+    labels = [concepts.labels(index) for index in range(60)]
+    maps = smooth_noise(0, 60, 4)
+    target = next(one.index for one in concepts.concepts if one.name == "cross")
+    for index, one in enumerate(labels):
+        for place in np.flatnonzero(one.present == target):
+            shown = torch.from_numpy(one.masks[place].reshape(8, 4, 8, 4).mean(axis=(1, 3))).float()
+            maps[index, 1] += 6 * shown
+    counts, known, gathered = tallied(maps, concepts, labels, quantile=0.98)
+    eligible = np.flatnonzero(known.pictures >= 5)
+    iou = counts.intersections / np.maximum(counts.unions(known.pixels), 1)
+    own = eligible[iou[:, eligible].argmax(axis=1)]
+    how = {"threshold": 0.04, "permutations": 199, "resamples": 40, "seed": 0}
+    null = results(gathered, eligible, concepts.category_of, [slice(0, 4)], own, **how)[0]
+    assert null.p[1] == 1 / 200
+    assert null.q[1] <= 0.05
+    assert (null.q[[0, 2, 3]] > 0.05).all()
+    assert null.alternatives[1] == (target,)
+    assert sum(len(null.alternatives[unit]) for unit in (0, 2, 3)) > 3
+
+
+def test_too_few_pictures_for_any_concept(tmp_path):
+    concepts = load_concepts(small_broden(tmp_path / "set"))
+    found = dissect(small_model(), "act", concepts, quantile=0.9, permutations=9)
+    rows = found.table()
+    assert not any(one.eligible for one in found.concepts)
+    assert all(one.why.endswith("20 are needed") for one in found.concepts)
+    assert (rows["concept"] == "").all()
+    assert (rows["p"] == 1).all()
+    assert not rows["significant"].any()
+
+
+def test_a_dead_unit_detects_nothing(tmp_path):
+    concepts = load_concepts(small_broden(tmp_path / "set"))
+    model = small_model()
+    with torch.no_grad():
+        model.module.stem.weight[2] = 0
+        model.module.stem.bias[2] = -1
+    row = dissect(model, "act", concepts, quantile=0.9, min_pictures=1, permutations=9, resamples=5).table().loc[2]
+    assert (row["concept"], row["iou"], row["p"], row["alternatives"]) == ("", 0, 1, "")
+
+
+def test_random_weights_leave_the_model_and_change_everything():
+    model = small_model()
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    blank, again, other = (with_random_weights(model, seed) for seed in (0, 0, 1))
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert not torch.equal(blank.module.state_dict()[name], value)
+        assert torch.equal(blank.module.state_dict()[name], again.module.state_dict()[name])
+        assert not torch.equal(blank.module.state_dict()[name], other.module.state_dict()[name])
+    assert blank.id != model.id
+
+
+def test_a_null_needs_permutations(few):
+    with pytest.raises(ConsilienceError, match="at least one permutation"):
+        permutation_null(few[3], [slice(0, 3)], 0.04, 0, 0)
