@@ -151,7 +151,7 @@ def small_broden(folder, count=12, seed=0, side=32, grid=(16, 16)):
     for index in range(count):
         noise = rng.integers(0, 256, (side // 4, side // 4, 3)).astype(np.uint8)
         pictures[f"p{index}"] = np.kron(noise, np.ones((4, 4, 1), dtype=np.uint8))
-        shown = {"color": [blocks([0, 300, 301]), blocks([0, 0, 302])], "scene": [310 + index % 2]}
+        shown = {"color": [blocks([0, 300, 301]), blocks([0, 0, 302, 300])], "scene": [310 + index % 2]}
         if index % 3:
             shown["object"] = [blocks([0, 1, 2])]
         if index % 2:

@@ -314,6 +314,23 @@ def test_accuracy_over_labelled_pictures(here, tmp_path):
     assert lost.loc[("last", 0), "own_accuracy_lost"] == 1  # without its red unit the network no longer says red
 
 
+def test_units_without_concept_or_word_are_shown(whole, monkeypatch):
+    from consilience import terminal
+    from consilience.dissection.words import beside
+    from consilience.report import dissection as page
+
+    table, words = whole.dissection.table(), whole.words.copy()
+    table.loc[0, ["concept", "category"]] = ""
+    words.loc[1, ["word", "runner_up"]] = ""
+    words.loc[1, ["word_score", "runner_up_score", "margin"]] = np.nan
+    units = beside(words, table)
+    monkeypatch.setattr(DissectionRun, "units", property(lambda _run: units))
+    assert "no concept" in page.page(whole)
+    rows = json.loads(json.dumps(terminal.dissection_as_json(whole), allow_nan=False))["units"]
+    assert [row["same"] for row in rows[:2]] == [None, None]
+    assert rows[1]["margin"] is None
+
+
 # ---------------------------------------------------------------- compare
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from oracles_agreement import literal_bca, literal_flip_p, literal_holm
 from scipy import stats as peer
 
+from consilience import stats
 from consilience.stats import Interval, holm, mean_interval, share_as_extreme, sign_flip_test, wilson
 from consilience.types import ConsilienceError
 
@@ -151,3 +153,104 @@ def test_holm_is_the_step_down(seed):
 def test_what_was_not_tested_is_not_counted_by_holm():
     np.testing.assert_allclose(holm([0.01, math.nan, 0.03]), [0.02, math.nan, 0.03])
     assert holm([]).size == 0
+
+
+# ---------------------------------------------------------------- paired differences and orders
+
+
+def test_effect_size_is_the_mean_over_the_standard_deviation():
+    x = np.array([0.3, -0.1, 0.4, 0.2])
+    by_hand = 0.2 / math.sqrt(((0.1) ** 2 + (0.3) ** 2 + (0.2) ** 2 + 0) / 3)
+    assert stats.effect_size(x) == pytest.approx(by_hand)
+    assert stats.effect_size(x) * 2 == pytest.approx(peer.ttest_1samp(x, 0).statistic)  # t = d_z sqrt(n)
+    assert stats.effect_size([0.0, 0.0]) == 0
+    assert stats.effect_size([-1.0, -1.0]) == -math.inf
+    assert math.isnan(stats.effect_size([1.0]))
+    with pytest.raises(ConsilienceError, match="not finite"):
+        stats.effect_size([1.0, math.nan])
+
+
+@pytest.mark.parametrize("alternative", ["greater", "two-sided"])
+@pytest.mark.parametrize("n", [1, 3, 6])
+def test_smallest_sign_flip_p_is_that_of_equal_differences(n, alternative):
+    assert stats.smallest_sign_flip_p(n, alternative) == stats.sign_flip_test(np.ones(n), alternative=alternative)
+    assert stats.smallest_sign_flip_p(40) == 1e-4
+
+
+def test_a_family_is_named_and_counts_what_was_tested():
+    found = stats.holm_family("three tests", {"a": 0.01, "b": math.nan, "c": 0.04})
+    assert (found.name, found.size) == ("three tests", 2)
+    assert found.adjusted["a"] == pytest.approx(0.02)
+    assert found.adjusted["c"] == pytest.approx(0.04)
+    assert math.isnan(found.adjusted["b"])
+
+
+def test_critical_difference_of_demsars_example():
+    """Demsar 2006, table 2 and section 3.2.2: AUC of four classifiers on 14 data sets."""
+    auc = np.array(
+        [
+            [0.763, 0.768, 0.771, 0.798], [0.599, 0.591, 0.590, 0.569], [0.954, 0.971, 0.968, 0.967],
+            [0.628, 0.661, 0.654, 0.657], [0.882, 0.888, 0.886, 0.898], [0.936, 0.931, 0.916, 0.931],
+            [0.661, 0.668, 0.609, 0.685], [0.583, 0.583, 0.563, 0.625], [0.775, 0.838, 0.866, 0.875],
+            [1.000, 1.000, 1.000, 1.000], [0.940, 0.962, 0.965, 0.962], [0.619, 0.666, 0.614, 0.669],
+            [0.972, 0.981, 0.9751, 0.975], [0.957, 0.978, 0.946, 0.970],
+        ]
+    )  # fmt: skip
+    found = stats.critical_difference(auc)
+    assert found.mean_ranks.round(3).tolist() == [3.143, 2.0, 2.893, 1.964]
+    assert found.difference == pytest.approx(1.25, abs=0.005)
+    n, k = auc.shape
+    uncorrected = 12 * n / (k * (k + 1)) * ((found.mean_ranks**2).sum() - k * (k + 1) ** 2 / 4)
+    assert uncorrected == pytest.approx(9.28, abs=0.01)  # the paper does not correct for ties
+    assert found.chi2 == pytest.approx(peer.friedmanchisquare(*auc.T).statistic)
+    assert found.f == pytest.approx((n - 1) * found.chi2 / (n * (k - 1) - found.chi2))
+    assert [set(group) for group in found.groups] == [{0, 1, 2, 3}]  # 3.143 - 1.964 is below 1.25: none can be told apart
+
+
+def test_critical_difference_follows_the_sense_of_the_metric():
+    x = np.random.default_rng(0).random((9, 3))
+    np.testing.assert_allclose(
+        stats.critical_difference(x, higher_is_better=False).mean_ranks, stats.critical_difference(-x).mean_ranks
+    )
+    tied = stats.critical_difference(np.ones((5, 3)))
+    assert (tied.chi2, tied.mean_ranks.tolist(), len(tied.groups)) == (0.0, [2, 2, 2], 1)
+    with pytest.raises(ConsilienceError, match="two methods"):
+        stats.critical_difference(np.ones((5, 1)))
+
+
+def test_rank_stability_against_every_resample():
+    """Three pictures: all 27 resamples counted by hand, which the seeded ones approach."""
+    x = np.array([[1.0, 0.0, 0.2], [0.0, 0.4, 0.3], [0.5, 0.6, 0.1]])
+    found = stats.rank_stability(x, resamples=40_000)
+    kept, ranks = np.zeros((3, 3)), []
+    sign = np.sign(np.subtract.outer(x.mean(0), x.mean(0)))
+    for some in itertools.product(range(3), repeat=3):
+        means = x[list(some)].mean(axis=0)
+        gaps = np.subtract.outer(means, means)
+        gaps[abs(gaps) < 1e-12] = 0
+        kept += np.where(gaps == 0, 0.5, np.sign(gaps) == sign) / 27
+        ranks.append(1 + (np.round(means[None], 12) > np.round(means[:, None], 12)).sum(1) + 0.5 * ((gaps == 0).sum(1) - 1))
+    off = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(found.kept[off], kept[off], atol=0.01)
+    np.testing.assert_allclose(found.mean_rank, np.mean(ranks, axis=0), atol=0.02)
+    assert np.isnan(np.diag(found.kept)).all()
+    again = stats.rank_stability(x, resamples=40_000)
+    np.testing.assert_array_equal(found.kept, again.kept)
+    turned = stats.rank_stability(-x, higher_is_better=False, resamples=40_000)
+    np.testing.assert_array_equal(found.mean_rank, turned.mean_rank)
+    with pytest.raises(ConsilienceError, match="finite"):
+        stats.rank_stability([[1.0, math.nan]])
+
+
+def test_metric_correlation_is_within_methods():
+    """Within each method the two metrics are opposed, though the methods' means rise together."""
+    a = np.array([[1.0, 11], [2, 12], [3, 13], [4, math.nan]])
+    b = np.array([[4.0, 14], [3, 13], [2, 12], [1, 11]])
+    found = stats.metric_correlation(a, b)
+    np.testing.assert_allclose(found.within, [-1, -1])
+    assert found.mean == pytest.approx(-1)
+    assert peer.spearmanr(a.ravel(), b.ravel(), nan_policy="omit").statistic > 0
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 4, (2, 30, 1))
+    assert stats.metric_correlation(x, y).mean == pytest.approx(peer.spearmanr(x, y).statistic)
+    assert math.isnan(stats.metric_correlation(np.ones((5, 1)), rng.random((5, 1))).mean)

@@ -274,13 +274,14 @@ def _evaluated(arguments: argparse.Namespace) -> Any:
 def _evaluate_planted(arguments: argparse.Namespace) -> int:
     from consilience import terminal
     from consilience.evaluation import planted_suite
+    from consilience.store import plain
 
     if arguments.paths:
         raise ConsilienceError(f"--suite planted draws its own pictures; got {arguments.paths[0]}")
     with terminal.bars():
         found = planted_suite.evaluate(arguments.by or planted_suite.BY, arguments.metric or planted_suite.METRICS)
     if arguments.json:
-        print(json.dumps(terminal.plain(found), ensure_ascii=False))
+        print(json.dumps(plain(found), ensure_ascii=False))
     else:
         terminal.show_planted(found, terminal.output())
     return 0

@@ -186,7 +186,7 @@ def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided", draws: 
     """The smallest p that `sign_flip_test` can give for n differences: what so few pictures can show at best."""
     if n > 15:
         return 1 / (draws + 1)
-    return min(1.0, (2.0 if alternative == "two-sided" else 1.0) / 2**n)
+    return min(1.0, (2.0 if alternative == "two-sided" else 1.0) * 0.5 ** float(n))
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _friedman(ranks: Array) -> float:
     if untied <= 0:
         return 0.0  # every picture ties all methods: nothing speaks against their being equal
     raw = 12 * n / (k * (k + 1)) * (float((ranks.mean(axis=0) ** 2).sum()) - k * (k + 1) ** 2 / 4)
-    return raw / untied
+    return float(raw / untied)
 
 
 def _iman_davenport(chi2: float, n: int, k: int) -> float:

@@ -384,14 +384,18 @@ def read_words(words: str | Path | Iterable[str]) -> tuple[str, ...]:
 
 
 def beside(words: pd.DataFrame, dissection: pd.DataFrame) -> pd.DataFrame:
-    """Words and the concepts that IoU gives, a row a unit that has either: both tables have ``layer`` and ``unit``.
+    """Words and the concepts that IoU gives, a row a unit that has either, in the dissection's order; both tables have
+    ``layer`` and ``unit``.
 
-    ``same`` says whether word and concept share a name (`names.same`); it is missing where one of them is.
+    ``same`` says whether word and concept share a name (`names.same`); None where one of them is missing.
     """
     from consilience.dissection.names import same
 
-    joined = dissection.merge(words, on=["layer", "unit"], how="outer", validate="one_to_one", sort=False)
+    both = dissection.assign(_place=range(len(dissection))).merge(
+        words, on=["layer", "unit"], how="outer", validate="one_to_one"
+    )
+    joined = both.sort_values("_place", kind="stable", ignore_index=True).drop(columns="_place")
     pairs: Sequence[Mapping[Any, Any]] = joined.to_dict("records")
     named = [(row["concept"], row["word"]) for row in pairs]
-    alike = [same(*both) if all(isinstance(name, str) and name for name in both) else None for both in named]
-    return joined.assign(same=pd.array(alike, dtype="boolean"))
+    alike = [same(*pair) if all(isinstance(name, str) and name for name in pair) else None for pair in named]
+    return joined.assign(same=pd.Series(alike, index=joined.index, dtype=object))

@@ -17,7 +17,15 @@ from consilience.planted import World
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Metric, Model, NotApplicable, Sample, Score, View
 
 NAME = "planted"
-BY = ("gradcam", "lime:samples=200,segments=grid(8)", "rise:masks=500,grid=8", "occlusion:window=16,stride=8", "gradient")
+BY = (
+    "gradcam",
+    "lime:samples=200,segments=grid(8)",
+    "lime:samples=200,segments=grid(8),fill=grey",
+    "rise:masks=500,grid=8",
+    "occlusion:window=16,stride=8",
+    "gradient",
+)
+"""LIME twice: a mark of one colour looks the same where its cells get their own mean colour, so the default fill hides it."""
 METRICS = (
     "insertion:steps=32",
     "deletion:steps=32",

@@ -36,15 +36,15 @@ class Remembering(TorchNetwork):
 
     def scores(self, pixels: Tensor) -> Tensor:
         """As the network's, or as it said before of the very same pixels."""
-        return self._kept(b"scores", pixels, super().scores) if self._memory else super().scores(pixels)
+        return self._remembered(b"scores", pixels, super().scores) if self._memory else super().scores(pixels)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """As the network's; kept only where no gradient is asked for."""
         if not self._memory or torch.is_grad_enabled():
             return super().logits(pixels)
-        return self._kept(b"logits", pixels, super().logits)
+        return self._remembered(b"logits", pixels, super().logits)
 
-    def _kept(self, kind: bytes, pixels: Tensor, ask: Any) -> Tensor:
+    def _remembered(self, kind: bytes, pixels: Tensor, ask: Any) -> Tensor:
         known = self._memory[0]
         key = kind + _digest(pixels)
         if key not in known:
@@ -61,5 +61,5 @@ def remembering(model: Model) -> Model:
 
 def _digest(pixels: Tensor) -> bytes:
     state = blake2b(repr((tuple(pixels.shape), pixels.dtype)).encode(), digest_size=16)
-    state.update(pixels.detach().cpu().contiguous().numpy())
+    state.update(memoryview(pixels.detach().cpu().contiguous().numpy()))
     return state.digest()

@@ -98,11 +98,11 @@ def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: M
 
 def _forest(metric: Row, cells: Mapping[str, Row], columns: Sequence[Row]) -> Markup:
     ink = colours(columns)
-    bars = [
-        Bar(column["label"], *(_float(cells[column["label"]][key]) for key in ("mean", "low", "high")), ink[column["label"]],
-            column["kind"] != "method")
-        for column in sorted(columns, key=lambda column: column["kind"] != "method")
-    ]  # fmt: skip
+    bars = []
+    for column in sorted(columns, key=lambda column: column["kind"] != "method"):
+        label = column["label"]
+        mean, low, high = (_float(cells[label][key]) for key in ("mean", "low", "high"))
+        bars.append(Bar(label, mean, low, high, ink[label], column["kind"] != "method"))
     return plots.forest(bars, f"{metric['label']}, mean and 95 % interval")
 
 
@@ -152,7 +152,7 @@ def _values(
     return found
 
 
-def _value(row: Row | None) -> tuple[str, str]:
+def _value(row: Mapping[Any, Any] | None) -> tuple[str, str]:
     return (words.DASH, "not evaluated") if row is None else (number(float(row["value"])), str(row["reason"]))
 
 

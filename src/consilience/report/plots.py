@@ -1,6 +1,6 @@
 """Plots of an evaluation as SVG, drawn here: forest plot, critical-difference plot, curves with bands.
 
-Text and axes are in the ink of the page; methods have colours, controls are grey and dashed. Every plot has its numbers as text.
+Text and axes are in the ink of the page; methods have colours, controls are grey and dashed. Plots have their numbers as text.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def critical_difference(
     below = line + 10 + 9 * len(groups)
     for row, group in enumerate(groups):
         ends = [at(ranks[i]) for i in group]
-        y = line + 9 + 9 * row
-        bar = f'x1="{min(ends) - 3:.1f}" y1="{y}" x2="{max(ends) + 3:.1f}" y2="{y}"'
+        height = line + 9 + 9 * row
+        bar = f'x1="{min(ends) - 3:.1f}" y1="{height}" x2="{max(ends) + 3:.1f}" y2="{height}"'
         parts.append(f'<line {bar} stroke="{PALETTE[0]}" stroke-width="4"/>')
     half = (count + 1) // 2
     for place, i in enumerate(order):
@@ -132,8 +132,8 @@ def _bracket(x: float, width: float, difference: float) -> list[str]:
 def _ranked(x: float, line: float, y: float, edge: float, words: str, on_left: bool) -> list[str]:
     path = f"M{x:.1f} {line}V{y - 4:.1f}H{edge:.1f}"
     anchor, place = ("end", edge - 6) if on_left else ("start", edge + 6)
-    words = _text(place, y, shortened(words, 180), anchor)
-    return [f'<path d="{path}" stroke="currentColor" stroke-opacity=".45" fill="none"/>', words]
+    text = _text(place, y, shortened(words, 180), anchor)
+    return [f'<path d="{path}" stroke="currentColor" stroke-opacity=".45" fill="none"/>', text]
 
 
 def curves(lines: Sequence[Line], title: str, height: float = 240) -> Markup:

@@ -1,0 +1,377 @@
+"""Evaluations: means, marks and tests against hand-checked tables, controls, resuming, what is refused, the verb."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PATCH, planted_picture
+from PIL import Image
+from scipy import stats as scipy_stats
+
+import consilience as cs
+from consilience import api, evaluation, registry, report, run
+from consilience.cli import main
+from consilience.evaluation import Asked, Evaluation, columns, summary
+from consilience.evaluation.columns import Column
+from consilience.evaluation.remember import remembering
+from consilience.models import zoo
+from consilience.registry import option
+from consilience.types import NotApplicable, Score
+
+CALLS = []
+
+
+@registry.metrics.register("test-in-patch")
+@dataclass(frozen=True)
+class InPatch:
+    """Mean of the map in the red patch."""
+
+    higher_is_better: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    scale: float = option(1.0)
+
+    def score(self, model, view, explanation):
+        CALLS.append(explanation.explainer)
+        if explanation.sample.name == "p1" and explanation.name == "edges":
+            raise NotApplicable(f"{explanation.sample.name} has no edges today")
+        return Score(self.scale * float(explanation.values[PATCH].mean()), np.array([[0.0, 1.0], [1.0, 0.0]]))
+
+
+@registry.metrics.register("test-hit")
+@dataclass(frozen=True)
+class Hit:
+    """1 where the map's maximum is in the patch."""
+
+    higher_is_better: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    binary: ClassVar[bool] = True
+
+    def score(self, model, view, explanation):
+        inside = np.zeros(explanation.values.shape, dtype=bool)
+        inside[PATCH] = True
+        return Score(float(inside.ravel()[explanation.values.argmax()]))
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    CALLS.clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_here():
+    yield
+    for name in ("test-in-patch", "test-hit"):
+        registry.metrics._entries.pop(name, None)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in (0, 1, 2):
+        Image.fromarray(planted_picture(seed).pixels).save(folder / f"p{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def loaded(red_model, monkeypatch):
+    made = replace(red_model, source="my:red")
+    monkeypatch.setattr(zoo, "_from_factory", lambda *_: made)
+    return made
+
+
+BY = ("gradcam", "lime:samples=64,segments=grid(4)")
+OPTIONS = run.Options(engine="torch")
+
+
+def evaluated(pictures, tmp_path, metrics=("test-in-patch", "test-hit"), folder="run"):
+    job = run.job_from_specs(BY, ["my:red"], "red")
+    return evaluation.evaluate_pictures(Asked(metrics), job, [pictures], tmp_path / folder, None, OPTIONS)
+
+
+# ---------------------------------------------------------------- tables by hand
+
+COLUMNS = (Column("m", "method", "gradcam"), Column("c", "control", "random"), Column("d", "control", "edges"))
+
+
+@dataclass(frozen=True)
+class Low:
+    """Less is better."""
+
+    higher_is_better: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    spelled: ClassVar[str] = "low"
+
+
+def rows(values, metric="low", names=("m", "c", "d")):
+    found = []
+    for number, row in enumerate(values):
+        for name, value in zip(names, row, strict=True):
+            reason = "why" if math.isnan(value) else ""
+            cell = {"sample": f"s{number}", "digest": "", "column": name, "metric": metric, "kind": ""}
+            found.append({**cell, "value": value, "reason": reason})
+    return found
+
+
+def test_a_table_by_hand():
+    """Six pictures; the method is lower (better) than c by .5 on each, and than d by .1 on half of them."""
+    values = [[0.1, 0.6, 0.2 if i % 2 else 0.1] for i in range(6)]
+    found = summary.summarise(rows(values), {"low": Low()}, COLUMNS)
+    against = {row["b"]: row for row in found["against_controls"]}
+    assert against["c"]["mean"] == pytest.approx(0.5)
+    assert against["d"]["mean"] == pytest.approx(0.05)
+    assert against["c"]["p"] == pytest.approx(1 / 64)  # all six positive: one of 2^6 flips reaches their sum
+    assert against["d"]["p"] == pytest.approx(8 / 64)  # three are 0: any sign; three must stay
+    assert against["c"]["p_holm"] == pytest.approx(2 / 64)
+    assert against["d"]["p_holm"] == pytest.approx(8 / 64)
+    assert against["c"]["tests"] == 2
+    assert "low" in against["c"]["family"]
+    cell = found["cells"][0]
+    assert cell["above"] is False
+    assert cell["not_above"] == ["d"]
+    assert cell["reachable"] is True
+
+
+def test_a_method_above_every_control_is_not_marked():
+    values = [[0.1, 0.6, 0.5 + 0.01 * i] for i in range(8)]
+    cell = summary.summarise(rows(values), {"low": Low()}, COLUMNS)["cells"][0]
+    assert cell["above"] is True
+    assert cell["not_above"] == []
+
+
+def test_too_few_pictures_are_said_to_be_too_few():
+    cell = summary.summarise(rows([[0.1, 0.6, 0.5]] * 3), {"low": Low()}, COLUMNS)["cells"][0]
+    assert cell["above"] is False
+    assert cell["reachable"] is False
+
+
+def test_what_does_not_apply_is_counted_and_its_reason_said():
+    values = [[0.1, math.nan, 0.5], [0.2, math.nan, 0.6], [0.3, math.nan, 0.4]]
+    found = summary.summarise(rows(values), {"low": Low()}, COLUMNS)
+    control = found["cells"][1]
+    assert (control["n"], control["not_applicable"], control["reasons"]) == (0, 3, [{"reason": "why", "pictures": 3}])
+    assert found["cells"][0]["untested"] == ["c"]
+    assert found["against_controls"][0]["tests"] == 1  # the family holds what could be tested
+
+
+def test_intervals_are_wilson_for_outcomes_and_students_for_few_values():
+    values = [[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    hit = summary.summarise(rows(values, "hit"), {"hit": Hit()}, COLUMNS)["cells"][0]
+    n, p, z = 3, 2 / 3, scipy_stats.norm.ppf(0.975)
+    centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert (hit["low"], hit["high"]) == pytest.approx((centre - half, centre + half))
+    low = summary.summarise(rows(values), {"low": Low()}, COLUMNS)["cells"][0]
+    expected = scipy_stats.t.interval(0.95, 2, np.mean([1, 1, 0]), scipy_stats.sem([1, 1, 0]))
+    assert (low["low"], low["high"]) == pytest.approx(expected)
+
+
+def test_nothing_is_added_up_over_metrics():
+    found = summary.summarise(rows([[1.0, 0.0, 1.0]] * 3), {"low": Low()}, COLUMNS)
+    assert {cell["metric"] for cell in found["cells"]} == {"low"}
+    assert not any("score" in key or "overall" in key for key in found)
+
+
+def test_metrics_of_opposite_sense_correlate_as_turned():
+    both = rows([[0.1, 0, 0], [0.2, 0, 0], [0.3, 0, 0]]) + rows([[0.9, 0, 0], [0.8, 0, 0], [0.7, 0, 0]], "hit")
+    found = summary.summarise(both, {"low": Low(), "hit": Hit()}, COLUMNS)["correlations"]
+    assert found[0]["mean"] == pytest.approx(1.0)  # low falls where hit rises: both call s0 best
+
+
+# ---------------------------------------------------------------- pictures and runs
+
+
+def test_pictures_are_explained_and_scored_beside_all_controls(pictures, loaded, tmp_path):
+    found = evaluated(pictures, tmp_path)
+    table = found.table
+    labels = ["Grad-CAM", "LIME", "random", "centre", "edges", "constant", "Grad-CAM, another class", "LIME, another class"]
+    assert list(dict.fromkeys(table["column"])) == labels
+    assert len(table) == 3 * 8 * 2
+    by_hand = api.explain(loaded, planted_picture(1), "gradcam", "red").values[PATCH].mean()
+    mine = table[(table["sample"] == "p1") & (table["metric"] == "test-in-patch")].set_index("column")
+    assert mine.loc["Grad-CAM", "value"] == pytest.approx(by_hand, rel=1e-6)
+    assert mine.loc["constant", "value"] == 1.0
+    assert math.isnan(mine.loc["edges", "value"])
+    assert mine.loc["edges", "reason"] == "the picture has no edges today"
+    other = api.explain(loaded, planted_picture(1), "gradcam", 0).values[PATCH].mean()
+    assert mine.loc["Grad-CAM, another class", "value"] == pytest.approx(other, rel=1e-6)
+    curve = next(one for one in found.summary["curves"] if one["column"] == "LIME")
+    assert curve["mean"][0] == 1.0
+    assert curve["mean"][-1] == 0.0
+
+
+def test_a_finished_run_gives_the_same_numbers(pictures, loaded, tmp_path):
+    first = evaluated(pictures, tmp_path)
+    job = run.job_from_specs(BY, ["my:red"], "red")
+    run.run(job, [pictures], tmp_path / "again", None, OPTIONS)
+    second = evaluation.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS)
+    pd.testing.assert_frame_equal(first.table, second.table)
+
+
+def test_what_is_kept_is_not_scored_again(pictures, loaded, tmp_path):
+    evaluated(pictures, tmp_path)
+    count = len(CALLS)
+    again = evaluation.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "run", None, OPTIONS)
+    assert len(CALLS) == count
+    (tmp_path / "run" / "metrics" / "p2.json").unlink()
+    evaluation.evaluate_run(Asked(("test-in-patch",)), tmp_path / "run", None, OPTIONS)
+    assert len(CALLS) == count + 8  # one picture, eight columns
+    more = evaluation.evaluate_run(Asked(("test-in-patch:scale=2",)), tmp_path / "run", None, OPTIONS)
+    merged = more.table.merge(again.table[again.table["metric"] == "test-in-patch"], on=["sample", "column"])
+    known = merged.dropna(subset=["value_x"])
+    assert np.allclose(known["value_x"], 2 * known["value_y"])
+
+
+def test_a_picture_that_changed_or_went_is_refused(pictures, loaded, tmp_path):
+    evaluated(pictures, tmp_path)
+    asked = Asked(("test-hit",))
+    Image.fromarray(planted_picture(9).pixels).save(pictures / "p1.png")
+    with pytest.raises(cs.ConsilienceError, match="p1 is another picture"):
+        evaluation.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
+    (pictures / "p1.png").unlink()
+    with pytest.raises(cs.ConsilienceError, match="is not where it was"):
+        evaluation.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
+
+
+def test_other_weights_are_refused(pictures, loaded, tmp_path, monkeypatch):
+    evaluated(pictures, tmp_path)
+    other = replace(loaded, name="other")
+    monkeypatch.setattr(zoo, "_from_factory", lambda *_: other)
+    with pytest.raises(cs.ConsilienceError, match="was made with red-finder@"):
+        evaluation.evaluate_run(Asked(("test-hit",)), tmp_path / "run", None, OPTIONS)
+
+
+# ---------------------------------------------------------------- controls
+
+
+def test_a_map_that_knows_no_class_has_no_map_of_another(red_model, planted):
+    like = api.explain(red_model, planted, "centre", "red")
+    with pytest.raises(NotApplicable, match="same for every class"):
+        columns.another_class(red_model, like, 0)
+
+
+def test_another_class_is_neither_explained_nor_predicted_nor_true(red_model, planted):
+    like = api.explain(red_model, replace(planted, label=3), "gradcam", 1)
+    drawn = {columns.drawn_class(like, 6, seed) for seed in range(60)}
+    assert drawn == {0, 2, 4, 5}
+    assert columns.drawn_class(like, 6, 7) == columns.drawn_class(like, 6, 7)
+
+
+def test_a_remembering_model_says_the_same_and_asks_once(red_model, planted):
+    model = remembering(red_model)
+    plain = [api.explain(red_model, planted, "rise:masks=40", target).values for target in (0, 1)]
+    passes = []
+    engine = model._runner
+    asked = engine.scores
+
+    def counted(network, pixels):
+        passes.append(len(pixels))
+        return asked(network, pixels)
+
+    engine.scores = counted
+    try:
+        model.remember()
+        first = api.explain(model, planted, "rise:masks=40", 0).values
+        count = sum(passes)
+        second = api.explain(model, planted, "rise:masks=40", 1).values
+        assert sum(passes) == count
+        model.forget()
+        api.explain(model, planted, "rise:masks=40", 1)
+        assert sum(passes) > count
+    finally:
+        del engine.scores
+    np.testing.assert_array_equal(first, plain[0])
+    np.testing.assert_array_equal(second, plain[1])
+
+
+def test_a_copy_of_a_remembering_model_remembers_nothing(red_model):
+    model = remembering(red_model)
+    model.remember()
+    assert not model.with_module(model.module)._memory
+
+
+# ---------------------------------------------------------------- the library's verb
+
+
+def test_evaluate_scores_one_explanation(red_model, planted):
+    cam = cs.explain(red_model, planted, "gradcam", "red")
+    found = cs.evaluate(red_model, cam, ["test-in-patch", "test-in-patch:scale=2", "pointing-game"])
+    assert found["test-in-patch"].value == pytest.approx(cam.values[PATCH].mean())
+    assert found["test-in-patch:scale=2"].value == pytest.approx(2 * found["test-in-patch"].value)
+    assert isinstance(found["pointing-game"], cs.NotApplicable)  # no box, no mask
+    with pytest.raises(cs.ConsilienceError, match="the model given is"):
+        cs.evaluate(red_model, replace(cam, model_id="another@1"), "test-hit")
+    with pytest.raises(cs.ConsilienceError, match="no metric"):
+        cs.evaluate(red_model, cam, "test-nothing")
+
+
+def test_evaluate_says_what_the_model_lacks(red_model, planted):
+    blind = cs.wrap_callable(lambda pixels: np.tile([0.3, 0.7], (len(pixels), 1)), classes=("a", "b"), size=64)
+    flat = cs.explain(blind, planted, "centre")
+    found = cs.evaluate(blind, flat, "mprt")["mprt"]
+    assert isinstance(found, cs.NotApplicable)
+    assert "module" in str(found)
+
+
+# ---------------------------------------------------------------- suites, report, command line
+
+
+def test_suites_name_metrics_that_there_are():
+    for name, specs in evaluation.SUITES.items():
+        assert evaluation.asked_metrics((), name)
+        assert len({*specs}) == len(specs)
+    assert evaluation.asked_metrics(("test-hit", "test-hit"), None) == ("test-hit",)
+    with pytest.raises(cs.ConsilienceError, match="planted"):
+        evaluation.asked_metrics((), "nothing")
+
+
+def test_the_report_shows_the_table_and_links_numbers_to_pictures(pictures, loaded, tmp_path):
+    found = evaluated(pictures, tmp_path)
+    page = (found.folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="evaluation"' in page
+    assert 'href="#metric-1-values"' in page
+    assert 'id="metric-1-values"' in page
+    values = page.partition('id="metric-1-values"')[2]
+    assert '<a href="#picture-2">p1</a>' in values
+    assert 'id="picture-2"' in page
+    assert "Grad-CAM is not shown to be above" in page
+    assert 'class="below"' in page
+    assert "critical difference" in page
+    section = page.partition('id="evaluation"')[2].partition('id="asked-heading"')[0]
+    assert not re.search(r"(src|href)=\"(?!#)", section)  # nothing is loaded, every link stays on the page
+
+
+def test_a_run_without_evaluation_has_no_such_section(pictures, loaded, tmp_path):
+    found = evaluated(pictures, tmp_path)
+    (found.folder / "evaluation.json").unlink()
+    page = report.page(cs.Run(found.folder))
+    assert 'id="evaluation"' not in page
+
+
+def test_the_verb_on_pictures_then_on_its_run(pictures, loaded, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    given = ["-m", "my:red", "--target", "red", "--engine", "torch", "--by", BY[0]]
+    assert main(["evaluate", str(pictures), "--metric", "test-hit", *given, "-o", out]) == 0
+    printed = capsys.readouterr().out
+    assert "Grad-CAM, another class" in printed
+    assert "is not shown to be above" in printed
+    assert main(["evaluate", out, "--metric", "test-hit", "--engine", "torch", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["values"]) == 3 * 6
+    assert Evaluation(out).summary["metrics"][0]["spec"] == "test-hit"
+    assert main(["evaluate", out, "--metric", "test-hit", "--by", "gradcam"]) == 1
+    assert "is a run and has its own" in capsys.readouterr().err
+    shutil.rmtree(out)
+    assert main(["evaluate"]) == 1
+
+
+def test_a_remembering_model_still_offers_everything_else(red_model, planted):
+    model = remembering(red_model)
+    assert model.id == red_model.id
+    assert model.gradient_batch == red_model.gradient_batch
+    assert model.target_layer() == red_model.target_layer()
