@@ -186,7 +186,7 @@ def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided", draws: 
     """The smallest p that `sign_flip_test` can give for n differences: what so few pictures can show at best."""
     if n > 15:
         return 1 / (draws + 1)
-    return min(1.0, (2.0 if alternative == "two-sided" else 1.0) * 0.5 ** float(n))
+    return min(1.0, math.ldexp(2.0 if alternative == "two-sided" else 1.0, -n))
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,10 @@ def _unit_counts(coarse: Coarse) -> Any:
     """Cells of a unit in a picture that counts for a category, sparse (U x K, N)."""
     found = coarse.gathered
     kinds = found.annotated.shape[1]
-    cells, category = np.nonzero(found.annotated[found.places])
-    rows = found.owners[cells].astype(np.int64) * kinds + category
-    entries = np.ones(len(rows)), (rows, found.places[cells])
+    pairs, counts = np.unique(found.owners.astype(np.int64) * found.pictures + found.places, return_counts=True)
+    owners, places = np.divmod(pairs, found.pictures)
+    pair, category = np.nonzero(found.annotated[places])
+    entries = counts[pair].astype(np.float64), (owners[pair] * kinds + category, places[pair])
     return sparse.csr_matrix(entries, shape=(found.units * kinds, found.pictures))
 
 

@@ -66,6 +66,10 @@ class TailSketch:
     def add(self, maps: Tensor, peaks: Tensor | None = None) -> None:
         """Take in maps (N, U, h, w): h w values a row for each of N pictures; ``peaks`` (N, U): their maxima, where known."""
         self.seen += len(maps) * maps.shape[2] * maps.shape[3]
+        if self.exact and self.floor.min() == EMPTY:  # nothing can be left out yet
+            dense = maps.transpose(0, 1).flatten(1).float().cpu().numpy()
+            self._top = _largest(np.concatenate([self._top, dense], axis=1), self._top.shape[1])
+            return
         peaks = maps.amax(dim=(2, 3)) if peaks is None else peaks
         rows, values = _above(maps, peaks, torch.tensor(self.floor, device=maps.device))
         self._counts += np.bincount(rows, minlength=self.units)

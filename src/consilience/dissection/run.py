@@ -1,7 +1,7 @@
 """Network dissection from end to end: two passes over the pictures, whatever the number of layers, then the null.
 
 The first pass finds the quantile of every unit and its top pictures, the second counts. Pictures are read ahead by two
-threads. Memory: `SKETCHES` bytes of quantile sketches, counts (units x concepts), one batch of maps, three batches of pictures,
+threads. Memory: `SKETCHES` bytes of quantile sketches, counts (units x concepts), one batch of maps, two batches of pictures,
 and what the null gathers; none of it but the last grows with the number of pictures, and that ends at ``null_pictures``.
 """
 
@@ -129,7 +129,7 @@ class Batch:
 
 
 def batches(model: Network, concepts: ConceptSet, size: int, view: ViewMode, labels: bool, start: int = 0) -> Iterator[Batch]:
-    """All pictures from ``start`` on, ``size`` at a time; two batches are read while one is looked at."""
+    """All pictures from ``start`` on, ``size`` at a time; one batch is read while one is looked at."""
 
     def one(index: int) -> tuple[Tensor, Labels | None]:
         seen = model.view(concepts.sample(index), view)
@@ -141,7 +141,7 @@ def batches(model: Network, concepts: ConceptSet, size: int, view: ViewMode, lab
         ahead = iter(range(start, len(concepts)))
         try:
             for first in range(start, len(concepts), size):
-                waiting.extend(pool.submit(one, index) for index in itertools.islice(ahead, 3 * size - len(waiting)))
+                waiting.extend(pool.submit(one, index) for index in itertools.islice(ahead, 2 * size - len(waiting)))
                 read = [waiting.popleft().result() for _ in range(min(size, len(concepts) - first))]
                 yield Batch(first, torch.cat([pixels for pixels, _ in read]), tuple(one for _, one in read if one is not None))
         finally:

@@ -106,8 +106,8 @@ def critical_difference(
     line = 46.0
     parts.append(f'<line x1="{left:.1f}" y1="{line}" x2="{right:.1f}" y2="{line}" stroke="currentColor"/>')
     for rank in range(1, count + 1):
-        place = f'x1="{at(rank):.1f}" y1="{line - 5}" x2="{at(rank):.1f}" y2="{line}"'
-        parts += [f'<line {place} stroke="currentColor"/>', _text(at(rank), line - 9, str(rank), "middle")]
+        tick = f'x1="{at(rank):.1f}" y1="{line - 5}" x2="{at(rank):.1f}" y2="{line}"'
+        parts += [f'<line {tick} stroke="currentColor"/>', _text(at(rank), line - 9, str(rank), "middle")]
     below = line + 10 + 9 * len(groups)
     for row, group in enumerate(groups):
         ends = [at(ranks[i]) for i in group]
