@@ -10,19 +10,22 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import PATCH, planted_picture
 from PIL import Image
 from scipy import stats as scipy_stats
+from torch import nn
 
 import consilience as cs
-from consilience import api, evaluation, registry, report, run
+from consilience import api, evaluation, registry, report, run, terminal
 from consilience.cli import main
-from consilience.evaluation import Asked, Evaluation, columns, summary
+from consilience.evaluation import Asked, Evaluation, columns, grid, summary
 from consilience.evaluation.columns import Column
 from consilience.evaluation.remember import remembering
 from consilience.models import zoo
+from consilience.models.adapter import wrap
 from consilience.registry import option
-from consilience.types import NotApplicable, Score
+from consilience.types import Heat, NotApplicable, Score
 
 CALLS = []
 
@@ -68,6 +71,7 @@ def _only_here():
     yield
     for name in ("test-in-patch", "test-hit"):
         registry.metrics._entries.pop(name, None)
+    registry.explainers._entries.pop("test-left", None)
 
 
 @pytest.fixture
@@ -339,7 +343,7 @@ def test_the_report_shows_the_table_and_links_numbers_to_pictures(pictures, load
     values = page.partition('id="metric-1-values"')[2]
     assert '<a href="#picture-2">p1</a>' in values
     assert 'id="picture-2"' in page
-    assert "Grad-CAM is not shown to be above" in page
+    assert "3 pictures cannot show a method to be better than the controls" in page
     assert 'class="below"' in page
     assert "critical difference" in page
     section = page.partition('id="evaluation"')[2].partition('id="asked-heading"')[0]
@@ -359,7 +363,7 @@ def test_the_verb_on_pictures_then_on_its_run(pictures, loaded, tmp_path, capsys
     assert main(["evaluate", str(pictures), "--metric", "test-hit", *given, "-o", out]) == 0
     printed = capsys.readouterr().out
     assert "Grad-CAM, another class" in printed
-    assert "is not shown to be above" in printed
+    assert "cannot show a method to be better" in printed
     assert main(["evaluate", out, "--metric", "test-hit", "--engine", "torch", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert len(said["values"]) == 3 * 6
@@ -375,3 +379,171 @@ def test_a_remembering_model_still_offers_everything_else(red_model, planted):
     assert model.id == red_model.id
     assert model.gradient_batch == red_model.gradient_batch
     assert model.target_layer() == red_model.target_layer()
+
+
+# ---------------------------------------------------------------- the grid pointing game
+
+LEFT = {(0, 0): 0.75, (1, 0): 0.25, (0, 1): 0.0, (1, 1): 0.0}
+"""Share of a map that is 3 in the upper left quarter, 1 in the lower left one, by row and column of a quarter."""
+
+
+@registry.explainers.register("test-left")
+@dataclass(frozen=True)
+class Left:
+    """The same map for every class: 3 in the upper left quarter, 1 in the lower left one."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def explain(self, model, view, target):
+        LEFTS.append(target.index)
+        return Heat(torch.tensor([[3.0, 0.0], [1.0, 0.0]]).repeat_interleave(32, 0).repeat_interleave(32, 1))
+
+
+LEFTS = []
+
+
+class Brightest(nn.Module):
+    """How red, green, blue and grey a picture is; very sure of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(3, 4, 1)
+        with torch.no_grad():
+            self.mix.weight[:, :, 0, 0] = 20 * torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [0.5, 0.5, 0.5]])
+            self.mix.bias.zero_()
+
+    def forward(self, x):
+        return self.mix(x).mean(dim=(2, 3))
+
+
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
+
+
+@pytest.fixture
+def brightest(monkeypatch):
+    made = wrap(
+        Brightest(), classes=("red", "green", "blue", "white"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="brightest"
+    )
+    made = replace(made.using(engine="torch"), source="my:brightest")
+    monkeypatch.setattr(zoo, "_from_factory", lambda *_: made)
+    yield made
+    LEFTS.clear()
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    folder = tmp_path / "coloured"
+    folder.mkdir()
+    for index, colour in enumerate(COLOURS):
+        for shade in range(3):
+            level = np.array(colour) * (255 - 4 * shade) // 255
+            Image.new("RGB", (64, 64), tuple(level.tolist())).save(folder / f"{index}-{shade}.png")
+    return folder
+
+
+def gridded(folder, out, metrics=("grid-pointing", "sparseness")):
+    job = run.job_from_specs(["test-left"], ["my:brightest"])
+    return evaluation.evaluate_pictures(Asked(metrics), job, [folder], out, None, OPTIONS)
+
+
+def test_mosaics_are_made_of_the_pictures_and_scored_beside_controls(brightest, coloured, tmp_path):
+    """Twelve pictures of four colours make three mosaics; where a class lies is read off their pixels."""
+    found = gridded(coloured, tmp_path / "run")
+    rows = found.table[found.table["metric"] == "grid-pointing"]
+    assert rows["sample"].nunique() == 3
+    assert found.summary["pictures"] == 12
+    left = rows[rows["column"] == "test-left"].set_index("sample")["value"]
+    asked = LEFTS[-6::2]  # of each mosaic the class that was drawn, then another one
+    for (name, value), index in zip(left.items(), asked, strict=True):
+        pixels = np.asarray(Image.open(found.folder / "mosaics" / f"{name}.png"))
+        means = pixels.reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).reshape(4, 3)
+        lit = (means > 128).sum(axis=1)
+        place = int(lit.argmax()) if index == 3 else int(np.where(lit == 1, means[:, index], 0).argmax())
+        assert value == pytest.approx(LEFT[divmod(place, 2)], abs=1e-6)
+    constant = rows[rows["column"] == "constant"]["value"]
+    np.testing.assert_allclose(constant, 0.25)
+    cell = next(c for c in found.summary["cells"] if c["metric"] == "grid-pointing" and c["column"] == "test-left")
+    assert (cell["n"], cell["mean"]) == (3, pytest.approx(left.mean()))
+    other = next(c for c in found.summary["cells"] if c["column"] == "test-left, another class")
+    assert other["reasons"][0]["reason"] == "its map is the same for every class"
+    metric = found.summary["metrics"][0]
+    assert (metric["unit"], metric["units"]) == ("mosaic", 3)
+    assert {row["b"] for row in found.summary["against_controls"] if row["metric"] == "grid-pointing"} > {"random", "constant"}
+    assert all(row["a"] != "grid-pointing" for row in found.summary["correlations"])
+    page = (found.folder / "report.html").read_text(encoding="utf-8")
+    assert "3 mosaics" in page
+    assert page.count('class="mosaic"') == 3
+
+
+def test_mosaics_are_kept_and_come_of_a_run_too(brightest, coloured, tmp_path):
+    first = gridded(coloured, tmp_path / "run")
+    LEFTS.clear()
+    again = evaluation.evaluate_run(Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS)
+    assert not LEFTS  # nothing is explained again
+    pd.testing.assert_frame_equal(first.table, again.table)
+    name = first.table.loc[first.table["metric"] == "grid-pointing", "sample"].iloc[0]
+    (tmp_path / "run" / "metrics" / f"{name}.json").unlink()
+    evaluation.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
+    assert len(LEFTS) == 2  # one mosaic: its class and another one
+
+
+def test_too_few_sure_pictures_are_one_line(brightest, coloured, tmp_path, capsys):
+    for path in coloured.glob("3-*.png"):
+        path.unlink()
+    found = gridded(coloured, tmp_path / "run")
+    assert set(found.table["metric"]) == {"sparseness"}
+    terminal.show_evaluation(found, terminal.output())
+    said = " ".join(capsys.readouterr().out.split())
+    line = "Grid pointing game (grid-pointing). a mosaic of 4 cells needs pictures of as many classes that the model is sure of"
+    assert said.count(line) == 1
+    assert "of 9 pictures 9, of 3 classes, have a probability of 0.9" in said
+    page = (found.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("a mosaic of 4 cells needs") == 1
+    alone = evaluation.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
+    assert len(alone.table) == 0
+    assert alone.summary["metrics"][0]["absent"].startswith("a mosaic of 4 cells needs")
+
+
+def test_mosaics_are_of_pictures_that_every_model_is_sure_of(brightest, coloured):
+    """A second model that is sure of no white: the white pictures are left out, and three classes make no mosaic."""
+    network = Brightest()
+    with torch.no_grad():
+        network.mix.weight[3] = -10.0
+    other = wrap(network, classes=brightest.classes, mean=(0, 0, 0), std=(1, 1, 1), size=64, name="other").using(engine="torch")
+    samples = list(cs.data.samples([coloured]))
+    metric = registry.metrics.build("grid-pointing:count=2")
+    assert len(list(grid.mosaics_of(metric, [brightest], samples, 0))) == 2
+    with pytest.raises(cs.ConsilienceError, match="of 9 pictures 9, of 3 classes"):
+        list(grid.mosaics_of(metric, [brightest, other], samples, 0))
+
+
+def test_a_data_sets_number_is_named_as_such(pictures, loaded, tmp_path, capsys):
+    """MaxBoxAcc of three pictures by hand: one threshold for all, from the kept curves; below the mean of their own bounds."""
+    truth = tmp_path / "truth.csv"
+    edges = ["40,8,56,24", "36,8,60,24", "40,0,56,40"]
+    truth.write_text("image,class_index,x0,y0,x1,y1\n" + "".join(f"p{i}.png,1,{edge}\n" for i, edge in enumerate(edges)))
+    job = run.job_from_specs(BY, ["my:red"], "red")
+    found = evaluation.evaluate_pictures(Asked(("max-box-acc",)), job, [pictures], tmp_path / "run", truth, OPTIONS)
+    spec = registry.spell(registry.metrics.build("max-box-acc"), full=True)
+    curves = np.array([one.get(spec, "Grad-CAM").curve for one in found.pictures()])
+    best = [max(float(np.mean([row[t] >= delta for row in curves])) for t in range(100)) for delta in (0.3, 0.5, 0.7)]
+    said = next(row for row in found.summary["gathered"] if row["column"] == "Grad-CAM")
+    assert said["value"] == pytest.approx(np.mean(best))
+    cell = next(row for row in found.summary["cells"] if row["column"] == "Grad-CAM")
+    assert said["value"] <= cell["mean"]
+    terminal.show_evaluation(found, terminal.output())
+    assert "of the data set" in capsys.readouterr().out
+    assert "MaxBoxAcc of the data set" in (found.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_reasons_of_many_classes_are_one_line(pictures, loaded, tmp_path):
+    from consilience.report import evaluation as said_of
+
+    assert said_of.general("the picture has no box of class 3 tiger cat, tabby; it has no boxes") == (
+        "the picture has no box of the explained class; it has no boxes"
+    )
+    found = evaluated(pictures, tmp_path, ("energy", "pointing-game"))
+    lines = said_of.silent(found.summary)
+    assert len(lines) == 1
+    assert len(lines[0][0]) == 2
+    assert lines[0][1].endswith("(3 pictures)")

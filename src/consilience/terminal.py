@@ -250,44 +250,48 @@ def evaluation_as_json(found: Any) -> dict[str, Any]:
 
 def show_evaluation(found: Any, console: Console) -> None:
     """A table a metric: methods, then controls, each with its interval; what is marked and why; where the report is."""
-    for metric in found.summary["metrics"]:
-        console.print(_metric_table(found.summary, metric))
-        for words in unproven(found.summary, metric["spec"]):
-            console.print(escape(words), highlight=False)
+    from consilience.report import evaluation as said_of
+
+    said = found.summary
+    for metric in said["metrics"]:
+        if said_of.is_empty(said, metric):
+            continue
+        cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
+        against = [row for row in said["against_controls"] if row["metric"] == metric["spec"]]
+        console.print(_metric_table(said, metric, cells))
+        for line in said_of.marks(metric, cells, against):
+            console.print(escape(line), highlight=False)
+        for line in said_of.reasons(metric, cells):
+            console.print(escape(f"No number: {line}"), highlight=False)
+        console.print()
+    for labels, reason in said_of.silent(said):
+        console.print(escape(f"No number: {', '.join(labels)}. {reason}."), highlight=False)
     console.print(f"report: {found.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _metric_table(said: dict[str, Any], metric: dict[str, Any]) -> Table:
-    cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
+def _metric_table(said: dict[str, Any], metric: dict[str, Any], cells: dict[str, Any]) -> Table:
+    from consilience.report.evaluation import gathered, unit_of
+
+    whole = gathered(said, metric["spec"])
     arrow = "more is better" if metric["higher_is_better"] else "less is better"
-    heads = ("map", "mean", "95 %", "n", "not applicable", "above every control")
+    heads = ("map", "mean", "95 %", f"{unit_of(metric)}s", "no number", "better than every control")
     table = Table(*heads, title=escape(f"{metric['label']} ({metric['spec']}), {arrow}"), title_justify="left")
+    if whole:
+        table.add_column("of the data set")
     for kinds in (("method",), ("control", "other")):
         for column in (column for column in said["columns"] if column["kind"] in kinds):
-            table.add_row(*_metric_row(column, cells[column["label"]]), style=None if column["kind"] == "method" else "dim")
+            row = _metric_row(column, cells[column["label"]])
+            row += [number(whole[column["label"]]["value"]) if column["label"] in whole else ""] if whole else []
+            table.add_row(*row, style=None if column["kind"] == "method" else "dim")
         table.add_section()
     return table
 
 
 def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
     bounds = "–" if is_missing(cell["low"]) else f"{number(cell['low'])} to {number(cell['high'])}"
-    above = {True: "yes", False: "[bold]no[/]", None: "–"}[cell.get("above")] if column["kind"] == "method" else ""
+    above = {True: "yes", False: "[bold]not shown[/]", None: "–"}[cell.get("above")] if column["kind"] == "method" else ""
     counts = (str(cell["n"]), str(cell["not_applicable"] or ""))
     return [escape(column["label"]), number(cell["mean"]), bounds, *counts, above]
-
-
-def unproven(said: dict[str, Any], spec: str) -> Iterator[str]:
-    """What is marked in a metric's table and why, and why the metric does not apply to some pictures."""
-    cells = [cell for cell in said["cells"] if cell["metric"] == spec]
-    for cell in cells:
-        if cell.get("above") is False:
-            few = "" if cell["reachable"] else "; so few pictures could not have shown it"
-            yield f"{cell['column']} is not shown to be above {', '.join(cell['not_above'])} (Holm){few}"
-    reasons: dict[str, int] = {}
-    for cell in cells:
-        for row in cell["reasons"]:
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["pictures"]
-    yield from (f"not applicable {count} times: {reason}" for reason, count in reasons.items())
 
 
 def show_planted(found: dict[str, Any], console: Console) -> None:

@@ -186,6 +186,7 @@ class _Job:
         if kept is not None:
             self._restore_counts(kept)
         self._timed("counting", lambda: self._pass("counting", self._counting))
+        self.features.release()
         facts = self._concept_facts()
         found = [self._layer(place, facts) for place in range(len(self.layers))]
         nulls = self._timed("null", lambda: self._nulls(found, facts)) if self.options.permutations else [None] * len(found)

@@ -62,9 +62,14 @@ def entries(
 
     Controls take the view and the class of the first method (of the first column where there is none).
     """
-    methods = [column.label for column in columns if column.kind == "method" and column.label in explanations]
-    first = methods[0] if methods else next(iter(explanations))
+    first = first_of(columns, explanations)
     return [_entry(column, explanations, models, first, seed) for column in columns]
+
+
+def first_of(columns: Sequence[Column], own: Mapping[str, Any]) -> str:
+    """Whose view and class the controls take: the first method's of a run's own columns, else the first column's."""
+    methods = [column.label for column in columns if column.kind == "method" and column.label in own]
+    return methods[0] if methods else next(iter(own))
 
 
 def _entry(
@@ -76,9 +81,9 @@ def _entry(
     base = column.of or first
     like, model = explanations[base], models[base]
     if column.kind == "other":
-        return Entry(column, f"{like.provenance['key']} other {seed}", model, _once(lambda: another_class(model, like, seed)))
+        return Entry(column, f"{like.provenance['key']} other {seed}", model, once(lambda: another_class(model, like, seed)))
     key = f"{column.spec} {like.model_id} {like.provenance['view']} {like.target.index} {api.versions()['consilience']}"
-    return Entry(column, key, model, _once(lambda: _control(model, like, column.spec)))
+    return Entry(column, key, model, once(lambda: _control(model, like, column.spec)))
 
 
 def _control(model: Model, like: Explanation, spec: str) -> Explanation:
@@ -112,7 +117,7 @@ def drawn_class(like: Explanation, count: int, seed: int) -> int:
     return int(np.random.default_rng([seed, int(like.sample.digest, 16)]).choice(free))
 
 
-def _once(make: Callable[[], Explanation]) -> Callable[[], Explanation]:
+def once(make: Callable[[], Explanation]) -> Callable[[], Explanation]:
     """Made once, however many metrics ask; a refusal is kept too."""
     kept: list[Any] = []
 

@@ -7,17 +7,18 @@ row of numbers a picture, column and metric.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from consilience import api, data, progress, registry, report
-from consilience.evaluation import summary
+from consilience.evaluation import grid, summary
 from consilience.evaluation.columns import Column, Entry, columns_of, entries, remember, truth_digest
 from consilience.evaluation.kept import Evaluation, Picture, as_kept, finish, read_json
 from consilience.evaluation.remember import remembering
+from consilience.metrics.mosaic import GridPointing
 from consilience.models.zoo import load_model
 from consilience.run import Job, Options, load_models, rebuild, run
 from consilience.store import JOB, Run
@@ -56,6 +57,7 @@ def evaluate_pictures(
     remember(by_label, on=True)
     finished = run(job, inputs, folder, truth, options, command, models, scoring.take)
     remember(by_label, on=False)
+    scoring.take_mosaics(lambda: samples_of(finished, truth, by_label))
     return _finish(finished, scoring, asked, columns, time.perf_counter() - start, command)
 
 
@@ -83,6 +85,7 @@ def evaluate_run(
             explanations, _ = rebuild(finished.load(sample.name), sample)
             scoring.take(sample, explanations)
             running.advance()
+    scoring.take_mosaics(lambda: samples_of(finished, truth, models))
     return _finish(finished, scoring, asked, columns, time.perf_counter() - start, command)
 
 
@@ -135,14 +138,40 @@ class _Scoring:
         self.asked, self.folder, self.columns, self.models = asked, folder, columns, models
         self.metrics: dict[str, Metric] = {spec: registry.metrics.build(spec) for spec in asked.metrics}
         self.rows: list[dict[str, Any]] = []
+        self.pictures = 0
+        self.absent: dict[str, str] = {}
 
     def take(self, sample: Sample, explanations: Sequence[Explanation]) -> None:
         """Score one picture's columns; what an earlier try kept is taken as it is."""
         own = dict(zip(self.models, explanations, strict=True))
         there = entries(self.columns, own, self.models, self.asked.seed)
+        self._take(sample, there, [spec for spec, metric in self.metrics.items() if not isinstance(metric, GridPointing)])
+        self.pictures += 1
+
+    def take_mosaics(self, samples: Callable[[], Iterable[Sample]]) -> None:
+        """Score the columns on mosaics of the pictures, where a metric asks for them; ``absent`` says why there are none."""
+        for spec, metric in self.metrics.items():
+            if isinstance(metric, GridPointing):
+                try:
+                    made = list(grid.mosaics_of(metric, list(dict.fromkeys(self.models.values())), samples(), self.asked.seed))
+                except ConsilienceError as reason:
+                    self.absent[spec] = str(reason)
+                    continue
+                self._take_mosaics(spec, made)
+
+    def _take_mosaics(self, spec: str, made: Sequence[Sample]) -> None:
+        remember(self.models, on=True)
+        with progress.task("mosaics", len(made)) as running:
+            for sample in made:
+                grid.write_mosaic(self.folder, sample)
+                self._take(sample, grid.entries(self.columns, self.models, sample, self.asked.seed), [spec])
+                running.advance()
+        remember(self.models, on=False)
+
+    def _take(self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]) -> None:
         picture = Picture(self.folder, sample.name, sample.digest)
         truth = truth_digest(sample)
-        missing = {spec: [e for e in there if self._known(picture, spec, e, truth) is None] for spec in self.metrics}
+        missing = {spec: [e for e in there if self._known(picture, spec, e, truth) is None] for spec in specs}
         wanted = {id(entry): entry for some in missing.values() for entry in some}
         maps = {key: _made(entry) for key, entry in wanted.items()}
         remember(self.models, on=False)
@@ -150,7 +179,7 @@ class _Scoring:
             self._score(picture, spec, [(entry, maps[id(entry)]) for entry in some], truth)
         if wanted:
             picture.write()
-        self._add_rows(picture, there, truth)
+        self._add_rows(picture, there, truth, specs)
         remember(self.models, on=True)
 
     def _known(self, picture: Picture, spec: str, entry: Entry, truth: str) -> Any:
@@ -172,10 +201,10 @@ class _Scoring:
             for (entry, _), score in zip(group, _scores(metric, group), strict=True):
                 picture.put(_full(metric), entry.column.label, as_kept(_key(entry, truth), score, picture.name))
 
-    def _add_rows(self, picture: Picture, there: Sequence[Entry], truth: str) -> None:
-        for spec, metric in self.metrics.items():
+    def _add_rows(self, picture: Picture, there: Sequence[Entry], truth: str, specs: Sequence[str]) -> None:
+        for spec in specs:
             for entry in there:
-                kept = picture.get(_full(metric), entry.column.label, _key(entry, truth))
+                kept = picture.get(_full(self.metrics[spec]), entry.column.label, _key(entry, truth))
                 assert kept is not None
                 row = {"sample": picture.name, "digest": picture.digest, "column": entry.column.label, "metric": spec}
                 value = float("nan") if kept.value is None else kept.value
@@ -211,9 +240,9 @@ def _finish(
     finished: Run, scoring: _Scoring, asked: Asked, columns: Sequence[Column], seconds: float, command: str
 ) -> Evaluation:
     """Table, summary, and the run's report with its section."""
-    if not scoring.rows:
+    if not scoring.pictures:
         raise ConsilienceError(f"{finished.folder}: no picture could be evaluated")
-    found = summary.summarise(scoring.rows, scoring.metrics, columns, asked.seed)
+    found = summary.summarise(scoring.rows, scoring.metrics, columns, asked.seed, scoring.absent)
     curves = summary.curves(finished.folder, scoring.rows, scoring.metrics, columns)
     facts = {
         "version": api.versions()["consilience"],
@@ -223,6 +252,6 @@ def _finish(
         "seed": asked.seed,
         "seconds": seconds,
     }
-    evaluation = finish(finished.folder, scoring.rows, {**facts, **found, **curves})
+    evaluation = finish(finished.folder, scoring.rows, {**facts, "pictures": scoring.pictures, **found, **curves})
     report.write(finished)
     return evaluation

@@ -23,6 +23,7 @@ from consilience.types import Array, ConsilienceError, NotApplicable, Score
 SCHEMA = 1
 PICTURES, TABLE, SUMMARY = "metrics", "metrics.parquet", "evaluation.json"
 DIGITS = 7
+FIELDS = ("sample", "digest", "column", "metric", "kind", "value", "reason")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +131,14 @@ class Evaluation:
             yield Picture(self.folder, str(name), str(digest))
 
 
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, which has its columns also where there is no row."""
+    return pd.DataFrame(rows, columns=list(FIELDS)).astype({"value": float})
+
+
 def finish(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Evaluation:
     """Write the table, then the summary."""
-    table = pd.DataFrame(rows)
+    table = as_table(rows)
     write_atomically(folder / TABLE, lambda file: table.to_parquet(file, index=False))
     write_json(folder / SUMMARY, {"schema": SCHEMA, **summary})
     return Evaluation(folder)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from consilience import registry, stats
 from consilience.evaluation.columns import Column
-from consilience.evaluation.kept import Picture
+from consilience.evaluation.kept import Picture, as_table
 from consilience.types import Array, Metric, Score
 
 ALPHA = 0.05
@@ -26,9 +26,18 @@ GRID = 51
 Row = Mapping[str, Any]
 
 
-def summarise(rows: Sequence[Row], metrics: Mapping[str, Metric], columns: Sequence[Column], seed: int = 0) -> dict[str, Any]:
-    """Everything of ``evaluation.json`` that follows from the rows; see `cell`, `against_controls`, `between` and `orders`."""
-    table = pd.DataFrame(rows)
+def summarise(
+    rows: Sequence[Row],
+    metrics: Mapping[str, Metric],
+    columns: Sequence[Column],
+    seed: int = 0,
+    absent: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Everything of ``evaluation.json`` that follows from the rows; see `cell`, `against_controls`, `between` and `orders`.
+
+    ``absent`` says of metrics why they have no row at all.
+    """
+    table = as_table(rows)
     wide = {spec: _wide(table, spec, columns) for spec in metrics}
     found: dict[str, list[dict[str, Any]]] = {"cells": [], "against_controls": [], "between": [], "orders": []}
     for spec, metric in metrics.items():
@@ -42,8 +51,10 @@ def summarise(rows: Sequence[Row], metrics: Mapping[str, Metric], columns: Seque
         found["between"] += between(spec, wide[spec], columns, metric.higher_is_better, seed)
         found["orders"] += orders(spec, wide[spec], columns, metric.higher_is_better, seed)
     return {
-        "pictures": int(table["sample"].nunique()),
-        "metrics": [described(spec, metric) for spec, metric in metrics.items()],
+        "metrics": [
+            {**described(spec, metric), "units": len(wide[spec]), "absent": (absent or {}).get(spec, "")}
+            for spec, metric in metrics.items()
+        ],
         "columns": [vars(column) for column in columns],
         "alpha": ALPHA,
         **found,
@@ -63,7 +74,13 @@ def described(spec: str, metric: Metric) -> dict[str, Any]:
         "bounds": list(metric.bounds),
         "binary": bool(getattr(metric, "binary", False)),
         "cost": str(getattr(metric, "cost", "")),
+        "unit": unit_of(metric),
     }
+
+
+def unit_of(metric: Metric) -> str:
+    """What a metric has one number of: a picture, or a mosaic of pictures. It is what is resampled and what signs flip of."""
+    return str(getattr(metric, "unit", "picture"))
 
 
 def _wide(table: pd.DataFrame, spec: str, columns: Sequence[Column]) -> pd.DataFrame:
@@ -231,9 +248,10 @@ def correlations(
 ) -> list[dict[str, Any]]:
     """Spearman of every two metrics over pictures within each method, turned so that above 0 is agreement on what is good."""
     methods = [column.label for column in columns if column.kind == "method"]
-    turned = {spec: _turned(wide[spec], methods, metric.higher_is_better) for spec, metric in metrics.items()}
+    of_pictures = {spec: metric for spec, metric in metrics.items() if unit_of(metric) == "picture"}
+    turned = {spec: _turned(wide[spec], methods, metric.higher_is_better) for spec, metric in of_pictures.items()}
     found = []
-    for a, b in combinations(metrics, 2):
+    for a, b in combinations(of_pictures, 2):
         correlation = stats.metric_correlation(*(one.to_numpy(float) for one in turned[a].align(turned[b], join="inner")))
         within = dict(zip(methods, correlation.within.tolist(), strict=True))
         found.append({"a": a, "b": b, "mean": correlation.mean, "within": within})

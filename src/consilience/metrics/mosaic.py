@@ -18,7 +18,7 @@ import torch
 
 from consilience import images, progress
 from consilience.metrics.localisation import mass_inside, part_of, place_of
-from consilience.registry import metrics
+from consilience.registry import metrics, option
 from consilience.types import Array, ConsilienceError, Explanation, Model, NotApplicable, Sample, Score, View
 
 # ---------------------------------------------------------------- making mosaics
@@ -49,11 +49,8 @@ def mosaics(
     Pictures are read until there are enough, ``model.batch`` at a time; what is kept are the cells. Raises `ConsilienceError`
     where the model has no probabilities, or too few pictures are sure.
     """
+    _check(cells, sure, count, seed)
     side = math.isqrt(cells)
-    if side * side != cells or side < 2:
-        raise ConsilienceError(f"a mosaic has 4, 9, 16 ... cells; got {cells}")
-    if not 0 <= sure <= 1 or count < 1 or seed < 0:
-        raise ConsilienceError(f"mosaics: sure is from 0 to 1, count from 1, seed from 0; got {sure:g}, {count}, {seed}")
     if model.outputs == "values":
         raise ConsilienceError(f"mosaics needs probabilities to know what {model.id} is sure of; it gives bare values")
     found, read = _sure_cells(model, samples, side, sure, cells * count, count)
@@ -66,6 +63,13 @@ def mosaics(
         )
     frame = found[0].frame
     return tuple(_mosaic(group, frame, number, seed) for number, group in enumerate(groups))
+
+
+def _check(cells: int, sure: float, count: int, seed: int = 0) -> None:
+    if math.isqrt(max(cells, 0)) ** 2 != cells or cells < 4:
+        raise ConsilienceError(f"a mosaic has 4, 9, 16 ... cells; got {cells}")
+    if not 0 <= sure <= 1 or count < 1 or seed < 0:
+        raise ConsilienceError(f"mosaics: sure is from 0 to 1, count from 1, seed from 0; got {sure:g}, {count}, {seed}")
 
 
 def _sure_cells(
@@ -148,6 +152,8 @@ class GridPointing:
     ``chance`` in ``facts`` (as much as the view shows of the cell). ``facts.shares`` has every cell's share by class.
     `NotApplicable` for other pictures, for a class that has no cell, and for a map without a positive value.
 
+    The options say which mosaics an evaluation makes of its pictures; a score of a mosaic at hand does not ask them.
+
     0 to 1, no passes.
     """
 
@@ -156,6 +162,13 @@ class GridPointing:
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Grid pointing game"
     cost: ClassVar[str] = "no passes"
+    unit: ClassVar[str] = "mosaic"
+    cells: int = option(4, help="cells of a mosaic: 4, 9, 16 ...")
+    sure: float = option(0.9, help="probability that a picture's first class must have")
+    count: int = option(50, help="at most so many mosaics")
+
+    def __post_init__(self) -> None:
+        _check(self.cells, self.sure, self.count)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The share of the class's own cell."""

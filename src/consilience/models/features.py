@@ -60,6 +60,10 @@ class Features:
         engines.record(self.facts["engine"], self.facts["precision"])
         return self._run(pixels)
 
+    def release(self) -> None:
+        """Give the engine's memory back; the next call makes it anew."""
+        self._run = None
+
     def _made(self, pixels: Tensor) -> Callable[[Tensor], Maps]:
         """The engine that was asked for, proven on the pictures at hand."""
         if self.facts["engine"] != "openvino":

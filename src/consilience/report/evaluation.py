@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +14,14 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from PIL import Image
 
 from consilience.report import plots, words
 from consilience.report.plots import GREY, PALETTE, Bar, Line
+from consilience.store import file_stem
 
-SUMMARY, TABLE = "evaluation.json", "metrics.parquet"
+SUMMARY, TABLE, MOSAICS = "evaluation.json", "metrics.parquet", "mosaics"
+ALPHA, TILE = 0.05, 112
 Row = Mapping[str, Any]
 
 
@@ -35,6 +41,9 @@ class Section:
     against: tuple[Row, ...]
     between: tuple[Row, ...]
     values: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
+    unit: str
+    gathered: Mapping[str, Row]
+    tiles: Mapping[str, str]
 
 
 def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
@@ -43,7 +52,8 @@ def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     said = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     table = pd.read_parquet(folder / TABLE)
-    sections = [_section(number, metric, said, table, anchors) for number, metric in enumerate(said["metrics"], 1)]
+    known = [metric for metric in said["metrics"] if not is_empty(said, metric)]
+    sections = [_section(number, metric, said, table, anchors, folder) for number, metric in enumerate(known, 1)]
     shown = [column for column in said["columns"] if _has_values(said, column["label"])]
     return {
         "pictures": said["pictures"],
@@ -52,6 +62,7 @@ def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
         "controls": [column for column in shown if column["kind"] != "method"],
         "columns": said["columns"],
         "sections": sections,
+        "silent": silent(said),
         "correlations": [row for row in said["correlations"] if row["mean"] is not None],
         "command": said.get("command", ""),
     }
@@ -76,9 +87,11 @@ def colours(columns: Sequence[Row]) -> dict[str, str]:
     return {column["label"]: given.get(column["label"], GREY) for column in columns}
 
 
-def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: Mapping[str, str]) -> Section:
+def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: Mapping[str, str], folder: Path) -> Section:
     spec = metric["spec"]
+    mine = table[table["metric"] == spec]
     cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == spec}
+    against = tuple(row for row in said["against_controls"] if row["metric"] == spec)
     order = next((row for row in said["orders"] if row["metric"] == spec), None)
     return Section(
         f"metric-{place}",
@@ -88,12 +101,30 @@ def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: M
         _curves(metric, said),
         _ranks(order),
         order,
-        tuple(_marks(cells)),
-        tuple(_reasons(cells)),
-        tuple(row for row in said["against_controls"] if row["metric"] == spec),
+        tuple(marks(metric, cells, against)),
+        tuple(reasons(metric, cells)),
+        against,
         tuple(row for row in said["between"] if row["metric"] == spec),
-        tuple(_values(table[table["metric"] == spec], said["columns"], anchors)),
+        tuple(_values(mine, said["columns"], anchors)),
+        unit_of(metric),
+        gathered(said, spec),
+        {} if unit_of(metric) == "picture" else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
     )
+
+
+def _tiles(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Mosaics as they lie in the run's folder, to be shown beside their numbers."""
+    files = {name: folder / MOSAICS / f"{file_stem(name)}.png" for name in names}
+    encoded = {name: base64.b64encode(_small(path)).decode() for name, path in files.items() if path.is_file()}
+    return {name: f"data:image/webp;base64,{text}" for name, text in encoded.items()}
+
+
+def _small(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail((TILE, TILE))
+        image.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
 
 
 def _forest(metric: Row, cells: Mapping[str, Row], columns: Sequence[Row]) -> Markup:
@@ -123,21 +154,83 @@ def _ranks(order: Row | None) -> Markup:
     return plots.critical_difference(order["columns"], order["mean_ranks"], order["critical_difference"], order["groups"])
 
 
-def _marks(cells: Mapping[str, Row]) -> list[str]:
-    found = []
-    for label, cell in cells.items():
-        if cell.get("above") is False:
-            few = "" if cell["reachable"] else ". So few pictures could not have shown it, whatever the numbers"
-            found.append(f"{label} is not shown to be above {', '.join(cell['not_above'])}{few}.")
-    return found
+# ---------------------------------------------------------------- in words
 
 
-def _reasons(cells: Mapping[str, Row]) -> list[str]:
-    found: dict[str, list[str]] = {}
+def marks(metric: Row, cells: Mapping[str, Row], against: Sequence[Row]) -> list[str]:
+    """Which methods are not shown to be better than which controls; where no number could have shown it, how many it takes."""
+    short = {label: cell for label, cell in cells.items() if cell.get("above") is False}
+    if short and not any(cell["reachable"] for cell in short.values()):
+        return [_too_few(metric, against)]
+    return [_short(label, cell, [row["b"] for row in against if row["a"] == label]) for label, cell in short.items()]
+
+
+def _short(label: str, cell: Row, controls: Sequence[str]) -> str:
+    untested = cell.get("untested") or []
+    every = len(cell["not_above"]) + len(untested) == len(controls) > 1
+    few = "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
+    return f"{label} is not shown to be better than {'any control' if every else ', '.join(cell['not_above'])}{few}."
+
+
+def _too_few(metric: Row, against: Sequence[Row]) -> str:
+    tests = max((row["tests"] for row in against), default=1)
+    most = max((row["n"] for row in against), default=0)
+    needed = math.ceil(math.log2(tests / ALPHA))
+    unit = unit_of(metric)
+    return (
+        f"{words.count(most, unit)} cannot show a method to be better than the controls, whatever the numbers: "
+        f"{words.count(tests, 'test')}, corrected by Holm, {'take' if tests > 1 else 'takes'} {needed} {unit}s."
+    )
+
+
+def reasons(metric: Row, cells: Mapping[str, Row]) -> list[str]:
+    """Why a metric has no number of some maps: a line a reason, with the maps and of how many pictures."""
+    if metric.get("absent"):
+        return [str(metric["absent"])]
+    found: dict[str, dict[str, int]] = {}
     for label, cell in cells.items():
         for row in cell["reasons"]:
-            found.setdefault(row["reason"], []).append(f"{label} {row['pictures']}")
-    return [f"{reason} ({', '.join(some)})" for reason, some in found.items()]
+            mine = found.setdefault(general(row["reason"]), {})
+            mine[label] = mine.get(label, 0) + row["pictures"]
+    return [f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()]
+
+
+def _who(metric: Row, some: Mapping[str, int], cells: Mapping[str, Row]) -> str:
+    """All maps together where it is the same for all, else map by map."""
+    counts = set(some.values())
+    if len(some) == len(cells) and len(counts) == 1:
+        return words.count(counts.pop(), unit_of(metric))
+    return ", ".join(f"{label} {count}" for label, count in some.items())
+
+
+def general(reason: str) -> str:
+    """A reason without the class that it happens to name, so that pictures of many classes share it."""
+    return re.sub(r"\bclass \d+ [^;,()]*?(?=;|,|\(|$| covers)", "the explained class", reason)
+
+
+def unit_of(metric: Row) -> str:
+    """What a metric has one number of; a picture, unless it says otherwise."""
+    return str(metric.get("unit") or "picture")
+
+
+def is_empty(said: Row, metric: Row) -> bool:
+    """Whether a metric has no number at all."""
+    return not any(cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"])
+
+
+def silent(said: Row) -> list[tuple[tuple[str, ...], str]]:
+    """Metrics without a single number, those of one reason together."""
+    found: dict[str, list[str]] = {}
+    for metric in said["metrics"]:
+        if is_empty(said, metric):
+            cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
+            found.setdefault("; ".join(reasons(metric, cells)), []).append(f"{metric['label']} ({metric['spec']})")
+    return [(tuple(labels), reason) for reason, labels in found.items()]
+
+
+def gathered(said: Row, spec: str) -> dict[str, Row]:
+    """By map what a metric makes of all pictures together, where it does: one threshold for the whole data set."""
+    return {row["column"]: row for row in said.get("gathered") or [] if row["metric"] == spec}
 
 
 def _values(
