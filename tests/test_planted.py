@@ -1,5 +1,7 @@
 """Planted truth: what decides is what was planted, shown by intervention; the right map scores and ranks as by hand."""
 
+import html
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +119,29 @@ def test_the_suite_by_hand(monkeypatch):
     assert metrics["sparseness"]["above elsewhere"] == 0.5  # as sparse in a wrong place: a tie
     assert metrics["energy"]["comparisons"] == 2 * 4
     assert found["verified"][0].startswith("patch: ")
+
+
+def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
+    """The page shows the numbers of the results; a fill that hides nothing is said; a folder of something else is refused."""
+    monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
+    by = ["gradient", "lime:samples=64,segments=grid(4)", "lime:samples=64,segments=grid(4),fill=grey"]
+    found = planted_suite.evaluate(by, ["energy"], pictures=2)
+    assert [note.startswith("lime:samples=64,segments=grid(4): the fill") for note in found["notes"]] == [True]
+    rows = {row["method"]: row for row in found["methods"]}
+    assert rows[by[1]]["mean"] == 0.0  # the mark is of one colour: its mean hides nothing
+    assert rows[by[2]]["mean"] > 0.5
+    page = planted_suite.write(found, tmp_path / "suite", "asked so")
+    text = page.read_text(encoding="utf-8")
+    assert f"{rows[by[2]]['mean']:.3f}" in text
+    assert found["notes"][0] in html.unescape(text)
+    assert "asked so" in text
+    assert text.count("<img") == 2
+    kept = json.loads((tmp_path / "suite" / "planted.json").read_text(encoding="utf-8"))
+    assert kept["methods"][1]["method"] == "gradient"
+    planted_suite.write(found, tmp_path / "suite")  # its own results may be written again
+    (tmp_path / "suite" / "mine.txt").write_text("mine")
+    with pytest.raises(ConsilienceError, match="holds something else"):
+        planted_suite.write(found, tmp_path / "suite")
 
 
 def test_an_unverified_world_is_refused(monkeypatch):

@@ -147,7 +147,7 @@ def _add_evaluate(verbs: Any) -> None:
     add("--seed", type=int, default=0, metavar="N", help="draws the other classes of the controls (default 0)")
     _add_loading(add)
     add("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers or metrics")
-    add("-o", "--output", metavar="RUN", help="folder of the run of pictures (default: runs/DATE-TIME)")
+    add("-o", "--output", metavar="RUN", help="folder of the run, or of the planted suite's page (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
 
 
@@ -278,12 +278,17 @@ def _evaluate_planted(arguments: argparse.Namespace) -> int:
 
     if arguments.paths:
         raise ConsilienceError(f"--suite planted draws its own pictures; got {arguments.paths[0]}")
+    for name in ("model", "target", "truth", "view"):
+        if getattr(arguments, name) is not None:
+            raise ConsilienceError(f"--{name} goes with pictures; --suite planted has its own models and truth")
+    by, metrics = arguments.by or planted_suite.BY, arguments.metric or planted_suite.METRICS
     with terminal.bars():
-        found = planted_suite.evaluate(arguments.by or planted_suite.BY, arguments.metric or planted_suite.METRICS)
+        found = planted_suite.evaluate(by, metrics, seed=arguments.seed)
+    page = planted_suite.write(found, arguments.output or _dated(), arguments.command)
     if arguments.json:
-        print(json.dumps(plain(found), ensure_ascii=False))
+        print(json.dumps(plain({**found, "report": str(page)}), ensure_ascii=False))
     else:
-        terminal.show_planted(found, terminal.output())
+        terminal.show_planted(found, page, terminal.output())
     return 0
 
 

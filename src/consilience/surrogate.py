@@ -148,7 +148,7 @@ def least_squares(data: Scored, penalty: float) -> Fit:
     h its (2 x 2) part of the hat matrix: no refit is needed, and none is approximated.
     """
     design, response, share = data.regression()
-    inverse = _inverse(design.T @ design, penalty)
+    inverse = _inverse(design.T @ design, penalty, len(design))
     rest = inverse @ (design.T @ response)
     coefficients, intercept = data.solution(rest)
     residuals = response - design @ rest
@@ -211,10 +211,13 @@ def falling(values: Array) -> Array:
     return np.argsort(-np.abs(values), kind="stable")
 
 
-def _inverse(moments: Array, penalty: float) -> Array:
-    """Inverse of ``moments + penalty``; directions the draws never took are left at zero."""
+def _inverse(moments: Array, penalty: float, rows: int) -> Array:
+    """Inverse of ``moments + penalty``; directions the draws never took are left at zero.
+
+    Moments are sums over ``rows``, and so is their rounding: what a direction of none has must not pass for a value.
+    """
     values, vectors = np.linalg.eigh(moments)
-    there = values > len(values) * np.finfo(float).eps * max(values[-1], 0.0)
+    there = values > max(rows, len(values)) * np.finfo(float).eps * max(values[-1], 0.0)
     inverse: Array = (vectors * np.where(there, 1 / np.where(there, values + penalty, 1), 0)) @ vectors.T
     return inverse
 

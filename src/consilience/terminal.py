@@ -294,17 +294,36 @@ def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
     return [escape(column["label"]), number(cell["mean"]), bounds, *counts, above]
 
 
-def show_planted(found: dict[str, Any], console: Console) -> None:
-    """The planted suite: how well methods find the evidence, and which metrics rank the true map first."""
-    titles = {"methods": "Methods: share of the map on the planted evidence", "metrics": "Metrics: is the true map first?"}
-    for what, title in titles.items():
-        rows = found[what]
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*(number(value) if isinstance(value, float) else escape(str(value)) for value in row.values()))
-        console.print(table)
+def show_planted(found: dict[str, Any], page: Any, console: Console) -> None:
+    """The planted suite: how well methods find the evidence, which metrics rank the true map first, and where the page is."""
+    console.print(_methods_table(found["methods"]))
+    for note in found["notes"]:
+        console.print(escape(note), highlight=False)
+    console.print()
+    console.print(_ranking_table(found["metrics"]))
+    console.print()
     for line in found["verified"]:
         console.print(escape(line), highlight=False)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _methods_table(rows: Sequence[dict[str, Any]]) -> Table:
+    worlds = [key for key in rows[0] if key not in ("method", "mean", "low", "high", "n")]
+    heads = ("method", *worlds, "mean", "95 %")
+    table = Table(*heads, title="Methods: share of the map on the planted evidence", title_justify="left")
+    for row in rows:
+        shares = [number(row[key]) for key in (*worlds, "mean")]
+        table.add_row(escape(row["method"]), *shares, f"{number(row['low'])} to {number(row['high'])}")
+    return table
+
+
+def _ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
+    wrong = [key for key in rows[0] if key.startswith("above ")]
+    heads = ("metric", *(key.replace("above ", "before ") for key in wrong), "all", "comparisons")
+    table = Table(*heads, title="Metrics: how often is the true map ranked before a wrong one?", title_justify="left")
+    for row in rows:
+        table.add_row(escape(row["metric"]), *(number(row[key]) for key in (*wrong, "all")), str(row["comparisons"]))
+    return table
 
 
 # ---------------------------------------------------------------- lists

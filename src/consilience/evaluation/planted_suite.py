@@ -6,7 +6,8 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from consilience import api, planted, progress, registry, stats
 from consilience.evaluation.columns import CONTROLS
 from consilience.planted import World
+from consilience.report.planted import page
+from consilience.store import write_atomically, write_json
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Metric, Model, NotApplicable, Sample, Score, View
 
 NAME = "planted"
@@ -40,16 +43,18 @@ METRICS = (
     "sparseness",
 )
 PICTURES = 6
+RESULTS, REPORT = "planted.json", "report.html"
+OWN = frozenset({RESULTS, REPORT})
 
 
 def evaluate(
     by: Sequence[str] = BY, metrics: Sequence[str] = METRICS, pictures: int = PICTURES, seed: int = 0
 ) -> dict[str, Any]:
-    """Rows of ``methods`` and of ``metrics``, and by world in words how the truth was ``verified``.
+    """Rows of ``methods`` and of ``metrics``, by world in words how the truth was ``verified``, and ``notes`` on the methods.
 
     A method's row has its mean share by world, and ``low`` and ``high`` of the mean over all pictures; a metric's row the share
-    of
-    pictures (all worlds) on which the right map is above each wrong one, ties counting half, and how often it does not apply.
+    of pictures (all worlds) on which the right map is above each wrong one, ties counting half, and how often it does not
+    apply.
     """
     built: dict[str, Metric] = {spec: registry.metrics.build(spec) for spec in metrics}
     explainers = dict.fromkeys([*by, *CONTROLS])
@@ -69,10 +74,45 @@ def evaluate(
                 _ranked(world.model(), sample, built, seed, wins, refused)
                 running.advance()
     return {
+        "pictures": pictures,
+        "seed": seed,
+        "worlds": {name: world.what for name, world in planted.WORLDS.items()},
+        "notes": list(_notes(by)),
         "verified": verified,
         "methods": [_area(pictures, seed), *(_method(spec, found) for spec, found in shares.items())],
         "metrics": [_metric(spec, wins[spec], refused[spec]) for spec in built],
     }
+
+
+def write(found: Mapping[str, Any], folder: str | Path, command: str = "") -> Path:
+    """Keep the suite's results in a folder, ``planted.json`` and a page; returns the page's path.
+
+    Raises `ConsilienceError` where the folder holds anything but an earlier result of this suite.
+    """
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(path.name not in OWN for path in place.iterdir())):
+        raise ConsilienceError(f"{place} holds something else than results of the planted suite; name another folder with -o")
+    version = api.versions()["consilience"]
+    write_json(place / RESULTS, {"version": version, "command": command, **found})
+    text = page(found, version, command).encode()
+    write_atomically(place / REPORT, lambda file: file.write(text))
+    return place / REPORT
+
+
+def _notes(by: Sequence[str]) -> Iterator[str]:
+    """What has to be known of a method to read its row."""
+    filled = [spec for spec in by if _fill(spec) == "mean"]
+    if filled:
+        yield (
+            f"{', '.join(filled)}: the fill puts each segment's own mean colour in its place. A mark of one colour looks the "
+            "same after that: nothing is hidden, the score stays, and the map finds nothing. Ask for a fill that changes the "
+            "evidence (fill=grey)."
+        )
+
+
+def _fill(spec: str) -> str:
+    fill = getattr(registry.explainers.build(spec), "fill", "")
+    return fill if isinstance(fill, str) else registry.spell(fill)
 
 
 def _verified(world: World, samples: Sequence[Sample], seed: int) -> str:

@@ -18,7 +18,12 @@ NOISE = range(1000, 1010)
 
 
 def explainer_of(explanation: Explanation) -> Explainer:
-    """The explainer that made it, with what ``auto`` became; `NotApplicable` where it is not registered here."""
+    """The explainer that made it, with what ``auto`` became; `NotApplicable` where it is not registered here.
+
+    A control that shows the map of another class is no method of its own, and is not made again.
+    """
+    if "another" in explanation.provenance:
+        raise NotApplicable("a map of another class is not explained again")
     spelled = str(explanation.provenance.get("resolved") or explanation.explainer)
     try:
         explainer: Explainer = registry.explainers.build(spelled)
