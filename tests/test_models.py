@@ -650,3 +650,55 @@ def test_every_family_has_a_target_layer(name):
     assert min(layer.spatial) > 1
     assert layer.channels != len(model.classes) or model.outputs == "values"  # features without a classifier
     assert "qkv" not in layer.name
+
+
+# ---------------------------------------------------------------- batch norms on the way back
+
+
+def normed():
+    """Convolutions with batch norms of statistics that are not trivial."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1),
+        nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2),
+    )  # fmt: skip
+    for part in module:
+        if hasattr(part, "running_mean"):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2)
+            if part.affine:
+                nn.init.normal_(part.weight)
+                nn.init.normal_(part.bias)
+    return module.eval()
+
+
+def test_batch_norms_as_scale_and_shift_give_torchs_gradients():
+    module, pixels = normed(), torch.rand(3, 3, 16, 16)
+    model = wrap(module, size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    found = model.trace(pixels, [PIXELS, "3"], ClassTarget(1, "one"))
+    leaf = pixels.clone().requires_grad_()
+    outputs = module(leaf)
+    outputs[:, 1].sum().backward()
+    torch.testing.assert_close(found.outputs, outputs.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.gradients[PIXELS], leaf.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_norms_keep_nothing_for_the_way_back():
+    module, pixels = normed(), torch.rand(1, 3, 64, 64)
+    with anatomy.frozen(module):
+        kept = anatomy.kept_bytes(module, module, pixels)
+        leaf, plain = pixels.clone().requires_grad_(), set()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: plain.add((x.data_ptr(), x.numel())) or x, lambda x: x):
+            module(leaf)
+    maps = [numel for _, numel in plain if numel >= 4 * 64 * 64]
+    assert len(maps) == 4  # two norms, two ReLUs
+    assert kept == pytest.approx(4 * (pixels.numel() + sum(maps) / 2), rel=0.01)  # what convolutions are given: pixels, ReLUs
+
+
+def test_batch_norms_of_a_batch_are_left_to_torch():
+    module, pixels = normed().train(), torch.rand(4, 3, 16, 16)
+    torch.manual_seed(0)
+    with anatomy.PlainNorms():
+        found = module(pixels)
+    other = normed().train()
+    torch.testing.assert_close(found, other(pixels), rtol=0, atol=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from consilience import images
 from consilience.models import anatomy, engines
-from consilience.models.anatomy import Anatomy, borrowed, frozen, hooked
+from consilience.models.anatomy import Anatomy, PlainNorms, borrowed, frozen, hooked
 from consilience.models.tail import Kind, Tail, make
 from consilience.types import PIXELS, ConsilienceError, Layer, Outputs, Sample, Target, Trace, View, ViewMode
 
@@ -289,7 +290,7 @@ class TorchNetwork:
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         hooks = [(part, keep(name)) for name, part in parts.items()]
-        with borrowed(self.module), frozen(self.module), hooked(hooks):
+        with borrowed(self.module), frozen(self.module), hooked(hooks), PlainNorms() if graph else nullcontext():
             try:
                 outputs = self.run(pixels)
             finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from consilience.types import ConsilienceError, Layer
 
@@ -64,6 +66,42 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+class PlainNorms(TorchFunctionMode):
+    """While it is on, batch norms that have their statistics are what they are: a scale and a shift of each channel.
+
+    Torch's own keeps its input for the way back, which nothing but gradients of the statistics needs.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """``x * scale + shift`` for a batch norm; anything else as it is."""
+        kwargs = kwargs or {}
+        found = _scale_and_shift(*args, **kwargs) if func is functional.batch_norm else None
+        return func(*args, **kwargs) if found is None else torch.addcmul(found[2], found[0], found[1])
+
+
+def _scale_and_shift(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Input, scale and shift, both shaped to it; None where the statistics are the batch's own, or parameters are asked for."""
+    asked = [one for one in (weight, bias) if one is not None and one.requires_grad]
+    if training or running_mean is None or running_var is None or asked:
+        return None
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shape = (1, -1, *(1,) * (input.dim() - 2))
+    return input, scale.view(shape), shift.view(shape)
+
+
 def kept_bytes(module: nn.Module, run: Run, pixels: Tensor) -> int:
     """Bytes that a pass of ``pixels`` keeps for the way back to them: what its operations save, each storage once."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
@@ -77,7 +115,7 @@ def kept_bytes(module: nn.Module, run: Run, pixels: Tensor) -> int:
 
     leaf = pixels.detach().clone().requires_grad_()
     # Nothing saved is freed before the graph goes, so that an address stands for one storage.
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), PlainNorms(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = run(leaf)
     del outputs
     return sum(kept.values())

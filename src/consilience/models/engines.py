@@ -36,7 +36,7 @@ from consilience.progress import say
 from consilience.types import ConsilienceError
 
 MEMORY = 1 << 30
-BACKWARD = 200_000_000
+BACKWARD = 215_000_000
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 PRECISIONS = ("f32", "bf16", "f16")
 TINY = 8
