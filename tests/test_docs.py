@@ -41,6 +41,8 @@ def test_commands_parse(page, command):
     for spec in getattr(arguments, "by", None) or []:
         if "example" not in spec:
             registry.explainers.build(spec)
+    for spec in getattr(arguments, "metric", None) or []:
+        registry.metrics.build(spec)
 
 
 def test_there_are_examples_to_check():

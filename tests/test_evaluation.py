@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,9 +20,10 @@ from torch import nn
 import consilience as cs
 from consilience import api, evaluation, registry, report, run, terminal
 from consilience.cli import main
-from consilience.evaluation import Asked, Evaluation, columns, grid, summary
+from consilience.evaluation import Asked, Evaluation, columns, grid, job, summary
 from consilience.evaluation.columns import Column
 from consilience.evaluation.remember import remembering
+from consilience.metrics.mosaic import mosaics
 from consilience.models import zoo
 from consilience.models.adapter import wrap
 from consilience.registry import option
@@ -229,6 +231,19 @@ def test_what_is_kept_is_not_scored_again(pictures, loaded, tmp_path):
     merged = more.table.merge(again.table[again.table["metric"] == "test-in-patch"], on=["sample", "column"])
     known = merged.dropna(subset=["value_x"])
     assert np.allclose(known["value_x"], 2 * known["value_y"])
+
+
+def test_a_picture_killed_halfway_keeps_the_metrics_that_were_done(pictures, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "PATIENCE", 0.0)
+    monkeypatch.setattr(Hit, "score", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        evaluated(pictures, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(zoo, "_from_factory", lambda *_: loaded)
+    assert CALLS.count("centre") == 1
+    found = evaluated(pictures, tmp_path)
+    assert CALLS.count("centre") == 3  # the first picture's are not made again
+    assert len(found.table) == 3 * 8 * 2
 
 
 def test_a_picture_that_changed_or_went_is_refused(pictures, loaded, tmp_path):
@@ -454,6 +469,7 @@ def test_mosaics_are_made_of_the_pictures_and_scored_beside_controls(brightest, 
     assert found.summary["pictures"] == 12
     left = rows[rows["column"] == "test-left"].set_index("sample")["value"]
     asked = LEFTS[-6::2]  # of each mosaic the class that was drawn, then another one
+    assert asked == [one.label for one in mosaics(brightest, cs.data.samples([coloured]))]
     for (name, value), index in zip(left.items(), asked, strict=True):
         pixels = np.asarray(Image.open(found.folder / "mosaics" / f"{name}.png"))
         means = pixels.reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).reshape(4, 3)
@@ -494,7 +510,7 @@ def test_too_few_sure_pictures_are_one_line(brightest, coloured, tmp_path, capsy
     assert set(found.table["metric"]) == {"sparseness"}
     terminal.show_evaluation(found, terminal.output())
     said = " ".join(capsys.readouterr().out.split())
-    line = "Grid pointing game (grid-pointing). a mosaic of 4 cells needs pictures of as many classes that the model is sure of"
+    line = "No number of Grid pointing game (grid-pointing): a mosaic of 4 cells needs pictures of as many classes that"
     assert said.count(line) == 1
     assert "of 9 pictures 9, of 3 classes, have a probability of 0.9" in said
     page = (found.folder / "report.html").read_text(encoding="utf-8")
@@ -539,9 +555,11 @@ def test_a_data_sets_number_is_named_as_such(pictures, loaded, tmp_path, capsys)
 def test_reasons_of_many_classes_are_one_line(pictures, loaded, tmp_path):
     from consilience.report import evaluation as said_of
 
-    assert said_of.general("the picture has no box of class 3 tiger cat, tabby; it has no boxes") == (
-        "the picture has no box of the explained class; it has no boxes"
+    assert said_of.general("the picture has no box of class 3 tiger cat, tabby; it has boxes of class 4, 5 and 0 masks") == (
+        "the picture has no box of the explained class; it has boxes of another class and 0 masks"
     )
+    seen = "the picture: what is marked as class 3 tiger cat covers no pixel of what the model is shown"
+    assert said_of.general(seen) == "what is marked as the explained class covers no pixel of what the model is shown"
     found = evaluated(pictures, tmp_path, ("energy", "pointing-game"))
     lines = said_of.silent(found.summary)
     assert len(lines) == 1

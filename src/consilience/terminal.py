@@ -253,19 +253,22 @@ def show_evaluation(found: Any, console: Console) -> None:
     from consilience.report import evaluation as said_of
 
     said = found.summary
+    told: set[str] = set()
     for metric in said["metrics"]:
         if said_of.is_empty(said, metric):
             continue
         cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
         against = [row for row in said["against_controls"] if row["metric"] == metric["spec"]]
         console.print(_metric_table(said, metric, cells))
-        for line in said_of.marks(metric, cells, against):
+        lines = said_of.marks(metric, cells, against)
+        for line in (line for line in lines if line not in told):  # that there are too few pictures is said once
             console.print(escape(line), highlight=False)
+        told.update(lines)
         for line in said_of.reasons(metric, cells):
             console.print(escape(f"No number: {line}"), highlight=False)
         console.print()
     for labels, reason in said_of.silent(said):
-        console.print(escape(f"No number: {', '.join(labels)}. {reason}."), highlight=False)
+        console.print(escape(f"No number of {', '.join(labels)}: {reason}."), highlight=False)
     console.print(f"report: {found.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -289,7 +292,10 @@ def _metric_table(said: dict[str, Any], metric: dict[str, Any], cells: dict[str,
 
 def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
     bounds = "–" if is_missing(cell["low"]) else f"{number(cell['low'])} to {number(cell['high'])}"
-    above = {True: "yes", False: "[bold]not shown[/]", None: "–"}[cell.get("above")] if column["kind"] == "method" else ""
+    above = ""
+    if column["kind"] == "method":
+        short = "[bold]not shown[/]" if cell.get("reachable", True) else "too few to tell"
+        above = {True: "yes", False: short, None: "–"}[cell.get("above")]
     counts = (str(cell["n"]), str(cell["not_applicable"] or ""))
     return [escape(column["label"]), number(cell["mean"]), bounds, *counts, above]
 

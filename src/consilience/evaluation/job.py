@@ -26,6 +26,9 @@ from consilience.types import ConsilienceError, Explanation, Metric, Model, NotA
 
 FAILED = "failed"
 """How the reason of a number begins that could not be had; it is tried again next time."""
+PATIENCE = 5.0
+"""Seconds of scoring one picture that may be lost when an evaluation is killed, beside the metric that runs."""
+_Made = tuple[Entry, Explanation | NotApplicable]
 
 
 @dataclass(frozen=True)
@@ -175,20 +178,29 @@ class _Scoring:
         wanted = {id(entry): entry for some in missing.values() for entry in some}
         maps = {key: _made(entry) for key, entry in wanted.items()}
         remember(self.models, on=False)
-        for spec, some in missing.items():
-            self._score(picture, spec, [(entry, maps[id(entry)]) for entry in some], truth)
-        if wanted:
-            picture.write()
+        due = {spec: [(entry, maps[id(entry)]) for entry in some] for spec, some in missing.items() if some}
+        self._score_all(picture, due, truth)
         self._add_rows(picture, there, truth, specs)
         remember(self.models, on=True)
+
+    def _score_all(self, picture: Picture, due: Mapping[str, Sequence[_Made]], truth: str) -> None:
+        """What a picture lacks, metric after metric; what is done is kept before it is long ago."""
+        written = time.perf_counter()
+        with progress.task("metrics", len(due)) as running:
+            for spec, some in due.items():
+                self._score(picture, spec, some, truth)
+                if time.perf_counter() - written > PATIENCE:
+                    picture.write()
+                    written = time.perf_counter()
+                running.advance()
+        if due:
+            picture.write()
 
     def _known(self, picture: Picture, spec: str, entry: Entry, truth: str) -> Any:
         kept = picture.get(_full(self.metrics[spec]), entry.column.label, _key(entry, truth))
         return None if kept is not None and kept.reason.startswith(FAILED) else kept
 
-    def _score(
-        self, picture: Picture, spec: str, some: Sequence[tuple[Entry, Explanation | NotApplicable]], truth: str
-    ) -> None:
+    def _score(self, picture: Picture, spec: str, some: Sequence[_Made], truth: str) -> None:
         """One metric on the columns of a picture, those of one model and view together."""
         metric = self.metrics[spec]
         groups: dict[tuple[int, str], list[tuple[Entry, Explanation]]] = {}

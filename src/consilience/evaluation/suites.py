@@ -68,7 +68,7 @@ WHAT: Mapping[str, str] = MappingProxyType(
     {
         "quick": "the curves of few steps, what a map keeps of the score, how concentrated it is: about a minute on the demo",
         "faithfulness": "does the score follow what the map says? Edited pictures, several protocols and fills",
-        "localisation": "does the map lie on the object? Needs boxes or masks (--truth); no passes",
+        "localisation": "does the map lie on the object? Needs boxes (--truth); grid-pointing makes mosaics instead",
         "sanity": "does the map change with the network's weights and with the class? Explains again, many times",
         "stability": "does the map stay under noise, other seeds, flips and shifts? Explains again, many times",
         "full": "all of these, and complexity",

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
         "columns": said["columns"],
         "sections": sections,
         "silent": silent(said),
+        "twins": {label for label, count in Counter(metric["label"] for metric in known).items() if count > 1},
         "correlations": [row for row in said["correlations"] if row["mean"] is not None],
         "command": said.get("command", ""),
     }
@@ -169,7 +171,8 @@ def _short(label: str, cell: Row, controls: Sequence[str]) -> str:
     untested = cell.get("untested") or []
     every = len(cell["not_above"]) + len(untested) == len(controls) > 1
     few = "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
-    return f"{label} is not shown to be better than {'any control' if every else ', '.join(cell['not_above'])}{few}."
+    names = ["its own map of another class" if name == f"{label}, another class" else name for name in cell["not_above"]]
+    return f"{label} is not shown to be better than {'any control' if every else ', '.join(names)}{few}."
 
 
 def _too_few(metric: Row, against: Sequence[Row]) -> str:
@@ -204,8 +207,9 @@ def _who(metric: Row, some: Mapping[str, int], cells: Mapping[str, Row]) -> str:
 
 
 def general(reason: str) -> str:
-    """A reason without the class that it happens to name, so that pictures of many classes share it."""
-    return re.sub(r"\bclass \d+ [^;,()]*?(?=;|,|\(|$| covers)", "the explained class", reason)
+    """A reason without the classes that it happens to name, so that pictures of many classes share it."""
+    explained = re.sub(r"\b(box of|mask of|marked as) class \d+ [^;]*?(?=;| covers|$)", r"\1 the explained class", reason)
+    return re.sub(r"\bboxes of class [\w, ]+?(?= and )", "boxes of another class", explained).removeprefix("the picture: ")
 
 
 def unit_of(metric: Row) -> str:
