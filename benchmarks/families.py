@@ -181,14 +181,17 @@ def families(only: set[str], known: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def working(row: Found, names: list[str]) -> str:
-    """Which of these work, in few words."""
-    missing = [name for name in names if name not in row.works]
-    if not missing:
-        return "all"
-    if len(missing) == len(names):
-        return "none"
+    """Which of these work, in few words; what was not tried counts neither way."""
+    tried = [name for name in names if name in row.works or not row.refused.get(name, "not tried").startswith("not tried")]
+    missing = [name for name in tried if name not in row.works]
     works = [name for name in names if name in row.works]
-    return ", ".join(works) if len(works) < len(missing) else f"all but {', '.join(missing)}"
+    said = "all" if not missing else "none" if not works else f"all but {', '.join(missing)}"
+    if works and len(works) < len(missing):
+        said = ", ".join(works)
+    rest = [name for name in names if name not in tried]
+    if len(rest) == len(names):
+        return "not tried"
+    return f"{said}; not tried: {', '.join(rest)}" if rest else said
 
 
 def page(rows: list[Found]) -> str:
