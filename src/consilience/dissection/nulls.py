@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,8 @@ SHARE = 0.95
 """Of the resamples in which one of a unit's alternatives is best."""
 
 RESAMPLES_AT_ONCE = 50
+UNITS_AT_ONCE = 64
+"""Whose overlaps by picture stand at a time in the bootstrap: what it takes most memory for."""
 THREADS = 2
 
 
@@ -43,6 +45,17 @@ class Coarse:
     gathered: Gathered
     eligible: Array
     category_of: Array
+
+    def of(self, first: int, last: int) -> Coarse:
+        """The same of units ``first`` to ``last`` alone, numbered anew; labels are shared."""
+        found = self.gathered
+        last = min(last, found.units)
+        rows = slice(*np.searchsorted(found.owners, [first, last]))
+        owners, places, cells = found.owners[rows] - first, found.places[rows], found.cells[rows]
+        some = replace(found, units=last - first, owners=owners, places=places, cells=cells)
+        part = Coarse(some, self.eligible, self.category_of)
+        part.__dict__["labels"] = self.labels
+        return part
 
     @cached_property
     def labels(self) -> Any:
@@ -187,16 +200,22 @@ def _several(own: int, wins: Array, eligible: Array, resamples: int) -> tuple[in
 
 def _wins(coarse: Coarse, resamples: int, seed: int) -> Array:
     """In how many resamples each eligible concept is a unit's best (U, E)."""
+    labels, pictures = _label_counts(coarse), coarse.gathered.pictures
+    rng = np.random.default_rng((seed, 2))
+    sizes = [min(RESAMPLES_AT_ONCE, resamples - start) for start in range(0, resamples, RESAMPLES_AT_ONCE)]
+    even = np.full(pictures, 1 / pictures)
+    draws = [rng.multinomial(pictures, even, size).T.astype(np.float64) for size in sizes]
+    parts = [coarse.of(start, start + UNITS_AT_ONCE) for start in range(0, coarse.gathered.units, UNITS_AT_ONCE)]
+    return np.concatenate([_wins_of(part, labels, draws) for part in parts])
+
+
+def _wins_of(coarse: Coarse, labels: Any, draws: Sequence[Array]) -> Array:
+    """The same for ``draws`` (N, B), how often each picture was drawn."""
     found = coarse.gathered
     shared, owners, columns = _by_picture(coarse)
-    units = _unit_counts(coarse)
-    labels = _label_counts(coarse)
+    units, kinds = _unit_counts(coarse), coarse.category_of[columns]
     wins = np.zeros((found.units, len(coarse.eligible)), dtype=np.int64)
-    rng = np.random.default_rng((seed, 2))
-    kinds = coarse.category_of[columns]
-    for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        count = min(RESAMPLES_AT_ONCE, resamples - start)
-        drawn = rng.multinomial(found.pictures, np.full(found.pictures, 1 / found.pictures), count).T.astype(np.float64)
+    for drawn in draws:
         overlap = shared @ drawn
         unions = (units @ drawn)[owners * found.annotated.shape[1] + kinds] + (labels @ drawn)[columns] - overlap
         iou = np.divide(overlap, unions, out=np.zeros_like(overlap), where=unions > 0)
