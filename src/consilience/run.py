@@ -73,9 +73,9 @@ def run(
 ) -> Run:
     """Explain every picture of ``inputs`` (files, folders, globs) and keep everything in ``folder``.
 
-    A picture that fails is named in the manifest and the rest is done. ``command`` is what was typed, for the report; ``models``
-    are the columns' own where they are loaded already, ``after`` is called with each picture and its explanations. Memory
-    does not grow with the number of pictures beyond a table row and one packed mask (6 kB) an explanation, which the
+    A picture that fails is named in the manifest and the rest is done. ``command`` is what was typed, for the report;
+    ``models`` are the columns' own where they are loaded already, ``after`` is called with each picture and its explanations.
+    Memory does not grow with the number of pictures beyond a table row and one packed mask (6 kB) an explanation, which the
     permutation of pictures needs.
     """
     start = time.perf_counter()
