@@ -6,7 +6,6 @@ where hooks on modules miss the first and are refused or wrong on the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from consilience.explainers.gradients import CHANNELS, Channels, reduced
-from consilience.explainers.guided import _RELUS, GuidedReLUs, guided_gradients
+from consilience.explainers.guided import GuidedReLUs, guided_gradients
 from consilience.registry import explainers, option
 from consilience.types import PIXELS, Heat, Network, NotApplicable, Target, View
 
@@ -39,17 +38,7 @@ class Deconvolved(Function):
 class DeconvolvedReLUs(GuidedReLUs):
     """While it is on, every ReLU of this thread is one of a deconvnet."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """A deconvnet's ReLU in place of a ReLU; anything else as it is."""
-        kwargs = kwargs or {}
-        read = _RELUS.get(func)
-        settings = None if read is None else read(*args, **kwargs)
-        if settings is None:
-            return func(*args, **kwargs)
-        self.count += 1
-        return Deconvolved.apply(*settings)
+    relu: ClassVar[type[Function]] = Deconvolved
 
 
 def deconvolved(model: Network, pixels: Tensor, target: Target) -> Tensor:

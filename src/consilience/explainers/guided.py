@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from consilience.explainers.cam import EachOwn, GradCAM
+from consilience.explainers.gradients import reduced
 from consilience.images import enlarge
 from consilience.registry import explainers, option
 from consilience.types import PIXELS, Heat, Network, NotApplicable, Target, View
@@ -43,8 +44,10 @@ class Guided(Function):
 class GuidedReLUs(TorchFunctionMode):
     """While it is on, every ReLU of this thread is a guided one: modules, functions and methods, in place or not, ReLU6 too.
 
-    No module is touched. ``count`` is how many there were.
+    No module is touched. ``count`` is how many there were; ``relu`` takes the place of each.
     """
+
+    relu: ClassVar[type[Function]] = Guided
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,14 +56,14 @@ class GuidedReLUs(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """A guided ReLU in place of a ReLU; anything else as it is."""
+        """``relu`` in place of a ReLU; anything else as it is."""
         kwargs = kwargs or {}
         read = _RELUS.get(func)
         settings = None if read is None else read(*args, **kwargs)
         if settings is None:
             return func(*args, **kwargs)
         self.count += 1
-        return Guided.apply(*settings)
+        return self.relu.apply(*settings)
 
 
 Settings = tuple[Tensor, float | None, bool]
@@ -128,8 +131,3 @@ class GuidedGradCAM(GradCAM):
         maps = torch.stack([enlarge(heat.values, (pixels.shape[-2], pixels.shape[-1])) for heat in coarse])
         values = reduced(gradients * maps.unsqueeze(1), self.reduce)
         return [replace(heat, values=row, facts={**heat.facts, "passes": 2}) for heat, row in zip(coarse, values, strict=True)]
-
-
-def reduced(colours: Tensor, how: Literal["largest", "sum"]) -> Tensor:
-    """(N, 3, h, w) to (N, h, w): the largest magnitude of the colours, or their sum."""
-    return colours.sum(dim=1) if how == "sum" else colours.abs().amax(dim=1)
