@@ -32,7 +32,9 @@ def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
     sketch = TailSketch(units, count * maps.shape[2] * maps.shape[3], quantile, 100_000)
     sketch.add(maps)
     counts, known = Counts(sketch.result()[0], concepts, "half-pixel", "paper"), LabelCounts(concepts)
-    gatherer = Gatherer(concepts.grid, units, len(concepts.concepts), chosen_pictures(count, most, 0), coarse)
+    gatherer = Gatherer(
+        concepts.grid, units, len(concepts.concepts), len(concepts.categories), chosen_pictures(count, most, 0), coarse
+    )
     for index in range(count):
         known.add(labels[index])
         gatherer.add_labels(index, labels[index])

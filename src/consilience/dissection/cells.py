@@ -57,6 +57,30 @@ class Gathered:
         return len(self.annotated)
 
 
+class Rows:
+    """Rows of ``width`` numbers in one block that doubles when it is full.
+
+    Not a list of small arrays: kept between the large ones that come and go with every picture, they leave the heap in pieces.
+    """
+
+    def __init__(self, width: int, dtype: Any = np.int32) -> None:
+        self._block, self._count = np.empty((1 << 16, width), dtype), 0
+
+    def add(self, *columns: Any) -> None:
+        """Append rows, given as ``columns`` (n,) or single numbers."""
+        new = np.stack(np.broadcast_arrays(*columns), axis=-1)
+        stop = self._count + len(new)
+        if stop > len(self._block):
+            block = np.empty((max(stop, 2 * len(self._block)), self._block.shape[1]), self._block.dtype)
+            block[: self._count], self._block = self.all, block
+        self._block[self._count : stop], self._count = new, stop
+
+    @property
+    def all(self) -> Array:
+        """Every row so far (n, width)."""
+        return self._block[: self._count]
+
+
 @dataclass(eq=False)
 class Gatherer:
     """Takes in pictures one by one, those of ``chosen`` alone."""
@@ -64,11 +88,14 @@ class Gatherer:
     pixels: tuple[int, int]
     units: int
     concepts: int
+    categories: int
     chosen: Array
     coarse: int = 14
-    _covered: list[Array] = field(default_factory=list)
-    _shown: list[Array] = field(default_factory=list)
-    _annotated: list[Array] = field(default_factory=list)
+    _covered: Rows = field(default_factory=lambda: Rows(3))
+    _shown: Rows = field(default_factory=lambda: Rows(3))
+
+    def __post_init__(self) -> None:
+        self._annotated = Rows(self.categories, bool)
 
     @cached_property
     def grid(self) -> tuple[int, int]:
@@ -96,9 +123,8 @@ class Gatherer:
         cell = np.concatenate([one for one, _ in pairs])
         concept = np.concatenate([one for _, one in pairs])
         order = np.lexsort((concept, cell))
-        place = np.full(len(order), self._places[index])
-        self._shown.append(np.stack([place, cell[order], concept[order]]).astype(np.int32))
-        self._annotated.append(labels.annotated)
+        self._shown.add(self._places[index], cell[order], concept[order])
+        self._annotated.add(*labels.annotated[:, None])
 
     def watch(self, index: int, first: int) -> Watch | None:
         """What takes in the masks of picture ``index`` of a layer whose units are numbered from ``first``."""
@@ -110,37 +136,29 @@ class Gatherer:
         def take(units: Array, masks: Tensor) -> None:
             few = masks[:, down.to(masks.device)][:, :, across.to(masks.device)].flatten(1).cpu().numpy()
             rows, cells = np.nonzero(few)
-            self._covered.append(np.stack([units[rows] + first, np.full(len(rows), place), cells]).astype(np.int32))
+            self._covered.add(units[rows] + first, place, cells)
 
         return take
 
     def gathered(self) -> Gathered:
         """Everything as arrays."""
-        self._join()
-        owners, places, cells = self._covered[0]
+        owners, places, cells = self._covered.all.T
         order = np.lexsort((cells, places, owners))
         covered = [part[order] for part in (owners, places, cells)]
-        shown = list(self._shown[0])
+        shown = [np.ascontiguousarray(part) for part in self._shown.all.T]
         return Gathered(
             self.units, self.concepts, self.grid, covered[0], covered[1], covered[2], shown[0], shown[1], shown[2],
-            np.stack(self._annotated),
+            self._annotated.all,
         )  # fmt: skip
-
-    def _join(self) -> None:
-        nothing = np.zeros((3, 0), dtype=np.int32)
-        self._covered = [np.concatenate([nothing, *self._covered], axis=1)]
-        self._shown = [np.concatenate([nothing, *self._shown], axis=1)]
 
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
-        self._join()
-        annotated = np.stack(self._annotated) if self._annotated else np.zeros((0, 0), dtype=bool)
-        return {"covered": self._covered[0], "shown": self._shown[0], "annotated": annotated}
+        return {"covered": self._covered.all, "shown": self._shown.all, "annotated": self._annotated.all}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        self._covered, self._shown = [state["covered"]], [state["shown"]]
-        self._annotated = list(state["annotated"])
+        for rows, kept in ((self._covered, "covered"), (self._shown, "shown"), (self._annotated, "annotated")):
+            rows.add(*state[kept].T)
 
 
 def chosen_pictures(count: int, most: int, seed: int) -> Array:

@@ -174,7 +174,8 @@ class _Job:
         starts = np.concatenate([[0], np.cumsum([layer.channels for layer in layers])])
         self.slices = [slice(int(low), int(high)) for low, high in itertools.pairwise(starts)]
         chosen = chosen_pictures(count if options.permutations else 0, options.null_pictures, options.seed)
-        self.gatherer = Gatherer(concepts.grid, int(starts[-1]), len(concepts.concepts), chosen, options.null_grid)
+        kinds = len(concepts.concepts), len(concepts.categories)
+        self.gatherer = Gatherer(concepts.grid, int(starts[-1]), *kinds, chosen, options.null_grid)
         self.counts: list[Counts] = []
 
     def run(self) -> Dissection:
