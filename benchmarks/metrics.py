@@ -1,8 +1,8 @@
-"""What metrics cost: insertion and deletion beside bare forward passes, and three metrics beside Quantus.
+"""What metrics cost: insertion and deletion beside bare forward passes, and metrics with and without passes beside Quantus.
 
-    python benchmarks/metrics.py                                  # both, as published
+    python benchmarks/metrics.py                                  # all, as published
     python benchmarks/metrics.py cost --pictures 4 --steps 10     # a quick look
-    python benchmarks/metrics.py quantus --peer-pictures 2
+    python benchmarks/metrics.py passes maps --peer-pictures 2
 
 Both sides of a row take turns within one run, on the same pictures, model and maps; ratios are within a row only.
 """
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 
 import numpy as np
@@ -25,8 +26,9 @@ from torch import nn
 from consilience import api, registry
 from consilience.metrics.edits import GROUP
 from consilience.metrics.faithfulness import drawn
+from consilience.metrics.localisation import place_of
 from consilience.models.zoo import load_model
-from consilience.types import Explanation, Sample, Score, View
+from consilience.types import Box, Explanation, Sample, Score, View
 
 
 def pictures(count: int) -> list[Sample]:
@@ -137,11 +139,12 @@ def same_sets(sets: Sequence[np.ndarray], count: int, pixels: int) -> Iterator[N
         np.random.choice = kept
 
 
-def cases(model, views: Sequence[View], given: Sequence[Explanation], args: argparse.Namespace) -> list[Case]:
-    import quantus
+OPTIONS = {"normalise": False, "abs": False, "disable_warnings": True, "display_progressbar": False}
 
-    options = {"normalise": False, "abs": False, "disable_warnings": True, "display_progressbar": False}
-    call = {
+
+def asked_of_quantus(model, views: Sequence[View], given: Sequence[Explanation]) -> dict[str, object]:
+    """The same pictures, classes and maps as Quantus takes them."""
+    return {
         "model": FromPixels(model).eval(),
         "x_batch": torch.cat([view.pixels for view in views]).numpy(),
         "y_batch": np.array([one.target.index for one in given]),
@@ -150,16 +153,23 @@ def cases(model, views: Sequence[View], given: Sequence[Explanation], args: argp
         "channel_first": True,
         "device": "cpu",
     }
-    regions = quantus.RegionPerturbation(patch_size=8, regions_evaluation=args.regions, perturb_baseline=0.0, **options)
+
+
+def of_passes(model, views: Sequence[View], given: Sequence[Explanation], args: argparse.Namespace) -> list[Case]:
+    """Metrics that cost forward passes."""
+    import quantus
+
+    call = asked_of_quantus(model, views, given)
+    regions = quantus.RegionPerturbation(patch_size=8, regions_evaluation=args.regions, perturb_baseline=0.0, **OPTIONS)
     irof = quantus.IROF(
-        perturb_func=lambda arr, mask, **_: np.where(mask, 0, arr), return_aggregate=False, **options
+        perturb_func=lambda arr, mask, **_: np.where(mask, 0, arr), return_aggregate=False, **OPTIONS
     )  # its own does not take RGB
     pixels = model.frame[0] * model.frame[1]
     size = round(0.05 * pixels)
     keeps = drawn((0,) + (size,) * args.subsets, model.frame, 0)
     sets = [np.flatnonzero(row) for part in keeps.sets(32) for row in part][1:]
     faith = quantus.FaithfulnessCorrelation(
-        nr_runs=args.subsets, subset_size=3 * size, perturb_baseline=0.0, return_aggregate=False, **options
+        nr_runs=args.subsets, subset_size=3 * size, perturb_baseline=0.0, return_aggregate=False, **OPTIONS
     )
 
     def correlation() -> object:
@@ -190,6 +200,30 @@ def cases(model, views: Sequence[View], given: Sequence[Explanation], args: argp
     ]
 
 
+def of_maps(model, views: Sequence[View], given: Sequence[Explanation], args: argparse.Namespace) -> list[Case]:
+    """Metrics that look at the map alone, or at the map and the object."""
+    import quantus
+
+    call = asked_of_quantus(model, views, given)
+    objects = call | {"s_batch": np.stack([place_of(one).on for one in given])[:, None]}
+    peers = {
+        "pointing-game:tolerance=0": (quantus.PointingGame, objects),
+        "relevance-mass": (quantus.RelevanceMassAccuracy, objects),
+        "relevance-rank": (quantus.RelevanceRankAccuracy, objects),
+        "auc": (quantus.AUC, objects),
+        "sparseness": (quantus.Sparseness, call),
+        "entropy": (quantus.Complexity, call),
+    }
+    return [
+        Case(spec, registry.metrics.build(spec), partial(peer(**OPTIONS), **words), values_apart)
+        for spec, (peer, words) in peers.items()
+    ]
+
+
+def values_apart(ours, theirs) -> float:
+    return largest(ours, theirs, lambda one: one.value)
+
+
 def largest(ours, theirs, number: Callable[[Score], object]) -> float:
     """The largest difference over the pictures of which both sides say something."""
     pairs = [(number(one), value) for one, value in zip(ours, theirs, strict=True) if isinstance(one, Score)]
@@ -209,38 +243,59 @@ def their_irof(found: Score) -> float:
     return len(heights) - 1 - float(np.sum((heights[1:-1] + heights[2:]) / 2))
 
 
-def beside_quantus(model, args: argparse.Namespace) -> None:
+def beside_quantus(model, count: int, made: Callable[..., list[Case]], args: argparse.Namespace) -> None:
+    """``count`` pictures through the metrics of ``made`` on both sides, in turns."""
     if not hasattr(np, "trapz"):
         setattr(np, "trapz", np.trapezoid)  # noqa: B010 - gone from numpy, and Quantus calls it
-    samples = pictures(args.peer_pictures)
+    samples = pictures(count)
     views = [model.view(sample) for sample in samples]
-    given = [without_ties(api.explain(model, sample, "gradcam"), number) for number, sample in enumerate(samples)]
+    given = [without_ties(with_object(api.explain(model, sample, "gradcam")), number) for number, sample in enumerate(samples)]
+    rows = [row(model, views, given, case, args) for case in made(model, views, given, args)]
+    head = ["what", "Quantus", "ours", "ratio", "ratio, ours with engine=torch", "largest difference", "note"]
+    print(f"\n## {len(samples)} pictures beside Quantus, milliseconds a picture\n\n" + table(head, rows))
+
+
+def row(model, views: Sequence[View], given: Sequence[Explanation], case: Case, args: argparse.Namespace) -> Sequence[str]:
+    """One metric's line."""
     eager = model.using(engine="torch")
     bare(model, 2 * model.batch)
-    rows = []
-    for case in cases(model, views, given, args):
-        found: dict[str, object] = {}
-        times: dict[str, list[float]] = {"ours": [], "torch": [], "theirs": []}
-        for number in range(args.repeats + args.warm):
-            for side, run in (
-                ("theirs", case.theirs),
-                ("ours", lambda: case.ours.score_batch(model, views, given)),
-                ("torch", lambda: case.ours.score_batch(eager, views, given)),
-            ):
-                with redirect_stderr(StringIO()):
-                    start = time.perf_counter()
-                    found[side] = run()
-                if number >= args.warm:
-                    times[side].append(time.perf_counter() - start)
-        theirs, ours, plain = (statistics.median(times[side]) for side in ("theirs", "ours", "torch"))
-        ratios = [f"{theirs / ours:.1f}x", f"{theirs / plain:.1f}x"]
-        gap = f"{case.gap(found['ours'], found['theirs']):.1e}"
-        rows.append([case.what, f"{theirs:.2f} s", f"{ours:.2f} s", *ratios, gap, case.note])
-    head = ["what", "Quantus", "ours", "ratio", "ratio, ours with engine=torch", "largest difference", "note"]
-    print(f"\n## {len(samples)} pictures beside Quantus\n\n" + table(head, rows))
+
+    def ours(network) -> list[Score]:
+        if hasattr(case.ours, "score_batch"):
+            return case.ours.score_batch(network, views, given)
+        return [case.ours.score(network, view, one) for view, one in zip(views, given, strict=True)]
+
+    sides = {"theirs": case.theirs, "ours": partial(ours, model), "torch": partial(ours, eager)}
+    found: dict[str, object] = {}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(args.repeats + args.warm):
+        for side, run in sides.items():
+            with redirect_stderr(StringIO()):
+                start = time.perf_counter()
+                found[side] = run()
+            if number >= args.warm:
+                times[side].append((time.perf_counter() - start) * 1000 / len(views))
+    theirs, ours, plain = (statistics.median(times[side]) for side in ("theirs", "ours", "torch"))
+    ratios = [f"{theirs / ours:.1f}x", f"{theirs / plain:.1f}x"]
+    return [case.what, f"{theirs:.2f}", f"{ours:.2f}", *ratios, f"{case.gap(found['ours'], found['theirs']):.1e}", case.note]
 
 
-GROUPS = {"cost": cost, "quantus": beside_quantus}
+def with_object(explanation: Explanation) -> Explanation:
+    """A box of the explained class, somewhere in the middle."""
+    index = explanation.target.index
+    sample = replace(explanation.sample, label=index, boxes=(Box(index, 40.0, 50.0, 180.0, 200.0),))
+    return replace(explanation, sample=sample)
+
+
+def passes(model, args: argparse.Namespace) -> None:
+    beside_quantus(model, args.peer_pictures, of_passes, args)
+
+
+def maps(model, args: argparse.Namespace) -> None:
+    beside_quantus(model, args.pictures, of_maps, args)
+
+
+GROUPS = {"cost": cost, "passes": passes, "maps": maps}
 
 
 def main() -> None:
