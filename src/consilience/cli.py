@@ -227,11 +227,9 @@ def explain(arguments: argparse.Namespace) -> int:
     """Explain pictures."""
     from consilience.run import Options
 
-    output = arguments.output or Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    names = ("weights", "labels", "device", "engine", "precision", "memory")
-    options = Options(**{name: getattr(arguments, name) for name in names})
     job = replace(_job(arguments), dissection=arguments.dissection)
-    return _run_and_print(job, arguments.paths, arguments, output, arguments.truth, options)
+    options = Options(**_loading(arguments))
+    return _run_and_print(job, arguments.paths, arguments, arguments.output or _dated(), arguments.truth, options)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -258,8 +256,7 @@ def _evaluated(arguments: argparse.Namespace) -> Any:
         raise ConsilienceError("evaluate needs a run's folder or pictures (only --suite planted takes none)")
     metrics = evaluation.asked_metrics(arguments.metric or (), arguments.suite)
     asked = evaluation.Asked(metrics, arguments.suite, arguments.seed)
-    names = ("weights", "labels", "device", "engine", "precision", "memory")
-    options = Options(**{name: getattr(arguments, name) for name in names})
+    options = Options(**_loading(arguments))
     is_run = len(arguments.paths) == 1 and (Path(arguments.paths[0]) / JOB).is_file()
     if not is_run:
         job = job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
@@ -297,10 +294,8 @@ def dissect(arguments: argparse.Namespace) -> int:
     from consilience import terminal
     from consilience.dissection.job import run
 
-    loading = ("weights", "labels", "device", "engine", "precision", "memory")
-    options = {name: getattr(arguments, name) for name in loading}
     with terminal.bars():
-        finished = run(_dissection_job(arguments), arguments.output or _dated(), options, arguments.command)
+        finished = run(_dissection_job(arguments), arguments.output or _dated(), _loading(arguments), arguments.command)
     if arguments.json:
         print(json.dumps(terminal.dissection_as_json(finished), ensure_ascii=False))
     else:
@@ -352,6 +347,11 @@ def compare(arguments: argparse.Namespace) -> int:
     else:
         terminal.show_comparison(*made, terminal.output())
     return 0
+
+
+def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How models are loaded and run."""
+    return {name: getattr(arguments, name) for name in ("weights", "labels", "device", "engine", "precision", "memory")}
 
 
 def _dated() -> Path:

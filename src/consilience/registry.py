@@ -250,6 +250,7 @@ def unknown(kind: str, got: str, there: typing.Iterable[str], limit: int = 60) -
     names = list(there)
     near = get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    limit = 12 if near and len(names) > limit else limit
     shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     return f"no {kind} {got!r}{hint} There is: {shown}" if hint else f"no {kind} {got!r}; there is: {shown}"
 

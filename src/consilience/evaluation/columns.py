@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from consilience import api, registry
+from consilience import api, registry, targets
 from consilience.evaluation.remember import Remembering
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Model, NotApplicable, Sample
 
@@ -82,7 +82,8 @@ def _entry(
     like, model = explanations[base], models[base]
     if column.kind == "other":
         return Entry(column, f"{like.provenance['key']} other {seed}", model, once(lambda: another_class(model, like, seed)))
-    key = f"{column.spec} {like.model_id} {like.provenance['view']} {like.target.index} {api.versions()['consilience']}"
+    target = f"{like.target.index} {targets.full_spelling(like.target)}"
+    key = f"{column.spec} {like.model_id} {like.provenance['view']} {target} {api.versions()['consilience']}"
     return Entry(column, key, model, once(lambda: _control(model, like, column.spec)))
 
 

@@ -152,12 +152,21 @@ def _above(name: str, key: str, value: float, low: float = 0.0, high: float = 1.
         raise ConsilienceError(f"{name}: {key} lies above {low:g} and up to {high:g}; got {value:g}")
 
 
+class Located:
+    """What all of these have in common: from 0 to 1, higher is better, and no passes."""
+
+    higher_is_better: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    needs: ClassVar[frozenset[str]] = frozenset()
+    cost: ClassVar[str] = "no passes"
+
+
 # ---------------------------------------------------------------- pointing
 
 
 @metrics.register("pointing-game")
 @dataclass(frozen=True)
-class PointingGame:
+class PointingGame(Located):
     """Pointing game (Zhang et al., IJCV 2018, section 5.1): 1 where the map's maximum is on the object, else 0.
 
     ``hit = 1[min_{q in object} |argmax_p M(p) - q| <= tolerance]``. The paper allows 15 pixels of the picture
@@ -169,12 +178,8 @@ class PointingGame:
     0 or 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     binary: ClassVar[bool] = True
     label: ClassVar[str] = "Pointing game"
-    cost: ClassVar[str] = "no passes"
     tolerance: float = option(15.0, help="distance from the object that still counts, in pixels")
     at: Literal["picture", "input"] = option("picture", help="whose pixels: the picture's own, or the model's frame")
     truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
@@ -242,7 +247,7 @@ def on_picture(points: Array, explanation: Explanation) -> Array:
 
 @metrics.register("energy")
 @dataclass(frozen=True)
-class Energy:
+class Energy(Located):
     """Energy-based pointing game (Wang et al., Score-CAM, CVPR workshop 2020, section 4.2): ``sum_{object} M / sum M``.
 
     The paper's maps have no negative values; of a signed map the positive part counts (``part=absolute`` takes magnitudes).
@@ -251,11 +256,7 @@ class Energy:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Energy in object"
-    cost: ClassVar[str] = "no passes"
     part: Literal["positive", "absolute"] = option("positive", help="of a signed map: its positive part, or its magnitude")
     truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
 
@@ -268,7 +269,7 @@ class Energy:
 
 @metrics.register("relevance-mass")
 @dataclass(frozen=True)
-class RelevanceMass:
+class RelevanceMass(Energy):
     """Relevance mass accuracy (Arras, Osman & Samek, Information Fusion 2022, equation 1): ``sum_{object} R / sum R``.
 
     The paper pools the colours to relevances that are not negative; here the map is one channel already, and its magnitude
@@ -277,24 +278,13 @@ class RelevanceMass:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Relevance mass"
-    cost: ClassVar[str] = "no passes"
     part: Literal["absolute", "positive"] = option("absolute", help="of a signed map: its magnitude, or its positive part")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
-
-    def score(self, model: Model, view: View, explanation: Explanation) -> Score:
-        """The share of the relevance that is on the object."""
-        place = place_of(explanation, self.truth)
-        values = part_of(explanation.values, self.part)
-        return Score(mass_inside(values, place.on, explanation.explainer), facts=place.facts)
 
 
 @metrics.register("relevance-rank")
 @dataclass(frozen=True)
-class RelevanceRank:
+class RelevanceRank(Located):
     """Relevance rank accuracy (Arras, Osman & Samek 2022, equation 2): ``|top_K and object| / K`` with K the object's pixels.
 
     Pixels equal at rank K count by the share of them that is on the object, which is the mean over all orders of the tied:
@@ -303,11 +293,7 @@ class RelevanceRank:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Relevance rank"
-    cost: ClassVar[str] = "no passes"
     part: Part = option("signed", help="what is ranked: values as they are, their positive part, or their magnitude")
     truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
 
@@ -327,7 +313,7 @@ class RelevanceRank:
 
 @metrics.register("iou")
 @dataclass(frozen=True)
-class Iou:
+class Iou(Located):
     """IoU of the object and of what a fixed cut leaves of the map: ``|S and object| / |S or object|``.
 
     ``by=area`` takes the largest ``at`` of the frame, equal pixels at the cut drawn at random, the same for all methods
@@ -337,11 +323,7 @@ class Iou:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "IoU with object"
-    cost: ClassVar[str] = "no passes"
     at: float = option(0.2, help="part of the frame, or of the largest value")
     by: Literal["area", "maximum"] = option("area", help="what is cut at: an area, or a share of the largest value")
     truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
@@ -380,7 +362,7 @@ def top_area(explanation: Explanation, share: float, seed: int) -> tuple[Array, 
 
 @metrics.register("best-iou")
 @dataclass(frozen=True)
-class BestIou:
+class BestIou(Located):
     """The largest IoU that any threshold gives: ``max_t |{M >= t} and object| / |{M >= t} or object|``.
 
     An oracle bound: the threshold is chosen with the truth in hand, picture by picture, so no method reaches it in use. It says
@@ -389,11 +371,7 @@ class BestIou:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Best IoU (oracle bound)"
-    cost: ClassVar[str] = "no passes"
     truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
@@ -411,7 +389,7 @@ class BestIou:
 
 @metrics.register("auc")
 @dataclass(frozen=True)
-class Auc:
+class Auc(Located):
     """Area under the pixels' ROC curve: how likely a pixel on the object has a larger value than one beside it.
 
     ``P(M_p > M_q) + P(M_p = M_q) / 2`` for p on and q off the object (Mann & Whitney 1947), signed values as they are. A map
@@ -420,11 +398,7 @@ class Auc:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Pixel AUC"
-    cost: ClassVar[str] = "no passes"
     part: Part = option("signed", help="what is ranked: values as they are, their positive part, or their magnitude")
     truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
 
@@ -444,7 +418,7 @@ class Auc:
 
 @metrics.register("max-box-acc")
 @dataclass(frozen=True)
-class MaxBoxAcc:
+class MaxBoxAcc(Located):
     """MaxBoxAccV2 (Choe et al., CVPR 2020 and TPAMI 2022): how often a box cut from the map fits one of the object's boxes.
 
     The map is stretched to [0, 1]; at each threshold the connected parts (corners touch) of ``{M >= t}`` get tight boxes, and
@@ -457,11 +431,7 @@ class MaxBoxAcc:
     0 to 1, no passes.
     """
 
-    higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "MaxBoxAcc"
-    cost: ClassVar[str] = "no passes"
     thresholds: int = option(100, help="thresholds, evenly spaced from 0; the paper takes 1,000")
     delta: tuple[float, ...] = option((0.3, 0.5, 0.7), help="IoU at which a box fits, joined by +; averaged over")
     boxes: Literal["all", "largest"] = option("all", help="boxes of every connected part, or of the largest alone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,9 +30,40 @@ def layer_reading(model: TorchNetwork, view: View, layer: str, place: Place) -> 
     return LayerReading(layer, form, place.weights(form.grid, view.geometry) if form.grid else None, reading_of(model))
 
 
+class _Placed(ReadElsewhere):
+    """A layer, over its whole map or at one place of it; fields are those of the targets below."""
+
+    layer: str
+    at: tuple[int, int] | None
+    box: Corners | None
+    mask: str
+    digest: str
+    index: ClassVar[None] = None
+    score: ClassVar[str] = "value"
+
+    @property
+    def place(self) -> Place:
+        """Where on its grid."""
+        return Place(self.at, self.box, self.mask)
+
+    def check(self, model: Model) -> None:
+        """The layer is there."""
+        self.place.check()
+        form_of_layer(network_of(model, self), self.layer)
+
+    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Self:
+        """Checked, with the digest of its mask."""
+        self.check(model)
+        return replace(self, digest=same_file(self.mask, self.digest))  # type: ignore[type-var]
+
+    def reading(self, model: TorchNetwork, view: View) -> Reading:
+        """Every unit's mean; the unit is picked by `pick`."""
+        return layer_reading(model, view, self.layer, self.place)
+
+
 @targets.register("unit")
 @dataclass(frozen=True)
-class Unit(ReadElsewhere):
+class Unit(_Placed):
     """A unit of a layer: its mean over the map, or at one place.
 
     ``at`` is row and column of a cell, ``box`` four edges in pixels of the picture, ``mask`` a file of the picture's size;
@@ -46,13 +77,6 @@ class Unit(ReadElsewhere):
     box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the picture")
     mask: str = option("", help="file of a mask of the picture's size (.npy, or a picture)")
     digest: str = option("", help="of the mask's file; found")
-    index: ClassVar[None] = None
-    score: ClassVar[str] = "value"
-
-    @property
-    def place(self) -> Place:
-        """Where on its grid."""
-        return Place(self.at, self.box, self.mask)
 
     @property
     def name(self) -> str:
@@ -66,15 +90,6 @@ class Unit(ReadElsewhere):
         if not 0 <= self.unit < count:
             raise ConsilienceError(f"{self.layer!r} of {model.id} has units 0 to {count - 1}; got {self.unit}")
 
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Unit:
-        """Checked, with the digest of its mask."""
-        self.check(model)
-        return replace(self, digest=same_file(self.mask, self.digest))
-
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
-        """Every unit's mean; the unit is picked by `pick`."""
-        return layer_reading(model, view, self.layer, self.place)
-
     def pick(self, outputs: Tensor) -> Tensor:
         """The unit's (N,) of all units' means (N, C)."""
         return outputs[..., self.unit]
@@ -82,7 +97,7 @@ class Unit(ReadElsewhere):
 
 @targets.register("layer")
 @dataclass(frozen=True)
-class WholeLayer(ReadElsewhere):
+class WholeLayer(_Placed):
     """A layer's mean over all its units, over the map or at one place (as in `Unit`)."""
 
     layer: str = option(MISSING, help="the layer")
@@ -90,32 +105,11 @@ class WholeLayer(ReadElsewhere):
     box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the picture")
     mask: str = option("", help="file of a mask of the picture's size (.npy, or a picture)")
     digest: str = option("", help="of the mask's file; found")
-    index: ClassVar[None] = None
-    score: ClassVar[str] = "value"
-
-    @property
-    def place(self) -> Place:
-        """Where on its grid."""
-        return Place(self.at, self.box, self.mask)
 
     @property
     def name(self) -> str:
         """Layer and place."""
         return f"{self.layer}{self.place.suffix}"
-
-    def check(self, model: Model) -> None:
-        """The layer is there."""
-        self.place.check()
-        form_of_layer(network_of(model, self), self.layer)
-
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> WholeLayer:
-        """Checked, with the digest of its mask."""
-        self.check(model)
-        return replace(self, digest=same_file(self.mask, self.digest))
-
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
-        """Every unit's mean."""
-        return layer_reading(model, view, self.layer, self.place)
 
     def pick(self, outputs: Tensor) -> Tensor:
         """Means (N,) of all units' means (N, C)."""
