@@ -1,5 +1,7 @@
 """Attention of transformers, and what is made of it, against a network written out in loops, finite differences and timm."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracles_attention as oracle
 import pytest
@@ -11,10 +13,10 @@ from test_conformance import state_of
 from torch import nn
 from torch.nn import functional
 
-from consilience import api
+from consilience import api, registry
 from consilience.models.adapter import wrap
 from consilience.models.attention import Attentions, Plan, blocks_of, form_of_tokens, plan_of, read
-from consilience.types import ConsilienceError, NotApplicable, Sample
+from consilience.types import ClassTarget, ConsilienceError, NotApplicable, Sample
 
 METHODS = ("attention", "rollout", "gradient-rollout", "generic-attention", "legrad")
 EVERY = (*METHODS, "attnlrp", "transformer-attribution")
@@ -666,8 +668,24 @@ def test_transformer_attribution_is_its_rules_in_loops(how, prefix):
         matrix = oracle.attributed([found.attentions[at] for at in layers], [gradients[at] for at in layers])
         expected = expected_grid(matrix[0], model.module)
         ours = grid_of(api.explain(model, picture(), f"transformer-attribution:start={start}", target=TARGET))
-        # shares of sums near 0 lose digits in float32
+        # shares of sums near 0 lose digits in float32: the next test is the same in float64
         np.testing.assert_allclose(ours, expected, atol=5e-3 * np.abs(expected).max())
+
+
+def test_transformer_attribution_is_its_rules_in_loops_to_the_digit_in_float64(monkeypatch):
+    """The case that float32 is worst at."""
+    model, rollout = tiny(prefix=1), registry.explainers.build("transformer-attribution:start=0")
+    twin, seen = Twin(model.module), as_seen(model, picture())
+    found = oracle.PositiveRelevance(twin, seen, TARGET)
+    attentions = [found.attentions[at] for at in (0, 1)]
+    matrix = oracle.attributed(attentions, attention_gradients(twin, seen, TARGET)[1])
+    model.layers()
+    model.module.double()
+    monkeypatch.setattr(type(model), "_checked", lambda self, pixels: pixels.double())
+    view = model.view(picture())
+    ours = rollout.explain(model, replace(view, pixels=view.pixels.double()), ClassTarget(TARGET, "it", "logit"))
+    expected = expected_grid(matrix[0], model.module)
+    np.testing.assert_allclose(ours.values.reshape(expected.shape), expected, atol=1e-6 * np.abs(expected).max())
 
 
 def test_transformer_attribution_with_torchs_module_is_that_without():
