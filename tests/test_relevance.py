@@ -280,6 +280,19 @@ def test_torchvisions_resnet_as_zennit_canonizes_it():
         api.explain(model, sample, "deeplift", target=2)
 
 
+@pytest.mark.parametrize(("side", "step", "adds_up"), [(2, 2, True), (3, 1, False)])
+def test_captum_loses_contributions_where_windows_overlap(side, step, adds_up):
+    """Why they are refused: of several windows with the same maximum one is counted."""
+    from captum.attr import DeepLift
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(side, step), nn.Flatten(), nn.LazyLinear(2))
+    pixels = torch.rand(1, 3, 16, 16)
+    change = (module(pixels) - module(torch.zeros_like(pixels)))[0, 1]
+    found = DeepLift(module).attribute(pixels, torch.zeros_like(pixels), target=1)
+    assert (abs(float(found.sum() - change)) < 1e-3 * abs(float(change))) == adds_up
+
+
 def test_relu6_is_rescaled():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(32, 2))
