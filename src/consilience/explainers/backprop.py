@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from consilience.explainers.gradients import CHANNELS, Channels, reduced
-from consilience.explainers.guided import GuidedReLUs, guided_gradients
+from consilience.explainers.guided import GuidedReLUs, guided_gradients, through
 from consilience.registry import explainers, option
-from consilience.types import PIXELS, Heat, Network, NotApplicable, Target, View
+from consilience.types import Heat, Network, Target, View
 
 
 class Deconvolved(Function):
@@ -43,11 +43,7 @@ class DeconvolvedReLUs(GuidedReLUs):
 
 def deconvolved(model: Network, pixels: Tensor, target: Target) -> Tensor:
     """The deconvnet's (N, 3, h, w) for pixels (N, 3, h, w); `NotApplicable` where the network has no ReLU."""
-    with DeconvolvedReLUs() as relus:
-        gradients = model.trace(pixels, [PIXELS], target).gradients[PIXELS]
-    if not relus.count:
-        raise NotApplicable(f"a deconvnet is made of ReLUs, and {model.id} has none: use the gradient")
-    return gradients
+    return through(DeconvolvedReLUs(), model, pixels, target, "a deconvnet")
 
 
 @explainers.register("guided-backprop")

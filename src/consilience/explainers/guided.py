@@ -102,10 +102,15 @@ def guided_gradients(model: Network, pixels: Tensor, target: Target) -> Tensor:
 
     Raises `NotApplicable` where the network has no ReLU: there it would be the plain gradient under another name.
     """
-    with GuidedReLUs() as relus:
+    return through(GuidedReLUs(), model, pixels, target, "guided backpropagation")
+
+
+def through(relus: GuidedReLUs, model: Network, pixels: Tensor, target: Target, what: str) -> Tensor:
+    """Gradients (N, 3, h, w) that go back through ReLUs of another kind; `NotApplicable` where there is none."""
+    with relus:
         gradients = model.trace(pixels, [PIXELS], target).gradients[PIXELS]
     if not relus.count:
-        raise NotApplicable(f"guided backpropagation is made of ReLUs, and {model.id} has none: use the gradient")
+        raise NotApplicable(f"{what} is made of ReLUs, and {model.id} has none: use the gradient")
     return gradients
 
 
