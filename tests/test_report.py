@@ -14,7 +14,7 @@ from PIL import Image
 
 from consilience import render, report
 from consilience.report import words
-from consilience.report.html import MAX_PICTURES
+from consilience.report.html import MAX_PICTURES, anchors, shown
 
 HOSTILE = "<script>alert('x')</script>\"&.png"
 
@@ -304,6 +304,14 @@ def test_many_pictures_are_capped_and_the_page_says_so(tmp_path):
     assert len(reader.all("article")) == MAX_PICTURES
     assert f"The first {MAX_PICTURES} of {count} pictures are shown" in reader.text
     assert len([a for a in reader.all("td") if "data-value" in a]) == 11 * count
+
+
+def test_a_run_of_many_columns_shows_fewer_pictures(tmp_path):
+    """Four methods: 1 + 2 x 4 + 6 drawings a picture, 80 pictures are 1,200."""
+    one = small("s", ("Grad-CAM", "RISE", "LIME", "Score-CAM"), size=(16, 16))
+    run = run_of({f"s{i}": one for i in range(90)}, tmp_path)
+    assert shown(run) == [f"s{i}" for i in range(80)]
+    assert len(anchors(run)) == 80
 
 
 def test_published_values_have_their_column(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,8 @@ from consilience.types import Array
 REPORT = "report.html"
 MAX_PICTURES = 200
 """So many pictures are shown; the tables hold all."""
+MAX_TILES = 1200
+"""Drawings in all, of about 13 kB each: runs of many columns show fewer pictures."""
 MAX_PLOTS = 6
 MAX_PAIR_TILES = 6
 TILE = 320
@@ -124,7 +127,7 @@ def context(run: Reported) -> dict[str, Any]:
         "failures": run.manifest.get("failures") or [],
         "pictures": pictures(run, rows),
         "picture_count": len(run.samples),
-        "shown_count": min(len(run.samples), MAX_PICTURES),
+        "shown_count": len(shown(run)),
         "columns": columns(run),
         "numbers": _wanted(rows[0]) if rows else NUMBERS,
         "table": table(run, rows),
@@ -286,7 +289,7 @@ def table(run: Reported, rows: Sequence[Row]) -> list[Line]:
 
 def anchors(run: Reported) -> dict[str, str]:
     """Where each picture that is shown stands on the page."""
-    return {name: f"picture-{number}" for number, name in enumerate(run.samples[:MAX_PICTURES], 1)}
+    return {name: f"picture-{number}" for number, name in enumerate(shown(run), 1)}
 
 
 def line(row: Row, anchor: str) -> Line:
@@ -335,12 +338,19 @@ class Picture:
     notes: tuple[str, ...]
 
 
+def shown(run: Reported) -> list[str]:
+    """The pictures that are drawn on the page: the first ones."""
+    columns = len(run.manifest["columns"])
+    tiles = 1 + 2 * columns + min(math.comb(columns, 2), MAX_PAIR_TILES)
+    return run.samples[: min(MAX_PICTURES, max(1, MAX_TILES // tiles))]
+
+
 def pictures(run: Reported, rows: Sequence[Row]) -> Iterator[Picture]:
-    """The samples one by one, the first 200 of them; only one is in memory at a time."""
+    """The samples one by one, those that are `shown`; only one is in memory at a time."""
     of_sample: dict[str, list[Row]] = {}
     for row in rows:
         of_sample.setdefault(row["sample"], []).append(row)
-    for number, name in enumerate(run.samples[:MAX_PICTURES], 1):
+    for number, name in enumerate(shown(run), 1):
         yield _picture(run, name, f"picture-{number}", of_sample.get(name, []))
 
 
