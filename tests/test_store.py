@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from consilience.store import Item, Run, Stored, Writer, file_stem, plain, read_stored, write_atomically, write_stored
+from consilience import terminal
+from consilience.store import SCHEMA, Item, Run, Stored, Writer, file_stem, plain, read_stored, write_atomically, write_stored
 from consilience.types import ConsilienceError
 
 
@@ -105,3 +106,13 @@ def test_the_manifest_is_json_without_nan(tmp_path):
 
 def test_plain_data():
     assert plain({"a": (np.float32(0.5), np.int64(3), float("inf"), np.array([1, 2]))}) == {"a": [0.5, 3, None, [1, 2]]}
+
+
+def test_a_picture_whose_class_is_not_known_beside_one_whose_class_is(tmp_path):
+    """pandas reads the missing name as NaN, which is no name."""
+    rows = {"sample": ["a", "b"], "predicted_name": ["cat", "dog"], "probability": [0.5, 0.75], "true_name": ["cat", None]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "explanations.parquet")
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "model": {"id": "m"}}), encoding="utf-8")
+    run = Run(tmp_path)
+    assert [said["true"] for said in run.predictions.values()] == ["cat", None]
+    assert list(terminal._predictions(run).columns[3].cells) == ["cat", ""]

@@ -258,7 +258,10 @@ class Run:
         """By picture what the (first) model said."""
         first = self.explanations.drop_duplicates("sample").set_index("sample")
         rows = first[["predicted_name", "probability", "true_name"]].itertuples()
-        return {name: {"label": label, "probability": p, "true": true or None} for name, label, p, true in rows}
+        return {
+            name: {"label": label, "probability": p, "true": None if pd.isna(true) else true or None}  # no class is read as NaN
+            for name, label, p, true in rows
+        }
 
     def load(self, name: str) -> Stored:
         """Everything kept of one picture."""
