@@ -19,6 +19,7 @@ import pandas as pd
 
 from consilience import data, terminal
 from consilience.evaluation import Asked, Evaluation, evaluate_pictures
+from consilience.report.evaluation import general
 from consilience.run import job_from_specs
 
 MODEL = "efficientnet_lite0"
@@ -159,17 +160,11 @@ def reasons(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found: dict[str, list[str]] = {}
     for label, cell in cells.items():
         for row in cell["reasons"]:
-            words = generic(row["reason"])
+            words = general(row["reason"])
             found.setdefault(words, []).append(f"{label} {row['pictures']}")
     if not found:
         return []
     return ["Not applicable: " + "; ".join(f"{words} ({', '.join(some)})" for words, some in found.items()) + ".", ""]
-
-
-def generic(reason: str) -> str:
-    """A reason without the class that differs from picture to picture."""
-    head, mark, tail = reason.partition("what is marked as class")
-    return f"{head}what is marked as the class covers{tail.partition(' covers')[2]}" if mark else reason
 
 
 def marks(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 from oracles_dissection import small_broden, small_model, stacks_of
 from scipy import ndimage
 
-from consilience.dissection.cells import Gatherer, chosen_pictures, middles
+from consilience.dissection.cells import Gatherer, Rows, chosen_pictures, middles
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.nulls import (
     Coarse,
@@ -41,6 +41,16 @@ def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
         shown = Shown.of(labels[index], maps.device)
         counts.add(maps[index], maps[index].amax(dim=(1, 2)), shown, gatherer.watch(index, 0))
     return counts, known, gatherer.gathered()
+
+
+def test_rows_are_what_was_added_however_often_the_block_doubles():
+    rng, rows, added = np.random.default_rng(0), Rows(3), []
+    for count in (0, 1, 40_000, 50_000, 7, 400_000):
+        column, number = rng.integers(0, 1 << 30, count), int(rng.integers(0, 9))
+        rows.add(column, number, column[::-1])
+        added.append(np.stack([column, np.full(count, number), column[::-1]], axis=1))
+    np.testing.assert_array_equal(rows.all, np.concatenate(added))
+    assert rows.all.dtype == np.int32
 
 
 @pytest.fixture(scope="module")
