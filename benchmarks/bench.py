@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from consilience import api, images
-from consilience.models.adapter import wrap
-from consilience.models.zoo import load_model
+from consilience.models.load import load_model
+from consilience.models.network import wrap
 from consilience.types import Sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -423,7 +423,7 @@ def gradients(full: bool, steps: int = 50, repeats: int = 5) -> Iterator[Row]:
 
 def _bare(model, view, index: int, count: int, batch: int) -> None:
     """Forward and backward passes to the pixels and nothing else; parameters ask for no gradient."""
-    from consilience.models.anatomy import borrowed, frozen
+    from consilience.models.layers import borrowed, frozen
 
     with borrowed(model.module), frozen(model.module):
         for start in range(0, count, batch):

@@ -31,7 +31,7 @@ def one(spec: str, name: str) -> dict[str, float]:
     from bench import picture
 
     from consilience import api
-    from consilience.models.zoo import load_model
+    from consilience.models.load import load_model
     from consilience.types import PIXELS, ClassTarget
 
     model = load_model(name, engine="torch")

@@ -41,7 +41,7 @@ def opened(spec: str, concepts: str, count: int) -> tuple:
 
 def forward(spec: str, concepts: str, count: int) -> dict:
     """Two passes of ``model.scores``, with and without reading."""
-    from consilience.dissection.run import batches
+    from consilience.dissection.measure import batches
 
     model, found = opened(spec, concepts, count)
     samples = found.samples
@@ -65,7 +65,7 @@ def forward(spec: str, concepts: str, count: int) -> dict:
 
 def dissected(spec: str, concepts: str, count: int, layers: list[str], permutations: int) -> dict:
     """A dissection."""
-    from consilience.dissection.run import dissect
+    from consilience.dissection.measure import dissect
 
     model, found = opened(spec, concepts, count)
     result = dissect(model, layers, found, permutations=permutations)

@@ -24,7 +24,7 @@ import timm
 import torch
 
 from consilience import api, registry
-from consilience.models.zoo import load_model
+from consilience.models.load import load_model
 from consilience.types import ConsilienceError, Sample
 
 MOST_PARAMETERS = 45e6

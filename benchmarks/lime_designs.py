@@ -22,10 +22,10 @@ import numpy as np
 
 import consilience as cs
 from consilience import api, data, images, registry
-from consilience.designs import draws, groups
-from consilience.probe import Bits, probe
-from consilience.segment import segment
-from consilience.surrogate import WRONG, Scored, certainty, falling, kernel, least_squares, looks, settled
+from consilience.perturb.designs import draws, groups
+from consilience.perturb.probe import Bits, probe
+from consilience.perturb.superpixels import segment
+from consilience.perturb.surrogate import WRONG, Scored, certainty, falling, kernel, least_squares, looks, settled
 from consilience.types import Model
 
 DESIGNS = ("independent", "antithetic", "hadamard")

@@ -52,7 +52,7 @@ def one(kind: str, name: str, what: str) -> float:
     from bench import peer_cam, picture, predicted, shown
 
     from consilience import api
-    from consilience.models.zoo import load_model
+    from consilience.models.load import load_model
 
     model = load_model(name, engine="torch") if kind in ("plain", "captum") else load_model(name)
     view, normalised = shown(model)

@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from consilience import api, registry
-from consilience.metrics.edits import GROUP
 from consilience.metrics.faithfulness import drawn
 from consilience.metrics.localisation import place_of
-from consilience.models.zoo import load_model
+from consilience.metrics.perturbation import GROUP
+from consilience.models.load import load_model
 from consilience.types import Box, Explanation, Sample, Score, View
 
 

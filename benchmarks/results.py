@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from consilience import data, terminal
+from consilience import data
 from consilience.evaluation import Asked, Evaluation, evaluate_pictures
-from consilience.report.evaluation import general
-from consilience.run import job_from_specs
+from consilience.runs.explain import job_from_specs
+from consilience.show import console
+from consilience.show.evaluation_page import general
 
 MODEL = "efficientnet_lite0"
 BY = ("gradcam", "lime:samples=256", "rise:masks={masks}", "scorecam:layer=blocks.6")
@@ -43,7 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     run = given.output or Path(f"results-run-{given.limit}" if given.limit else "results-run")
     page = given.page or (run / "results.md" if given.limit else PAGE)
-    with terminal.bars():
+    with console.bars():
         found = evaluate(given.folder, run, given.masks, given.limit)
     page.write_text(written(found), encoding="utf-8")
     print(f"{page}\n{run / 'report.html'}")
@@ -101,7 +102,7 @@ map's by construction. One model, one kind of picture, n = {n}."""
 
 def facts(found: Evaluation) -> dict[str, Any]:
     """What the head of the page is filled with."""
-    from consilience.store import Run
+    from consilience.runs.folder import Run
 
     run = Run(found.folder)
     rows, failures = run.explanations, run.manifest["failures"]

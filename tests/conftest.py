@@ -116,7 +116,7 @@ def planted_picture(seed=0):
 @pytest.fixture(scope="session")
 def red_model():
     """The red finder as a model, plain torch."""
-    from consilience.models.adapter import wrap
+    from consilience.models.network import wrap
 
     torch.manual_seed(0)
     network = wrap(RedFinder(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="red-finder")
@@ -126,7 +126,7 @@ def red_model():
 @pytest.fixture(scope="session")
 def red_transformer():
     """The red finder as a transformer, plain torch."""
-    from consilience.models.adapter import wrap
+    from consilience.models.network import wrap
 
     network = wrap(RedTransformer(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="red-transformer")
     return network.using(engine="torch")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from consilience.models.adapter import wrap
+from consilience.models.network import wrap
 
 # ---------------------------------------------------------------- the counts, pixel by pixel
 

@@ -17,8 +17,9 @@ from oracles_agreement import (
 )
 from scipy import ndimage
 
-from consilience import agreement
-from consilience.agreement import (
+from consilience.agreement import overlap
+from consilience.agreement.masks import Mask, matched
+from consilience.agreement.overlap import (
     Agreement,
     agree,
     compare,
@@ -36,7 +37,6 @@ from consilience.agreement import (
     smallest_p,
     spearman,
 )
-from consilience.masks import Mask, matched
 from consilience.types import ClassTarget, ConsilienceError
 
 
@@ -101,7 +101,7 @@ def test_full_and_empty_masks():
     assert expected_iou(100, 100, 40) == pytest.approx(0.4, abs=1e-15)
     assert expected_iou(100, 0, 40) == 0
     assert expected_iou(100, 100, 100) == 1
-    assert math.isnan(agreement.excess(1, 1))
+    assert math.isnan(overlap.excess(1, 1))
     assert iou_max(20, 45) == 20 / 45
     assert math.isnan(excess_of_possible(0.4, expected_iou(100, 100, 40), iou_max(100, 40)))
 
@@ -128,12 +128,12 @@ def test_many_areas_give_what_single_calls_give(monkeypatch):
     a, b = rng.integers(0, 2501, 9), rng.integers(0, 2501, 7)
     single = np.array([[expected_iou(2500, int(x), int(y)) for y in b] for x in a])
     np.testing.assert_array_equal(expected_matrix(2500, a, b), single)
-    monkeypatch.setattr(agreement, "EXACT_PAIRS", 1)
+    monkeypatch.setattr(overlap, "EXACT_PAIRS", 1)
     np.testing.assert_allclose(expected_matrix(2500, a, b), single, atol=1e-6)
 
 
 def test_pairs_without_a_proof_are_computed_exactly(monkeypatch):
-    monkeypatch.setattr(agreement, "EXACT_PAIRS", 1)
+    monkeypatch.setattr(overlap, "EXACT_PAIRS", 1)
     found = expected_matrix(16, np.array([0, 1, 8, 16]), np.array([0, 3, 16]))
     single = np.array([[expected_iou(16, a, b) for b in (0, 3, 16)] for a in (0, 1, 8, 16)])
     np.testing.assert_allclose(found, single, atol=1e-15)
@@ -345,7 +345,7 @@ def test_drawn_permutations_estimate_the_exact_p(monkeypatch):
     b = [np.roll(one, 2, 0) if i < 2 else blob(rng, (12, 12)) for i, one in enumerate(a)]
     a, b = [pack(one) for one in a], [pack(one) for one in b]
     exact = permutation_p(a, b)
-    monkeypatch.setattr(agreement, "ALL_PERMUTATIONS", 1)
+    monkeypatch.setattr(overlap, "ALL_PERMUTATIONS", 1)
     drawn = permutation_p(a, b, seed=1)
     assert 0.005 < exact < 0.5
     assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999))
@@ -397,7 +397,7 @@ def test_one_mask_for_all_pictures_is_never_better_than_chance():
 
 
 def test_permutations_within_groups_find_what_is_there_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(agreement, "GROUP", 10)
+    monkeypatch.setattr(overlap, "GROUP", 10)
     rng = np.random.default_rng(11)
     a = [blob(rng, (10, 10)) for _ in range(25)]
     near = [pack(one & blob(rng, (10, 10), 0.8)) for one in a]

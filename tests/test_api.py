@@ -7,7 +7,7 @@ from conftest import planted_picture
 
 import consilience as cs
 from consilience import api
-from consilience.models.adapter import wrap
+from consilience.models.network import wrap
 from consilience.types import ClassTarget, ConsilienceError, Sample
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from consilience import api, registry
-from consilience.models.adapter import wrap
 from consilience.models.attention import Attentions, Plan, blocks_of, form_of_tokens, plan_of, read
+from consilience.models.network import wrap
 from consilience.types import ClassTarget, ConsilienceError, NotApplicable, Sample
 
 METHODS = ("attention", "rollout", "gradient-rollout", "generic-attention", "legrad")

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from consilience import audit, registry, study
-from consilience.agreement import Agreement
-from consilience.audit import RULES, Auditor, Finding
+from consilience import registry, study
+from consilience.agreement import audit
+from consilience.agreement.audit import RULES, Auditor, Finding
+from consilience.agreement.masks import Mask
+from consilience.agreement.overlap import Agreement
 from consilience.images import Placement
-from consilience.masks import Mask
 from consilience.types import ClassTarget, Explanation, Sample
 
 SIZE = (20, 20)

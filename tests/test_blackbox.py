@@ -11,8 +11,10 @@ from torch import nn
 
 import consilience as cs
 from consilience import progress
-from consilience.models import blackbox, engines, onnxfile
-from consilience.models.zoo import load_model
+from consilience.models import callable
+from consilience.models import onnx as onnxfile
+from consilience.models.engines import plan
+from consilience.models.load import load_model
 from consilience.types import ConsilienceError, Model, Network, Sample
 
 
@@ -112,7 +114,7 @@ def test_what_the_outputs_are_is_found_on_a_trial(softmax, found):
     ],
 )
 def test_probabilities_are_positive_and_sum_to_one(rows, kind):
-    assert blackbox.kind_of(torch.tensor(rows)) == kind
+    assert callable.kind_of(torch.tensor(rows)) == kind
 
 
 def test_the_id_follows_what_is_said():
@@ -176,7 +178,7 @@ def test_what_needs_more_than_scores_refuses(planted):
 
 def test_using_keeps_what_it_is_not_told():
     box = cs.wrap_callable(net(), size=64, batch=500)
-    assert box.batch == engines.MEMORY // (12 * (64 + 3) * 64 * 64) if box.batch < 32 else box.batch == 32
+    assert box.batch == plan.MEMORY // (12 * (64 + 3) * 64 * 64) if box.batch < 32 else box.batch == 32
     small = box.using(memory=8 << 20)
     assert small.batch == (8 << 20) // (12 * (64 + 3) * 64 * 64) == 2
     assert small.id == box.id

@@ -7,8 +7,8 @@ import torchvision
 from conftest import planted_picture
 
 from consilience import api, images
-from consilience.models.adapter import wrap
-from consilience.models.zoo import load_model
+from consilience.models.load import load_model
+from consilience.models.network import wrap
 from consilience.types import ClassTarget, ConsilienceError
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional
 
 from consilience import api
-from consilience.explainers.cam_probing import masks_of
+from consilience.explainers.cam_gradient_free import masks_of
 from consilience.explainers.fullgrad import Biases, FullGrad
 from consilience.explainers.guided import GuidedReLUs, guided_gradients
-from consilience.models.adapter import TorchNetwork, wrap
-from consilience.models.zoo import load_model
+from consilience.models.load import load_model
+from consilience.models.network import TorchNetwork, wrap
 from consilience.types import ConsilienceError, NotApplicable, Sample
 
 # ---------------------------------------------------------------- a small network with everything awkward in it
@@ -850,7 +850,7 @@ SCORE = """
 import resource, sys, torch, numpy as np
 from torch import nn
 from consilience import api
-from consilience.models.adapter import TorchNetwork, wrap
+from consilience.models.network import TorchNetwork, wrap
 from consilience.types import Sample
 torch.set_num_threads(1)
 class Wide(nn.Module):

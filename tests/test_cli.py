@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from consilience.cli import main
-from consilience.store import Run
+from consilience.runs.folder import Run
 
 FACTORY = """
 from conftest import RedFinder

@@ -15,9 +15,9 @@ import torch
 from consilience.dissection import compare as comparing
 from consilience.dissection.compare import compare, side, side_of_words
 from consilience.models import weights
-from consilience.models.zoo import load_model
-from consilience.report import dissection as page
-from consilience.report import drawings
+from consilience.models.load import load_model
+from consilience.show import dissection_page as page
+from consilience.show import drawings
 from consilience.types import ConsilienceError
 
 UNITS_A = [

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 import consilience as cs
 from consilience.dissection.concepts import ConceptSet, concept_sets, load_concepts
-from consilience.dissection.drawn import COLOURS
+from consilience.dissection.sets.drawn import COLOURS
 from consilience.images import Placement
 from consilience.registry import parse
 from consilience.types import ConsilienceError
@@ -313,7 +313,7 @@ def test_coco_instances_are_their_polygons_and_run_lengths(tmp_path):
     drawn = Image.new("1", (30, 20))
     ImageDraw.Draw(drawn).rectangle((4, 3, 19, 11), fill=1)
     assert np.array_equal(shown(concepts, 0)["cat", "object"], on_grid(np.array(drawn) | blob))
-    from consilience.dissection.coco import _decoded
+    from consilience.dissection.sets.coco import _decoded
 
     assert np.array_equal(_decoded(plain, (20, 18)), cross(20)[:, :18])
 

@@ -8,7 +8,7 @@ from oracles_lime import cosine_kernel
 from oracles_surrogate import every_mask
 from scipy.stats import chi2
 
-from consilience.designs import draws, groups
+from consilience.perturb.designs import draws, groups
 from consilience.types import ConsilienceError
 
 OURS = ("independent", "antithetic", "hadamard")

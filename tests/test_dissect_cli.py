@@ -11,15 +11,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from consilience import render
 from consilience.cli import main
-from consilience.dissection import job as jobs
-from consilience.dissection import tiles
 from consilience.dissection.concepts import load_concepts
-from consilience.dissection.job import DissectionRun
 from consilience.dissection.tally import unit_masks
-from consilience.models.zoo import load_model
-from consilience.store import Run
+from consilience.models.load import load_model
+from consilience.runs import dissect as jobs
+from consilience.runs.dissect import DissectionRun
+from consilience.runs.folder import Run
+from consilience.show import panels, unit_tiles
 from consilience.types import ConsilienceError
 
 MODULE = """
@@ -205,19 +204,21 @@ def test_what_cannot_be_done_is_said_before_anything_is_kept(here, tmp_path, cap
 def test_tiles_are_top_pictures_cut_by_the_units_mask(whole):
     model = load_model("own_dissected:red", engine="torch")
     found, concepts = whole.dissection, load_concepts(CONCEPTS)
-    path = tiles.strip_path(whole.folder, "last", 0)
+    path = unit_tiles.strip_path(whole.folder, "last", 0)
     strip = np.asarray(Image.open(path).convert("RGB")).astype(float)
-    assert strip.shape == (tiles.SIDE, tiles.WIDTH, 3)
+    assert strip.shape == (unit_tiles.SIDE, unit_tiles.WIDTH, 3)
     best = found.top("last").query("unit == 0").iloc[0]
     view = model.view(concepts.sample(int(best["index"])), "squash")
     maps = model.activations(view.pixels, ["last"])["last"][0, :1]
-    cut = unit_masks(maps, maps.new_tensor(found.layer("last").thresholds[:1]), (tiles.SIDE, tiles.SIDE), "half-pixel")[0]
+    cut = unit_masks(
+        maps, maps.new_tensor(found.layer("last").thresholds[:1]), (unit_tiles.SIDE, unit_tiles.SIDE), "half-pixel"
+    )[0]
     pixels = (view.pixels[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    picture = np.asarray(Image.fromarray(pixels).resize((tiles.SIDE, tiles.SIDE), Image.Resampling.BILINEAR))
-    expected = render.mask(picture, cut.numpy().astype(bool)).astype(float)
-    assert np.abs(strip[:, : tiles.SIDE] - expected).mean() < 6  # WebP is not exact
-    assert np.abs(strip[:, : tiles.SIDE] - picture).mean() > 12
-    assert (strip[:, tiles.SIDE : tiles.SIDE + tiles.GAP] > 200).mean() > 0.9
+    picture = np.asarray(Image.fromarray(pixels).resize((unit_tiles.SIDE, unit_tiles.SIDE), Image.Resampling.BILINEAR))
+    expected = panels.mask(picture, cut.numpy().astype(bool)).astype(float)
+    assert np.abs(strip[:, : unit_tiles.SIDE] - expected).mean() < 6  # WebP is not exact
+    assert np.abs(strip[:, : unit_tiles.SIDE] - picture).mean() > 12
+    assert (strip[:, unit_tiles.SIDE : unit_tiles.SIDE + unit_tiles.GAP] > 200).mean() > 0.9
 
 
 def test_the_page_shows_the_tables_numbers_and_loads_nothing(whole):
@@ -235,12 +236,12 @@ def test_the_page_shows_the_tables_numbers_and_loads_nothing(whole):
         assert row["concept"] in words
     pictures = re.findall(r'src="data:image/webp;base64,([^"]+)"', text)
     assert len(pictures) == 8
-    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size == (tiles.WIDTH, tiles.SIDE)
+    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size == (unit_tiles.WIDTH, unit_tiles.SIDE)
 
 
 def test_the_page_is_bounded(whole, tmp_path):
     model, concepts = load_model("own_dissected:red", engine="torch"), load_concepts(CONCEPTS)
-    shown = tiles.draw_tiles(model, whole.dissection, concepts, tmp_path, most=4)
+    shown = unit_tiles.draw_tiles(model, whole.dissection, concepts, tmp_path, most=4)
     assert (shown["shown"], shown["left_out"]) == (4, 4)
     drawn = {(path.parent.name, path.stem) for path in tmp_path.rglob("*.webp")}
     table = whole.dissection.table().sort_values(["detector", "iou"], ascending=False, kind="stable")
@@ -266,7 +267,7 @@ def test_the_report_is_written_anew(whole, capsys):
 
 
 def test_names_in_the_page_are_escaped(whole, monkeypatch):
-    from consilience.report import dissection as page
+    from consilience.show import dissection_page as page
 
     units = whole.units.assign(concept="<script>alert(1)</script>", word="<b>")
     monkeypatch.setattr(DissectionRun, "units", property(lambda _run: units))
@@ -315,9 +316,9 @@ def test_accuracy_over_labelled_pictures(here, tmp_path):
 
 
 def test_units_without_concept_or_word_are_shown(whole, monkeypatch):
-    from consilience import terminal
     from consilience.dissection.words import beside
-    from consilience.report import dissection as page
+    from consilience.show import console
+    from consilience.show import dissection_page as page
 
     table, words = whole.dissection.table(), whole.words.copy()
     table.loc[0, ["concept", "category"]] = ""
@@ -326,7 +327,7 @@ def test_units_without_concept_or_word_are_shown(whole, monkeypatch):
     units = beside(words, table)
     monkeypatch.setattr(DissectionRun, "units", property(lambda _run: units))
     assert "no concept" in page.page(whole)
-    rows = json.loads(json.dumps(terminal.dissection_as_json(whole), allow_nan=False))["units"]
+    rows = json.loads(json.dumps(console.dissection_as_json(whole), allow_nan=False))["units"]
     assert [row["same"] for row in rows[:2]] == [None, None]
     assert rows[1]["margin"] is None
 

@@ -14,9 +14,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from consilience import progress
-from consilience.models import engines
-from consilience.models.adapter import wrap
-from consilience.probe import Bits, Grids, probe
+from consilience.models import digest
+from consilience.models.engines import openvino, plan
+from consilience.models.engines import runner as engine_runner
+from consilience.models.network import wrap
+from consilience.perturb.probe import Bits, Grids, probe
 from consilience.types import ClassTarget, ConsilienceError, Sample
 
 pytest.importorskip("openvino")
@@ -113,12 +115,12 @@ def test_facts_resolve_auto():
 
 def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
     """Also the few pictures that go straight to torch; and it is what the compiled network itself says."""
-    monkeypatch.setattr(engines, "_openvino_capabilities", lambda: ("FP32",))
+    monkeypatch.setattr(plan, "_openvino_capabilities", lambda: ("FP32",))
     model = wrap(make(), size=24, precision="bf16")
     assert model.facts["precision"] == "f32"
     assert "no bf16 arithmetic, so f32 runs" in model.facts["note"]
     for count in (4, 32):
-        with engines.recorded() as ran:
+        with plan.recorded() as ran:
             scores = model.scores(pictures(count))
         assert ran == {("torch" if count == 4 else "openvino", "f32")}
         torch.testing.assert_close(scores, oracle(make(), pictures(count)), atol=2e-6, rtol=1e-4)
@@ -129,7 +131,7 @@ def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_torch_in_bf16_says_where_it_is_emulated(monkeypatch, native):
-    monkeypatch.setattr(engines, "native_bf16", lambda device: native)
+    monkeypatch.setattr(plan, "native_bf16", lambda device: native)
     low = wrap(make(), size=24, engine="torch", precision="bf16")
     error = (low.scores(pictures(32)) - oracle(make(), pictures(32))).abs().max()
     assert low.facts["precision"] == "bf16"
@@ -200,11 +202,11 @@ def test_where_torch_compile_cannot_torch_does_and_it_is_said_once(monkeypatch):
 
 def test_passes_are_recorded_as_they_ran():
     model = wrap(make(), size=24)
-    with engines.recorded() as ran:
+    with plan.recorded() as ran:
         assert not ran
         model.scores(pictures(40))
         assert ran == {("openvino", "f32"), ("torch", "f32")}  # 32, and a rest of 8
-    with engines.recorded() as ran:
+    with plan.recorded() as ran:
         model.activations(pictures(1), ["0"])
     assert ran == {("torch", "f32")}
     model.logits(pictures(1))
@@ -223,8 +225,8 @@ def test_weights_changed_after_the_first_scores_count():
 def test_a_converted_model_is_found_again_by_content(monkeypatch, tmp_path):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     conversions = []
-    convert = engines._convert
-    monkeypatch.setattr(engines, "_convert", lambda network: conversions.append(1) or convert(network))
+    convert = openvino._convert
+    monkeypatch.setattr(openvino, "_convert", lambda network: conversions.append(1) or convert(network))
     pixels = pictures(32)
     first = wrap(make(), size=24).scores(pixels)
     assert torch.equal(wrap(make(), size=24).scores(pixels), first)
@@ -318,35 +320,35 @@ def test_one_picture_a_batch_works():
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / "own"))
-    assert engines.cache_folder() == tmp_path / "own"
+    assert openvino.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("CONSILIENCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert engines.cache_folder() == tmp_path / "xdg" / "consilience"
+    assert openvino.cache_folder() == tmp_path / "xdg" / "consilience"
 
 
 def test_architecture_tells_what_a_repr_does_not():
     one, other = make(), make()
-    assert engines.architecture(one) == engines.architecture(other)
+    assert digest.architecture(one) == digest.architecture(other)
     one.train(), other.eval()
-    assert engines.architecture(one) == engines.architecture(other)
+    assert digest.architecture(one) == digest.architecture(other)
     other[1].momentum = 0.3
-    assert engines.architecture(one) != engines.architecture(other)
-    assert "return out + 3" in engines.architecture(Deceptive())
+    assert digest.architecture(one) != digest.architecture(other)
+    assert "return out + 3" in digest.architecture(Deceptive())
 
 
 def test_digests_are_not_computed_twice():
     module = nn.Linear(4000, 2000)
     began = time.perf_counter()
-    first = engines.weights_digest(module)
+    first = digest.weights_digest(module)
     cold = time.perf_counter() - began
     began = time.perf_counter()
-    assert engines.weights_digest(module) == first
+    assert digest.weights_digest(module) == first
     assert time.perf_counter() - began < cold / 3
 
 
 def slow_digest(module: nn.Module) -> str:
-    engines._weights.clear()
-    return engines.digest(module, "")
+    digest._weights.clear()
+    return digest.digest(module, "")
 
 
 CHANGES = {
@@ -369,7 +371,7 @@ def test_every_change_is_seen(what, layout):
     """The watch against the digest itself, which reads everything."""
     module = make().to(memory_format=layout)
     module.sizes = [1, 2]
-    runner, before = engines.Runner(), slow_digest(module)
+    runner, before = engine_runner.Runner(), slow_digest(module)
     assert runner.digest(module, "") == before
     assert runner._watch.same()
     CHANGES[what](module)
@@ -380,8 +382,8 @@ def test_every_change_is_seen(what, layout):
 def test_a_watch_looks_no_closer_than_it_has_to(monkeypatch):
     module = make()
     calls = []
-    digest = engines.digest
-    monkeypatch.setattr(engines, "digest", lambda *given: calls.append(1) or digest(*given))
+    compute = digest.digest
+    monkeypatch.setattr(engine_runner, "digest", lambda *given: calls.append(1) or compute(*given))
     model = wrap(module, size=24)
     for _ in range(3):
         model.scores(pictures(32))
@@ -397,13 +399,13 @@ def test_a_watch_looks_no_closer_than_it_has_to(monkeypatch):
     [("500M", 500 << 20), ("2G", 2 << 30), ("1.5GiB", 3 << 29), ("64000000", 64_000_000), ("7 kb", 7168), (12, 12)],
 )
 def test_sizes_in_bytes(text, size):
-    assert engines.bytes_of(text) == size
+    assert plan.bytes_of(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "1T", "1,5G", "two"])
 def test_what_is_no_size(text):
     with pytest.raises(ConsilienceError, match="memory is a number of bytes, or one with K, M or G: 500M, 2G; got"):
-        engines.bytes_of(text)
+        plan.bytes_of(text)
 
 
 class Peak(TorchDispatchMode):

@@ -18,15 +18,20 @@ from scipy import stats as scipy_stats
 from torch import nn
 
 import consilience as cs
-from consilience import api, evaluation, registry, report, run, terminal
+from consilience import api, registry
 from consilience.cli import main
-from consilience.evaluation import Asked, Evaluation, columns, grid, job, summary
+from consilience.evaluation import columns, suites, summary
+from consilience.evaluation import mosaics as grid
 from consilience.evaluation.columns import Column
-from consilience.evaluation.remember import remembering
+from consilience.evaluation.memory import remembering
 from consilience.metrics.mosaic import mosaics
-from consilience.models import zoo
-from consilience.models.adapter import wrap
+from consilience.models import load
+from consilience.models.network import wrap
 from consilience.registry import option
+from consilience.runs import evaluate, explain
+from consilience.runs.evaluate import Asked
+from consilience.runs.scores import Evaluation
+from consilience.show import console, html
 from consilience.types import Heat, NotApplicable, Score
 
 CALLS = []
@@ -88,17 +93,17 @@ def pictures(tmp_path):
 @pytest.fixture
 def loaded(red_model, monkeypatch):
     made = replace(red_model, source="my:red")
-    monkeypatch.setattr(zoo, "_from_factory", lambda *_: made)
+    monkeypatch.setattr(load, "_from_factory", lambda *_: made)
     return made
 
 
 BY = ("gradcam", "lime:samples=64,segments=grid(4)")
-OPTIONS = run.Options(engine="torch")
+OPTIONS = explain.Options(engine="torch")
 
 
 def evaluated(pictures, tmp_path, metrics=("test-in-patch", "test-hit"), folder="run"):
-    job = run.job_from_specs(BY, ["my:red"], "red")
-    return evaluation.evaluate_pictures(Asked(metrics), job, [pictures], tmp_path / folder, None, OPTIONS)
+    job = explain.job_from_specs(BY, ["my:red"], "red")
+    return evaluate.evaluate_pictures(Asked(metrics), job, [pictures], tmp_path / folder, None, OPTIONS)
 
 
 # ---------------------------------------------------------------- tables by hand
@@ -213,33 +218,33 @@ def test_pictures_are_explained_and_scored_beside_all_controls(pictures, loaded,
 
 def test_a_finished_run_gives_the_same_numbers(pictures, loaded, tmp_path):
     first = evaluated(pictures, tmp_path)
-    job = run.job_from_specs(BY, ["my:red"], "red")
-    run.run(job, [pictures], tmp_path / "again", None, OPTIONS)
-    second = evaluation.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS)
+    job = explain.job_from_specs(BY, ["my:red"], "red")
+    explain.run(job, [pictures], tmp_path / "again", None, OPTIONS)
+    second = evaluate.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS)
     pd.testing.assert_frame_equal(first.table, second.table)
 
 
 def test_what_is_kept_is_not_scored_again(pictures, loaded, tmp_path):
     evaluated(pictures, tmp_path)
     count = len(CALLS)
-    again = evaluation.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "run", None, OPTIONS)
+    again = evaluate.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "run", None, OPTIONS)
     assert len(CALLS) == count
     (tmp_path / "run" / "metrics" / "p2.json").unlink()
-    evaluation.evaluate_run(Asked(("test-in-patch",)), tmp_path / "run", None, OPTIONS)
+    evaluate.evaluate_run(Asked(("test-in-patch",)), tmp_path / "run", None, OPTIONS)
     assert len(CALLS) == count + 8  # one picture, eight columns
-    more = evaluation.evaluate_run(Asked(("test-in-patch:scale=2",)), tmp_path / "run", None, OPTIONS)
+    more = evaluate.evaluate_run(Asked(("test-in-patch:scale=2",)), tmp_path / "run", None, OPTIONS)
     merged = more.table.merge(again.table[again.table["metric"] == "test-in-patch"], on=["sample", "column"])
     known = merged.dropna(subset=["value_x"])
     assert np.allclose(known["value_x"], 2 * known["value_y"])
 
 
 def test_a_picture_killed_halfway_keeps_the_metrics_that_were_done(pictures, loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "PATIENCE", 0.0)
+    monkeypatch.setattr(evaluate, "PATIENCE", 0.0)
     monkeypatch.setattr(Hit, "score", lambda *_: sys.exit("killed"))
     with pytest.raises(SystemExit):
         evaluated(pictures, tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr(zoo, "_from_factory", lambda *_: loaded)
+    monkeypatch.setattr(load, "_from_factory", lambda *_: loaded)
     assert CALLS.count("centre") == 1
     found = evaluated(pictures, tmp_path)
     assert CALLS.count("centre") == 3  # the first picture's are not made again
@@ -251,18 +256,18 @@ def test_a_picture_that_changed_or_went_is_refused(pictures, loaded, tmp_path):
     asked = Asked(("test-hit",))
     Image.fromarray(planted_picture(9).pixels).save(pictures / "p1.png")
     with pytest.raises(cs.ConsilienceError, match="p1 is another picture"):
-        evaluation.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
+        evaluate.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
     (pictures / "p1.png").unlink()
     with pytest.raises(cs.ConsilienceError, match="is not where it was"):
-        evaluation.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
+        evaluate.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
 
 
 def test_other_weights_are_refused(pictures, loaded, tmp_path, monkeypatch):
     evaluated(pictures, tmp_path)
     other = replace(loaded, name="other")
-    monkeypatch.setattr(zoo, "_from_factory", lambda *_: other)
+    monkeypatch.setattr(load, "_from_factory", lambda *_: other)
     with pytest.raises(cs.ConsilienceError, match="was made with red-finder@"):
-        evaluation.evaluate_run(Asked(("test-hit",)), tmp_path / "run", None, OPTIONS)
+        evaluate.evaluate_run(Asked(("test-hit",)), tmp_path / "run", None, OPTIONS)
 
 
 # ---------------------------------------------------------------- controls
@@ -341,12 +346,12 @@ def test_evaluate_says_what_the_model_lacks(red_model, planted):
 
 
 def test_suites_name_metrics_that_there_are():
-    for name, specs in evaluation.SUITES.items():
-        assert evaluation.asked_metrics((), name)
+    for name, specs in suites.SUITES.items():
+        assert suites.asked_metrics((), name)
         assert len({*specs}) == len(specs)
-    assert evaluation.asked_metrics(("test-hit", "test-hit"), None) == ("test-hit",)
+    assert suites.asked_metrics(("test-hit", "test-hit"), None) == ("test-hit",)
     with pytest.raises(cs.ConsilienceError, match="planted"):
-        evaluation.asked_metrics((), "nothing")
+        suites.asked_metrics((), "nothing")
 
 
 def test_the_report_shows_the_table_and_links_numbers_to_pictures(pictures, loaded, tmp_path):
@@ -369,7 +374,7 @@ def test_the_report_shows_the_table_and_links_numbers_to_pictures(pictures, load
 def test_a_run_without_evaluation_has_no_such_section(pictures, loaded, tmp_path):
     found = evaluated(pictures, tmp_path)
     (found.folder / "evaluation.json").unlink()
-    page = report.page(cs.Run(found.folder))
+    page = html.page(cs.Run(found.folder))
     assert 'id="evaluation"' not in page
 
 
@@ -441,7 +446,7 @@ def brightest(monkeypatch):
         Brightest(), classes=("red", "green", "blue", "white"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="brightest"
     )
     made = replace(made.using(engine="torch"), source="my:brightest")
-    monkeypatch.setattr(zoo, "_from_factory", lambda *_: made)
+    monkeypatch.setattr(load, "_from_factory", lambda *_: made)
     yield made
     LEFTS.clear()
 
@@ -458,8 +463,8 @@ def coloured(tmp_path):
 
 
 def gridded(folder, out, metrics=("grid-pointing", "sparseness")):
-    job = run.job_from_specs(["test-left"], ["my:brightest"])
-    return evaluation.evaluate_pictures(Asked(metrics), job, [folder], out, None, OPTIONS)
+    job = explain.job_from_specs(["test-left"], ["my:brightest"])
+    return evaluate.evaluate_pictures(Asked(metrics), job, [folder], out, None, OPTIONS)
 
 
 def test_mosaics_are_made_of_the_pictures_and_scored_beside_controls(brightest, coloured, tmp_path):
@@ -495,12 +500,12 @@ def test_mosaics_are_made_of_the_pictures_and_scored_beside_controls(brightest, 
 def test_mosaics_are_kept_and_come_of_a_run_too(brightest, coloured, tmp_path):
     first = gridded(coloured, tmp_path / "run")
     LEFTS.clear()
-    again = evaluation.evaluate_run(Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS)
+    again = evaluate.evaluate_run(Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS)
     assert not LEFTS  # nothing is explained again
     pd.testing.assert_frame_equal(first.table, again.table)
     name = first.table.loc[first.table["metric"] == "grid-pointing", "sample"].iloc[0]
     (tmp_path / "run" / "metrics" / f"{name}.json").unlink()
-    evaluation.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
+    evaluate.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
     assert len(LEFTS) == 2  # one mosaic: its class and another one
 
 
@@ -509,14 +514,14 @@ def test_too_few_sure_pictures_are_one_line(brightest, coloured, tmp_path, capsy
         path.unlink()
     found = gridded(coloured, tmp_path / "run")
     assert set(found.table["metric"]) == {"sparseness"}
-    terminal.show_evaluation(found, terminal.output())
+    console.show_evaluation(found, console.output())
     said = " ".join(capsys.readouterr().out.split())
     line = "No number of Grid pointing game (grid-pointing): a mosaic of 4 cells needs pictures of as many classes that"
     assert said.count(line) == 1
     assert "of 9 pictures 9, of 3 classes, have a probability of 0.9" in said
     page = (found.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("a mosaic of 4 cells needs") == 1
-    alone = evaluation.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
+    alone = evaluate.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
     assert len(alone.table) == 0
     assert alone.summary["metrics"][0]["absent"].startswith("a mosaic of 4 cells needs")
 
@@ -539,8 +544,8 @@ def test_a_data_sets_number_is_named_as_such(pictures, loaded, tmp_path, capsys)
     truth = tmp_path / "truth.csv"
     edges = ["40,8,56,24", "36,8,60,24", "40,0,56,40"]
     truth.write_text("image,class_index,x0,y0,x1,y1\n" + "".join(f"p{i}.png,1,{edge}\n" for i, edge in enumerate(edges)))
-    job = run.job_from_specs(BY, ["my:red"], "red")
-    found = evaluation.evaluate_pictures(Asked(("max-box-acc",)), job, [pictures], tmp_path / "run", truth, OPTIONS)
+    job = explain.job_from_specs(BY, ["my:red"], "red")
+    found = evaluate.evaluate_pictures(Asked(("max-box-acc",)), job, [pictures], tmp_path / "run", truth, OPTIONS)
     spec = registry.spell(registry.metrics.build("max-box-acc"), full=True)
     curves = np.array([one.get(spec, "Grad-CAM").curve for one in found.pictures()])
     best = [max(float(np.mean([row[t] >= delta for row in curves])) for t in range(100)) for delta in (0.3, 0.5, 0.7)]
@@ -548,13 +553,13 @@ def test_a_data_sets_number_is_named_as_such(pictures, loaded, tmp_path, capsys)
     assert said["value"] == pytest.approx(np.mean(best))
     cell = next(row for row in found.summary["cells"] if row["column"] == "Grad-CAM")
     assert said["value"] <= cell["mean"]
-    terminal.show_evaluation(found, terminal.output())
+    console.show_evaluation(found, console.output())
     assert "of the data set" in capsys.readouterr().out
     assert "MaxBoxAcc of the data set" in (found.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_reasons_of_many_classes_are_one_line(pictures, loaded, tmp_path):
-    from consilience.report import evaluation as said_of
+    from consilience.show import evaluation_page as said_of
 
     assert said_of.general("the picture has no box of class 3 tiger cat, tabby; it has boxes of class 4, 5 and 0 masks") == (
         "the picture has no box of the explained class; it has boxes of another class and 0 masks"

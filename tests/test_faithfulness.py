@@ -11,11 +11,11 @@ from oracles_metrics import Shown, explanation
 
 from consilience import api, registry
 from consilience.metrics.curves import RISE, patches_of
-from consilience.metrics.edits import GROUP, Ranked, ranks, stops
 from consilience.metrics.faithfulness import Squares, drawn
+from consilience.metrics.perturbation import GROUP, Ranked, ranks, stops
 from consilience.metrics.road import Imputed, imputed
-from consilience.models.adapter import wrap
-from consilience.segment import Grid
+from consilience.models.network import wrap
+from consilience.perturb.superpixels import Grid
 from consilience.types import ClassTarget, ConsilienceError, NotApplicable, Sample, View
 
 SHAPE = (12, 10)

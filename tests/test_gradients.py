@@ -10,11 +10,11 @@ from conftest import planted_picture
 from torch import nn
 
 from consilience import api, registry
-from consilience.explainers import gradients, paths
+from consilience.explainers import gradients, integrated
 from consilience.explainers.xrai import regions, taken
-from consilience.models import engines
-from consilience.models.adapter import wrap
-from consilience.segment import Felzenszwalb, segment
+from consilience.models.engines import plan
+from consilience.models.network import wrap
+from consilience.perturb.superpixels import Felzenszwalb, segment
 from consilience.types import PIXELS, ClassTarget, ConsilienceError, Sample
 
 SIDE = 12
@@ -183,24 +183,24 @@ def test_a_longer_draw_begins_with_the_shorter_and_chunks_do_not_matter(sample):
 
 
 def test_rules_integrate_what_they_should():
-    for rule in paths.RULES:
-        places, weights = paths.nodes(rule, 6)
+    for rule in integrated.RULES:
+        places, weights = integrated.nodes(rule, 6)
         assert weights.sum() == pytest.approx(1)
         assert 0 <= places.min() <= places.max() <= 1
-    places, weights = paths.nodes("gauss-legendre", 3)
+    places, weights = integrated.nodes("gauss-legendre", 3)
     assert (weights * places**5).sum() == pytest.approx(1 / 6)
-    places, weights = paths.nodes("riemann-left", 4)
+    places, weights = integrated.nodes("riemann-left", 4)
     assert (weights * places).sum() == pytest.approx(0.375)
 
 
-@pytest.mark.parametrize("rule", paths.RULES)
+@pytest.mark.parametrize("rule", integrated.RULES)
 @pytest.mark.parametrize("smooth", [True, False])
 def test_integrated_gradients_are_the_formula(sample, rule, smooth):
     torch.manual_seed(9)
     model = network(Curved(smooth))
     image = image_of(sample)
     spans = [
-        slow.integrated(exact(model), image, np.full(image.shape, start), 2, *paths.nodes(rule, 7)) for start in (0.0, 1.0)
+        slow.integrated(exact(model), image, np.full(image.shape, start), 2, *integrated.nodes(rule, 7)) for start in (0.0, 1.0)
     ]
     found = explained(model, sample, f"integrated-gradients:steps=7,baseline=black+white,rule={rule}")
     close(found.values, np.mean(spans, axis=0).sum(axis=0))
@@ -274,7 +274,7 @@ def test_the_same_whatever_the_memory(curved, sample, monkeypatch):
     ]
     specs += ["integrated-gradients:steps=9,layer=first+second+pixels"]
     many = [explained(curved, sample, by).values for by in specs]
-    monkeypatch.setattr(engines, "backward_batch_within", lambda *_: 1)
+    monkeypatch.setattr(plan, "backward_batch_within", lambda *_: 1)
     for by, wanted in zip(specs, many, strict=True):
         close(explained(curved, sample, by).values, wanted)
 
@@ -320,7 +320,7 @@ def test_a_residual_beside_the_layer_shows_as_a_gap(sample):
 
 def test_pixels_as_a_layer_are_the_trapezoid(curved, sample):
     on_pixels = explained(curved, sample, "integrated-gradients:steps=10,rule=trapezoid").values
-    other = paths.IntegratedGradients(9, layer=(PIXELS,), rule="trapezoid")
+    other = integrated.IntegratedGradients(9, layer=(PIXELS,), rule="trapezoid")
     heat = other._on_layers(curved, curved.view(sample), torch.zeros(1, 3, SIDE, SIDE), ClassTarget(2, "2"))
     close(heat.values.numpy(), on_pixels)
 
@@ -330,7 +330,7 @@ def test_pixels_as_a_layer_are_the_trapezoid(curved, sample):
 
 def test_expected_gradients_are_the_mean_over_the_draws(curved, sample):
     image = image_of(sample)
-    places = paths.stratified(2, 5, 3)
+    places = integrated.stratified(2, 5, 3)
     even = np.full(5, 0.2)
     each = [
         slow.integrated(exact(curved), image, start, 2, row, even)
@@ -359,9 +359,9 @@ def test_gradient_shap_of_captum(curved, sample):
 
 
 def test_places_are_one_in_each_part():
-    drawn = paths.stratified(3, 8, 0)
+    drawn = integrated.stratified(3, 8, 0)
     np.testing.assert_array_equal(np.floor(drawn * 8), np.tile(np.arange(8), (3, 1)))
-    assert not np.array_equal(drawn, paths.stratified(3, 8, 1))
+    assert not np.array_equal(drawn, integrated.stratified(3, 8, 1))
 
 
 # ---------------------------------------------------------------- guided and blurred paths
@@ -400,11 +400,11 @@ def test_guided_ig_without_distance_is_the_straight_way(curved, sample):
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0, 30.0])
 def test_blurs_are_those_of_scipy(sigma):
     picture = torch.rand(1, 3, 17, 23, generator=torch.Generator().manual_seed(0))
-    close(paths.Blurs(picture).at(sigma)[0].numpy(), slow.blurred(picture[0].double().numpy(), sigma), 1e-5)
+    close(integrated.Blurs(picture).at(sigma)[0].numpy(), slow.blurred(picture[0].double().numpy(), sigma), 1e-5)
 
 
 @pytest.mark.parametrize("spacing", ["sigma", "root"])
-@pytest.mark.parametrize("side", paths.SIDES)
+@pytest.mark.parametrize("side", integrated.SIDES)
 def test_blur_ig_is_the_sum_of_its_steps(curved, sample, side, spacing):
     shares = [(1 - step / 6) ** (1 if spacing == "sigma" else 2) for step in range(7)]
     pictures = [slow.blurred(image_of(sample), 8 * share) for share in shares]
@@ -514,10 +514,10 @@ def test_kept_bytes_by_hand():
 def test_a_pass_is_as_large_as_memory_allows():
     frame, cpu, cuda = (10, 10), torch.device("cpu"), torch.device("cuda")
     one = 1_000_000 + 4 * (3 * 1000 + 1800)
-    assert engines.backward_batch_within(5 * one, 1_000_000, 1000, frame, cpu) == 5
-    assert engines.backward_batch_within(one - 1, 1_000_000, 1000, frame, cpu) == 1
-    assert engines.backward_batch_within(1 << 40, 90_000_000, 1000, frame, cpu) == 2
-    assert engines.backward_batch_within(1 << 40, 1_000_000, 1000, frame, cuda) == 128
+    assert plan.backward_batch_within(5 * one, 1_000_000, 1000, frame, cpu) == 5
+    assert plan.backward_batch_within(one - 1, 1_000_000, 1000, frame, cpu) == 1
+    assert plan.backward_batch_within(1 << 40, 90_000_000, 1000, frame, cpu) == 2
+    assert plan.backward_batch_within(1 << 40, 1_000_000, 1000, frame, cuda) == 128
 
 
 def test_no_more_pictures_stand_than_allowed(curved, sample, monkeypatch):
@@ -527,7 +527,7 @@ def test_no_more_pictures_stand_than_allowed(curved, sample, monkeypatch):
         type(curved), "trace", lambda self, pixels, *rest: seen.append(len(pixels)) or trace(self, pixels, *rest)
     )
     small = curved.using(memory=1 << 20)
-    monkeypatch.setattr(engines, "backward_batch_within", lambda memory, *_: 3 if memory == 1 << 20 else 8)
+    monkeypatch.setattr(plan, "backward_batch_within", lambda memory, *_: 3 if memory == 1 << 20 else 8)
     explained(small, sample, "integrated-gradients:steps=10,baseline=black+white")
     assert seen == [3] * 6 + [2]
 
@@ -550,7 +550,7 @@ def test_parameters_ask_for_no_gradient_within_and_do_again_after(curved, sample
 
 
 def test_frozen_gives_back_after_an_error(curved):
-    from consilience.models.anatomy import frozen
+    from consilience.models.layers import frozen
 
     with pytest.raises(RuntimeError), frozen(curved.module):
         raise RuntimeError

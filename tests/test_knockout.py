@@ -12,7 +12,7 @@ from torch import nn
 
 from consilience import stats
 from consilience.dissection.knockout import knock_out, verdict
-from consilience.models.adapter import wrap
+from consilience.models.network import wrap
 from consilience.types import ConsilienceError, Sample
 
 CLASSES = ("Eskimo dog, husky", "hot rod", "Bernese mountain dog", "car", "sports car", "tree")

@@ -19,8 +19,8 @@ from skimage import data, transform
 from sklearn.linear_model import Ridge
 
 from consilience import images, registry
-from consilience.designs import draws
-from consilience.surrogate import Scored, effective, fit, forward
+from consilience.perturb.designs import draws
+from consilience.perturb.surrogate import Scored, effective, fit, forward
 from consilience.types import ConsilienceError
 
 STUDY = "lime:samples=700,segments=quickshift(kernel_size=5,max_dist=150,ratio=.3),fill=percentile,refit_alpha=.5,draw=lime"

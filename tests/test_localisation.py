@@ -10,7 +10,7 @@ from torch import nn
 from consilience import api, registry
 from consilience.images import Placement
 from consilience.metrics import localisation, mosaic
-from consilience.models.adapter import wrap
+from consilience.models.network import wrap
 from consilience.types import Box, ClassTarget, ConsilienceError, Explanation, NotApplicable, Sample
 
 OBJECT = (slice(3, 13), slice(0, 10))

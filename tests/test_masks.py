@@ -3,7 +3,7 @@ import pytest
 from oracles_agreement import explanation, lime_mask, literal_top, superpixel_explanation
 
 from consilience import registry
-from consilience.masks import FLAT, NONE_POSITIVE, Superpixels, Top, default_cutter, matched, pixels_of
+from consilience.agreement.masks import FLAT, NONE_POSITIVE, Superpixels, Top, default_cutter, matched, pixels_of
 from consilience.types import ConsilienceError, NotApplicable
 
 BLOCKS = np.repeat(np.repeat(np.arange(16).reshape(4, 4), 3, axis=0), 2, axis=1)  # 12 x 8, sixteen superpixels of 6 pixels

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from consilience.models import anatomy, weights, zoo
-from consilience.models.adapter import Recipe, TorchNetwork, wrap
-from consilience.models.anatomy import form_of
-from consilience.models.zoo import load_model
+from consilience.models import layers as anatomy
+from consilience.models import load, weights
+from consilience.models.layers import form_of
+from consilience.models.load import load_model
+from consilience.models.network import Recipe, TorchNetwork, wrap
 from consilience.types import PIXELS, ClassTarget, ConsilienceError, Sample
 
 
@@ -318,7 +319,7 @@ SIZES = [(333, 501), (501, 333), (97, 311), (224, 224), (300, 256), (256, 257), 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "inception_v3", "swin_v2_t"])
 def test_crop_is_torchvisions_own_transform(name, size):
     shown = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    recipe = zoo._torchvision_recipe(shown)
+    recipe = load._torchvision_recipe(shown)
     pixels = picture(*size)
     model = TorchNetwork(nn.Conv2d(3, 1, 1), recipe)
     got = recipe.normalised(model.view(Sample("p", pixels)).pixels)
@@ -338,7 +339,7 @@ def test_crop_is_timms_own_transform(crop, frame, size):
         "std": (0.5, 0.4, 0.3),
     }
     pixels = picture(*size)
-    recipe = zoo._timm_recipe(config)
+    recipe = load._timm_recipe(config)
     got = recipe.normalised(TorchNetwork(nn.Conv2d(3, 1, 1), recipe).view(Sample("p", pixels)).pixels)
     assert torch.equal(got[0], timm.data.create_transform(**config, is_training=False)(Image.fromarray(pixels)))
 
@@ -604,7 +605,7 @@ def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 def network():
-    from consilience.models.adapter import wrap
+    from consilience.models.network import wrap
     return wrap(make(), classes=("cat", "dog"), size=32)
 def text():
     return "no module"
@@ -626,14 +627,14 @@ def test_factories_of_the_working_directory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("weights_name", "positions"), [("IMAGENET1K_V1", 197), ("IMAGENET1K_SWAG_E2E_V1", 577)])
 def test_a_transformer_has_the_positions_of_its_weights(weights_name, positions):
-    origin = zoo._torchvision_origin("vit_b_16", {"weights": weights_name})
+    origin = load._torchvision_origin("vit_b_16", {"weights": weights_name})
     module = origin.build(2)
     assert module.encoder.pos_embedding.shape == (1, positions, 768)
     assert module.image_size == origin.recipe.size[0]
 
 
 def test_names_are_loadable_names():
-    there = zoo.names()
+    there = load.names()
     assert there[0] == "efficientnet_lite0"
     assert {"resnet50", "vit_b_16", "timm:convnext_tiny"} <= set(there)
 
@@ -642,7 +643,7 @@ def test_names_are_loadable_names():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*zoo._torchvision_names(), *(f"timm:{name}" for name in SWEEP)])
+@pytest.mark.parametrize("name", [*load._torchvision_names(), *(f"timm:{name}" for name in SWEEP)])
 def test_every_family_has_a_target_layer(name):
     model = load_model(name, weights="random")
     layer = next(item for item in model.layers() if item.name == model.target_layer())

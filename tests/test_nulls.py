@@ -6,8 +6,9 @@ import torch
 from oracles_dissection import small_broden, small_model, stacks_of
 from scipy import ndimage
 
-from consilience.dissection.cells import Gatherer, Rows, chosen_pictures, middles
+from consilience.dissection.coarse import Gatherer, Rows, chosen_pictures, middles
 from consilience.dissection.concepts import load_concepts
+from consilience.dissection.measure import dissect
 from consilience.dissection.nulls import (
     Coarse,
     _wins,
@@ -19,7 +20,6 @@ from consilience.dissection.nulls import (
     with_random_weights,
 )
 from consilience.dissection.quantiles import TailSketch
-from consilience.dissection.run import dissect
 from consilience.dissection.tally import Counts, LabelCounts, Shown, unit_masks
 from consilience.types import ConsilienceError
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from consilience import ConsilienceError, api, planted
+from consilience import ConsilienceError, api
 from consilience.cli import main
-from consilience.evaluation import planted_suite
-from consilience.planted import BLUE, GREEN, RED, WORLDS, verify
+from consilience.evaluation import planted, planted_suite
+from consilience.evaluation.planted import BLUE, GREEN, RED, WORLDS, verify
+from consilience.runs import planted as planted_run
 
 NAMES = sorted(WORLDS)
 
@@ -133,7 +134,7 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     sizes = [np.abs(api.explain(world.model(), world.samples(1)[0], spec, 1).values).max() for spec in by[1:]]
     assert sizes[0] < 1e-6 * sizes[1]  # the mark is of one colour: its mean hides nothing, and what is left is rounding
     assert rows[by[2]]["mean"] > 0.5
-    page = planted_suite.write(found, tmp_path / "suite", "asked so")
+    page = planted_run.write(found, tmp_path / "suite", "asked so")
     text = page.read_text(encoding="utf-8")
     assert f"{rows[by[2]]['mean']:.3f}" in text
     assert found["notes"][0] in html.unescape(text)
@@ -141,10 +142,10 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     assert text.count("<img") == 2
     kept = json.loads((tmp_path / "suite" / "planted.json").read_text(encoding="utf-8"))
     assert kept["methods"][1]["method"] == "gradient"
-    planted_suite.write(found, tmp_path / "suite")  # its own results may be written again
+    planted_run.write(found, tmp_path / "suite")  # its own results may be written again
     (tmp_path / "suite" / "mine.txt").write_text("mine")
     with pytest.raises(ConsilienceError, match="holds something else"):
-        planted_suite.write(found, tmp_path / "suite")
+        planted_run.write(found, tmp_path / "suite")
 
 
 def test_the_verb_scores_the_suite(monkeypatch, tmp_path, capsys):

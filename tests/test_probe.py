@@ -5,8 +5,9 @@ from oracles_lime import Eavesdropper, blended, composed, enlarged, random_model
 from scipy import ndimage
 
 from consilience import progress, registry
-from consilience.probe import Bits, Edits, Grids, Mean, Percentile, probe, probe_many
-from consilience.segment import Grid
+from consilience.perturb.fills import Mean, Percentile
+from consilience.perturb.probe import Bits, Edits, Grids, probe, probe_many
+from consilience.perturb.superpixels import Grid
 from consilience.types import ConsilienceError
 
 SHAPE = (12, 10)

@@ -12,9 +12,8 @@ import pytest
 from fakes_report import PHOTOGRAPHS, FakeItem, blob, finding, photograph, photographs, run_of, stored
 from PIL import Image
 
-from consilience import render, report
-from consilience.report import words
-from consilience.report.html import MAX_PICTURES, anchors, shown
+from consilience.show import html, panels, words
+from consilience.show.html import MAX_PICTURES, anchors, shown
 
 HOSTILE = "<script>alert('x')</script>\"&.png"
 
@@ -67,7 +66,7 @@ def whole(tmp_path_factory):
     """The page of five photographs."""
     folder = tmp_path_factory.mktemp("run")
     run = photographs(folder)
-    path = report.write(run)
+    path = html.write(run)
     return run, path.read_text(encoding="utf-8")
 
 
@@ -75,13 +74,13 @@ def whole(tmp_path_factory):
 
 
 def test_written_beside_the_run_and_nothing_else(tmp_path):
-    path = report.write(small_run(tmp_path))
+    path = html.write(small_run(tmp_path))
     assert path == tmp_path / "report.html"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_same_run_same_bytes(tmp_path):
-    assert report.page(small_run(tmp_path)) == report.page(small_run(tmp_path))
+    assert html.page(small_run(tmp_path)) == html.page(small_run(tmp_path))
 
 
 def test_page_is_well_formed_and_ids_are_unique(whole):
@@ -128,7 +127,7 @@ def test_every_picture_has_words_and_a_size(whole):
 
 def test_embedded_pictures_are_the_rendered_ones(whole):
     run, text = whole
-    tiles = render.tiles(run.load("chelsea.png"))
+    tiles = panels.tiles(run.load("chelsea.png"))
     for tile, attrs in zip(tiles, Reader(text).all("img"), strict=False):
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))).convert("RGB"))
         assert np.abs(pixels.astype(int) - tile.image).mean() < 8
@@ -136,7 +135,7 @@ def test_embedded_pictures_are_the_rendered_ones(whole):
 
 def test_large_frames_are_made_small(tmp_path):
     kept = {"big.png": small("big.png", ("Grad-CAM", "Grad-CAM 2"), size=(700, 1000))}
-    for attrs in Reader(report.page(run_of(kept, tmp_path))).all("img"):
+    for attrs in Reader(html.page(run_of(kept, tmp_path))).all("img"):
         assert (attrs["width"], attrs["height"]) == ("320", "224")
 
 
@@ -200,7 +199,7 @@ def verdict_of(tmp_path, **changes):
     run = small_run(tmp_path)
     for key, value in changes.items():
         run.summary[key] = value
-    return re.sub(r"\s+", " ", Reader(report.page(run)).text).replace(words.NBSP, " ")
+    return re.sub(r"\s+", " ", Reader(html.page(run)).text).replace(words.NBSP, " ")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_each_verdict_has_its_sentence(tmp_path, verdict, sentence, badge):
 
 
 def test_one_picture_is_not_testable_and_says_why(tmp_path):
-    said = Reader(report.page(small_run(tmp_path, count=1))).text
+    said = Reader(html.page(small_run(tmp_path, count=1))).text
     assert "Not testable" in said
     assert "(one picture: nothing to exchange)" in said
     assert "On 1 picture, the IoU is" in said
@@ -227,14 +226,14 @@ def test_one_picture_is_not_testable_and_says_why(tmp_path):
 
 
 def test_one_explainer_has_nothing_to_compare(tmp_path):
-    said = Reader(report.page(small_run(tmp_path, columns=("LIME",)))).text
+    said = Reader(html.page(small_run(tmp_path, columns=("LIME",)))).text
     assert "Nothing to compare" in said
     assert "All numbers" not in said
 
 
 def test_three_explainers_get_a_matrix_and_a_verdict_each(tmp_path):
     run = small_run(tmp_path, columns=("Grad-CAM", "LIME", "RISE"))
-    reader = Reader(report.page(run))
+    reader = Reader(html.page(run))
     said = reader.text
     assert "2 more pairs" in said
     for row in run.summary.itertuples():
@@ -248,7 +247,7 @@ def test_mismatched_numbers_are_marked_wherever_they_stand(tmp_path):
     one = (run.agreement["a"] == "Grad-CAM") & (run.agreement["b"] == "LIME")
     run.agreement.loc[one, "mismatch"] = reason
     run.summary.loc[0, "mismatch"] = reason
-    reader = Reader(report.page(run))
+    reader = Reader(html.page(run))
     marked = [attrs for attrs in reader.all("span") if attrs.get("class") == "doubt"]
     # a picture: 11 numbers in its card, 11 in the table, 1 under its tile; verdict: IoU, excess and the legend; matrix: 2
     assert len(marked) == 3 * (11 + 11 + 1) + 3 + 2
@@ -262,7 +261,7 @@ def test_errors_of_the_audit_stand_beside_the_verdict_and_first_in_the_list(tmp_
         finding("e", "error", "an error", "LIME"),
         finding("w", "warning", "a warning"),
     ]
-    said = Reader(report.page(run)).text
+    said = Reader(html.page(run)).text
     assert said.index("1 error") < said.index("What was asked") < said.index("an error")
     assert said.index("an error") < said.index("a warning") < said.index("a note")
 
@@ -275,7 +274,7 @@ def test_what_has_no_number_has_a_dash_and_a_reason(tmp_path):
     flat.values = np.zeros((64, 64), np.float32)
     run = run_of(kept, tmp_path)
     run.agreement.loc[0, ["iou", "expected_iou", "excess", "spearman"]] = np.nan
-    reader = Reader(report.page(run))
+    reader = Reader(html.page(run))
     assert "– both masks are empty" in reader.text.replace("  ", " ")
     assert "– a map is constant" in reader.text.replace("  ", " ")
     assert "flat: every value is 0" in reader.text
@@ -285,12 +284,12 @@ def test_what_has_no_number_has_a_dash_and_a_reason(tmp_path):
 def test_numbers_that_json_left_out_are_dashes(tmp_path):
     run = small_run(tmp_path, count=1)
     run.summary = run.summary.astype(object).where(run.summary.notna(), None)
-    assert "None" not in Reader(report.page(run)).text
+    assert "None" not in Reader(html.page(run)).text
 
 
 def test_failures_are_listed(tmp_path):
     run = small_run(tmp_path, failures=[{"name": "broken.jpg", "reason": "damaged or truncated"}])
-    said = Reader(report.page(run)).text
+    said = Reader(html.page(run)).text
     assert "1 picture failed" in said
     assert "broken.jpg damaged or truncated" in said
 
@@ -300,7 +299,7 @@ def test_many_pictures_are_capped_and_the_page_says_so(tmp_path):
     count = MAX_PICTURES + 3
     run = run_of({f"s{i}": one for i in range(count)}, tmp_path)
     run.agreement["sample"] = [f"s{i}" for i in range(count)]
-    reader = Reader(report.page(run))
+    reader = Reader(html.page(run))
     assert len(reader.all("article")) == MAX_PICTURES
     assert f"The first {MAX_PICTURES} of {count} pictures are shown" in reader.text
     assert len([a for a in reader.all("td") if "data-value" in a]) == 11 * count
@@ -317,7 +316,7 @@ def test_a_run_of_many_columns_shows_fewer_pictures(tmp_path):
 def test_published_values_have_their_column(tmp_path):
     run = small_run(tmp_path)
     run.agreement["published_iou"] = [0.1025, np.nan, 0.1692]
-    said = Reader(report.page(run)).text
+    said = Reader(html.page(run)).text
     assert "published IoU 0.102" in said.replace("  ", " ") or "published IoU 0.103" in said.replace("  ", " ")
     assert "not published" in said
 
@@ -336,7 +335,7 @@ def test_no_name_becomes_markup(tmp_path):
     run.summary["mismatch"] = HOSTILE
     run.summary["why"] = HOSTILE
     run.audit = [finding(HOSTILE, "error", HOSTILE, HOSTILE)]
-    text = report.page(run)
+    text = html.page(run)
     reader = Reader(text)
     assert len(reader.all("script")) == 1
     assert "<script>alert" not in text
@@ -345,7 +344,7 @@ def test_no_name_becomes_markup(tmp_path):
 
 def test_control_characters_in_names_are_made_visible(tmp_path):
     name = "a\x00b\u202egnp.exe"
-    text = report.page(run_of({name: small(name)}, tmp_path))
+    text = html.page(run_of({name: small(name)}, tmp_path))
     assert "a\ufffdb\ufffdgnp.exe" in Reader(text).text
     assert "\x00" not in text
     assert "\u202e" not in text
@@ -396,7 +395,7 @@ def test_a_run_may_hold_a_map_without_a_mask(tmp_path):
     kept = {"s": small("s")}
     kept["s"].items = (*kept["s"].items, FakeItem("bare", values))
     run = run_of(kept, tmp_path)
-    titles = [tile.title for tile in render.tiles(run.load("s"))]
+    titles = [tile.title for tile in panels.tiles(run.load("s"))]
     assert titles == ["picture", "Grad-CAM", "LIME", "bare", "Grad-CAM mask", "LIME mask", "Grad-CAM & LIME"]
-    assert "bare" in Reader(report.page(run)).text
+    assert "bare" in Reader(html.page(run)).text
     assert isinstance(run.agreement, pd.DataFrame)

@@ -12,10 +12,12 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from consilience import api, run, terminal
-from consilience.models import zoo
-from consilience.models.adapter import wrap
-from consilience.store import Run
+from consilience import api
+from consilience.models import load
+from consilience.models.network import wrap
+from consilience.runs import explain
+from consilience.runs.folder import Run
+from consilience.show import console
 
 BY = ("gradcam", "lime:samples=60,segments=grid(5),seed=1", "random")
 
@@ -42,11 +44,11 @@ def job(tmp_path, monkeypatch):
     for seed in (0, 1):
         Image.fromarray(planted_picture(seed).pixels).save(pictures / f"p{seed}.png")
     made = wrap(Coarse(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="coarse")
-    monkeypatch.setattr(zoo, "_from_factory", lambda *_: made)
+    monkeypatch.setattr(load, "_from_factory", lambda *_: made)
 
     def call(precision, folder="run"):
-        options = run.Options(precision=precision, engine="torch")
-        return run.run(run.job_from_specs(BY, ["my:coarse"], "red"), [pictures], tmp_path / folder, None, options)
+        options = explain.Options(precision=precision, engine="torch")
+        return explain.run(explain.job_from_specs(BY, ["my:coarse"], "red"), [pictures], tmp_path / folder, None, options)
 
     return call
 
@@ -67,11 +69,11 @@ def test_how_far_bf16_moved_each_map_of_the_first_picture(job, capsys):
     assert first["spearman"] == third["spearman"] == pytest.approx(1)
     assert second["spearman"] < 1
     assert finished.manifest["model"]["facts"]["precision"] == "bf16+f32"
-    terminal.show(finished, terminal.output())
+    console.show(finished, console.output())
     said = capsys.readouterr().out
     assert f"in bf16 against f32 on p0: Spearman {second['spearman']:.3f}, IoU of the top 20 %" in said
     assert f"{finished.manifest['columns'][0]['name']} was made in f32 all the same" in said
-    assert len(terminal.as_json(finished)["precision"]) == 3
+    assert len(console.as_json(finished)["precision"]) == 3
     page = (finished.folder / "report.html").read_text()
     assert "Did the precision change the explanation?" in page
     assert f"{second['spearman']:.3f}" in page
@@ -86,7 +88,7 @@ def api_maps(precision):
 def test_f32_has_nothing_to_report(job, capsys):
     finished = job("f32")
     assert finished.manifest["precision"] == []
-    terminal.show(finished, terminal.output())
+    console.show(finished, console.output())
     assert "against f32" not in capsys.readouterr().out
     assert "Did the precision" not in (finished.folder / "report.html").read_text()
     assert finished.manifest["model"]["facts"]["precision"] == "f32"
@@ -103,8 +105,8 @@ def test_runs_of_before_have_no_precision(job):
     del manifest["precision"]
     (finished.folder / "run.json").write_text(json.dumps(manifest))
     old = Run(finished.folder)
-    assert terminal.as_json(old)["precision"] is None
-    terminal.show(old, terminal.output())
+    assert console.as_json(old)["precision"] is None
+    console.show(old, console.output())
 
 
 def test_provenance_is_what_ran():

@@ -16,8 +16,10 @@ from oracles_sampling import (
     white,
 )
 
-from consilience import masks, registry
-from consilience.explainers import sampling, shapley
+from consilience import registry
+from consilience.agreement import masks
+from consilience.explainers import rise, sensitivity, shapley, soft_masks
+from consilience.perturb.probe import probe
 from consilience.types import ConsilienceError, Explanation
 
 COALITIONS = ["kernelshap", "shapley", "banzhaf", "ablation"]
@@ -270,7 +272,7 @@ def test_rise_hides_with_the_normalisations_mean():
 
 
 def test_rise_masks_keep_p_on_average():
-    drawn = sampling.Shifted.draw(2000, 5, 0.3, (23, 17), 0)
+    drawn = rise.Shifted.draw(2000, 5, 0.3, (23, 17), 0)
     made = drawn.masks(0, 2000)
     assert (made.min(), made.max()) == (0, 1)
     np.testing.assert_allclose(made.mean(dim=0), 0.3, atol=0.06)
@@ -288,10 +290,8 @@ def test_rise_until_stable_stops_where_the_halves_agree():
     assert heat.facts["stable"]
     assert 1000 <= passes < 20000
     assert passes % 500 == 0
-    drawn = sampling.Shifted.draw(20000, 7, 0.5, shape, 0)
-    scores = sampling.probe(
-        Linear(planes), view, sampling.Soft(passes, drawn.masks), logit(), torch.zeros_like(view.pixels)
-    ).double()
+    drawn = rise.Shifted.draw(20000, 7, 0.5, shape, 0)
+    scores = probe(Linear(planes), view, soft_masks.Soft(passes, drawn.masks), logit(), torch.zeros_like(view.pixels)).double()
     agreements = []
     for count in range(500, passes + 1, 500):
         halves = [
@@ -344,8 +344,8 @@ def ishigami(points, a=7.0, b=0.1):
 
 
 def test_jansen_finds_ishigamis_indices():
-    a, b = sampling.sobol_design(3, 4096, 0)
-    found = sampling.jansen(ishigami(sampling.jansen_rows(a, b, 0, 4096 * 5)), 4096)
+    a, b = sensitivity.sobol_design(3, 4096, 0)
+    found = sensitivity.jansen(ishigami(sensitivity.jansen_rows(a, b, 0, 4096 * 5)), 4096)
     first = 0.5 * (1 + 0.1 * np.pi**4 / 5) ** 2
     second = 7**2 / 8
     both = 0.1**2 * np.pi**8 * (1 / 18 - 1 / 50)
@@ -354,22 +354,22 @@ def test_jansen_finds_ishigamis_indices():
 
 
 def test_jansens_formula_and_rows():
-    a, b = sampling.sobol_design(5, 8, 2)
-    rows = sampling.jansen_rows(a, b, 0, 8 * 7)
+    a, b = sensitivity.sobol_design(5, 8, 2)
+    rows = sensitivity.jansen_rows(a, b, 0, 8 * 7)
     np.testing.assert_array_equal(rows[:8], a)
     np.testing.assert_array_equal(rows[8:16], b)
     for variable in range(5):
         mixed = a.copy()
         mixed[:, variable] = b[:, variable]
         np.testing.assert_array_equal(rows[16 + 8 * variable : 24 + 8 * variable], mixed)
-    np.testing.assert_array_equal(sampling.jansen_rows(a, b, 5, 29), rows[5:29])
+    np.testing.assert_array_equal(sensitivity.jansen_rows(a, b, 5, 29), rows[5:29])
     scores = np.random.default_rng(0).normal(size=56)
     variance = np.var(scores[:16], ddof=1)
     expected = [
         sum((scores[row] - scores[16 + 8 * variable + row]) ** 2 for row in range(8)) / (2 * 8 * variance)
         for variable in range(5)
     ]
-    np.testing.assert_allclose(sampling.jansen(scores, 8), expected)
+    np.testing.assert_allclose(sensitivity.jansen(scores, 8), expected)
 
 
 def test_sobol_of_an_additive_model():
@@ -387,20 +387,20 @@ def test_sobol_of_an_additive_model():
 
 @pytest.mark.parametrize("count", [30, 601])
 def test_hsic_is_the_centred_gram_matrices(count, monkeypatch):
-    monkeypatch.setattr(sampling, "BLOCK", 7 if count < 100 else 512)
-    on = sampling.hypercube(4, count, 0)
+    monkeypatch.setattr(sensitivity, "BLOCK", 7 if count < 100 else 512)
+    on = sensitivity.hypercube(4, count, 0)
     rng = np.random.default_rng(0)
     scores = on[:, 0] + np.where(on[:, 1], 2.0, 0.2) * rng.normal(size=count)  # of the second cell only the spread depends
     differences = [abs(scores[i] - scores[j]) for i in range(count) for j in range(i)]
     width = float(np.median(differences))
-    assert sampling.bandwidth(scores) == pytest.approx(width)
+    assert sensitivity.bandwidth(scores) == pytest.approx(width)
     expected = [hsic_of(on[:, cell], scores, width) for cell in range(4)]
-    np.testing.assert_allclose(sampling.hsic(on, scores), expected, atol=1e-12)
-    assert sampling.hsic(on, scores)[2:].max() < sampling.hsic(on, scores)[:2].min() or count < 100
+    np.testing.assert_allclose(sensitivity.hsic(on, scores), expected, atol=1e-12)
+    assert sensitivity.hsic(on, scores)[2:].max() < sensitivity.hsic(on, scores)[:2].min() or count < 100
 
 
 def test_hypercube_has_every_cell_in_half():
-    on = sampling.hypercube(9, 500, 3)
+    on = sensitivity.hypercube(9, 500, 3)
     assert (on.sum(axis=0) == 250).all()
     assert np.abs(np.corrcoef(on.T) - np.eye(9)).max() < 0.2
 
@@ -409,14 +409,14 @@ def test_hsic_asks_the_model_of_its_masks():
     planes = np.zeros((2, 3, 8, 8))
     planes[0][:, 2:4, 6:8] = 1 / 12
     heat = build("hsic:100,grid=4,fill=black,score=logit").explain(Linear(planes), view_of(white(8)), logit())
-    on = sampling.hypercube(16, 100, 0)
-    np.testing.assert_allclose(heat.values.ravel(), sampling.hsic(on, on[:, 7].astype(float)), atol=1e-6)
+    on = sensitivity.hypercube(16, 100, 0)
+    np.testing.assert_allclose(heat.values.ravel(), sensitivity.hsic(on, on[:, 7].astype(float)), atol=1e-6)
     assert heat.values.argmax() == 7
 
 
 def test_bandwidth_of_scores_that_mostly_agree():
-    assert sampling.bandwidth(np.zeros(20)) == 0
-    assert sampling.bandwidth(np.r_[np.zeros(20), 3.0]) == 3
+    assert sensitivity.bandwidth(np.zeros(20)) == 0
+    assert sensitivity.bandwidth(np.r_[np.zeros(20), 3.0]) == 3
 
 
 # ---------------------------------------------------------------- all of them

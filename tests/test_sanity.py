@@ -14,8 +14,8 @@ from torch import nn
 from consilience import api, registry
 from consilience.metrics import sanity
 from consilience.metrics.similarity import alike
-from consilience.models.adapter import wrap
-from consilience.models.blackbox import wrap_callable
+from consilience.models.callable import wrap_callable
+from consilience.models.network import wrap
 from consilience.types import PIXELS, ConsilienceError, Heat, NotApplicable
 
 NAMES = ("mprt", "smooth-mprt:samples=2", "emprt", "random-logit")

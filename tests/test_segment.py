@@ -5,8 +5,9 @@ from oracles_lime import textured
 from skimage import data, segmentation, transform
 
 from consilience import registry
-from consilience import segment as segment_module
-from consilience.segment import Grid, Quickshift, relabelled, segment
+from consilience.perturb import quickshift as quickshift_module
+from consilience.perturb.quickshift import Quickshift
+from consilience.perturb.superpixels import Grid, relabelled, segment
 from consilience.types import ConsilienceError
 
 NAMES = registry.segmenters.names()
@@ -102,13 +103,15 @@ def test_quickshift_has_the_very_labels_of_scikit_image(name, options, monkeypat
     picture, ours = PICTURES_OF_QUICKSHIFT[name], Quickshift(**options)
     peer = {"kernel_size": ours.kernel_size, "max_dist": ours.max_dist, "ratio": ours.ratio, "rng": ours.seed}
     expected = segmentation.quickshift(picture, **peer)
-    monkeypatch.setattr("consilience.segment.CLOSE", -1.0)  # so that scikit-image is not asked, however close a comparison is
+    monkeypatch.setattr(
+        "consilience.perturb.quickshift.CLOSE", -1.0
+    )  # so that scikit-image is not asked, however close a comparison is
     np.testing.assert_array_equal(ours.labels(picture), expected)
 
 
 def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatch):
     asked = []
-    monkeypatch.setattr("consilience.segment.CLOSE", np.inf)
+    monkeypatch.setattr("consilience.perturb.quickshift.CLOSE", np.inf)
     monkeypatch.setattr(Quickshift, "_asked", lambda self, image: asked.append(image) or np.zeros(image.shape[:2], dtype=int))
     assert Quickshift().labels(PICTURE).max() == 0
     assert asked[0] is PICTURE
@@ -120,8 +123,8 @@ def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatc
 
 def test_quickshifts_densities_are_the_sums_of_the_window():
     picture = PICTURE[:9, :8]
-    field = segment_module._Field.of(picture, 3)
-    found = field.inner(segment_module._density(field, 1.0))
+    field = quickshift_module._Field.of(picture, 3)
+    found = field.inner(quickshift_module._density(field, 1.0))
     for y in range(9):
         for x in range(8):
             total = 0.0
@@ -129,7 +132,7 @@ def test_quickshifts_densities_are_the_sums_of_the_window():
                 for u in range(max(x - 3, 0), min(x + 4, 8)):
                     distance = ((picture[y, x] - picture[v, u]) ** 2).sum() + (y - v) ** 2 + (x - u) ** 2
                     total += np.exp(-distance / 2)
-            assert found[y, x] == pytest.approx(total, abs=segment_module.CLOSE / 10)
+            assert found[y, x] == pytest.approx(total, abs=quickshift_module.CLOSE / 10)
 
 
 @pytest.mark.parametrize("peaks", [0.05, 1.0])
@@ -139,8 +142,8 @@ def test_quickshifts_links_are_those_of_the_loop(levels, peaks):
     rng = np.random.default_rng(0)
     picture, reach = rng.choice(levels, (14, 11, 3)), 4
     density = np.where(rng.random((14, 11)) < peaks, rng.random((14, 11)), 0.0)  # few peaks: long links
-    field = segment_module._Field.of(picture, reach)
-    links, distance, gap = segment_module._links(field, field.padded(density, -np.inf))
+    field = quickshift_module._Field.of(picture, reach)
+    links, distance, gap = quickshift_module._links(field, field.padded(density, -np.inf))
     links, distance, closest = field.inner(links), field.inner(distance), np.inf
     for y in range(14):
         for x in range(11):

@@ -11,9 +11,9 @@ from scipy import stats
 from skimage.metrics import structural_similarity
 
 from consilience import api, images, registry
-from consilience.metrics import again, stability
+from consilience.metrics import explained_again, stability
 from consilience.metrics.similarity import MEASURES, alike
-from consilience.models.blackbox import wrap_callable
+from consilience.models.callable import wrap_callable
 from consilience.types import ConsilienceError, Heat, NotApplicable
 
 NAMES = ("max-sensitivity", "average-sensitivity", "local-lipschitz", "seed-agreement", "flip-consistency", "shift-consistency")
@@ -301,7 +301,7 @@ def test_numbers_come_back_the_same_and_the_model_too(red_model, name):
 
 def test_what_auto_became_is_explained_again(red_model):
     view, explanation = explained(red_model, "gradcam")
-    assert again.explainer_of(explanation).layer == (red_model.target_layer(),)
+    assert explained_again.explainer_of(explanation).layer == (red_model.target_layer(),)
     lost = replace(explanation, explainer="gone:1", provenance={})
     with pytest.raises(NotApplicable, match="cannot be run again"):
         registry.metrics.build("flip-consistency").score(red_model, view, lost)

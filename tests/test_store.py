@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from consilience import terminal
-from consilience.store import SCHEMA, Item, Run, Stored, Writer, file_stem, plain, read_stored, write_atomically, write_stored
+from consilience.files import file_stem, plain, write_atomically
+from consilience.runs.folder import SCHEMA, Item, Run, Stored, Writer, read_stored, write_stored
+from consilience.show import console
 from consilience.types import ConsilienceError
 
 
@@ -115,4 +116,4 @@ def test_a_picture_whose_class_is_not_known_beside_one_whose_class_is(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "model": {"id": "m"}}), encoding="utf-8")
     run = Run(tmp_path)
     assert [said["true"] for said in run.predictions.values()] == ["cat", None]
-    assert list(terminal._predictions(run).columns[3].cells) == ["cat", ""]
+    assert list(console._predictions(run).columns[3].cells) == ["cat", ""]

@@ -17,9 +17,9 @@ from oracles_surrogate import (
 )
 from sklearn.linear_model import BayesianRidge, Lasso
 
-from consilience import surrogate
-from consilience.designs import draws, groups
-from consilience.surrogate import Fit, Scored, certainty, falling, fit, kernel, least_squares, looks, settled
+from consilience.perturb import surrogate
+from consilience.perturb.designs import draws, groups
+from consilience.perturb.surrogate import Fit, Scored, certainty, falling, fit, kernel, least_squares, looks, settled
 from consilience.types import ConsilienceError
 
 OURS = ("independent", "antithetic", "hadamard")

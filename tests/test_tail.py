@@ -11,7 +11,7 @@ from torch import nn
 
 from consilience import progress
 from consilience.models import tail as tails
-from consilience.models.adapter import wrap
+from consilience.models.network import wrap
 from consilience.types import ConsilienceError, Tail
 
 # ---------------------------------------------------------------- the oracle: nothing of the library but the module

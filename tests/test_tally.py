@@ -9,12 +9,12 @@ from scipy import stats as scipy_stats
 from torch.nn import functional
 
 from consilience.dissection.concepts import load_concepts
+from consilience.dissection.measure import _Job, dissect
 from consilience.dissection.quantiles import TailSketch
 from consilience.dissection.result import Dissection
-from consilience.dissection.run import _Job, dissect
 from consilience.dissection.tally import Tops, unit_masks
-from consilience.models.adapter import wrap
 from consilience.models.features import Features
+from consilience.models.network import wrap
 from consilience.types import ConsilienceError
 
 # ---------------------------------------------------------------- quantiles
@@ -274,7 +274,7 @@ def test_a_killed_dissection_goes_on(tmp_path, monkeypatch, last):
     concepts = load_concepts("drawn:pictures=80,size=32")
     options = {"min_pictures": 1, "quantile": 0.95, "permutations": 19, "resamples": 10}
     whole = dissect(small_model(), ["act", "clip"], concepts, **options)
-    monkeypatch.setattr("consilience.dissection.run.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("consilience.dissection.measure.KEEP_EVERY", 0.0)
     seen = []
     once = _Job._keep
 

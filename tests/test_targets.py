@@ -14,15 +14,16 @@ from torch import nn
 from torch.nn import functional
 
 import consilience as cs
-from consilience import api, registry, run, targets
+from consilience import api, registry, targets
 from consilience.images import Placement
-from consilience.models import zoo
-from consilience.models.reading import ReadNetwork
+from consilience.models import load
+from consilience.models.readouts import ReadNetwork
 from consilience.models.tasks import overlap
+from consilience.runs import explain
 from consilience.targets.differences import Difference
 from consilience.targets.layers import Cosine, Unit, WholeLayer
 from consilience.targets.places import Place, read_mask
-from consilience.targets.tasks import Detection, Pixels
+from consilience.targets.regions import Detection, Pixels
 from consilience.types import PIXELS, ClassTarget, ConsilienceError, NotApplicable, Sample
 
 # ---------------------------------------------------------------- tools
@@ -699,24 +700,24 @@ def red_job(tmp_path, monkeypatch, red_model):
     pictures.mkdir()
     for seed in (0, 1):
         Image.fromarray(planted_picture(seed).pixels).save(pictures / f"p{seed}.png")
-    monkeypatch.setattr(zoo, "_from_factory", lambda *_: red_model)
+    monkeypatch.setattr(load, "_from_factory", lambda *_: red_model)
 
     def call(target, by=("gradcam:layer=pool", "random"), folder="run", columns=None):
-        job = run.job_from_specs(by, ["my:red"], target)
+        job = explain.job_from_specs(by, ["my:red"], target)
         if columns:
-            job = run.replace(
+            job = explain.replace(
                 job,
                 allow_mismatch=True,
-                columns=tuple(run.replace(c, target=t) for c, t in zip(job.columns, columns, strict=True)),
+                columns=tuple(explain.replace(c, target=t) for c, t in zip(job.columns, columns, strict=True)),
             )
-        return run.run(job, [pictures], tmp_path / folder, None, run.Options(engine="torch"))
+        return explain.run(job, [pictures], tmp_path / folder, None, explain.Options(engine="torch"))
 
     return call
 
 
 def test_a_run_keeps_its_targets(red_job):
     done = red_job("unit:mix,0,box=0+0+63+63")
-    rebuilt = [run.rebuild(done.load(name), planted_picture())[0] for name in done.samples]
+    rebuilt = [explain.rebuild(done.load(name), planted_picture())[0] for name in done.samples]
     for explanations in rebuilt:
         for one in explanations:
             assert one.target == Unit("mix", 0, box=(0.0, 0.0, 63.0, 63.0))

@@ -11,10 +11,10 @@ from torch import nn
 
 import consilience as cs
 from consilience import api
+from consilience.agreement.masks import default_cutter
 from consilience.dissection.units import carriers, cell_weights, channel_maps, explain_by_units
 from consilience.images import enlarge
-from consilience.masks import default_cutter
-from consilience.models.adapter import wrap
+from consilience.models.network import wrap
 from consilience.registry import explainers
 from consilience.types import ConsilienceError, NotApplicable, Sample
 

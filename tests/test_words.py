@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from consilience.dissection import encoders, names, words
+from consilience.dissection import class_groups, encoders, words
 from consilience.dissection.encoders import OpenClip, Pair, load_encoder, picture_embeddings, word_embeddings
 from consilience.dissection.words import Space, beside, name_units, read_words, similarities
 from consilience.types import ConsilienceError, Sample
@@ -390,37 +390,37 @@ def test_weights_of_clip_are_not_unpickled(tmp_path, tiny_clip):
     ],
 )
 def test_names_are_compared_by_whole_words(a, b, alike):
-    assert names.same(a, b) is alike
-    assert names.same(b, a) is alike
+    assert class_groups.same(a, b) is alike
+    assert class_groups.same(b, a) is alike
 
 
 def test_imagenet_runs_are_what_they_say():
-    from consilience.models.zoo import imagenet_names
+    from consilience.models.load import imagenet_names
 
     classes = imagenet_names()
     sizes = {"dog": 118, "bird": 59, "snake": 17, "fish": 16, "spider": 6, "insect": 27, "turtle": 5}  # counted by hand
-    assert {name: len(names.match(name, classes).classes) for name in sizes} == sizes
-    dogs = names.match("dogs", classes)
+    assert {name: len(class_groups.match(name, classes).classes) for name in sizes} == sizes
+    dogs = class_groups.match("dogs", classes)
     assert dogs.how == "run"
     assert {classes[index] for index in dogs.classes} >= {"beagle", "golden retriever", "toy poodle", "Siberian husky"}
     assert not {"timber wolf", "hyena", "tabby", "hot dog"} & {classes[index] for index in dogs.classes}
-    assert all(names.match(name, classes).how == "run" for name in names.RUNS)
+    assert all(class_groups.match(name, classes).how == "run" for name in class_groups.RUNS)
     assert "118" not in dogs.said(classes, 2)
     assert "and 116 more" in dogs.said(classes, 2)
 
 
 def test_a_run_needs_imagenets_classes():
-    assert names.match("dog", ("Eskimo dog, husky", "hot dog", "dogsled", "cat")).classes == (0, 1)
-    assert names.match("sports car", ("car", "sports car")).classes == (1,)
-    assert names.match("wheel", ("cat",)).said(("cat",)) == "no class goes with 'wheel' by name"
+    assert class_groups.match("dog", ("Eskimo dog, husky", "hot dog", "dogsled", "cat")).classes == (0, 1)
+    assert class_groups.match("sports car", ("car", "sports car")).classes == (1,)
+    assert class_groups.match("wheel", ("cat",)).said(("cat",)) == "no class goes with 'wheel' by name"
 
 
 def test_a_file_of_groups_overrules(tmp_path):
     file = tmp_path / "groups.csv"
     file.write_text("concept,class\nvehicle,0\nvehicle,bus\ndog,hot dog\n")
-    groups = names.read_groups(file, ("car", "bus", "Eskimo dog", "hot dog"))
+    groups = class_groups.read_groups(file, ("car", "bus", "Eskimo dog", "hot dog"))
     assert groups == {"vehicle": (0, 1), "dog": (3,)}
-    assert names.match("dogs", ("car", "bus", "Eskimo dog", "hot dog"), groups).how == "file"
+    assert class_groups.match("dogs", ("car", "bus", "Eskimo dog", "hot dog"), groups).how == "file"
     file.write_text("concept,class\nvehicle,9\n")
     with pytest.raises(ConsilienceError, match="line 2: classes are 0 to 1"):
-        names.read_groups(file, ("car", "bus"))
+        class_groups.read_groups(file, ("car", "bus"))

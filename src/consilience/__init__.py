@@ -4,37 +4,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from consilience.agreement import Agreement, agree
+    from consilience.agreement.overlap import Agreement, agree
     from consilience.api import evaluate, explain
     from consilience.data import read_image
     from consilience.dissection.concepts import load_concepts
-    from consilience.dissection.run import dissect
-    from consilience.models.adapter import wrap
-    from consilience.models.blackbox import wrap_callable
+    from consilience.dissection.measure import dissect
+    from consilience.models.callable import wrap_callable
+    from consilience.models.load import load_model
+    from consilience.models.network import wrap
     from consilience.models.tasks import wrap_detector, wrap_segmentation
-    from consilience.models.zoo import load_model
-    from consilience.store import Run
+    from consilience.runs.folder import Run
     from consilience.types import Box, ConsilienceError, Explanation, NotApplicable, Sample, Score
 
 # Resolved on first use, so that the command line answers before torch is imported.
 _HOME = {
-    "Agreement": "agreement",
+    "Agreement": "agreement.overlap",
     "Box": "types",
     "ConsilienceError": "types",
     "Explanation": "types",
     "NotApplicable": "types",
-    "Run": "store",
+    "Run": "runs.folder",
     "Sample": "types",
     "Score": "types",
-    "agree": "agreement",
-    "dissect": "dissection.run",
+    "agree": "agreement.overlap",
+    "dissect": "dissection.measure",
     "evaluate": "api",
     "explain": "api",
     "load_concepts": "dissection.concepts",
-    "load_model": "models.zoo",
+    "load_model": "models.load",
     "read_image": "data",
-    "wrap": "models.adapter",
-    "wrap_callable": "models.blackbox",
+    "wrap": "models.network",
+    "wrap_callable": "models.callable",
     "wrap_detector": "models.tasks",
     "wrap_segmentation": "models.tasks",
 }

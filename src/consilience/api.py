@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from consilience import images, registry, targets
-from consilience.models import engines
+from consilience.models.engines import plan
 from consilience.targets.classes import class_name as class_name
 from consilience.types import (
     Array,
@@ -67,7 +67,7 @@ def explain(
     if asked is not model:
         explainer, said = resolve_explainer(asked, by), raw_outputs(asked, shown)
     start = time.perf_counter()
-    with engines.recorded() as ran:
+    with plan.recorded() as ran:
         heat = explainer.explain(asked, shown, bound)
     seconds = time.perf_counter() - start
     facts = {

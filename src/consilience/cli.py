@@ -19,7 +19,7 @@ from consilience import registry
 from consilience.types import ConsilienceError
 
 if TYPE_CHECKING:
-    from consilience.store import Run
+    from consilience.runs.folder import Run
 
 DEFAULT_MODEL = "efficientnet_lite0"
 DEFAULT_BY = ("gradcam", "lime")
@@ -225,7 +225,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Explain pictures."""
-    from consilience.run import Options
+    from consilience.runs.explain import Options
 
     job = replace(_job(arguments), dissection=arguments.dissection)
     options = Options(**_loading(arguments))
@@ -234,44 +234,46 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a run, pictures, or the planted suite."""
-    from consilience import terminal
+    from consilience.show import console
 
     if arguments.suite == "planted":
         return _evaluate_planted(arguments)
-    with terminal.bars():
+    with console.bars():
         found = _evaluated(arguments)
     if arguments.json:
-        print(json.dumps(terminal.evaluation_as_json(found), ensure_ascii=False))
+        print(json.dumps(console.evaluation_as_json(found), ensure_ascii=False))
     else:
-        terminal.show_evaluation(found, terminal.output())
+        console.show_evaluation(found, console.output())
     return 0
 
 
 def _evaluated(arguments: argparse.Namespace) -> Any:
-    from consilience import evaluation
-    from consilience.run import Options, job_from_specs
-    from consilience.store import JOB
+    from consilience.evaluation.suites import asked_metrics
+    from consilience.runs.evaluate import Asked, evaluate_pictures, evaluate_run
+    from consilience.runs.explain import Options, job_from_specs
+    from consilience.runs.folder import JOB
 
     if not arguments.paths:
         raise ConsilienceError("evaluate needs a run's folder or pictures (only --suite planted takes none)")
-    metrics = evaluation.asked_metrics(arguments.metric or (), arguments.suite)
-    asked = evaluation.Asked(metrics, arguments.suite, arguments.seed)
+    metrics = asked_metrics(arguments.metric or (), arguments.suite)
+    asked = Asked(metrics, arguments.suite, arguments.seed)
     options = Options(**_loading(arguments))
     is_run = len(arguments.paths) == 1 and (Path(arguments.paths[0]) / JOB).is_file()
     if not is_run:
         job = job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
         output = arguments.output or _dated()
-        return evaluation.evaluate_pictures(asked, job, arguments.paths, output, arguments.truth, options, arguments.command)
+        return evaluate_pictures(asked, job, arguments.paths, output, arguments.truth, options, arguments.command)
     for name in ("by", "model", "target", "view", "output"):
         if getattr(arguments, name) is not None:
             raise ConsilienceError(f"--{name} goes with pictures; {arguments.paths[0]} is a run and has its own")
-    return evaluation.evaluate_run(asked, arguments.paths[0], arguments.truth, options, arguments.command)
+    return evaluate_run(asked, arguments.paths[0], arguments.truth, options, arguments.command)
 
 
 def _evaluate_planted(arguments: argparse.Namespace) -> int:
-    from consilience import terminal
     from consilience.evaluation import planted_suite
-    from consilience.store import plain
+    from consilience.files import plain
+    from consilience.runs import planted
+    from consilience.show import console
 
     if arguments.paths:
         raise ConsilienceError(f"--suite planted draws its own pictures; got {arguments.paths[0]}")
@@ -279,32 +281,32 @@ def _evaluate_planted(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None:
             raise ConsilienceError(f"--{name} goes with pictures; --suite planted has its own models and truth")
     by, metrics = arguments.by or planted_suite.BY, arguments.metric or planted_suite.METRICS
-    with terminal.bars():
+    with console.bars():
         found = planted_suite.evaluate(by, metrics, seed=arguments.seed)
-    page = planted_suite.write(found, arguments.output or _dated(), arguments.command)
+    page = planted.write(found, arguments.output or _dated(), arguments.command)
     if arguments.json:
         print(json.dumps(plain({**found, "report": str(page)}), ensure_ascii=False))
     else:
-        terminal.show_planted(found, page, terminal.output())
+        console.show_planted(found, page, console.output())
     return 0
 
 
 def dissect(arguments: argparse.Namespace) -> int:
     """Dissect a network."""
-    from consilience import terminal
-    from consilience.dissection.job import run
+    from consilience.runs.dissect import run
+    from consilience.show import console
 
-    with terminal.bars():
+    with console.bars():
         finished = run(_dissection_job(arguments), arguments.output or _dated(), _loading(arguments), arguments.command)
     if arguments.json:
-        print(json.dumps(terminal.dissection_as_json(finished), ensure_ascii=False))
+        print(json.dumps(console.dissection_as_json(finished), ensure_ascii=False))
     else:
-        terminal.show_dissection(finished, terminal.output())
+        console.show_dissection(finished, console.output())
     return 0
 
 
 def _dissection_job(arguments: argparse.Namespace) -> Any:
-    from consilience.dissection.job import Job, Knockouts, Words
+    from consilience.runs.dissect import Job, Knockouts, Words
 
     measured = ("permutations", "against", "min_pictures", "threshold", "quantile", "upsample", "union", "view", "seed")
     options = tuple((name, getattr(arguments, name)) for name in measured if getattr(arguments, name) is not None)
@@ -337,15 +339,15 @@ def _knockout_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Compare two dissections."""
-    from consilience import terminal
-    from consilience.dissection.versus import as_dict, versus
+    from consilience.runs.compare import as_dict, versus
+    from consilience.show import console
 
     which: Any = "significant" if arguments.significant else "detector"
     made = versus(arguments.a, arguments.b, arguments.output or _dated(), which, arguments.words, arguments.command)
     if arguments.json:
         print(json.dumps({**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False))
     else:
-        terminal.show_comparison(*made, terminal.output())
+        console.show_comparison(*made, console.output())
     return 0
 
 
@@ -359,7 +361,7 @@ def _dated() -> Path:
 
 
 def _job(arguments: argparse.Namespace) -> Any:
-    from consilience.run import job_from_preset, job_from_specs
+    from consilience.runs.explain import job_from_preset, job_from_specs
 
     if arguments.preset and arguments.by:
         raise ConsilienceError("--preset names its own explainers; give --preset or --by, not both")
@@ -371,15 +373,15 @@ def _job(arguments: argparse.Namespace) -> Any:
 def _run_and_print(
     job: Any, paths: Sequence[Any], arguments: argparse.Namespace, output: Any, truth: Any = None, options: Any = None
 ) -> int:
-    from consilience import terminal
-    from consilience.run import run
+    from consilience.runs.explain import run
+    from consilience.show import console
 
-    with terminal.bars():
+    with console.bars():
         finished = run(job, paths, output, truth, options, arguments.command)
     if arguments.json:
-        print(json.dumps(terminal.as_json(finished), ensure_ascii=False))
+        print(json.dumps(console.as_json(finished), ensure_ascii=False))
     else:
-        terminal.show(finished, terminal.output())
+        console.show(finished, console.output())
     failures = finished.manifest["failures"]
     if failures:
         done = len(finished.samples)
@@ -389,10 +391,10 @@ def _run_and_print(
 
 def report(arguments: argparse.Namespace) -> int:
     """Write a report anew."""
-    from consilience import report as reports
-    from consilience.dissection.job import DissectionRun, is_dissection
-    from consilience.report import dissection as page
-    from consilience.store import Run
+    from consilience.runs.dissect import DissectionRun, is_dissection
+    from consilience.runs.folder import Run
+    from consilience.show import dissection_page as page
+    from consilience.show import html as reports
 
     if is_dissection(arguments.run):
         print(page.write(DissectionRun(arguments.run)))
@@ -404,11 +406,11 @@ def report(arguments: argparse.Namespace) -> int:
 
 def list_things(arguments: argparse.Namespace) -> int:
     """Print a list."""
-    from consilience import terminal
+    from consilience.show import console
 
-    rows = terminal.listing(arguments.what, arguments.model)
+    rows = console.listing(arguments.what, arguments.model)
     if arguments.json:
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        terminal.show_rows(rows, terminal.output())
+        console.show_rows(rows, console.output())
     return 0

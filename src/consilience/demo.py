@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from consilience.run import Job, job_from_specs
+from consilience.runs.explain import Job, job_from_specs
 from consilience.types import ConsilienceError
 
 PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "astronaut.png")

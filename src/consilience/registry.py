@@ -211,9 +211,9 @@ class Registry:
 
 explainers = Registry("explainer", "consilience.explainers")
 metrics = Registry("metric", "consilience.metrics")
-segmenters = Registry("segmenter", "consilience.segment")
-fills = Registry("fill", "consilience.probe", "consilience.study")
-cutters = Registry("mask", "consilience.masks", "consilience.study")
+segmenters = Registry("segmenter", "consilience.perturb.superpixels", "consilience.perturb.quickshift")
+fills = Registry("fill", "consilience.perturb.fills", "consilience.study")
+cutters = Registry("mask", "consilience.agreement.masks", "consilience.study")
 
 _by_kind = {registry.kind: registry for registry in (explainers, metrics, segmenters, fills, cutters)}
 

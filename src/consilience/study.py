@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from consilience import images
+from consilience.agreement.masks import Mask
 from consilience.images import Placement
-from consilience.masks import Mask
 from consilience.registry import cutters, fills, option, parse, render, spell, unknown
 from consilience.types import Array, ConsilienceError, Explanation, View, ViewMode
 

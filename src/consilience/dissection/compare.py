@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
-from consilience.agreement import expected_iou
+from consilience.agreement.overlap import expected_iou
 from consilience.types import ConsilienceError
 
 Concept = tuple[str, str]

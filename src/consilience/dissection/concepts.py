@@ -26,10 +26,10 @@ NAMELESS = ("", "-")
 
 concept_sets = Registry(
     "concept set",
-    "consilience.dissection.broden",
-    "consilience.dissection.folders",
-    "consilience.dissection.coco",
-    "consilience.dissection.drawn",
+    "consilience.dissection.sets.broden",
+    "consilience.dissection.sets.folders",
+    "consilience.dissection.sets.coco",
+    "consilience.dissection.sets.drawn",
 )
 
 

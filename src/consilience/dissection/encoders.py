@@ -22,10 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from consilience import progress, registry
-from consilience.models import engines
+from consilience.files import digest_of, write_atomically
+from consilience.models import digest
 from consilience.models import weights as files
+from consilience.models.engines import openvino, plan
 from consilience.registry import Registry, option
-from consilience.store import digest_of, write_atomically
 from consilience.types import Array, ConsilienceError, Sample
 
 BATCH = 64
@@ -135,10 +136,10 @@ class OpenClip:
         clip = _open_clip()
         if self.name not in clip.list_models():
             raise ConsilienceError(registry.unknown("CLIP in open_clip", self.name, clip.list_models(), limit=20))
-        there = engines.device(self.device)
+        there = plan.device(self.device)
         module, prepare, tokens = self._filled(clip, there)
         made = f"{registry.spell(self)} {prepare}"
-        return Clip(module.eval(), prepare, tokens, f"{self.name}@{engines.digest(module, made)}", there)
+        return Clip(module.eval(), prepare, tokens, f"{self.name}@{digest.digest(module, made)}", there)
 
     def _filled(self, clip: Any, device: torch.device) -> tuple[nn.Module, Any, Any]:
         mode = "squash" if self.view == "squash" else None
@@ -277,7 +278,7 @@ class Store:
     @property
     def folder(self) -> Path:
         """Where they are."""
-        return engines.cache_folder() / "embeddings" / digest_of([self.encoder, self.what])
+        return openvino.cache_folder() / "embeddings" / digest_of([self.encoder, self.what])
 
     def read(self, wanted: set[str]) -> dict[str, Array]:
         """Rows by key, of those that are wanted and there. A damaged file counts as absent."""

@@ -20,7 +20,7 @@ from scipy import stats as distributions
 from torch import Tensor
 
 from consilience import progress, stats
-from consilience.dissection.names import Groups, Match, match
+from consilience.dissection.class_groups import Groups, Match, match
 from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
 
 LEVEL = 0.95

@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control
 
 from consilience import progress
-from consilience.dissection.cells import Gathered
+from consilience.dissection.coarse import Gathered
 from consilience.dissection.result import NullResult
 from consilience.metrics.sanity import own_tensors, randomise
 from consilience.types import Array, ConsilienceError, Network

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from consilience.files import plain, write_atomically
 from consilience.registry import unknown
-from consilience.store import plain, write_atomically
 from consilience.types import Array, ConsilienceError
 
 SCHEMA = 1

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from consilience import registry
+from consilience.agreement.masks import default_cutter
 from consilience.dissection.result import Dissection
 from consilience.explainers.cam import LayerMaps
 from consilience.images import enlarge
-from consilience.masks import default_cutter
 from consilience.types import Array, ConsilienceError, Explanation, Network, NotApplicable, Target, View
 
 EXACT = 1e-4

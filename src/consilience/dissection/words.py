@@ -389,7 +389,7 @@ def beside(words: pd.DataFrame, dissection: pd.DataFrame) -> pd.DataFrame:
 
     ``same`` says whether word and concept share a name (`names.same`); None where one of them is missing.
     """
-    from consilience.dissection.names import same
+    from consilience.dissection.class_groups import same
 
     both = dissection.assign(_place=range(len(dissection))).merge(
         words, on=["layer", "unit"], how="outer", validate="one_to_one"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from consilience import api, registry, targets
-from consilience.evaluation.remember import Remembering
+from consilience.evaluation.memory import Remembering
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Model, NotApplicable, Sample
 
 CONTROLS = ("random", "centre", "edges", "constant")

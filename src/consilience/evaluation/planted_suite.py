@@ -7,16 +7,14 @@ ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from consilience import api, planted, progress, registry, stats
+from consilience import api, progress, registry, stats
+from consilience.evaluation import planted
 from consilience.evaluation.columns import CONTROLS
-from consilience.planted import World
-from consilience.report.planted import page
-from consilience.store import write_atomically, write_json
+from consilience.evaluation.planted import World
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Metric, Model, NotApplicable, Sample, Score, View
 
 NAME = "planted"
@@ -43,8 +41,6 @@ METRICS = (
     "sparseness",
 )
 PICTURES = 6
-RESULTS, REPORT = "planted.json", "report.html"
-OWN = frozenset({RESULTS, REPORT})
 
 
 def evaluate(
@@ -82,21 +78,6 @@ def evaluate(
         "methods": [_area(pictures, seed), *(_method(spec, found) for spec, found in shares.items())],
         "metrics": [_metric(spec, wins[spec], refused[spec]) for spec in built],
     }
-
-
-def write(found: Mapping[str, Any], folder: str | Path, command: str = "") -> Path:
-    """Keep the suite's results in a folder, ``planted.json`` and a page; returns the page's path.
-
-    Raises `ConsilienceError` where the folder holds anything but an earlier result of this suite.
-    """
-    place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(path.name not in OWN for path in place.iterdir())):
-        raise ConsilienceError(f"{place} holds something else than results of the planted suite; name another folder with -o")
-    version = api.versions()["consilience"]
-    write_json(place / RESULTS, {"version": version, "command": command, **found})
-    text = page(found, version, command).encode()
-    write_atomically(place / REPORT, lambda file: file.write(text))
-    return place / REPORT
 
 
 def _notes(by: Sequence[str]) -> Iterator[str]:

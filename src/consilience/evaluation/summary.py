@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from consilience import registry, stats
 from consilience.evaluation.columns import Column
-from consilience.evaluation.kept import Picture, as_table
 from consilience.types import Array, Metric, Score
 
 ALPHA = 0.05
 GRID = 51
 """Points at which curves are averaged."""
+FIELDS = ("sample", "digest", "column", "metric", "kind", "value", "reason")
 Row = Mapping[str, Any]
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, which has its columns also where there is no row."""
+    return pd.DataFrame(rows, columns=list(FIELDS)).astype({"value": float})
 
 
 def summarise(
@@ -265,19 +269,24 @@ def _turned(wide: pd.DataFrame, methods: Sequence[str], higher_is_better: bool) 
 # ---------------------------------------------------------------- curves
 
 
+class PictureScores(Protocol):
+    """The kept numbers of one picture."""
+
+    def get(self, metric: str, column: str) -> Any:
+        """A number with its ``value`` and ``curve`` under a metric's full spelling and a column; None where there is none."""
+
+
 def curves(
-    folder: Path, rows: Sequence[Row], metrics: Mapping[str, Metric], columns: Sequence[Column]
+    pictures: Iterable[PictureScores], metrics: Mapping[str, Metric], columns: Sequence[Column]
 ) -> dict[str, list[dict[str, Any]]]:
     """Mean curves (with Student's t bands at every point) of metrics that have them, read picture by picture; and what a metric
     gathers over a data set, where it does (one threshold for all pictures).
     """
-    names = dict.fromkeys((str(row["sample"]), str(row["digest"])) for row in rows)
     specs = {spec: registry.spell(metric, full=True) for spec, metric in metrics.items()}
     sums = {(spec, column.label): _Band() for spec in metrics for column in columns}
     scores: dict[tuple[str, str], list[Score]] = {}
     gathering = {spec for spec, metric in metrics.items() if hasattr(metric, "gather")}
-    for name, digest in names:
-        picture = Picture(folder, name, digest)
+    for picture in pictures:
         for (spec, label), band in sums.items():
             kept = picture.get(specs[spec], label)
             if kept is None or kept.value is None or kept.curve is None:

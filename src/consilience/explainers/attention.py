@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from consilience.explainers.cam import EachOwn
-from consilience.models import engines
-from consilience.models.anatomy import borrowed, hooked
 from consilience.models.attention import Place, Plan, Reading, form_of_tokens, plan_of, read
+from consilience.models.engines import plan as engines
+from consilience.models.layers import borrowed, hooked
 from consilience.progress import task
 from consilience.registry import explainers, option, unknown
 from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View

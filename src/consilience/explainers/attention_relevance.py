@@ -18,9 +18,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from consilience.explainers.cam import EachOwn
-from consilience.models import engines
-from consilience.models.anatomy import borrowed, frozen
 from consilience.models.attention import bias_of, open_body, plan_of
+from consilience.models.engines import plan as engines
+from consilience.models.layers import borrowed, frozen
 from consilience.progress import task
 from consilience.registry import explainers, option
 from consilience.types import Heat, Network, NotApplicable, Target, View

@@ -23,10 +23,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from consilience.models import graph
-from consilience.models.adapter import TorchNetwork
-from consilience.models.anatomy import as_outputs, borrowed
 from consilience.models.graph import Dialect, Uncut, said
-from consilience.models.reading import ClassOutputs, LayerReading, reading_of
+from consilience.models.layers import as_outputs, borrowed
+from consilience.models.network import TorchNetwork
+from consilience.models.readouts import ClassOutputs, LayerReading, reading_of
 from consilience.types import Network, NotApplicable, Target
 
 TOLERANCE = 1e-3

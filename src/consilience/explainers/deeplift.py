@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from consilience.explainers.canonical import MAXIMA, Canonical, canonical, start
 from consilience.explainers.gradients import CHANNELS, Channels, completeness, gap_of, reduced
 from consilience.explainers.relevance import normalised
-from consilience.models import engines
-from consilience.probe import Fill, Neutral
+from consilience.models.engines import plan
+from consilience.perturb.fills import Fill, Neutral
 from consilience.registry import explainers, option
 from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View
 
@@ -44,7 +44,7 @@ class DeepLIFT:
         """One picture, beside its baseline. Facts: what is explained, ``completeness_gap`` and its share."""
         attribute = _captum()
         prepared, other = normalised(model, view), self._baseline(model, view)
-        engines.record("torch", "f32")
+        plan.record("torch", "f32")
         found = canonical(model, RESCALED, prepared, sums=False)
         start(found, prepared, target)
         pooled = overlapping(found.module)

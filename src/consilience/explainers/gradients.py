@@ -16,7 +16,7 @@ from torch import Tensor
 
 from consilience import progress
 from consilience.explainers.cam import EachOwn
-from consilience.probe import Fill, Neutral
+from consilience.perturb.fills import Fill, Neutral
 from consilience.registry import explainers, option
 from consilience.types import PIXELS, Array, ConsilienceError, Heat, Network, Target, Trace, View
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from consilience import images
-from consilience.designs import Draw, draws, groups
-from consilience.probe import Bits, Fill, Mean, probe
-from consilience.registry import explainers, option
-from consilience.segment import Quickshift, Segmenter, segment
-from consilience.surrogate import (
+from consilience.perturb.designs import Draw, draws, groups
+from consilience.perturb.fills import Fill, Mean
+from consilience.perturb.probe import Bits, probe
+from consilience.perturb.quickshift import Quickshift
+from consilience.perturb.superpixels import Segmenter, segment
+from consilience.perturb.surrogate import (
     WRONG,
     Certainty,
     Fit,
@@ -34,6 +35,7 @@ from consilience.surrogate import (
     least_squares,
     looks,
 )
+from consilience.registry import explainers, option
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
 
 AUTO_FORWARD = 6
@@ -51,7 +53,7 @@ class Lime:
 
     Every weight comes with its standard error, and every superpixel with the probability that it is among the top
     ``features``; ``until=stable`` draws until those are known, or ``samples`` are spent. ``draw`` and ``kernel`` are explained
-    in `consilience.designs` and `consilience.surrogate`. With ``repeats`` the fit is to the draws of as many seeds, ``seed``
+    in `consilience.perturb.designs` and `consilience.perturb.surrogate`. With ``repeats`` the fit is to the draws of as many seeds, ``seed``
     and those after it, ``samples`` of each.
 
     With ``draw="lime"`` the perturbations are those of the first call of ``LimeImageExplainer(random_state=seed)`` with a

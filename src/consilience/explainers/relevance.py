@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.explainers.canonical import Canonical, Mean, Resize, canonical, start
-from consilience.models import engines
+from consilience.models.engines import plan
 from consilience.registry import explainers, option
 from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View
 
@@ -109,7 +109,7 @@ class LRP:
         """One picture; three passes of the copy. Facts: ``conservation``, ``relevance`` that arrived, ``explained_score``."""
         made = self._composite(model, view)
         prepared = normalised(model, view)
-        engines.record("torch", "f32")
+        plan.record("torch", "f32")
         found = canonical(model, MONOTONE, prepared, sums=True)
         given, _, score = start(found, prepared, target)
         return heat(sent_back(found, made, prepared, given), given, score, found)
@@ -154,7 +154,7 @@ class ExcitationBackprop:
         """One picture; three passes of the copy. Facts: ``conservation``, the share of the probability that arrives."""
         composites, rules = zennit()
         prepared = normalised(model, view)
-        engines.record("torch", "f32")
+        plan.record("torch", "f32")
         found = canonical(model, MONOTONE, prepared, sums=True)
         made = composites.ExcitationBackprop(layer_map=[((Mean, Resize), rules.Norm())], zero_params=["bias"])
         _, share, score = start(found, prepared, target)

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from consilience import images
-from consilience.probe import Bits, Fill, Mean, probe
+from consilience.perturb.fills import Fill, Mean
+from consilience.perturb.probe import Bits, probe
+from consilience.perturb.quickshift import Quickshift
+from consilience.perturb.superpixels import Segmenter, segment
 from consilience.registry import explainers, option
-from consilience.segment import Quickshift, Segmenter, segment
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
 
 # ---------------------------------------------------------------- the game

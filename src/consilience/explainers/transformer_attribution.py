@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from consilience.explainers.attention import OnAttention, chain_of, from_layer, row_of, scores_of
 from consilience.explainers.attention_relevance import ELEMENTWISE, NO_ARITHMETIC, check_outputs, name_of
-from consilience.models.anatomy import borrowed, frozen
 from consilience.models.attention import Plan, bias_of, open_body, read
+from consilience.models.layers import borrowed, frozen
 from consilience.registry import explainers, option
 from consilience.types import Network, NotApplicable, Target
 

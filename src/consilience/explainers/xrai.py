@@ -14,10 +14,10 @@ from scipy.ndimage import distance_transform_edt, find_objects
 
 from consilience import images
 from consilience.explainers.gradients import CHANNELS, Channels, Score, at_least
-from consilience.explainers.paths import IntegratedGradients, Rule
-from consilience.probe import Black, Fill, White
+from consilience.explainers.integrated import IntegratedGradients, Rule
+from consilience.perturb.fills import Black, Fill, White
+from consilience.perturb.superpixels import Felzenszwalb, Segmenter, segment
 from consilience.registry import explainers, option
-from consilience.segment import Felzenszwalb, Segmenter, segment
 from consilience.types import Array, Heat, Network, Target, View
 
 SIZES = (25.0, 50.0, 75.0, 125.0, 250.0, 600.0)

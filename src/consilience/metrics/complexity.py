@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from consilience.metrics.edits import map_of
+from consilience.metrics.perturbation import map_of
 from consilience.registry import metrics, option
 from consilience.types import Array, ConsilienceError, Explanation, Model, NotApplicable, Score, View
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from consilience import images
-from consilience.metrics.edits import (
+from consilience.metrics.perturbation import (
     Plan,
     Probing,
     Reading,
@@ -29,9 +29,9 @@ from consilience.metrics.edits import (
     read,
     stops,
 )
-from consilience.probe import Blur, Fill, Inverted, Neutral, Noise
+from consilience.perturb.fills import Blur, Fill, Inverted, Neutral, Noise
+from consilience.perturb.superpixels import Segmenter, Slic, segment
 from consilience.registry import metrics, option
-from consilience.segment import Segmenter, Slic, segment
 from consilience.types import Array, ConsilienceError, Explanation, Model, Score, View
 
 RISE = ("insertion:step=224,fill=rise-blur", "deletion:step=224,fill=neutral")

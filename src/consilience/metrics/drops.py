@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from consilience.metrics.again import explainer_of, in_frame
-from consilience.metrics.edits import Plan, Probing, map_of, read
-from consilience.probe import Black, Fill, Grids
+from consilience.metrics.explained_again import explainer_of, in_frame
+from consilience.metrics.perturbation import Plan, Probing, map_of, read
+from consilience.perturb.fills import Black, Fill
+from consilience.perturb.probe import Grids
 from consilience.registry import metrics, option
 from consilience.types import Array, ClassTarget, Explanation, Model, NotApplicable, Score, Target, View
 

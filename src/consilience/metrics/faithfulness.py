@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience.metrics.edits import (
+from consilience.metrics.perturbation import (
     Plan,
     Probing,
     Ranked,
@@ -31,7 +31,7 @@ from consilience.metrics.edits import (
     read,
     stops,
 )
-from consilience.probe import Fill, Neutral
+from consilience.perturb.fills import Fill, Neutral
 from consilience.registry import metrics, option
 from consilience.types import Array, Explanation, Model, NotApplicable, Score, View
 

@@ -351,7 +351,7 @@ class Iou(Located):
 
 def top_area(explanation: Explanation, share: float, seed: int) -> tuple[Array, int]:
     """The largest ``share`` of the pixels as (h, w) bool, equal ones drawn, and how many were equal at the cut."""
-    from consilience.masks import pixels_of, tied_at_cut
+    from consilience.agreement.masks import pixels_of, tied_at_cut
 
     values = explanation.values
     on: Array = np.zeros(values.size, dtype=bool)

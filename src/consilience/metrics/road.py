@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience.metrics.edits import (
+from consilience.metrics.perturbation import (
     Plan,
     Probing,
     check_least,

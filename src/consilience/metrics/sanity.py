@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from consilience.metrics.again import chance, explainer_of, maps, needs_module
+from consilience.metrics.explained_again import chance, explainer_of, maps, needs_module
 from consilience.metrics.similarity import Similarity, alike
 from consilience.metrics.stability import noisy
 from consilience.registry import metrics, option

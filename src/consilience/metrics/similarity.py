@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from consilience import agreement
-from consilience.masks import largest, pixels_of
+from consilience.agreement import overlap
+from consilience.agreement.masks import largest, pixels_of
 from consilience.types import Array
 
 Similarity = Literal["spearman", "pearson", "cosine", "ssim", "iou-at-20"]
@@ -51,11 +51,11 @@ def _ssim(a: Array, b: Array) -> float:
 
 def _iou(a: Array, b: Array) -> float:
     area = pixels_of(SHARE, a.size)
-    return agreement.iou(largest(a, area), largest(b, area))
+    return overlap.iou(largest(a, area), largest(b, area))
 
 
 MEASURES: Mapping[Similarity, Callable[[Array, Array], float]] = {
-    "spearman": agreement.spearman,
+    "spearman": overlap.spearman,
     "pearson": _pearson,
     "cosine": _cosine,
     "ssim": _ssim,

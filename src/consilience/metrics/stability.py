@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from consilience import progress
-from consilience.metrics.again import chance, explainer_of, maps
+from consilience.metrics.explained_again import chance, explainer_of, maps
 from consilience.metrics.similarity import Similarity, alike
 from consilience.registry import metrics, option
 from consilience.types import Array, ConsilienceError, Explanation, Model, NotApplicable, Score, View

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from consilience.models.anatomy import MOST_PREFIX_TOKENS, Form, Grid, borrowed, hooked
+from consilience.models.layers import MOST_PREFIX_TOKENS, Form, Grid, borrowed, hooked
 from consilience.types import Network, NotApplicable
 
 Function = Callable[..., Any]

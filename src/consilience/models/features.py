@@ -15,15 +15,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from consilience.models import engines
-from consilience.models.anatomy import hooked
+from consilience.models.engines import openvino, plan, runner
+from consilience.models.engines import torch as engines_torch
+from consilience.models.layers import hooked
 from consilience.progress import say
 from consilience.types import ConsilienceError, Layer
 
 Maps = dict[str, Tensor]
 
 
-class Opened(engines.Runnable, Protocol):
+class Opened(plan.Runnable, Protocol):
     """A network whose layers can be read."""
 
     anatomy: Any
@@ -48,7 +49,7 @@ class Features:
         self.network, self.names = network, tuple(dict.fromkeys(layers))
         self.batch = network.batch
         self._run: Callable[[Tensor], Maps] | None = None
-        self.facts: dict[str, Any] = engines.plan(network.engine, network.precision, network.device)
+        self.facts: dict[str, Any] = plan.plan(network.engine, network.precision, network.device)
 
     def __call__(self, pixels: Tensor) -> Maps:
         """The layers' maps; a vector is (N, C, 1, 1)."""
@@ -57,7 +58,7 @@ class Features:
         pixels = pixels.to(self.network.device, torch.float32)
         if self._run is None:
             self._run = self._made(pixels)
-        engines.record(self.facts["engine"], self.facts["precision"])
+        plan.record(self.facts["engine"], self.facts["precision"])
         return self._run(pixels)
 
     def release(self) -> None:
@@ -70,14 +71,14 @@ class Features:
             return self._torch
         try:
             run = _OpenVINO(self.network, self.names, self.facts["precision"])
-            _verify(run(pixels), self._plain(pixels), engines.TOLERANCE[run.facts["precision"]])
+            _verify(run(pixels), self._plain(pixels), plan.TOLERANCE[run.facts["precision"]])
         except Exception as error:  # whatever a converter trips over, torch can run the model
             return self._instead(error)
         self.facts |= run.facts
         return run
 
     def _instead(self, error: Exception) -> Callable[[Tensor], Maps]:
-        reason = engines.reason(error)
+        reason = runner.reason(error)
         if self.network.engine == "openvino":
             raise ConsilienceError(f"engine openvino cannot give these layers: {reason}; take engine=torch") from error
         say(f"openvino cannot give these layers, torch does: {reason}")
@@ -89,7 +90,7 @@ class Features:
 
     def _torch(self, pixels: Tensor) -> Maps:
         self.facts["engine"] = "torch"
-        with torch.no_grad(), engines.autocast(self.network.device, self.facts["precision"]):
+        with torch.no_grad(), engines_torch.autocast(self.network.device, self.facts["precision"]):
             maps = self.network.activations(pixels, self.names)
         return {name: values.float() for name, values in maps.items()}
 
@@ -138,11 +139,11 @@ class _OpenVINO:
     def __init__(self, network: Opened, names: tuple[str, ...], precision: str) -> None:
         self._names, self._batch, self._lock = names, network.batch, Lock()
         self._forms = [network.anatomy.forms[name] for name in names]
-        self._compiled = engines.openvino_compiled(_Layered(network, names), precision)
-        self.facts = engines.openvino_facts(self._compiled, network.batch)
+        self._compiled = openvino.openvino_compiled(_Layered(network, names), precision)
+        self.facts = openvino.openvino_facts(self._compiled, network.batch)
 
     def __call__(self, pixels: Tensor) -> Maps:
-        batch = engines.filled(pixels, self._batch).contiguous().numpy()
+        batch = plan.filled(pixels, self._batch).contiguous().numpy()
         with self._lock:
             outputs = self._compiled(batch, share_inputs=True, share_outputs=True)
         raw = [torch.from_numpy(outputs[place])[: len(pixels)] for place in range(len(self._names))]

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from consilience.models import graph
-from consilience.models.anatomy import Form, as_outputs, borrowed, hooked
 from consilience.models.graph import Cut, Grow, Section, Traced, Uncut
+from consilience.models.layers import Form, as_outputs, borrowed, hooked
 from consilience.progress import task
 from consilience.types import ConsilienceError
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consilience.models.adapter import TorchNetwork, wrap
-from consilience.models.reading import ReadNetwork, digest_of, read
+from consilience.models.network import TorchNetwork, wrap
+from consilience.models.readouts import ReadNetwork, digest_of, read
 from consilience.types import ConsilienceError
 
 # ---------------------------------------------------------------- segmentation

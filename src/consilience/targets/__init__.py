@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from consilience import registry
-from consilience.models.adapter import TorchNetwork
-from consilience.models.reading import Reading, read_again
+from consilience.models.network import TorchNetwork
+from consilience.models.readouts import Reading, read_again
 from consilience.targets.classes import check_class, class_index, class_target, plain
 from consilience.targets.places import file_digest
 from consilience.types import ClassTarget, ConsilienceError, Model, NotApplicable, Sample, Target, View

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from consilience.data import read_image
-from consilience.models.adapter import TorchNetwork
-from consilience.models.reading import CosineReading, LayerReading, Reading, form_of_layer, read, reading_of
+from consilience.models.network import TorchNetwork
+from consilience.models.readouts import CosineReading, LayerReading, Reading, form_of_layer, read, reading_of
 from consilience.models.tasks import is_detector
 from consilience.registry import option
 from consilience.targets import ReadElsewhere, network_of, targets

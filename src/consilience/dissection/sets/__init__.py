@@ -1,0 +1,1 @@
+"""Readers of concept sets, one format a file."""

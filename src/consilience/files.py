@@ -1,0 +1,77 @@
+"""Files written whole or not at all, JSON, digests, and safe names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from consilience.types import ConsilienceError
+
+
+def digest_of(thing: Any) -> str:
+    """Digest of plain data, whatever the order of its keys."""
+    return blake2b(json.dumps(thing, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def file_stem(name: str) -> str:
+    """A file name for a sample's name: as it is where that is safe, else cleaned and made unique by a digest."""
+    clean = re.sub(r"[^\w.\- ]", "_", name).strip(". ")[:80]
+    return clean if clean == name else f"{clean}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place and move it there; nothing half-written is ever seen under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def write_json(path: Path, thing: Any) -> None:
+    """Plain data as readable JSON; NaN, which JSON has not, becomes null."""
+    text = json.dumps(plain(thing), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def plain(thing: Any) -> Any:
+    """Numpy scalars, tuples and NaN as what JSON can hold."""
+    if isinstance(thing, Mapping):
+        return {str(key): plain(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return [plain(value) for value in thing]
+    if isinstance(thing, np.generic):
+        return plain(thing.item())
+    if isinstance(thing, np.ndarray):
+        return plain(thing.tolist())
+    if isinstance(thing, float) and not np.isfinite(thing):
+        return None
+    return thing
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        thing = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConsilienceError(f"{path} does not read as JSON: {error}") from None
+    if not isinstance(thing, dict):
+        raise ConsilienceError(f"{path} is not a run's file")
+    return thing

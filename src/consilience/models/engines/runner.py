@@ -1,0 +1,105 @@
+"""Runs a network by the engine that was planned, proven against torch on its first images."""
+
+from __future__ import annotations
+
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consilience.models.digest import Watch, digest
+from consilience.models.engines.openvino import OpenVINOEngine
+from consilience.models.engines.plan import TINY, TOLERANCE, Engine, Runnable, plan, record
+from consilience.models.engines.torch import CompiledEngine, TorchEngine
+from consilience.progress import say
+from consilience.types import ConsilienceError
+
+# ---------------------------------------------------------------- running
+
+
+class Runner:
+    """The engine of one network: made when first needed, made anew when its weights have changed."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._made_for = ""
+        self._watch: Watch | None = None
+        self._digest = ""
+        self._lock = RLock()
+
+    def digest(self, module: nn.Module, settings: str) -> str:
+        """`digest`, computed again only where `Watch` sees a change: it is asked for at every batch."""
+        with self._lock:
+            if self._watch is None or not self._watch.same():
+                self._watch, self._digest = Watch(module), digest(module, settings)
+            return self._digest
+
+    def facts(self, network: Runnable) -> dict[str, Any]:
+        """What ran, or will."""
+        if self._engine is not None:
+            return dict(self._engine.facts)
+        return plan(network.engine, network.precision, network.device)
+
+    def scores(self, network: Runnable, pixels: Tensor) -> Tensor:
+        """Raw outputs (N, K) float32.
+
+        Which engine scores a picture depends on the number of pictures alone, never on what ran before: whole batches and
+        long rests go to the engine, a few pictures straight to torch, for which no batch has to be filled.
+        """
+        with self._lock:
+            plain = TorchEngine(network)
+            if not len(pixels):
+                return plain(pixels.new_zeros(1, *pixels.shape[1:]))[:0]
+            parts = [self._part(network, plain, chunk) for chunk in torch.split(pixels, network.batch)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _part(self, network: Runnable, plain: Engine, pixels: Tensor) -> Tensor:
+        fits = tuple(pixels.shape[2:]) == network.frame
+        small = not fits or len(pixels) <= min(TINY, network.batch - 1)
+        engine = plain if small else self._ready(network, plain, pixels)
+        outputs = engine(pixels)
+        record(engine.facts["engine"], engine.facts["precision"])
+        return outputs
+
+    def _ready(self, network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
+        digest = network.digest
+        if self._engine is None or self._made_for != digest:
+            self._engine, self._made_for = _make(network, plain, pixels), digest
+        return self._engine
+
+
+def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
+    """The engine that was asked for, proven on a few of the pictures at hand."""
+    planned = plan(network.engine, network.precision, network.device)
+    if planned["engine"] == "torch":
+        return plain
+    try:
+        engine: Engine = (OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine)(network, planned)
+        _verify(engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"])
+    except Exception as error:  # whatever a converter trips over, torch can run the model
+        why = reason(error)
+        if network.engine == "openvino":
+            raise ConsilienceError(f"engine {network.engine} cannot run this model: {why}; take engine=torch") from error
+        say(f"{planned['engine']} cannot run this model, torch does: {why}")
+        plain.facts["note"] = f"{planned['engine']} was tried: {why}"
+        return plain
+    return engine
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong first."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _verify(engine: Engine, plain: Engine, pixels: Tensor, precision: str) -> None:
+    got = engine(pixels)[[0, -1]]
+    expected = plain(pixels[[0, -1]])
+    scale = float(expected.abs().max().clamp(min=1e-3))
+    apart = float((got - expected).abs().max()) / scale
+    if not apart <= TOLERANCE[precision]:
+        raise ConsilienceError(
+            f"its outputs are {apart:.1e} of their size away from torch's, {TOLERANCE[precision]:.0e} allowed"
+        )

@@ -1,0 +1,79 @@
+"""Forward passes by torch: plain, channels-last, compiled."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consilience.models.engines.plan import _BLOCK, _LOW, Run, Runnable, filled, plan
+from consilience.models.layers import borrowed
+from consilience.progress import say
+
+# ---------------------------------------------------------------- torch
+
+
+class TorchEngine:
+    """Plain torch without gradients; bf16 and f16 by autocast."""
+
+    def __init__(self, network: Runnable, precision: str | None = None) -> None:
+        planned = plan(network.engine, network.precision, network.device)
+        self._network, self._precision = network, precision or planned["precision"]
+        self.facts: dict[str, Any] = planned | {
+            "engine": "torch",
+            "precision": self._precision,
+            "batch": network.batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Raw outputs of any number of pictures."""
+        network = self._network
+        with borrowed(network.module), torch.inference_mode(), autocast(network.device, self._precision):
+            found = torch.cat([network.run(chunk).float() for chunk in torch.split(pixels, self._chunk())])
+        return found.clone()  # out of inference mode, so that callers may differentiate what they make of it
+
+    def _chunk(self) -> int:
+        """On a CPU glibc hands blocks above 32 MiB back after every use, and filling them anew halves the speed."""
+        if self._network.device.type != "cpu":
+            return self._network.batch
+        return max(1, min(self._network.batch, _BLOCK // (4 * self._network.largest)))
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """Torch's low precision, where one is asked for."""
+    return torch.autocast(device.type, _LOW[precision]) if precision in _LOW else nullcontext()
+
+
+class CompiledEngine:
+    """The network through torch.compile, for batches of one size; a shorter batch is filled up."""
+
+    def __init__(self, network: Runnable, planned: dict[str, Any]) -> None:
+        say("compiling the model with torch.compile")
+        self._network, self._precision = network, planned["precision"]
+        self._run = _torch_compiled(network.run)
+        self.facts: dict[str, Any] = planned | {
+            "batch": network.batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Raw outputs of up to a batch of pictures."""
+        network = self._network
+        with borrowed(network.module), torch.no_grad(), autocast(network.device, self._precision), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._run(filled(pixels, network.batch))[: len(pixels)].float()
+
+
+def _torch_compiled(run: Run) -> Run:
+    def forward(pixels: Tensor) -> Tensor:
+        return run(pixels)
+
+    # A code object of its own: torch gives up in silence once it has compiled the same one for eight networks.
+    forward.__code__ = forward.__code__.replace()
+    return torch.compile(forward, dynamic=False, fullgraph=True)

@@ -1,0 +1,1 @@
+"""Perturbations: what the model says of edited images, and how the edits are drawn."""

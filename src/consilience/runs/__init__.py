@@ -1,0 +1,1 @@
+"""Runs: explaining, evaluating, dissecting and comparing into a folder that can be continued."""

@@ -1,0 +1,139 @@
+"""An evaluation on disk, inside its run's folder.
+
+``metrics/NAME.json`` holds every number of one picture, with curves and facts, and is what makes a picture done: written whole
+or not at all, metric by column, each under a key that changes with all it depends on. ``metrics.parquet`` is the table of what
+was asked (sample, column, metric, value, reason ...), ``evaluation.json`` the summary, written last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from consilience.evaluation.summary import as_table
+from consilience.files import file_stem, plain, write_atomically, write_json
+from consilience.types import Array, ConsilienceError, NotApplicable, Score
+
+SCHEMA = 1
+PICTURES, TABLE, SUMMARY = "metrics", "metrics.parquet", "evaluation.json"
+DIGITS = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """One number as it is kept; ``value`` is None where the metric does not apply, and then ``reason`` says why."""
+
+    key: str
+    value: float | None
+    reason: str = ""
+    curve: Array | None = None
+    facts: Mapping[str, Any] | None = None
+
+
+def as_kept(key: str, score: Score | NotApplicable, sample: str) -> Kept:
+    """A score, or why there is none; the picture's name is left out of the reason, so that equal reasons can be counted."""
+    if isinstance(score, NotApplicable):
+        return Kept(key, None, str(score).replace(sample, "the picture"))
+    return Kept(key, float(score.value), "", score.curve, dict(score.facts))
+
+
+class Picture:
+    """The numbers of one picture: read from its file, added to, written again."""
+
+    def __init__(self, folder: Path, name: str, digest: str) -> None:
+        self.path = folder / PICTURES / f"{file_stem(name)}.json"
+        self.name, self.digest = name, digest
+        self._scores: dict[str, dict[str, Any]] = {}
+        there = read_json(self.path) if self.path.is_file() else {}
+        if there.get("schema") == SCHEMA and there.get("digest") == digest:
+            self._scores = there["scores"]
+
+    def get(self, metric: str, column: str, key: str | None = None) -> Kept | None:
+        """A number under its metric's full spelling and its column, if it is there and, with ``key``, was made of the same."""
+        row = self._scores.get(metric, {}).get(column)
+        if row is None or (key is not None and row["key"] != key):
+            return None
+        curve = None if row.get("curve") is None else np.array(row["curve"], dtype=np.float64)
+        return Kept(row["key"], row["value"], row["reason"], curve, row.get("facts"))
+
+    def put(self, metric: str, column: str, kept: Kept) -> None:
+        """Add a number; `write` keeps it."""
+        row: dict[str, Any] = {"key": kept.key, "value": kept.value, "reason": kept.reason}
+        if kept.curve is not None:
+            row["curve"] = _rounded(kept.curve)
+        if kept.facts:
+            row["facts"] = _plain_facts(kept.facts)
+        self._scores.setdefault(metric, {})[column] = row
+
+    def write(self) -> None:
+        """The file, whole or not at all."""
+        thing = {"schema": SCHEMA, "name": self.name, "digest": self.digest, "scores": self._scores}
+        text = json.dumps(plain(thing), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        write_atomically(self.path, lambda file: file.write(text.encode()))
+
+
+def _rounded(curve: Array) -> Any:
+    """A curve as lists of numbers of seven digits; NaN becomes null."""
+    return plain(
+        np.array([float(f"{value:.{DIGITS}g}") for value in np.asarray(curve, dtype=np.float64).ravel()]).reshape(
+            np.shape(curve)
+        )
+    )
+
+
+def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts that JSON can hold: numbers, words, short lists."""
+    return {str(key): plain(value) for key, value in facts.items() if not (isinstance(value, np.ndarray) and value.size > 1000)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of an evaluation."""
+    try:
+        thing = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConsilienceError(f"{path} does not read as JSON: {error}") from None
+    if not isinstance(thing, dict):
+        raise ConsilienceError(f"{path} is not an evaluation's file")
+    return thing
+
+
+class Evaluation:
+    """A finished evaluation, read from its run's folder as far as it is asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / SUMMARY).is_file():
+            raise ConsilienceError(f"{self.folder} holds no evaluation; make one with consilience evaluate {self.folder}")
+        if self.summary.get("schema") != SCHEMA:
+            raise ConsilienceError(f"{self.folder}: the evaluation has another schema; evaluate again")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What was asked and found; see `evaluation.summary`."""
+        return read_json(self.folder / SUMMARY)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a picture, column and metric: ``value`` (NaN where it does not apply) and ``reason``."""
+        return pd.read_parquet(self.folder / TABLE)
+
+    def pictures(self) -> Iterator[Picture]:
+        """The pictures' own files, one after the other."""
+        rows = self.table.drop_duplicates("sample")
+        for name, digest in zip(rows["sample"], rows["digest"], strict=True):
+            yield Picture(self.folder, str(name), str(digest))
+
+
+def finish(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Evaluation:
+    """Write the table, then the summary."""
+    table = as_table(rows)
+    write_atomically(folder / TABLE, lambda file: table.to_parquet(file, index=False))
+    write_json(folder / SUMMARY, {"schema": SCHEMA, **summary})
+    return Evaluation(folder)

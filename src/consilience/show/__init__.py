@@ -1,0 +1,1 @@
+"""What people see: words, figures, pages, the terminal."""

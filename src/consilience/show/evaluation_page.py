@@ -1,0 +1,257 @@
+"""What the report says of an evaluation: the table of methods by metrics, plots, and the numbers of every picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from PIL import Image
+
+from consilience.files import file_stem
+from consilience.show import plots, words
+from consilience.show.plots import GREY, PALETTE, Bar, Line
+
+SUMMARY, TABLE, MOSAICS = "evaluation.json", "metrics.parquet", "mosaics"
+ALPHA, TILE = 0.05, 112
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One metric as it is shown: what it is, its plots, what is marked and why, and a row of values a picture."""
+
+    anchor: str
+    metric: Row
+    cells: Mapping[str, Row]
+    forest: Markup
+    curves: Markup
+    ranks: Markup
+    order: Row | None
+    marks: tuple[str, ...]
+    reasons: tuple[str, ...]
+    against: tuple[Row, ...]
+    between: tuple[Row, ...]
+    values: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
+    unit: str
+    gathered: Mapping[str, Row]
+    tiles: Mapping[str, str]
+
+
+def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the template is given of a run's evaluation; None where there is none. ``anchors`` are of pictures on the page."""
+    if not (folder / SUMMARY).is_file() or not (folder / TABLE).is_file():
+        return None
+    said = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    table = pd.read_parquet(folder / TABLE)
+    known = [metric for metric in said["metrics"] if not is_empty(said, metric)]
+    sections = [_section(number, metric, said, table, anchors, folder) for number, metric in enumerate(known, 1)]
+    shown = [column for column in said["columns"] if _has_values(said, column["label"])]
+    return {
+        "pictures": said["pictures"],
+        "suite": said.get("suite"),
+        "methods": [column for column in shown if column["kind"] == "method"],
+        "controls": [column for column in shown if column["kind"] != "method"],
+        "columns": said["columns"],
+        "sections": sections,
+        "silent": silent(said),
+        "twins": {label for label, count in Counter(metric["label"] for metric in known).items() if count > 1},
+        "correlations": [row for row in said["correlations"] if row["mean"] is not None],
+        "command": said.get("command", ""),
+    }
+
+
+def _has_values(said: Row, label: str) -> bool:
+    return any(cell["n"] for cell in said["cells"] if cell["column"] == label)
+
+
+def number(value: Any) -> str:
+    """Three significant digits below .1, else three decimals; a dash where there is none."""
+    if words.missing(value):
+        return words.DASH
+    text = f"{value:.3g}" if 0 < abs(value) < 0.0995 or abs(value) >= 1000 else f"{value:.3f}"
+    return text.replace("-", "−")
+
+
+def colours(columns: Sequence[Row]) -> dict[str, str]:
+    """A colour for each method, grey for controls."""
+    methods = [column["label"] for column in columns if column["kind"] == "method"]
+    given = {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(methods)}
+    return {column["label"]: given.get(column["label"], GREY) for column in columns}
+
+
+def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: Mapping[str, str], folder: Path) -> Section:
+    spec = metric["spec"]
+    mine = table[table["metric"] == spec]
+    cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == spec}
+    against = tuple(row for row in said["against_controls"] if row["metric"] == spec)
+    order = next((row for row in said["orders"] if row["metric"] == spec), None)
+    return Section(
+        f"metric-{place}",
+        metric,
+        cells,
+        _forest(metric, cells, said["columns"]),
+        _curves(metric, said),
+        _ranks(order),
+        order,
+        tuple(marks(metric, cells, against)),
+        tuple(reasons(metric, cells)),
+        against,
+        tuple(row for row in said["between"] if row["metric"] == spec),
+        tuple(_values(mine, said["columns"], anchors)),
+        unit_of(metric),
+        gathered(said, spec),
+        {} if unit_of(metric) == "picture" else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
+    )
+
+
+def _tiles(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Mosaics as they lie in the run's folder, to be shown beside their numbers."""
+    files = {name: folder / MOSAICS / f"{file_stem(name)}.png" for name in names}
+    encoded = {name: base64.b64encode(_small(path)).decode() for name, path in files.items() if path.is_file()}
+    return {name: f"data:image/webp;base64,{text}" for name, text in encoded.items()}
+
+
+def _small(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail((TILE, TILE))
+        image.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
+def _forest(metric: Row, cells: Mapping[str, Row], columns: Sequence[Row]) -> Markup:
+    ink = colours(columns)
+    bars = []
+    for column in sorted(columns, key=lambda column: column["kind"] != "method"):
+        label = column["label"]
+        mean, low, high = (_float(cells[label][key]) for key in ("mean", "low", "high"))
+        bars.append(Bar(label, mean, low, high, ink[label], column["kind"] != "method"))
+    return plots.forest(bars, f"{metric['label']}, mean and 95 % interval")
+
+
+def _curves(metric: Row, said: Row) -> Markup:
+    kinds = {column["label"]: column["kind"] for column in said["columns"]}
+    ink = colours(said["columns"])
+    lines = [
+        Line(row["column"], row["x"], row["mean"], row["half"], ink[row["column"]], kinds[row["column"]] != "method")
+        for row in said.get("curves") or []
+        if row["metric"] == metric["spec"] and kinds[row["column"]] != "other"
+    ]
+    return plots.curves(lines, f"{metric['label']}, mean curves") if lines else Markup("")
+
+
+def _ranks(order: Row | None) -> Markup:
+    if order is None or len(order["columns"]) < 3:
+        return Markup("")
+    return plots.critical_difference(order["columns"], order["mean_ranks"], order["critical_difference"], order["groups"])
+
+
+# ---------------------------------------------------------------- in words
+
+
+def marks(metric: Row, cells: Mapping[str, Row], against: Sequence[Row]) -> list[str]:
+    """Which methods are not shown to be better than which controls; where no number could have shown it, how many it takes."""
+    short = {label: cell for label, cell in cells.items() if cell.get("above") is False}
+    if short and not any(cell["reachable"] for cell in short.values()):
+        return [_too_few(metric, against)]
+    return [_short(label, cell, [row["b"] for row in against if row["a"] == label]) for label, cell in short.items()]
+
+
+def _short(label: str, cell: Row, controls: Sequence[str]) -> str:
+    untested = cell.get("untested") or []
+    every = len(cell["not_above"]) + len(untested) == len(controls) > 1
+    few = "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
+    names = ["its own map of another class" if name == f"{label}, another class" else name for name in cell["not_above"]]
+    return f"{label} is not shown to be better than {'any control' if every else ', '.join(names)}{few}."
+
+
+def _too_few(metric: Row, against: Sequence[Row]) -> str:
+    tests = max((row["tests"] for row in against), default=1)
+    most = max((row["n"] for row in against), default=0)
+    needed = math.ceil(math.log2(tests / ALPHA))
+    unit = unit_of(metric)
+    return (
+        f"{words.count(most, unit)} cannot show a method to be better than the controls, whatever the numbers: "
+        f"{words.count(tests, 'test')}, corrected by Holm, {'take' if tests > 1 else 'takes'} {needed} {unit}s."
+    )
+
+
+def reasons(metric: Row, cells: Mapping[str, Row]) -> list[str]:
+    """Why a metric has no number of some maps: a line a reason, with the maps and of how many pictures."""
+    if metric.get("absent"):
+        return [str(metric["absent"])]
+    found: dict[str, dict[str, int]] = {}
+    for label, cell in cells.items():
+        for row in cell["reasons"]:
+            mine = found.setdefault(general(row["reason"]), {})
+            mine[label] = mine.get(label, 0) + row["pictures"]
+    return [f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()]
+
+
+def _who(metric: Row, some: Mapping[str, int], cells: Mapping[str, Row]) -> str:
+    """All maps together where it is the same for all, else map by map."""
+    counts = set(some.values())
+    if len(some) == len(cells) and len(counts) == 1:
+        return words.count(counts.pop(), unit_of(metric))
+    return ", ".join(f"{label} {count}" for label, count in some.items())
+
+
+def general(reason: str) -> str:
+    """A reason without the classes that it happens to name, so that pictures of many classes share it."""
+    explained = re.sub(r"\b(box of|mask of|marked as) class \d+ [^;]*?(?=;| covers|$)", r"\1 the explained class", reason)
+    return re.sub(r"\bboxes of class [\w, ]+?(?= and )", "boxes of another class", explained).removeprefix("the picture: ")
+
+
+def unit_of(metric: Row) -> str:
+    """What a metric has one number of; a picture, unless it says otherwise."""
+    return str(metric.get("unit") or "picture")
+
+
+def is_empty(said: Row, metric: Row) -> bool:
+    """Whether a metric has no number at all."""
+    return not any(cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"])
+
+
+def silent(said: Row) -> list[tuple[tuple[str, ...], str]]:
+    """Metrics without a single number, those of one reason together."""
+    found: dict[str, list[str]] = {}
+    for metric in said["metrics"]:
+        if is_empty(said, metric):
+            cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
+            found.setdefault("; ".join(reasons(metric, cells)), []).append(f"{metric['label']} ({metric['spec']})")
+    return [(tuple(labels), reason) for reason, labels in found.items()]
+
+
+def gathered(said: Row, spec: str) -> dict[str, Row]:
+    """By map what a metric makes of all pictures together, where it does: one threshold for the whole data set."""
+    return {row["column"]: row for row in said.get("gathered") or [] if row["metric"] == spec}
+
+
+def _values(
+    rows: pd.DataFrame, columns: Sequence[Row], anchors: Mapping[str, str]
+) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
+    """By picture its name, its place on the page, and (text, reason) for each column."""
+    found = []
+    for name, part in rows.groupby("sample", sort=False):
+        mine = {row["column"]: row for row in part.to_dict("records")}
+        shown = tuple(_value(mine.get(column["label"])) for column in columns)
+        found.append((str(name), anchors.get(str(name), ""), shown))
+    return found
+
+
+def _value(row: Mapping[Any, Any] | None) -> tuple[str, str]:
+    return (words.DASH, "not evaluated") if row is None else (number(float(row["value"])), str(row["reason"]))
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,408 @@
+"""From a run to its page: what the template is given, and how pictures are put into it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from consilience import images
+from consilience.files import write_atomically
+from consilience.show import evaluation_page, panels, words
+from consilience.show.panels import Tile
+from consilience.types import Array
+
+REPORT = "report.html"
+MAX_PICTURES = 200
+"""So many pictures are shown; the tables hold all."""
+MAX_TILES = 1200
+"""Drawings in all, of about 13 kB each: runs of many columns show fewer pictures."""
+MAX_PLOTS = 6
+MAX_PAIR_TILES = 6
+TILE = 320
+QUALITY = 85
+
+Row = Mapping[Any, Any]
+
+
+class Reported(Protocol):
+    """What is read of a run."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was asked, what ran, what failed."""
+
+    @property
+    def samples(self) -> list[str]:
+        """Names of the pictures, in order."""
+
+    @property
+    def predictions(self) -> dict[str, dict[str, Any]]:
+        """By picture ``label``, ``probability`` and ``true``."""
+
+    @property
+    def explanations(self) -> pd.DataFrame:
+        """A row an explanation."""
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """A row a pair and picture."""
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row a pair."""
+
+    @property
+    def audit(self) -> Sequence[Any]:
+        """Findings: ``code``, ``severity``, ``message``, ``where``."""
+
+    def load(self, name: str, /) -> Any:
+        """The picture and the explanations of a sample, as `render.Shown`."""
+
+
+def write(run: Reported) -> Path:
+    """Write ``report.html`` into the run's folder, whole or not at all; returns its path."""
+    path = run.folder / REPORT
+    text = page(run).encode("utf-8")
+    write_atomically(path, lambda file: file.write(text))
+    return path
+
+
+def page(run: Reported) -> str:
+    """The report as one HTML document that loads nothing from anywhere."""
+    return _environment().get_template("report.html.j2").render(context(run))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("consilience", "show/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("iou", "percent", "p_value", "seconds", "date", "count"):
+        environment.filters[name] = getattr(words, name)
+    environment.filters["measured"] = evaluation_page.number
+    environment.filters["visible"] = lambda text: panels.visible(str(text))
+    return environment
+
+
+# ---------------------------------------------------------------- what the template is given
+
+
+def context(run: Reported) -> dict[str, Any]:
+    """Everything the template shows, in the order of the page."""
+    rows = run.agreement.to_dict("records")
+    summary = run.summary.to_dict("records")
+    script = _part("report.js")
+    return {
+        "manifest": run.manifest,
+        "style": Markup(_part("report.css") + _ramps()),
+        "script": Markup(script),
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "asked": asked(run),
+        "evaluation": evaluation_page.context(run.folder, anchors(run)),
+        "verdicts": verdicts(run, summary),
+        "matrix": matrix([column["name"] for column in run.manifest["columns"]], summary),
+        "findings": sorted(run.audit, key=lambda finding: ("error", "warning", "note").index(finding.severity)),
+        "failures": run.manifest.get("failures") or [],
+        "pictures": pictures(run, rows),
+        "picture_count": len(run.samples),
+        "shown_count": len(shown(run)),
+        "columns": columns(run),
+        "numbers": _wanted(rows[0]) if rows else NUMBERS,
+        "table": table(run, rows),
+        "several": len(summary) > 1,
+        "versions": sorted((run.manifest.get("versions") or {}).items()),
+    }
+
+
+def _part(name: str) -> str:
+    return (files("consilience") / "show" / "templates" / name).read_text(encoding="utf-8")
+
+
+def _ramps() -> str:
+    """The two colour scales as CSS backgrounds, so that legends show what the maps are drawn with."""
+    rule = ".ramp.{}{{background:linear-gradient(to right,{})}}"
+    return "\n".join(rule.format(name, ",".join(panels.stops(name == "signed"))) for name in ("plain", "signed")) + "\n"
+
+
+def asked(run: Reported) -> list[tuple[str, str]]:
+    """What was asked, as terms and words: model, weights, pictures, target, view, engine, date, version."""
+    manifest = run.manifest
+    models = manifest.get("models") or [manifest["model"]]
+    views = [manifest["view"]] if "view" in manifest else list(dict.fromkeys(c.get("view") for c in manifest["columns"]))
+    terms = [
+        ("Model", "; ".join(f"{one['spec'] or one['id']} ({one['classes_count']:,} classes)" for one in models)),
+        ("Weights", "; ".join(f"{(one.get('facts') or {}).get('weights') or 'not recorded'}, {one['id']}" for one in models)),
+        ("Explainers", ", ".join(column["name"] for column in manifest["columns"])),
+        ("Explained", words.target(manifest.get("target", "predicted"))),
+        ("View", "; ".join(words.view(mode) for mode in views)),
+        ("Pictures", _how_many(run)),
+        ("Engine", _engine(models[0].get("facts") or {})),
+        ("Preset", manifest.get("preset") or ""),
+        ("Made", f"{words.date(manifest.get('created', ''))}, in {words.seconds(manifest.get('seconds'))}"),
+        ("Library", f"consilience {manifest.get('version', '')}"),
+    ]
+    return [(term, panels.visible(said)) for term, said in terms if said]
+
+
+def _engine(facts: Mapping[str, Any]) -> str:
+    """What ran, and what had to be decided or assumed."""
+    said = ", ".join(str(facts[key]) for key in ("engine", "precision", "device") if facts.get(key))
+    notes = [str(facts[key]) for key in ("note", "assumed") if facts.get(key)]
+    return f"{said} ({'; '.join(notes)})" if notes else said
+
+
+def _how_many(run: Reported) -> str:
+    failed = len(run.manifest.get("failures") or [])
+    return words.count(len(run.samples), "picture") + (f"; {failed:,} more failed" if failed else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One pair of explainers over all pictures, as it is shown."""
+
+    row: Row
+    kind: words.Kind
+    badge: str
+    sentence: Markup
+    why: str
+    mismatch: str
+    plot: Markup | None
+    alt: str
+
+
+def verdicts(run: Reported, summary: Sequence[Row]) -> list[Verdict]:
+    """A verdict a pair, in the order of the summary; the first pairs have their plot."""
+    return [_verdict(run, row, len(summary), with_plot=number < MAX_PLOTS) for number, row in enumerate(summary)]
+
+
+def _verdict(run: Reported, row: Row, pairs: int, with_plot: bool) -> Verdict:
+    which = words.kind(row.get("verdict"))
+    pair = (str(row["a"]), str(row["b"]))
+    plot = Markup(panels.agreement_plot(run.agreement, run.summary, pair)) if with_plot and row["n"] else None
+    alt = f"IoU of {pair[0]} and {pair[1]} on each picture against its chance level; the numbers are in the table of all pairs"
+    why = "" if which == "open" else str(row.get("why") or row.get("reason") or "")
+    return Verdict(row, which, words.badge(which), words.sentence(row, pairs), why, str(row.get("mismatch") or ""), plot, alt)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the matrix of explainers: what it is of, its number, and the pair it belongs to."""
+
+    what: str
+    value: Any
+    mismatch: bool = False
+
+
+def matrix(names: Sequence[str], summary: Sequence[Row]) -> list[tuple[str, list[Cell | None]]]:
+    """Explainers against each other: mean IoU above the diagonal, mean excess below. Empty for fewer than three."""
+    if len(names) < 3:
+        return []
+    known = {(row["a"], row["b"]): row for row in summary}
+    return [(across, [_cell(known, names, i, j) for j in range(len(names))]) for i, across in enumerate(names)]
+
+
+def _cell(known: Mapping[tuple[Any, Any], Row], names: Sequence[str], i: int, j: int) -> Cell | None:
+    row = known.get((names[i], names[j])) or known.get((names[j], names[i]))
+    if i == j or row is None:
+        return None
+    key, what = ("iou_mean", "mean IoU") if i < j else ("excess_mean", "mean excess")
+    return Cell(what, row.get(key), bool(row.get("mismatch")))
+
+
+# ---------------------------------------------------------------- numbers of a pair on a picture
+
+
+@dataclass(frozen=True)
+class Number:
+    """A column of the table of pairs: its key, its heading, how it is written."""
+
+    key: str
+    heading: str
+    style: str
+
+
+NUMBERS = (
+    Number("iou", "IoU", "iou"),
+    Number("expected_iou", "chance", "iou"),
+    Number("excess", "excess", "iou"),
+    Number("excess_of_possible", "of possible", "iou"),
+    Number("p", "p", "p_value"),
+    Number("spearman", "Spearman", "iou"),
+    Number("iou_at_10", f"IoU at 10{words.NBSP}%", "iou"),
+    Number("iou_at_20", f"at 20{words.NBSP}%", "iou"),
+    Number("iou_at_30", f"at 30{words.NBSP}%", "iou"),
+    Number("area_a", "area of first", "percent"),
+    Number("area_b", "area of second", "percent"),
+)
+PUBLISHED = Number("published_iou", "published IoU", "iou")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A number as it is shown: its text, the value to sort by, and where there is none the reason."""
+
+    heading: str
+    text: str
+    value: float | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A pair on a picture: where it is on the page, its numbers, and why they should not be compared."""
+
+    sample: str
+    anchor: str
+    a: str
+    b: str
+    numbers: tuple[Shown, ...]
+    mismatch: str
+
+
+def table(run: Reported, rows: Sequence[Row]) -> list[Line]:
+    """All pairs of all pictures."""
+    known = anchors(run)
+    return [line(row, known.get(row["sample"], "")) for row in rows]
+
+
+def anchors(run: Reported) -> dict[str, str]:
+    """Where each picture that is shown stands on the page."""
+    return {name: f"picture-{number}" for number, name in enumerate(shown(run), 1)}
+
+
+def line(row: Row, anchor: str) -> Line:
+    """One row of the agreement as it is shown; the published value where the table has them."""
+    numbers = tuple(_shown(row, number) for number in _wanted(row))
+    return Line(str(row["sample"]), anchor, str(row["a"]), str(row["b"]), numbers, str(row.get("mismatch") or ""))
+
+
+def _wanted(row: Row) -> tuple[Number, ...]:
+    return (*NUMBERS, PUBLISHED) if PUBLISHED.key in row else NUMBERS
+
+
+def _shown(row: Row, number: Number) -> Shown:
+    value = row.get(number.key)
+    heading = {"area_a": f"area {row['a']}", "area_b": f"area {row['b']}"}.get(number.key, number.heading)
+    if words.missing(value):
+        why = "not published" if number is PUBLISHED else words.why_missing(row, number.key)
+        return Shown(heading, words.DASH, None, why)
+    return Shown(heading, getattr(words, number.style)(value), float(str(value)))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A tile with its picture as a data URI, and why the numbers under it should not be compared."""
+
+    tile: Tile
+    uri: str
+    width: int
+    height: int
+    mismatch: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A sample as it is shown."""
+
+    name: str
+    anchor: str
+    said: Row
+    right: bool | None
+    tiles: tuple[Embedded, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def shown(run: Reported) -> list[str]:
+    """The pictures that are drawn on the page: the first ones."""
+    columns = len(run.manifest["columns"])
+    tiles = 1 + 2 * columns + min(math.comb(columns, 2), MAX_PAIR_TILES)
+    return run.samples[: min(MAX_PICTURES, max(1, MAX_TILES // tiles))]
+
+
+def pictures(run: Reported, rows: Sequence[Row]) -> Iterator[Picture]:
+    """The samples one by one, those that are `shown`; only one is in memory at a time."""
+    of_sample: dict[str, list[Row]] = {}
+    for row in rows:
+        of_sample.setdefault(row["sample"], []).append(row)
+    for number, name in enumerate(shown(run), 1):
+        yield _picture(run, name, f"picture-{number}", of_sample.get(name, []))
+
+
+def _picture(run: Reported, name: str, anchor: str, rows: Sequence[Row]) -> Picture:
+    stored = run.load(name)
+    said = run.predictions.get(name) or {}
+    right = None if words.missing(said.get("true")) else said.get("true") == said.get("label")
+    names = [item.column for item in stored.items]
+    pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))
+    doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
+    embedded = tuple(embed(tile, doubts) for tile in panels.tiles(stored, pairs[:MAX_PAIR_TILES]))
+    lines = tuple(line(row, anchor) for row in rows)
+    return Picture(name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ())))
+
+
+def embed(tile: Tile, doubts: Mapping[tuple[str, str], str]) -> Embedded:
+    """A tile as WebP in a data URI, at most 320 pixels on its longer side; ``doubts`` are the mismatches of pairs."""
+    pixels = _at_most(tile.image, TILE)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=2)
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Embedded(tile, uri, pixels.shape[1], pixels.shape[0], doubts.get(tile.pair, "") if tile.pair else "")
+
+
+def _at_most(pixels: Array, longest: int) -> Array:
+    height, width = pixels.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return pixels
+    return images.resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))), "lanczos")
+
+
+# ---------------------------------------------------------------- how it was made
+
+
+def columns(run: Reported) -> list[dict[str, Any]]:
+    """The columns of the run with their full spelling and what they cost a picture on average."""
+    table = run.explanations
+    return [_made(column, table[table["column"] == column["name"]]) for column in run.manifest["columns"]]
+
+
+def _made(column: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    costs = {key: float(rows[key].mean()) if key in rows and len(rows) else None for key in ("seconds", "passes")}
+    rules = list(dict.fromkeys(rows["mask_rule"])) if "mask_rule" in rows else []
+    layers = [name for name in dict.fromkeys(rows["layer"]) if name] if "layer" in rows else []
+    return {
+        "name": column["name"],
+        "spec": column.get("full") or column["explainer"],
+        "model": column.get("model") or "",
+        "view": column.get("view") or "the model's own",
+        "mask": ", ".join(map(str, rules)) or column.get("mask") or "",
+        "layer": ", ".join(map(str, layers)),
+        "unseeded": bool(column.get("unseeded")),
+        **costs,
+    }

@@ -1,0 +1,72 @@
+"""The page of the planted suite: how well methods find evidence that is known, and which metrics rank the true map first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from consilience.evaluation import planted
+from consilience.registry import parse
+from consilience.show import plots
+from consilience.show.html import _environment, _part, embed
+from consilience.show.panels import Tile
+from consilience.show.plots import GREY, PALETTE, Bar
+from consilience.types import Array
+
+AREA = "(area of the evidence)"
+CONTROLS = ("random", "centre", "edges", "constant")
+Row = Mapping[str, Any]
+
+
+def page(found: Row, version: str, command: str = "") -> str:
+    """The suite's results as one HTML document that loads nothing from anywhere."""
+    return _environment().get_template("planted.html.j2").render(context(found, version, command))
+
+
+def context(found: Row, version: str, command: str) -> dict[str, Any]:
+    """Everything the template shows."""
+    return {
+        "version": version,
+        "command": command,
+        "style": Markup(_part("report.css")),
+        "pictures": found["pictures"],
+        "worlds": found["worlds"],
+        "tiles": [tile for name in found["worlds"] for tile in _tiles(name, found["seed"])],
+        "verified": found["verified"],
+        "notes": found["notes"],
+        "methods": found["methods"],
+        "controls": (AREA, *CONTROLS),
+        "metrics": found["metrics"],
+        "forest": forest(found["methods"]),
+    }
+
+
+def forest(methods: Sequence[Row]) -> Markup:
+    """Mean share on the evidence by method, with its interval; what knows nothing is grey and last."""
+    rows = sorted(methods, key=_knows_nothing)
+    numbers = [(row["method"], row["mean"], row["low"], row["high"]) for row in rows]
+    bars = [Bar(*mine, _ink(at, row), _knows_nothing(row)) for at, (mine, row) in enumerate(zip(numbers, rows, strict=True))]
+    return plots.forest(bars, "Share of the map on the planted evidence, mean and 95 % interval")
+
+
+def _knows_nothing(row: Row) -> bool:
+    return row["method"] == AREA or parse(row["method"]).name in CONTROLS
+
+
+def _ink(place: int, row: Row) -> str:
+    return GREY if _knows_nothing(row) else PALETTE[place % len(PALETTE)]
+
+
+def _tiles(name: str, seed: int) -> list[Any]:
+    """A world's first picture, and the same with all but the evidence faded."""
+    sample = planted.world(name).samples(1, seed)[0]
+    faded = np.where(sample.masks["1"][..., None], sample.pixels, 255 - (255 - sample.pixels) // 5).astype(np.uint8)
+    return [_tile(sample.pixels, f"{name}: a picture"), _tile(faded, f"{name}: its evidence")]
+
+
+def _tile(pixels: Array, title: str) -> Any:
+    large = pixels.repeat(3, axis=0).repeat(3, axis=1)
+    return embed(Tile(large, title, title), {})

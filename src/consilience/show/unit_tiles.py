@@ -1,0 +1,123 @@
+"""The top pictures of a unit, cut by its mask, as one small strip: what a person looks at to judge a label."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from consilience import images, progress
+from consilience.dissection.concepts import ConceptSet
+from consilience.dissection.result import Dissection
+from consilience.dissection.tally import unit_masks
+from consilience.files import file_stem, write_atomically
+from consilience.show import panels
+from consilience.types import Array, Network
+
+FOLDER = "tiles"
+SIDE, GAP, PICTURES, UNITS, QUALITY = 88, 3, 4, 300, 72
+"""Pixels of a tile and between tiles, tiles in a strip, strips in a page (some 8 kB each), and the quality they are kept in."""
+WIDTH = PICTURES * (SIDE + GAP) - GAP
+
+Unit = tuple[str, int]
+
+
+def strip_path(folder: Path, layer: str, unit: int) -> Path:
+    """Where a unit's strip is kept."""
+    return folder / FOLDER / file_stem(layer) / f"{unit}.webp"
+
+
+def shown_units(found: Dissection, most: int = UNITS) -> list[Unit]:
+    """The units that get a strip: detectors first, then by IoU, the best of every layer alike."""
+    share = max(1, most // max(1, len(found.layers)))
+    units: list[Unit] = []
+    for layer in found.layers:
+        rows = found.table()
+        rows = rows[rows["layer"] == layer.layer].sort_values(["detector", "iou"], ascending=False, kind="stable")
+        units += [(layer.layer, int(unit)) for unit in rows["unit"].head(share)]
+    return units
+
+
+def draw_tiles(model: Network, found: Dissection, concepts: ConceptSet, folder: Path, most: int = UNITS) -> dict[str, Any]:
+    """Draw and keep the strips that are not there yet; returns how many units are shown and how many are left out.
+
+    Memory: one strip (31 kB) for each unit shown.
+    """
+    units = shown_units(found, most)
+    missing = [unit for unit in units if not strip_path(folder, *unit).is_file()]
+    if missing:
+        for (layer, unit), strip in _strips(model, found, concepts, missing).items():
+            content = _webp(strip)
+            write_atomically(strip_path(folder, layer, unit), lambda file, content=content: file.write(content))  # type: ignore[misc]
+    whole = sum(layer.units for layer in found.layers)
+    return {"shown": len(units), "left_out": whole - len(units), "width": WIDTH, "height": SIDE}
+
+
+def _webp(strip: Array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "WEBP", quality=QUALITY, method=4)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A tile: of which unit, and the how-manieth of its strip."""
+
+    unit: Unit
+    place: int
+
+
+def _strips(model: Network, found: Dissection, concepts: ConceptSet, units: Sequence[Unit]) -> dict[Unit, Array]:
+    """Strips (SIDE, WIDTH, 3) uint8 by unit; a picture is shown to the model once, whoever wants it."""
+    by_picture = _wanted(found.top(), set(units))
+    strips: dict[Unit, Array] = {unit: np.full((SIDE, WIDTH, 3), 255, np.uint8) for unit in units}
+    layers = list(dict.fromkeys(layer for layer, _ in units))
+    view = found.facts.get("view", "squash")
+    with progress.task("drawing units", len(by_picture)) as running:
+        for chunk in _chunks(sorted(by_picture), max(1, model.batch)):
+            views = [model.view(concepts.sample(index), view) for index in chunk]
+            maps = model.activations(torch.cat([one.pixels for one in views]), layers)
+            for row, (index, shown) in enumerate(zip(chunk, views, strict=True)):
+                picture = images.resize((images.to_array(shown.pixels) * 255).round().astype(np.uint8), (SIDE, SIDE))
+                _cut(strips, by_picture[index], picture, {layer: maps[layer][row] for layer in layers}, found)
+            running.advance(len(chunk))
+    return strips
+
+
+def _wanted(top: pd.DataFrame, units: set[Unit]) -> dict[int, list[_Wanted]]:
+    wanted: dict[int, list[_Wanted]] = {}
+    counts: dict[Unit, int] = {}
+    for layer, number, index in zip(top["layer"], top["unit"], top["index"], strict=True):
+        unit = (str(layer), int(number))
+        place = counts.get(unit, 0)
+        if unit in units and place < PICTURES and index >= 0:
+            counts[unit] = place + 1
+            wanted.setdefault(int(index), []).append(_Wanted(unit, place))
+    return wanted
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _cut(
+    strips: dict[Unit, Array], wanted: Sequence[_Wanted], picture: Array, maps: Mapping[str, torch.Tensor], found: Dissection
+) -> None:
+    """Draw one picture into the strips that want it, cut by each unit's mask."""
+    upsample = found.facts.get("upsample", "half-pixel")
+    for one in wanted:
+        layer, unit = one.unit
+        values = maps[layer][unit : unit + 1]
+        threshold = values.new_tensor([float(found.layer(layer).thresholds[unit])])
+        on = np.asarray(unit_masks(values, threshold, (SIDE, SIDE), upsample)[0])
+        tile = panels.mask(picture, on.astype(bool))
+        left = one.place * (SIDE + GAP)
+        strips[one.unit][:, left : left + SIDE] = tile
