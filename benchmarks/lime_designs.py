@@ -36,7 +36,7 @@ def main() -> None:
     """Score what is not there yet, then print the table."""
     asked = arguments()
     found = {design: [] for design in asked.designs.split(",")}
-    paths = data.find([str(asked.folder)])[: asked.pictures]
+    paths = data.find_images([str(asked.folder)])[: asked.pictures]
     model = None
     for number, path in enumerate(paths, 1):
         picture = Picture(path, asked)

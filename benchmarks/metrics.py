@@ -26,7 +26,7 @@ from torch import nn
 from consilience import api, registry
 from consilience.metrics.faithfulness import drawn
 from consilience.metrics.localisation import place_of
-from consilience.metrics.perturbation import GROUP
+from consilience.metrics.perturbation import VIEWS_AT_ONCE
 from consilience.models.load import load_model
 from consilience.types import Box, Explanation, Sample, Score, View
 
@@ -72,8 +72,8 @@ def cost(model, args: argparse.Namespace) -> None:
     samples = pictures(args.pictures)
     bare(model, 2 * model.batch)  # the engine is made
     times: dict[str, list[float]] = {name: [] for name in (*metrics, "bare")}
-    for start in range(0, len(samples), GROUP):
-        part = samples[start : start + GROUP]
+    for start in range(0, len(samples), VIEWS_AT_ONCE):
+        part = samples[start : start + VIEWS_AT_ONCE]
         views = [model.view(sample) for sample in part]
         given = [api.explain(model, sample, "gradcam") for sample in part]
         for name, metric in metrics.items():
@@ -89,7 +89,7 @@ def cost(model, args: argparse.Namespace) -> None:
         f"{(totals['insertion'] + totals['deletion']) / totals['bare']:.3f}",
         f"{statistics.median(each):.3f} ({min(each):.3f} to {max(each):.3f})",
     ]
-    head = ["what", "passes", "metrics", "bare passes", "ratio", f"median of groups of {GROUP}, and range"]
+    head = ["what", "passes", "metrics", "bare passes", "ratio", f"median of groups of {VIEWS_AT_ONCE}, and range"]
     print("\n## Metrics beside bare passes\n\n" + table(head, [row]))
 
 

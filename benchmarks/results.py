@@ -44,7 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     run = given.output or Path(f"results-run-{given.limit}" if given.limit else "results-run")
     page = given.page or (run / "results.md" if given.limit else PAGE)
-    with console.bars():
+    with console.progress_bars():
         found = evaluate(given.folder, run, given.masks, given.limit)
     page.write_text(written(found), encoding="utf-8")
     print(f"{page}\n{run / 'report.html'}")
@@ -52,7 +52,7 @@ def main() -> None:
 
 def evaluate(folder: Path, run: Path, masks: int, limit: int | None) -> Evaluation:
     """The evaluation of the first pictures, kept in ``run``."""
-    pictures = data.find([folder])[:limit]
+    pictures = data.find_images([folder])[:limit]
     by = [spec.format(masks=masks) for spec in BY]
     job = job_from_specs(by, [MODEL], TARGET, VIEW, "Do four methods find the object?")
     return evaluate_pictures(Asked(METRICS, seed=SEED), job, pictures, run, folder / "boxes.csv")

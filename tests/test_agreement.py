@@ -22,7 +22,7 @@ from consilience.agreement.masks import Mask, matched
 from consilience.agreement.overlap import (
     Agreement,
     agree,
-    compare,
+    compare_pair,
     excess_matrix,
     excess_of_possible,
     expected_by_moments,
@@ -189,7 +189,7 @@ def test_spearman_by_hand():
 def test_every_number_of_a_pair():
     rng = np.random.default_rng(4)
     a, b = explanation(rng.normal(size=(12, 10))), explanation(rng.normal(size=(12, 10)), "rise:masks=50")
-    pair = compare(a, b, "top:.3", "top:.25")
+    pair = compare_pair(a, b, "top:.3", "top:.25")
     on_a, on_b = a.values > np.sort(a.values.ravel())[-37], b.values > np.sort(b.values.ravel())[-31]
     expected, largest = decimal_iou(120, 36, 30), 30 / 36
     observed = literal_iou(on_a, on_b)
@@ -218,7 +218,7 @@ def test_equal_areas_follow_whole_superpixels():
     segments = np.repeat(np.arange(5), 20).reshape(10, 10)
     rng = np.random.default_rng(0)
     lime, cam = superpixel_explanation(segments, [0.5, -1, 2, 1, 0]), explanation(rng.normal(size=(10, 10)))
-    pair = compare(cam, lime)
+    pair = compare_pair(cam, lime)
     assert (pair.rule_a, pair.rule_b, pair.area_b) == ("top", "superpixels", 0.6)
     assert (pair.area_at_10, pair.area_at_20, pair.area_at_30) == (0.2, 0.2, 0.4)
     masks = matched(cam, lime, 0.3)
@@ -229,7 +229,7 @@ def test_equal_areas_follow_whole_superpixels():
 
 def test_a_map_and_itself_agree_wholly():
     one = explanation(np.random.default_rng(0).normal(size=(10, 10)))
-    pair = compare(one, one)
+    pair = compare_pair(one, one)
     assert (pair.iou, pair.excess, pair.excess_of_possible, pair.p) == (1, 1, pytest.approx(1), 0.01)
     assert pair.spearman == pytest.approx(1)
 
@@ -237,7 +237,7 @@ def test_a_map_and_itself_agree_wholly():
 def test_swapping_two_maps_swaps_only_the_names():
     rng = np.random.default_rng(1)
     a, b = explanation(smooth(rng, 20)), explanation(smooth(rng, 20), "rise")
-    one, two = compare(a, b, "top:.1", "top:.3"), compare(b, a, "top:.3", "top:.1")
+    one, two = compare_pair(a, b, "top:.1", "top:.3"), compare_pair(b, a, "top:.3", "top:.1")
     renamed = replace(one, a=one.b, b=one.a, rule_a=one.rule_b, rule_b=one.rule_a, area_a=one.area_b, area_b=one.area_a)
     for key, value in two.row().items():
         same = pytest.approx(renamed.row()[key], rel=1e-12) if isinstance(value, float) else renamed.row()[key]
@@ -246,24 +246,24 @@ def test_swapping_two_maps_swaps_only_the_names():
 
 def test_not_every_fraction_is_needed_nor_known():
     a, b = explanation(np.eye(10)), explanation(np.eye(10)[::-1], "rise")
-    pair = compare(a, b, fractions=(0.2,))
+    pair = compare_pair(a, b, fractions=(0.2,))
     assert math.isnan(pair.iou_at_10)
-    assert pair.iou_at_20 == compare(a, b).iou_at_20
+    assert pair.iou_at_20 == compare_pair(a, b).iou_at_20
     with pytest.raises(ConsilienceError, match=r"had at 0.1, 0.2, 0.3; got 0.5"):
-        compare(a, b, fractions=(0.5,))
+        compare_pair(a, b, fractions=(0.5,))
 
 
 def test_flat_and_empty_maps_are_noted():
     segments = np.repeat(np.arange(4), 4).reshape(4, 4)
     empty, flat = superpixel_explanation(segments, -np.arange(4)), explanation(np.zeros((4, 4)))
-    pair = compare(flat, empty)
+    pair = compare_pair(flat, empty)
     assert (pair.iou, pair.expected_iou, pair.excess, pair.p) == (0, 0, 0, 1)
     assert pair.notes == (
         "gradcam: flat map: the mask is arbitrary",
         "lime: no superpixel has a positive weight: the mask is empty",
     )
     assert math.isnan(pair.spearman)
-    both = compare(empty, replace(empty, explainer="kernelshap"))
+    both = compare_pair(empty, replace(empty, explainer="kernelshap"))
     assert math.isnan(both.iou)
     assert math.isnan(both.excess)
     assert both.notes[-1] == "both masks are empty: their IoU is undefined"
@@ -288,9 +288,9 @@ def test_each_mismatch_is_found_and_only_it(changes, words):
     other = explanation(BASE.values, **{"explainer": "rise", **changes})
     assert mismatches(BASE, other) == (words,)
     with pytest.raises(ConsilienceError) as caught:
-        compare(BASE, other)
+        compare_pair(BASE, other)
     assert words in str(caught.value)
-    marked = compare(BASE, other, allow_mismatch=True)
+    marked = compare_pair(BASE, other, allow_mismatch=True)
     assert (marked.mismatch, marked.iou) == (words, 1.0)
     assert marked.row()["mismatch"] == words
 
@@ -298,7 +298,7 @@ def test_each_mismatch_is_found_and_only_it(changes, words):
 def test_a_different_score_of_the_same_class_is_allowed_and_noted():
     other = explanation(BASE.values, "lime", score="probability")
     assert mismatches(BASE, other) == ()
-    assert compare(BASE, other).notes == ("scores differ: logit and probability of the same class",)
+    assert compare_pair(BASE, other).notes == ("scores differ: logit and probability of the same class",)
 
 
 def test_pictures_of_one_name_are_told_apart_by_their_pixels():
@@ -314,7 +314,7 @@ def test_frames_that_differ_can_never_be_laid_over_each_other():
     other = explanation(np.eye(12), shade=sum(b"dog") % 256)
     assert len(mismatches(BASE, other)) == 2
     with pytest.raises(ConsilienceError, match="frames of 10 x 10 and 12 x 12"):
-        compare(BASE, other, allow_mismatch=True)
+        compare_pair(BASE, other, allow_mismatch=True)
 
 
 # ---------------------------------------------------------------- many pictures

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from consilience import api, registry
-from consilience.models.attention import Attentions, Plan, blocks_of, form_of_tokens, plan_of, read
+from consilience.models.attention import Attentions, AttentionPlan, blocks_of, form_of_tokens, plan_of, read_attention
 from consilience.models.network import wrap
 from consilience.types import ClassTarget, ConsilienceError, NotApplicable, Sample
 
@@ -71,7 +71,7 @@ def test_probabilities_are_those_of_the_definition(how, pool, prefix):
     model = tiny(how=how, pool=pool, prefix=prefix)
     twin, sample = Twin(model.module), picture()
     view = model.view(sample)
-    reading = read(model, view.pixels, plan_of(model, view.pixels))
+    reading = read_attention(model, view.pixels, plan_of(model, view.pixels))
     logits, kept, _ = twin.run(as_seen(model, sample))
     np.testing.assert_allclose(reading.outputs[0].detach(), logits, atol=1e-4)
     torch.testing.assert_close(reading.outputs, model.logits(view.pixels), rtol=0, atol=1e-5)
@@ -85,7 +85,7 @@ def test_gradients_are_finite_differences(how):
     model = tiny(how=how)
     seen = model.view(picture()).pixels
     plan = plan_of(model, seen)
-    reading = read(model, seen, plan, graph=True)
+    reading = read_attention(model, seen, plan, graph=True)
     _, expected = attention_gradients(Twin(model.module), as_seen(model, picture()), TARGET)
     for found, wanted in zip(reading.gradients(reading.outputs[0, TARGET], [0, 1]), expected, strict=True):
         np.testing.assert_allclose(found[0], wanted, atol=1e-4 * np.abs(wanted).max())
@@ -249,7 +249,7 @@ def test_of_one_layer_the_methods_are_each_other():
     model = tiny(depth=1)
     raw, rolled = (grid_of(api.explain(model, picture(), name, target=TARGET)) for name in ("attention", "rollout"))
     np.testing.assert_allclose(rolled, raw / 2, rtol=1e-5)
-    reading = read(model, model.view(picture()).pixels, plan_of(model, model.view(picture()).pixels), graph=True)
+    reading = read_attention(model, model.view(picture()).pixels, plan_of(model, model.view(picture()).pixels), graph=True)
     (gradient,) = reading.gradients(reading.outputs[0, TARGET], [0])
     expected = expected_grid(gradient.relu().mean(dim=(0, 1, 2)), model.module)
     np.testing.assert_allclose(grid_of(api.explain(model, picture(), "legrad", target=TARGET)), expected, rtol=1e-4)
@@ -284,14 +284,14 @@ def test_many_pictures_are_many_of_one(name, pool, monkeypatch):
     targets = [api.resolve_target(model, sample, index % 4, torch.zeros(1, 4)) for index, sample in enumerate(samples)]
     alone = [explainer.explain(model, view, target) for view, target in zip(views, targets, strict=True)]
     for size in (5, 2):
-        monkeypatch.setattr(Plan, "pictures", lambda *_, size=size: size)
+        monkeypatch.setattr(AttentionPlan, "pictures", lambda *_, size=size: size)
         together = explainer.explain_batch(model, views, targets)
         for heat, own in zip(together, alone, strict=True):
             torch.testing.assert_close(heat.values, own.values, rtol=1e-4, atol=1e-6)
 
 
 def test_memory_bounds_the_pictures_of_a_pass():
-    plan = Plan(plan_of(tiny(), tiny().view(picture()).pixels).places, (0,))
+    plan = AttentionPlan(plan_of(tiny(), tiny().view(picture()).pixels).places, (0,))
     assert plan.size == 2 * 2 * 7 * 7
     assert plan.pictures(32, 1 << 30) == 32
     assert plan.pictures(32, 3 * 4 * 6 * plan.size) == 3
@@ -443,7 +443,7 @@ def test_timm_attention_is_that_of_its_own_queries_and_keys(kind, fused):
     for hook in hooks:
         hook.remove()
     plan = plan_of(model, view.pixels)
-    reading = read(model, view.pixels, plan)
+    reading = read_attention(model, view.pixels, plan)
     torch.testing.assert_close(reading.outputs, logits, rtol=0, atol=1e-4)
     assert (plan.rows, form_of_tokens(model, 16 + prefix).prefix) == (rows, prefix)
     assert [place.block for place in plan.places[:3]] == ["blocks.0", "blocks.1", "blocks.2"]
@@ -477,7 +477,7 @@ def test_torchvision_attention_is_that_of_its_own_queries_and_keys():
     logits = model.logits(view.pixels).detach()
     for hook in hooks:
         hook.remove()
-    reading = read(model, view.pixels, plan_of(model, view.pixels))
+    reading = read_attention(model, view.pixels, plan_of(model, view.pixels))
     torch.testing.assert_close(reading.outputs, logits, rtol=0, atol=1e-4)
     for at, (x, layer) in enumerate(zip(said, model.module.encoder.layers, strict=True)):
         inner = layer.self_attention
@@ -519,7 +519,7 @@ def test_other_families(make, prefix, rows):
     logits = model.logits(view.pixels)
     plan = plan_of(model, view.pixels)
     assert plan.rows == rows
-    torch.testing.assert_close(read(model, view.pixels, plan).outputs, logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(read_attention(model, view.pixels, plan).outputs, logits, rtol=0, atol=1e-4)
     for name in METHODS:
         found = api.explain(model, picture(size=(32, 32)), name, target=1)
         assert grid_of(found).shape == (4, 4)
@@ -553,7 +553,7 @@ def test_swins_last_attention_is_over_the_whole_grid():
     """Its mean over queries, from the module's own softmax, token by token on the grid."""
     model = small(list(swins())[1], 64)
     found = api.explain(model, picture(size=(64, 64)), "attention", target=1)
-    reading = read(model, model.view(picture(size=(64, 64))).pixels, plan_of(model, model.view(picture(size=(64, 64))).pixels))
+    reading = read_attention(model, model.view(picture(size=(64, 64))).pixels, plan_of(model, model.view(picture(size=(64, 64))).pixels))
     expected = reading.values(3)[0].mean(dim=(0, 1)).reshape(4, 4)
     np.testing.assert_allclose(grid_of(found), expected, rtol=1e-5)
     assert found.provenance["read_from"] == list(range(16))

@@ -10,7 +10,7 @@ import pytest
 
 from consilience import registry, study
 from consilience.agreement import audit
-from consilience.agreement.audit import RULES, Auditor, Finding
+from consilience.agreement.audit import FINDING_RULES, Auditor, Finding
 from consilience.agreement.masks import Mask
 from consilience.agreement.overlap import Agreement
 from consilience.images import Placement
@@ -106,9 +106,9 @@ def test_a_gap_is_found_in_a_real_explanation(red_model, planted):
 
 def test_every_rule_reads():
     """Places in the texts are those that are filled; order is by severity; every code is met in this file."""
-    severities = [("error", "warning", "note").index(rule.severity) for rule in RULES.values()]
+    severities = [("error", "warning", "note").index(rule.severity) for rule in FINDING_RULES.values()]
     assert severities == sorted(severities)
-    for code, rule in RULES.items():
+    for code, rule in FINDING_RULES.items():
         assert {name for _, name, _, _ in string.Formatter().parse(rule.text) if name} <= {
             "pictures",
             "first",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from consilience import api
-from consilience.explainers.cam_gradient_free import masks_of
+from consilience.explainers.cam_gradient_free import channel_masks
 from consilience.explainers.fullgrad import Biases, FullGrad
 from consilience.explainers.guided import GuidedReLUs, guided_gradients
 from consilience.models.load import load_model
@@ -306,7 +306,7 @@ def test_scorecam_softmax_counts_every_flat_channel(odd):
 def test_masks_run_from_0_to_1_after_enlarging():
     channels = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
     channels[2] = 1 / 3  # flat, and rounding would make a mask of it
-    masks = masks_of(channels, (20, 20), False, 2)
+    masks = channel_masks(channels, (20, 20), False, 2)
     shown = functional.interpolate(masks.keep[:, None], (20, 20), mode="bilinear")[:, 0]
     assert masks.row.tolist() == [0, 1, 4, 2, 3]
     for row, channel in zip(masks.row, channels, strict=True):

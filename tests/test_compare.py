@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from consilience.dissection import compare as comparing
-from consilience.dissection.compare import compare, side, side_of_words
+from consilience.dissection.compare import compare_sides, side, side_of_words
 from consilience.models import weights
 from consilience.models.load import load_model
 from consilience.show import dissection_page as page
@@ -51,7 +51,7 @@ def table(units):
 
 @pytest.fixture
 def two():
-    return compare(side("Places", table(UNITS_A), POSSIBLE), side("ImageNet", table(UNITS_B), POSSIBLE))
+    return compare_sides(side("Places", table(UNITS_A), POSSIBLE), side("ImageNet", table(UNITS_B), POSSIBLE))
 
 
 def test_jaccard_counted_by_hand(two):
@@ -106,23 +106,23 @@ def test_counts_by_category_layer_and_frequency(two):
 
 def test_significant_units_alone():
     a, b = (side(name, table(units), POSSIBLE, "significant") for name, units in (("Places", UNITS_A), ("ImageNet", UNITS_B)))
-    rows = compare(a, b).jaccard().set_index("a")
+    rows = compare_sides(a, b).jaccard().set_index("a")
     assert tuple(rows.loc["low", ["concepts_a", "concepts_b", "shared"]]) == (1, 1, 0)
 
 
 def test_the_headline_says_who_is_who(two):
     said = two.headline()
     assert said.startswith("Places detects 3 concepts and ImageNet 4; they share 2 (Jaccard 0.400;")
-    swapped = comparing.compare(two.b, two.a).headline()
+    swapped = comparing.compare_sides(two.b, two.a).headline()
     assert swapped.startswith("ImageNet detects 4 concepts and Places 3;")
 
 
 def test_layers_of_other_names_go_by_their_order():
     other = table([("c1", *row[1:]) if row[0] == "low" else ("c2", *row[1:]) for row in UNITS_B])
-    found = compare(side("a", table(UNITS_A)), side("b", other))
+    found = compare_sides(side("a", table(UNITS_A)), side("b", other))
     assert found.pairs == (("low", "c1"), ("high", "c2"))
     assert found.jaccard()["expected"].isna().all()
-    alone = compare(side("a", table(UNITS_A)), side("b", other).only(["c2"]))
+    alone = compare_sides(side("a", table(UNITS_A)), side("b", other).only(["c2"]))
     assert alone.pairs == ()
     assert list(alone.jaccard()["a"]) == ["all layers"]
 
@@ -130,7 +130,7 @@ def test_layers_of_other_names_go_by_their_order():
 def test_two_layers_of_one_run():
     whole = side("m", table(UNITS_A), POSSIBLE)
     low, high = (replace(whole.only([name]), name=f"m {name}") for name in ("low", "high"))
-    found = compare(low, high)
+    found = compare_sides(low, high)
     assert found.pairs == (("low", "high"),)
     assert found.jaccard().iloc[0]["shared"] == 1
 
@@ -138,14 +138,14 @@ def test_two_layers_of_one_run():
 def test_words_are_compared_like_concepts():
     words = pd.DataFrame({"layer": "l", "unit": [0, 1, 2], "word": ["dog", "", "cat"], "word_score": [1.0, np.nan, 2.0]})
     other = pd.DataFrame({"layer": "l", "unit": [0, 1], "word": ["dog", "sky"], "word_score": [1.0, 3.0]})
-    found = compare(side_of_words("a", words, ["dog", "cat", "sky"]), side_of_words("b", other, ["dog", "cat", "sky"]))
+    found = compare_sides(side_of_words("a", words, ["dog", "cat", "sky"]), side_of_words("b", other, ["dog", "cat", "sky"]))
     assert found.jaccard().iloc[0]["jaccard"] == pytest.approx(1 / 3)
     assert found.layers().iloc[0]["labelled"] == 2
 
 
 def test_nothing_detected_has_no_jaccard():
     none = table(UNITS_A).assign(detector=False)
-    found = compare(side("a", none, POSSIBLE), side("b", none, POSSIBLE))
+    found = compare_sides(side("a", none, POSSIBLE), side("b", none, POSSIBLE))
     assert math.isnan(found.jaccard().iloc[-1]["jaccard"])
     assert found.headline() == "a detects 0 concepts and b 0; they share 0"
     assert found.concepts().empty
@@ -155,7 +155,7 @@ def test_nothing_detected_has_no_jaccard():
 
 def test_what_cannot_be_compared_is_refused(two):
     with pytest.raises(ConsilienceError, match="two names"):
-        compare(two.a, two.a)
+        compare_sides(two.a, two.a)
     with pytest.raises(ConsilienceError, match="no layer 'mid'; there is: low, high"):
         two.a.only(["mid"])
     with pytest.raises(ConsilienceError, match="without a null"):
@@ -226,7 +226,7 @@ def test_the_venn_labels_follow_the_data():
 
 
 def test_bars_are_as_long_as_their_numbers():
-    svg = str(drawings.bars(["object", "part"], [("Places", [4, 1]), ("ImageNet", [2, float("nan")])], "units"))
+    svg = str(drawings.grouped_bars(["object", "part"], [("Places", [4, 1]), ("ImageNet", [2, float("nan")])], "units"))
     widths = [float(width) for width in re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)" height="14"', svg)]
     np.testing.assert_allclose(np.array(widths) / widths[0], [1, 0.5, 0.25], atol=1e-3)
     assert text_of(svg)[:2] == ["Places", "ImageNet"]
@@ -235,7 +235,7 @@ def test_bars_are_as_long_as_their_numbers():
 
 def test_the_heat_map_holds_every_number(two):
     table = two.by_layer()
-    svg = drawings.heat(list(table.index), list(table.columns), table.to_numpy().tolist(), "t")
+    svg = drawings.heat_table(list(table.index), list(table.columns), table.to_numpy().tolist(), "t")
     shown = [said for said in text_of(svg) if said.isdigit() or said == "·"]
     assert shown == [str(count) if count else "·" for count in table.to_numpy().ravel()]
 
@@ -249,7 +249,7 @@ def test_words_of_the_cloud_do_not_overlap():
     for one, other in combinations(placed, 2):
         apart = one.x + one.width <= other.x or other.x + other.width <= one.x
         assert apart or one.y + one.height <= other.y or other.y + other.height <= one.y
-    assert all(0 <= spot.x <= drawings.WIDE - spot.width and 0 <= spot.y <= 300 - spot.height for spot in placed)
+    assert all(0 <= spot.x <= drawings.DRAWING_WIDTH - spot.width and 0 <= spot.y <= 300 - spot.height for spot in placed)
     share = {word: weight / max(weight for _, weight in words) for word, weight in words}
     assert all(math.isclose(spot.size, max(9, 44 * math.sqrt(share[spot.word]))) for spot in placed)
     left = len(words) - len(placed)
@@ -259,8 +259,8 @@ def test_words_of_the_cloud_do_not_overlap():
 def test_names_are_escaped():
     for svg in (
         drawings.venn("<b>", 'a"&', 1, 1, 1),
-        drawings.bars(["<x>"], [("<y>", [1])], "<t>"),
-        drawings.heat(["<r>"], [("<s>", "<l>")], [[1]], "<t>"),
+        drawings.grouped_bars(["<x>"], [("<y>", [1])], "<t>"),
+        drawings.heat_table(["<r>"], [("<s>", "<l>")], [[1]], "<t>"),
         drawings.cloud("<n>", [("<w>", 1)], "#000"),
     ):
         assert not re.search(r"<(b|x|y|t|r|s|l|n|w)>", str(svg))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from consilience import data
-from consilience.data import Failure, find, label_from_name, names_of, read_image, read_truth, samples
+from consilience.data import Failure, find_images, label_from_name, names_of, read_image, read_truth, read_samples
 from consilience.types import Box, ConsilienceError
 
 CLASSES = ("tench", "goldfish", "great white shark", "kite", "crane", "crane", "Jack-o'-lantern", "coot, marsh hen")
@@ -34,29 +34,29 @@ def test_folders_are_searched_to_the_bottom_in_order_without_hidden_files(tmp_pa
     for name in ("b/2.png", "b/1.JPG", "a.jpeg", "b/deep/er/3.webp", ".hidden.png", ".git/4.png"):
         save(tmp_path / name)
     (tmp_path / "b" / "notes.txt").write_text("x")
-    found = [str(path.relative_to(tmp_path)) for path in find([tmp_path])]
+    found = [str(path.relative_to(tmp_path)) for path in find_images([tmp_path])]
     assert found == ["a.jpeg", "b/1.JPG", "b/2.png", "b/deep/er/3.webp"]
 
 
 def test_a_named_file_is_tried_whatever_its_suffix_and_order_is_kept(tmp_path):
     text, hidden, last = save(tmp_path / "z.txt"), save(tmp_path / ".a.png"), save(tmp_path / "a.png")
-    assert find([str(text), str(hidden), str(last), str(text)]) == [text, hidden, last]
+    assert find_images([str(text), str(hidden), str(last), str(text)]) == [text, hidden, last]
 
 
 def test_patterns(tmp_path, monkeypatch):
     for name in ("x/1.png", "x/2.png", "y/1.png", "x/labels.csv", "x/odd.dat"):
         save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert [str(path) for path in find(["x/*"])] == ["x/1.png", "x/2.png"]
-    assert [str(path) for path in find(["x/*.dat"])] == ["x/odd.dat"]
-    assert [str(path) for path in find(["**/1.png"])] == ["x/1.png", "y/1.png"]
-    assert [str(path) for path in find(["?"])] == ["x/1.png", "x/2.png", "y/1.png"]
-    assert [str(path) for path in find(["**"])] == ["x/1.png", "x/2.png", "y/1.png"]
+    assert [str(path) for path in find_images(["x/*"])] == ["x/1.png", "x/2.png"]
+    assert [str(path) for path in find_images(["x/*.dat"])] == ["x/odd.dat"]
+    assert [str(path) for path in find_images(["**/1.png"])] == ["x/1.png", "y/1.png"]
+    assert [str(path) for path in find_images(["?"])] == ["x/1.png", "x/2.png", "y/1.png"]
+    assert [str(path) for path in find_images(["**"])] == ["x/1.png", "x/2.png", "y/1.png"]
 
 
 def test_a_file_named_like_a_pattern_is_a_file(tmp_path):
     path = save(tmp_path / "a[1].png")
-    assert find([str(path)]) == [path]
+    assert find_images([str(path)]) == [path]
 
 
 def test_a_loop_of_links_ends_and_linked_folders_count(tmp_path):
@@ -64,7 +64,7 @@ def test_a_loop_of_links_ends_and_linked_folders_count(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "back").symlink_to(tmp_path / "set")
-    assert [path.name for path in find([tmp_path / "set"])] == ["1.png"]
+    assert [path.name for path in find_images([tmp_path / "set"])] == ["1.png"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_nothing_found_says_what_was_looked_for(tmp_path, monkeypatch, names, me
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConsilienceError, match=message) as caught:
-        find(names)
+        find_images(names)
     assert ".webp" in str(caught.value)
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_on(tmp_path):
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "c.png").symlink_to(tmp_path / "gone")
     save(tmp_path / "d.png")
-    found = list(samples([tmp_path]))
+    found = list(read_samples([tmp_path]))
     assert [one.name for one in found] == ["a", "b", "c", "d"]
     assert [isinstance(one, Failure) for one in found] == [False, True, True, False]
     assert found[1].reason.endswith("b.png: the file is empty")
@@ -122,7 +122,7 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_on(tmp_path):
 
 def test_nothing_found_is_said_at_once_not_at_the_first_picture(tmp_path):
     with pytest.raises(ConsilienceError):
-        samples([tmp_path])
+        read_samples([tmp_path])
 
 
 def test_pictures_are_read_one_by_one(tmp_path, monkeypatch):
@@ -130,13 +130,13 @@ def test_pictures_are_read_one_by_one(tmp_path, monkeypatch):
         save(tmp_path / f"{n}.png")
     read = []
     monkeypatch.setattr(data, "read_image", lambda path, name: read.append(name) or read_image(path, name))
-    stream = samples([tmp_path])
+    stream = read_samples([tmp_path])
     next(stream)
     assert read == ["0"]
 
 
 def test_hostile_folder(shared):
-    found = list(samples([shared / "hostile"]))
+    found = list(read_samples([shared / "hostile"]))
     failed = {one.name for one in found if isinstance(one, Failure)}
     assert failed == {"truncated", "empty", "not-an-image", "bomb"}
     assert "with space & ünïcode" in {one.name for one in found} - failed
@@ -169,7 +169,7 @@ def test_the_studys_ten_names_are_found_in_torchvisions_classes(shared):
 
     with (shared / "imagenet-boxes" / "classes.csv").open() as file:
         by_wnid = {row["wnid"]: int(row["class_index"]) for row in csv.DictReader(file)}
-    found = list(samples([shared / "imagenet10"], classes=_IMAGENET_CATEGORIES))
+    found = list(read_samples([shared / "imagenet10"], classes=_IMAGENET_CATEGORIES))
     assert len(found) == 10
     for one in found:
         assert one.label == by_wnid[one.name.partition("_")[0]]
@@ -204,7 +204,7 @@ def test_order_case_marks_and_byte_order_mark_do_not_matter(tmp_path, encoding, 
 
 def test_boxes_are_optional_and_unused_columns_are_said(tmp_path):
     truth = read_truth(write(tmp_path, "image,class_index,pose,difficult\na,0,l,1\n"), CLASSES)
-    assert truth.of("a.jpg") == data.Known(0)
+    assert truth.of("a.jpg") == data.KnownTruth(0)
     assert truth.notes == ("columns not used: pose, difficult",)
     mixed = read_truth(write(tmp_path, "image,class_index,x0,y0,x1,y1\na,0,,,,\nb,1,0,0,1,1\n"))
     assert mixed.of("a").boxes == ()
@@ -221,7 +221,7 @@ def test_the_longest_path_wins(tmp_path):
 def test_several_classes_in_a_picture_the_first_is_its_label_and_it_is_noted(tmp_path):
     save(tmp_path / "a.png")
     truth = read_truth(write(tmp_path, "image,class_index,x0,y0,x1,y1\na.png,4,0,0,2,2\na.png,1,1,1,3,3\n"))
-    (sample,) = samples([tmp_path / "a.png"], truth)
+    (sample,) = read_samples([tmp_path / "a.png"], truth)
     assert sample.label == 4
     assert [box.index for box in sample.boxes] == [4, 1]
     assert sample.notes == ("boxes of 2 classes; its label is the first one's",)
@@ -269,7 +269,7 @@ def test_boxes_are_held_to_the_picture_and_foreign_sizes_are_refused(tmp_path):
     save(tmp_path / "a.png", size=(8, 6))
     save(tmp_path / "b.png", size=(8, 6))
     rows = "a.png,0,-0.4,0,8.6,6.9\nb.png,0,0,0,16,12\n"
-    first, second = samples([tmp_path], read_truth(write(tmp_path, f"image,class_index,x0,y0,x1,y1\n{rows}")))
+    first, second = read_samples([tmp_path], read_truth(write(tmp_path, f"image,class_index,x0,y0,x1,y1\n{rows}")))
     assert first.boxes == (Box(0, 0, 0, 8, 6),)
     assert isinstance(second, Failure)
     assert "box 0, 0, 16, 12 lies outside of the picture's 8 x 6 pixels" in second.reason
@@ -278,9 +278,9 @@ def test_boxes_are_held_to_the_picture_and_foreign_sizes_are_refused(tmp_path):
 def test_truth_goes_before_the_files_name(tmp_path):
     save(tmp_path / "n01443537_goldfish.JPEG")
     truth = read_truth(write(tmp_path, "image,class_index\nn01443537_goldfish.JPEG,0\n"))
-    assert next(samples([tmp_path / "n01443537_goldfish.JPEG"], truth, CLASSES)).label == 0
-    assert next(samples([tmp_path / "n01443537_goldfish.JPEG"], None, CLASSES)).label == 1
-    assert next(samples([tmp_path / "n01443537_goldfish.JPEG"])).label is None
+    assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], truth, CLASSES)).label == 0
+    assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], None, CLASSES)).label == 1
+    assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"])).label is None
 
 
 def test_the_three_hundred_pictures_and_their_boxes(shared):
@@ -289,7 +289,7 @@ def test_the_three_hundred_pictures_and_their_boxes(shared):
     with (folder / "boxes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(len(known.boxes) for known in truth.pictures.values()) == len(rows)
-    found = list(samples([folder / "images"], truth))
+    found = list(read_samples([folder / "images"], truth))
     assert len(found) == 300
     assert not [one.reason for one in found if isinstance(one, Failure)]
     kept = sum((box.x1 - box.x0) * (box.y1 - box.y0) for one in found for box in one.boxes)
@@ -301,7 +301,7 @@ def test_the_three_hundred_pictures_and_their_boxes(shared):
 def test_a_folder_that_may_not_be_read(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(ConsilienceError, match="the folder cannot be read"):
-        find([tmp_path])
+        find_images([tmp_path])
 
 
 def test_a_large_list_of_names_is_quick():

@@ -271,7 +271,7 @@ def test_names_in_the_page_are_escaped(whole, monkeypatch):
 
     units = whole.units.assign(concept="<script>alert(1)</script>", word="<b>")
     monkeypatch.setattr(DissectionRun, "units", property(lambda _run: units))
-    text = page.page(whole)
+    text = page.dissection_page(whole)
     assert "<script>alert" not in text
     assert "<b></b>" not in text
 
@@ -326,7 +326,7 @@ def test_units_without_concept_or_word_are_shown(whole, monkeypatch):
     words.loc[1, ["word_score", "runner_up_score", "margin"]] = np.nan
     units = beside(words, table)
     monkeypatch.setattr(DissectionRun, "units", property(lambda _run: units))
-    assert "no concept" in page.page(whole)
+    assert "no concept" in page.dissection_page(whole)
     rows = json.loads(json.dumps(console.dissection_as_json(whole), allow_nan=False))["units"]
     assert [row["same"] for row in rows[:2]] == [None, None]
     assert rows[1]["margin"] is None

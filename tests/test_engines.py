@@ -120,7 +120,7 @@ def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
     assert model.facts["precision"] == "f32"
     assert "no bf16 arithmetic, so f32 runs" in model.facts["note"]
     for count in (4, 32):
-        with plan.recorded() as ran:
+        with plan.recorded_passes() as ran:
             scores = model.scores(pictures(count))
         assert ran == {("torch" if count == 4 else "openvino", "f32")}
         torch.testing.assert_close(scores, oracle(make(), pictures(count)), atol=2e-6, rtol=1e-4)
@@ -202,11 +202,11 @@ def test_where_torch_compile_cannot_torch_does_and_it_is_said_once(monkeypatch):
 
 def test_passes_are_recorded_as_they_ran():
     model = wrap(make(), size=24)
-    with plan.recorded() as ran:
+    with plan.recorded_passes() as ran:
         assert not ran
         model.scores(pictures(40))
         assert ran == {("openvino", "f32"), ("torch", "f32")}  # 32, and a rest of 8
-    with plan.recorded() as ran:
+    with plan.recorded_passes() as ran:
         model.activations(pictures(1), ["0"])
     assert ran == {("torch", "f32")}
     model.logits(pictures(1))
@@ -348,7 +348,7 @@ def test_digests_are_not_computed_twice():
 
 def slow_digest(module: nn.Module) -> str:
     digest._weights.clear()
-    return digest.digest(module, "")
+    return digest.module_digest(module, "")
 
 
 CHANGES = {
@@ -382,7 +382,7 @@ def test_every_change_is_seen(what, layout):
 def test_a_watch_looks_no_closer_than_it_has_to(monkeypatch):
     module = make()
     calls = []
-    compute = digest.digest
+    compute = digest.module_digest
     monkeypatch.setattr(engine_runner, "digest", lambda *given: calls.append(1) or compute(*given))
     model = wrap(module, size=24)
     for _ in range(3):

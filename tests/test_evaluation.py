@@ -22,7 +22,7 @@ from consilience import api, registry
 from consilience.cli import main
 from consilience.evaluation import columns, suites, summary
 from consilience.evaluation import mosaics as grid
-from consilience.evaluation.columns import Column
+from consilience.evaluation.columns import TableColumn
 from consilience.evaluation.memory import remembering
 from consilience.metrics.mosaic import mosaics
 from consilience.models import load
@@ -98,7 +98,7 @@ def loaded(red_model, monkeypatch):
 
 
 BY = ("gradcam", "lime:samples=64,segments=grid(4)")
-OPTIONS = explain.Options(engine="torch")
+OPTIONS = explain.LoadOptions(engine="torch")
 
 
 def evaluated(pictures, tmp_path, metrics=("test-in-patch", "test-hit"), folder="run"):
@@ -108,7 +108,7 @@ def evaluated(pictures, tmp_path, metrics=("test-in-patch", "test-hit"), folder=
 
 # ---------------------------------------------------------------- tables by hand
 
-COLUMNS = (Column("m", "method", "gradcam"), Column("c", "control", "random"), Column("d", "control", "edges"))
+COLUMNS = (TableColumn("m", "method", "gradcam"), TableColumn("c", "control", "random"), TableColumn("d", "control", "edges"))
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def test_pictures_are_explained_and_scored_beside_all_controls(pictures, loaded,
 def test_a_finished_run_gives_the_same_numbers(pictures, loaded, tmp_path):
     first = evaluated(pictures, tmp_path)
     job = explain.job_from_specs(BY, ["my:red"], "red")
-    explain.run(job, [pictures], tmp_path / "again", None, OPTIONS)
+    explain.run_explanations(job, [pictures], tmp_path / "again", None, OPTIONS)
     second = evaluate.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS)
     pd.testing.assert_frame_equal(first.table, second.table)
 
@@ -374,7 +374,7 @@ def test_the_report_shows_the_table_and_links_numbers_to_pictures(pictures, load
 def test_a_run_without_evaluation_has_no_such_section(pictures, loaded, tmp_path):
     found = evaluated(pictures, tmp_path)
     (found.folder / "evaluation.json").unlink()
-    page = html.page(cs.Run(found.folder))
+    page = html.report_page(cs.Run(found.folder))
     assert 'id="evaluation"' not in page
 
 

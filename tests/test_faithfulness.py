@@ -12,7 +12,7 @@ from oracles_metrics import Shown, explanation
 from consilience import api, registry
 from consilience.metrics.curves import RISE, patches_of
 from consilience.metrics.faithfulness import Squares, drawn
-from consilience.metrics.perturbation import GROUP, Ranked, ranks, stops
+from consilience.metrics.perturbation import VIEWS_AT_ONCE, Ranked, ranks, removal_stops
 from consilience.metrics.road import Imputed, imputed
 from consilience.models.network import wrap
 from consilience.perturb.superpixels import Grid
@@ -478,10 +478,10 @@ def test_ranks_are_those_of_a_literal_sort():
 
 
 def test_stops():
-    assert stops(10, 4).tolist() == [0, 2, 5, 8, 10]
-    assert stops(10, 4, step=4).tolist() == [0, 4, 8, 10]
-    assert stops(3, 100).tolist() == [0, 1, 2, 3]
-    assert stops(50176, 100, step=224).tolist() == list(range(0, 50177, 224))
+    assert removal_stops(10, 4).tolist() == [0, 2, 5, 8, 10]
+    assert removal_stops(10, 4, step=4).tolist() == [0, 4, 8, 10]
+    assert removal_stops(3, 100).tolist() == [0, 1, 2, 3]
+    assert removal_stops(50176, 100, step=224).tolist() == list(range(0, 50177, 224))
 
 
 def test_patches_are_cut_at_the_borders():
@@ -533,10 +533,10 @@ def test_chunks_are_full_across_pictures():
 
 
 def test_a_long_batch_is_taken_in_groups_and_says_what_is_not_applicable():
-    views, given = others(GROUP + 3)
+    views, given = others(VIEWS_AT_ONCE + 3)
     given[5] = explanation(-np.ones(SHAPE))
     found = build("average-drop").score_batch(MODEL, views, given)
-    assert len(found) == GROUP + 3
+    assert len(found) == VIEWS_AT_ONCE + 3
     assert [number for number, one in enumerate(found) if isinstance(one, NotApplicable)] == [5]
     alone = build("average-drop").score(MODEL, views[-1], given[-1])
     assert found[-1].value == pytest.approx(alone.value, abs=1e-6)

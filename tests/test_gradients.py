@@ -183,7 +183,7 @@ def test_a_longer_draw_begins_with_the_shorter_and_chunks_do_not_matter(sample):
 
 
 def test_rules_integrate_what_they_should():
-    for rule in integrated.RULES:
+    for rule in integrated.QUADRATURE_RULES:
         places, weights = integrated.nodes(rule, 6)
         assert weights.sum() == pytest.approx(1)
         assert 0 <= places.min() <= places.max() <= 1
@@ -193,7 +193,7 @@ def test_rules_integrate_what_they_should():
     assert (weights * places).sum() == pytest.approx(0.375)
 
 
-@pytest.mark.parametrize("rule", integrated.RULES)
+@pytest.mark.parametrize("rule", integrated.QUADRATURE_RULES)
 @pytest.mark.parametrize("smooth", [True, False])
 def test_integrated_gradients_are_the_formula(sample, rule, smooth):
     torch.manual_seed(9)

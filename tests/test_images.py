@@ -26,7 +26,7 @@ def noise(height, width, seed=0):
 def test_rgb_is_read_as_it_is(tmp_path):
     pixels = noise(5, 7)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    read, notes = images.read(tmp_path / "a.png")
+    read, notes = images.read_pixels(tmp_path / "a.png")
     np.testing.assert_array_equal(read, pixels)
     assert notes == ()
 
@@ -34,7 +34,7 @@ def test_rgb_is_read_as_it_is(tmp_path):
 def test_grey_is_repeated(tmp_path):
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     Image.fromarray(grey).save(tmp_path / "a.png")
-    read, _ = images.read(tmp_path / "a.png")
+    read, _ = images.read_pixels(tmp_path / "a.png")
     np.testing.assert_array_equal(read, np.stack([grey] * 3, axis=2))
 
 
@@ -42,7 +42,7 @@ def test_grey_is_repeated(tmp_path):
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
     grey = np.array([[0, 128, 256, 1000], [32768, 40000, 65407, 65535]], dtype=np.uint16)
     Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
-    read, notes = images.read(tmp_path / f"a.{suffix}")
+    read, notes = images.read_pixels(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(read[..., 0], np.rint(grey / 257.0))
     assert notes == ("16-bit grey scaled to 8 bits",)
 
@@ -50,7 +50,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
 def test_one_bit_picture_is_black_and_white(tmp_path):
     bits = np.array([[True, False], [False, True]])
     Image.fromarray(bits).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(images.read(tmp_path / "a.png")[0][..., 1], bits * 255)
+    np.testing.assert_array_equal(images.read_pixels(tmp_path / "a.png")[0][..., 1], bits * 255)
 
 
 def test_cmyk_is_converted(tmp_path):
@@ -58,7 +58,7 @@ def test_cmyk_is_converted(tmp_path):
     plane = np.zeros((16, 16, 4), dtype=np.uint8)
     plane[..., 0] = 255
     Image.frombytes("CMYK", (16, 16), plane.tobytes()).save(tmp_path / "a.jpg", quality=100)
-    read, _ = images.read(tmp_path / "a.jpg")
+    read, _ = images.read_pixels(tmp_path / "a.jpg")
     assert np.abs(read.astype(int) - (0, 255, 255)).max() <= 3
 
 
@@ -80,7 +80,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    read, notes = images.read(tmp_path / "a.png")
+    read, notes = images.read_pixels(tmp_path / "a.png")
     np.testing.assert_array_equal(read, seen)
     assert notes == (() if orientation == 1 else ("turned upright by its EXIF orientation",))
 
@@ -88,7 +88,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 def test_transparency_is_composited_on_white(tmp_path):
     pixels = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
-    read, notes = images.read(tmp_path / "a.png")
+    read, notes = images.read_pixels(tmp_path / "a.png")
     expected = [[200, 100, 0], [255, 255, 255], [0.2 * 200 + 0.8 * 255, 0.2 * 100 + 0.8 * 255, 0.8 * 255]]
     np.testing.assert_allclose(read[0], expected, atol=1)
     assert notes == ("transparency composited on white",)
@@ -99,7 +99,7 @@ def test_palette_with_a_transparent_entry(tmp_path):
     image.putpalette([10, 20, 30, 200, 0, 0] + [0] * 762)
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png", transparency=1)
-    read, notes = images.read(tmp_path / "a.png")
+    read, notes = images.read_pixels(tmp_path / "a.png")
     np.testing.assert_array_equal(read[0], [[10, 20, 30], [255, 255, 255]])
     assert notes == ("transparency composited on white",)
 
@@ -107,7 +107,7 @@ def test_palette_with_a_transparent_entry(tmp_path):
 def test_first_frame_of_an_animation_and_said_so(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    read, notes = images.read(tmp_path / "a.gif")
+    read, notes = images.read_pixels(tmp_path / "a.gif")
     assert (read == (255, 0, 0)).all()
     assert notes == ("first of 3 frames",)
 
@@ -115,7 +115,7 @@ def test_first_frame_of_an_animation_and_said_so(tmp_path):
 def test_format_is_found_by_content_not_by_name(tmp_path):
     pixels = noise(4, 4)
     Image.fromarray(pixels).save(tmp_path / "a b ü.txt", format="PNG")
-    np.testing.assert_array_equal(images.read(tmp_path / "a b ü.txt")[0], pixels)
+    np.testing.assert_array_equal(images.read_pixels(tmp_path / "a b ü.txt")[0], pixels)
 
 
 def bomb(width, height):
@@ -143,7 +143,7 @@ def test_refused_in_one_line_that_names_the_file(tmp_path, name):
     content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content())
     with pytest.raises(ConsilienceError) as caught:
-        images.read(tmp_path / name)
+        images.read_pixels(tmp_path / name)
     assert message in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -153,26 +153,26 @@ def test_truncated_jpeg_is_refused(tmp_path):
     Image.fromarray(noise(64, 64)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
     with pytest.raises(ConsilienceError, match=r"cut\.jpg: damaged or truncated"):
-        images.read(tmp_path / "cut.jpg")
+        images.read_pixels(tmp_path / "cut.jpg")
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ConsilienceError, match="no agreed range"):
-        images.read(tmp_path / "a.tif")
+        images.read_pixels(tmp_path / "a.tif")
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ConsilienceError, match="no such file"):
-        images.read(tmp_path / "a.png")
+        images.read_pixels(tmp_path / "a.png")
     with pytest.raises(ConsilienceError, match="a folder, not a picture"):
-        images.read(tmp_path)
+        images.read_pixels(tmp_path)
 
 
 def test_the_limit_is_checked_before_a_pixel_is_decoded(tmp_path):
     Image.fromarray(noise(10, 10)).save(tmp_path / "a.png")
     with pytest.raises(ConsilienceError, match="the limit is 99"):
-        images.read(tmp_path / "a.png", max_pixels=99)
+        images.read_pixels(tmp_path / "a.png", max_pixels=99)
 
 
 GOOD = {
@@ -192,7 +192,7 @@ GOOD = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_hostile_but_readable(shared, name):
-    pixels, notes = images.read(shared / "hostile" / name)
+    pixels, notes = images.read_pixels(shared / "hostile" / name)
     with Image.open(shared / "hostile" / name) as image:
         width, height = image.size
     expected = (width, height, 3) if name.startswith("exif") else (height, width, 3)
@@ -203,13 +203,13 @@ def test_hostile_but_readable(shared, name):
 def test_hostile_grey16_is_not_clipped(shared):
     with Image.open(shared / "hostile" / "grey16.png") as image:
         raw = np.asarray(image).astype(float)
-    pixels, _ = images.read(shared / "hostile" / "grey16.png")
+    pixels, _ = images.read_pixels(shared / "hostile" / "grey16.png")
     assert raw.max() > 255
     np.testing.assert_allclose(pixels[..., 0], raw / 257, atol=0.51)
 
 
 def test_hostile_animation_is_its_first_frame(shared):
-    pixels, notes = images.read(shared / "hostile" / "anim.gif")
+    pixels, notes = images.read_pixels(shared / "hostile" / "anim.gif")
     with Image.open(shared / "hostile" / "anim.gif") as image:
         assert notes[0] == f"first of {image.n_frames} frames"
         np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
@@ -218,7 +218,7 @@ def test_hostile_animation_is_its_first_frame(shared):
 @pytest.mark.parametrize("name", ["truncated.jpg", "empty.jpg", "not-an-image.jpg", "bomb.png"])
 def test_hostile_and_refused(shared, name):
     with pytest.raises(ConsilienceError, match=name):
-        images.read(shared / "hostile" / name)
+        images.read_pixels(shared / "hostile" / name)
 
 
 # ---------------------------------------------------------------- resizing as torchvision does

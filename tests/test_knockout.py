@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from torch import nn
 
 from consilience import stats
-from consilience.dissection.knockout import knock_out, verdict
+from consilience.dissection.knockout import knock_out, knockout_sentence
 from consilience.models.network import wrap
 from consilience.types import ConsilienceError, Sample
 
@@ -94,7 +94,7 @@ def test_the_dog_unit_hurts_dogs(found):
     assert (table.loc[0, "contrast_low"], table.loc[0, "contrast_high"]) == (expected.low, expected.high)
     assert table.loc[0, "p"] < 0.001
     assert table.loc[0, "contrast_rank"] == 1
-    assert "costs its classes more than others" in verdict(table.reset_index().loc[lambda t: t["unit"] == 0].iloc[0])
+    assert "costs its classes more than others" in knockout_sentence(table.reset_index().loc[lambda t: t["unit"] == 0].iloc[0])
 
 
 def test_a_unit_that_hurts_all_alike_hurts_none_more(found):
@@ -102,7 +102,7 @@ def test_a_unit_that_hurts_all_alike_hurts_none_more(found):
     row = table[table["unit"] == 2].iloc[0]
     assert (found.contrast[:, 2] == 0).all()
     assert row["p"] == 1
-    assert "does not cost its classes more" in verdict(row)
+    assert "does not cost its classes more" in knockout_sentence(row)
     assert row["lost"] == pytest.approx(0, abs=1e-6)
 
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import Ridge
 
 from consilience import images, registry
 from consilience.perturb.designs import draws
-from consilience.perturb.surrogate import Scored, effective, fit, forward
+from consilience.perturb.surrogate import Scored, effective, fit_surrogate, forward
 from consilience.types import ConsilienceError
 
 STUDY = "lime:samples=700,segments=quickshift(kernel_size=5,max_dist=150,ratio=.3),fill=percentile,refit_alpha=.5,draw=lime"
@@ -346,7 +346,7 @@ def test_other_surrogates(surrogate):
     data = Scored(
         on.astype(float), scores_of(model, view, segments, on), cosine_kernel(on, 0.25), np.arange(200).reshape(-1, 2)
     )
-    np.testing.assert_allclose(extras["weights"], fit(surrogate, data, 0.01, 5)[0].coefficients, atol=1e-9)
+    np.testing.assert_allclose(extras["weights"], fit_surrogate(surrogate, data, 0.01, 5)[0].coefficients, atol=1e-9)
     assert set(extras["selected"]) == {0, 1, 2, 3, 4}
     if surrogate == "lasso":
         assert np.count_nonzero(extras["weights"]) == 5

@@ -489,7 +489,7 @@ def test_a_mosaic_is_its_pictures_reduced(colours, cells, sides):
 def test_nine_cells_fill_the_frame():
     assert [part.stop - part.start for part in mosaic._edges(64, 3)] == [22, 21, 21]
     assert [part.stop - part.start for part in mosaic._edges(224, 3)] == [75, 75, 74]
-    cells = [mosaic.Cell(str(i), np.full((22, 22, 3), i, dtype=np.uint8), i, (64, 64)) for i in range(9)]
+    cells = [mosaic.MosaicCell(str(i), np.full((22, 22, 3), i, dtype=np.uint8), i, (64, 64)) for i in range(9)]
     made = mosaic._mosaic(cells, (64, 64), 0, 0)
     assert np.bincount(made.pixels[:, :, 0].ravel()).tolist() == [484, 462, 462, 462, 441, 441, 462, 441, 441]
     assert all((made.pixels[mask][:, 0] == int(name)).all() for name, mask in made.masks.items())
@@ -543,7 +543,7 @@ def most_groups(counts, size):
 def test_groups_are_as_many_as_can_be_and_never_repeat_a_class(seed):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 4, 5).tolist()
-    cells = [mosaic.Cell(f"{i}-{n}", np.zeros((1, 1, 3)), i, (2, 2)) for i, count in enumerate(counts) for n in range(count)]
+    cells = [mosaic.MosaicCell(f"{i}-{n}", np.zeros((1, 1, 3)), i, (2, 2)) for i, count in enumerate(counts) for n in range(count)]
     groups = mosaic.grouped(cells, 3, 99, rng)
     assert len(groups) == most_groups(counts, 3)
     assert all(len({cell.index for cell in group}) == 3 == len(group) for group in groups)

@@ -3,7 +3,7 @@ import pytest
 from oracles_agreement import explanation, lime_mask, literal_top, superpixel_explanation
 
 from consilience import registry
-from consilience.agreement.masks import FLAT, NONE_POSITIVE, Superpixels, Top, default_cutter, matched, pixels_of
+from consilience.agreement.masks import FLAT_MAP, NONE_POSITIVE, Superpixels, Top, default_cutter, matched, pixels_of
 from consilience.types import ConsilienceError, NotApplicable
 
 BLOCKS = np.repeat(np.repeat(np.arange(16).reshape(4, 4), 3, axis=0), 2, axis=1)  # 12 x 8, sixteen superpixels of 6 pixels
@@ -39,7 +39,7 @@ def test_ties_at_the_cut_are_counted_only_where_the_choice_was_arbitrary():
 
 def test_a_flat_map_is_cut_to_its_area_and_called_arbitrary():
     cut = Top(0.2).cut(explanation(np.zeros((10, 10))))
-    assert (cut.area, cut.share, cut.tied, cut.note) == (20, 0.2, 100, FLAT)
+    assert (cut.area, cut.share, cut.tied, cut.note) == (20, 0.2, 100, FLAT_MAP)
     assert Top(0.2).cut(explanation(np.arange(100).reshape(10, 10))).note == ""
 
 

@@ -491,15 +491,15 @@ def test_nothing_is_unpickled(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
     for name in ("w.pth", "whole.pth"):
         with pytest.raises(ConsilienceError, match="is not unpickled, because that could run code"):
-            weights.read(tmp_path / name)
+            weights.read_weights(tmp_path / name)
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     for name in ("text.pth", "text.safetensors", "none.pth"):
         with pytest.raises(ConsilienceError):
-            weights.read(tmp_path / name)
+            weights.read_weights(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(ConsilienceError, match="no tensors in it; it has epoch"):
-        weights.read(tmp_path / "empty.pth")
+        weights.read_weights(tmp_path / "empty.pth")
 
 
 @pytest.mark.parametrize(
@@ -634,7 +634,7 @@ def test_a_transformer_has_the_positions_of_its_weights(weights_name, positions)
 
 
 def test_names_are_loadable_names():
-    there = load.names()
+    there = load.model_names()
     assert there[0] == "efficientnet_lite0"
     assert {"resnet50", "vit_b_16", "timm:convnext_tiny"} <= set(there)
 

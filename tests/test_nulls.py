@@ -6,7 +6,7 @@ import torch
 from oracles_dissection import small_broden, small_model, stacks_of
 from scipy import ndimage
 
-from consilience.dissection.coarse import Gatherer, Rows, chosen_pictures, middles
+from consilience.dissection.coarse import Gatherer, GrowingRows, chosen_pictures, middles
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.measure import dissect
 from consilience.dissection.nulls import (
@@ -20,7 +20,7 @@ from consilience.dissection.nulls import (
     with_random_weights,
 )
 from consilience.dissection.quantiles import TailSketch
-from consilience.dissection.tally import Counts, LabelCounts, Shown, unit_masks
+from consilience.dissection.tally import Counts, LabelCounts, ShownLabels, unit_masks
 from consilience.types import ConsilienceError
 
 # ---------------------------------------------------------------- on a coarse grid
@@ -38,13 +38,13 @@ def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
     for index in range(count):
         known.add(labels[index])
         gatherer.add_labels(index, labels[index])
-        shown = Shown.of(labels[index], maps.device)
+        shown = ShownLabels.of(labels[index], maps.device)
         counts.add(maps[index], maps[index].amax(dim=(1, 2)), shown, gatherer.watch(index, 0))
     return counts, known, gatherer.gathered()
 
 
 def test_rows_are_what_was_added_however_often_the_block_doubles():
-    rng, rows, added = np.random.default_rng(0), Rows(3), []
+    rng, rows, added = np.random.default_rng(0), GrowingRows(3), []
     for count in (0, 1, 40_000, 50_000, 7, 400_000):
         column, number = rng.integers(0, 1 << 30, count), int(rng.integers(0, 9))
         rows.add(column, number, column[::-1])

@@ -106,7 +106,7 @@ def test_building_a_world_leaves_the_random_state_alone():
 def test_the_suite_by_hand(monkeypatch):
     """One world of two pictures: shares as the maps have them, the right map above the wrong ones where a metric says so."""
     monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
-    found = planted_suite.evaluate(["gradcam"], ["energy", "sparseness"], pictures=2)
+    found = planted_suite.evaluate_planted(["gradcam"], ["energy", "sparseness"], pictures=2)
     methods = {row["method"]: row for row in found["methods"]}
     world = WORLDS["patch"]
     shares = []
@@ -127,14 +127,14 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     """The page shows the numbers of the results; a fill that hides nothing is said; a folder of something else is refused."""
     monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
     by = ["gradient", "lime:samples=64,segments=grid(4)", "lime:samples=64,segments=grid(4),fill=grey"]
-    found = planted_suite.evaluate(by, ["energy"], pictures=2)
+    found = planted_suite.evaluate_planted(by, ["energy"], pictures=2)
     assert [note.startswith("lime:samples=64,segments=grid(4): the fill") for note in found["notes"]] == [True]
     rows = {row["method"]: row for row in found["methods"]}
     world = WORLDS["patch"]
     sizes = [np.abs(api.explain(world.model(), world.samples(1)[0], spec, 1).values).max() for spec in by[1:]]
     assert sizes[0] < 1e-6 * sizes[1]  # the mark is of one colour: its mean hides nothing, and what is left is rounding
     assert rows[by[2]]["mean"] > 0.5
-    page = planted_run.write(found, tmp_path / "suite", "asked so")
+    page = planted_run.write_planted(found, tmp_path / "suite", "asked so")
     text = page.read_text(encoding="utf-8")
     assert f"{rows[by[2]]['mean']:.3f}" in text
     assert found["notes"][0] in html.unescape(text)
@@ -142,10 +142,10 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     assert text.count("<img") == 2
     kept = json.loads((tmp_path / "suite" / "planted.json").read_text(encoding="utf-8"))
     assert kept["methods"][1]["method"] == "gradient"
-    planted_run.write(found, tmp_path / "suite")  # its own results may be written again
+    planted_run.write_planted(found, tmp_path / "suite")  # its own results may be written again
     (tmp_path / "suite" / "mine.txt").write_text("mine")
     with pytest.raises(ConsilienceError, match="holds something else"):
-        planted_run.write(found, tmp_path / "suite")
+        planted_run.write_planted(found, tmp_path / "suite")
 
 
 def test_the_verb_scores_the_suite(monkeypatch, tmp_path, capsys):
@@ -168,4 +168,4 @@ def test_an_unverified_world_is_refused(monkeypatch):
     with pytest.raises(ConsilienceError, match="does not show that the evidence decides"):
         planted_suite._verified(broken, broken.samples(1), 0)
     with pytest.raises(ConsilienceError, match="no planted world 'sky'"):
-        planted.world("sky")
+        planted.world_named("sky")

@@ -5,7 +5,7 @@ from oracles_lime import Eavesdropper, blended, composed, enlarged, random_model
 from scipy import ndimage
 
 from consilience import progress, registry
-from consilience.perturb.fills import Mean, Percentile
+from consilience.perturb.fills import MeanFill, PercentileFill
 from consilience.perturb.probe import Bits, Edits, Grids, probe, probe_many
 from consilience.perturb.superpixels import Grid
 from consilience.types import ConsilienceError
@@ -159,7 +159,7 @@ def test_fills_are_pictures(name):
 
 def test_mean_is_each_superpixels_own():
     labels = np.random.default_rng(4).integers(0, 6, SHAPE)
-    fill = Mean().image(VIEW, labels)[0].double().numpy()
+    fill = MeanFill().image(VIEW, labels)[0].double().numpy()
     for number in range(6):
         for channel in range(3):
             inside = [IMAGE[channel, y, x] for y, x in zip(*np.where(labels == number), strict=True)]
@@ -167,17 +167,17 @@ def test_mean_is_each_superpixels_own():
 
 
 def test_mean_of_one_superpixel_is_the_picture_mean():
-    fill = Mean().image(VIEW, np.zeros(SHAPE, dtype=np.int64))[0]
+    fill = MeanFill().image(VIEW, np.zeros(SHAPE, dtype=np.int64))[0]
     np.testing.assert_allclose(fill[:, 0, 0], IMAGE.mean(axis=(1, 2)), atol=1e-7)
 
 
 def test_mean_needs_superpixels():
     with pytest.raises(ConsilienceError, match=r"needs superpixels.*black, blur"):
-        Mean().image(VIEW, None)
+        MeanFill().image(VIEW, None)
 
 
 def test_percentile_is_interpolated_between_ranks():
-    fill = Percentile(20).image(VIEW, None)[0].double().numpy()
+    fill = PercentileFill(20).image(VIEW, None)[0].double().numpy()
     for channel in range(3):
         ranked = sorted(IMAGE[channel].ravel())
         place = 0.2 * (len(ranked) - 1)

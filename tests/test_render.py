@@ -65,7 +65,7 @@ def test_rounding_below_zero_does_not_make_a_map_signed():
 def test_zero_is_the_neutral_centre_and_opposites_are_mirrored():
     values = ramp(-1, 3)
     values[5, 5] = 0.0
-    painted = panels.colours(values)
+    painted = panels.map_colours(values)
     assert tuple(painted[5, 5]) == panels.NEUTRAL
     table = matplotlib.colormaps["coolwarm"].resampled(511)
     scale = panels.limits(values)
@@ -74,20 +74,20 @@ def test_zero_is_the_neutral_centre_and_opposites_are_mirrored():
 
 
 def test_both_arms_of_the_signed_map_are_equally_light():
-    lightness = rgb2lab(panels.colours(np.linspace(-1, 1, 401).reshape(1, -1), scale=panels.Scale(-1, 1, True)))[0, :, 0]
+    lightness = rgb2lab(panels.map_colours(np.linspace(-1, 1, 401).reshape(1, -1), scale=panels.Scale(-1, 1, True)))[0, :, 0]
     np.testing.assert_allclose(lightness, lightness[::-1], atol=1.0)
     assert (np.diff(lightness[:200]) > -0.2).all()
 
 
 def test_plain_maps_get_lighter_with_the_value():
-    lightness = rgb2lab(panels.colours(np.linspace(0, 1, 400).reshape(1, -1), scale=panels.Scale(0, 1, False)))[0, :, 0]
+    lightness = rgb2lab(panels.map_colours(np.linspace(0, 1, 400).reshape(1, -1), scale=panels.Scale(0, 1, False)))[0, :, 0]
     assert (np.diff(lightness) > -0.2).all()
     assert lightness[-1] - lightness[0] > 90
 
 
 def test_equal_values_get_equal_colours_and_more_get_other_ones():
     values = np.repeat(np.arange(12, dtype=np.float32), 60).reshape(24, 30)
-    painted = panels.colours(values)
+    painted = panels.map_colours(values)
     seen = {value: {tuple(colour) for colour in painted[values == value]} for value in range(12)}
     assert all(len(found) == 1 for found in seen.values())
     assert len(set.union(*seen.values())) == 12
@@ -97,14 +97,14 @@ def test_equal_values_get_equal_colours_and_more_get_other_ones():
 def test_a_flat_map_is_flat_whatever_its_level_and_rounding(value):
     values = np.full((24, 30), value, np.float32) * (1 + 1e-7 * RNG.standard_normal((24, 30)))
     assert panels.limits(values).flat
-    assert (panels.colours(values) == panels.NEUTRAL).all()
+    assert (panels.map_colours(values) == panels.NEUTRAL).all()
     assert (panels.overlay(PICTURE, values) == PICTURE).all()
 
 
 def test_what_is_no_number_is_neutral_and_leaves_the_picture():
     values = ramp(0, 1)
     values[2, 3], values[4, 5] = np.nan, np.inf
-    assert tuple(panels.colours(values)[2, 3]) == panels.NEUTRAL
+    assert tuple(panels.map_colours(values)[2, 3]) == panels.NEUTRAL
     assert tuple(panels.overlay(PICTURE, values)[2, 3]) == tuple(PICTURE[2, 3])
     assert panels.limits(values).high < 1
     assert panels.limits(np.full((3, 3), np.nan)).flat
@@ -116,7 +116,7 @@ def test_what_is_no_number_is_neutral_and_leaves_the_picture():
 @pytest.mark.parametrize("low", [0, -1])
 def test_overlay_is_the_blend_written_out(low):
     values, alpha = ramp(low, 1), 0.6
-    scale, painted, drawn = panels.limits(values), panels.colours(values), panels.overlay(PICTURE, values, alpha)
+    scale, painted, drawn = panels.limits(values), panels.map_colours(values), panels.overlay(PICTURE, values, alpha)
     for y, x in [(0, 0), (3, 7), (12, 15), (23, 29)]:
         value = min(max(float(values[y, x]), scale.low), scale.high)
         strength = abs(value) / scale.high if scale.signed else (value - scale.low) / (scale.high - scale.low)
@@ -130,8 +130,8 @@ def test_superpixels_paint_weights_and_draw_borders():
     segments[:, 10:20], segments[:, 20:] = 1, 2
     drawn = panels.superpixels(PICTURE, segments, np.array([0.0, 2.0, -1.0]), alpha=1.0)
     assert (drawn[:, :9] == PICTURE[:, :9]).all()
-    assert (drawn[:, 12:18] == panels.colours(np.array([[1.0]]), scale=panels.Scale(-1, 1, True))[0, 0]).all()
-    half = (PICTURE[:, 22:].astype(float) + panels.colours(np.array([[-0.5]]), scale=panels.Scale(-1, 1, True))[0, 0]) / 2
+    assert (drawn[:, 12:18] == panels.map_colours(np.array([[1.0]]), scale=panels.Scale(-1, 1, True))[0, 0]).all()
+    half = (PICTURE[:, 22:].astype(float) + panels.map_colours(np.array([[-0.5]]), scale=panels.Scale(-1, 1, True))[0, 0]) / 2
     np.testing.assert_allclose(drawn[:, 22:], half, atol=1)
     assert (drawn[:, 9].astype(int) >= PICTURE[:, 9]).all()
     assert (drawn[:, 9] != PICTURE[:, 9]).any()

@@ -66,7 +66,7 @@ def whole(tmp_path_factory):
     """The page of five photographs."""
     folder = tmp_path_factory.mktemp("run")
     run = photographs(folder)
-    path = html.write(run)
+    path = html.write_report(run)
     return run, path.read_text(encoding="utf-8")
 
 
@@ -74,13 +74,13 @@ def whole(tmp_path_factory):
 
 
 def test_written_beside_the_run_and_nothing_else(tmp_path):
-    path = html.write(small_run(tmp_path))
+    path = html.write_report(small_run(tmp_path))
     assert path == tmp_path / "report.html"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_same_run_same_bytes(tmp_path):
-    assert html.page(small_run(tmp_path)) == html.page(small_run(tmp_path))
+    assert html.report_page(small_run(tmp_path)) == html.report_page(small_run(tmp_path))
 
 
 def test_page_is_well_formed_and_ids_are_unique(whole):
@@ -135,7 +135,7 @@ def test_embedded_pictures_are_the_rendered_ones(whole):
 
 def test_large_frames_are_made_small(tmp_path):
     kept = {"big.png": small("big.png", ("Grad-CAM", "Grad-CAM 2"), size=(700, 1000))}
-    for attrs in Reader(html.page(run_of(kept, tmp_path))).all("img"):
+    for attrs in Reader(html.report_page(run_of(kept, tmp_path))).all("img"):
         assert (attrs["width"], attrs["height"]) == ("320", "224")
 
 
@@ -199,7 +199,7 @@ def verdict_of(tmp_path, **changes):
     run = small_run(tmp_path)
     for key, value in changes.items():
         run.summary[key] = value
-    return re.sub(r"\s+", " ", Reader(html.page(run)).text).replace(words.NBSP, " ")
+    return re.sub(r"\s+", " ", Reader(html.report_page(run)).text).replace(words.NBSP, " ")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_each_verdict_has_its_sentence(tmp_path, verdict, sentence, badge):
 
 
 def test_one_picture_is_not_testable_and_says_why(tmp_path):
-    said = Reader(html.page(small_run(tmp_path, count=1))).text
+    said = Reader(html.report_page(small_run(tmp_path, count=1))).text
     assert "Not testable" in said
     assert "(one picture: nothing to exchange)" in said
     assert "On 1 picture, the IoU is" in said
@@ -226,14 +226,14 @@ def test_one_picture_is_not_testable_and_says_why(tmp_path):
 
 
 def test_one_explainer_has_nothing_to_compare(tmp_path):
-    said = Reader(html.page(small_run(tmp_path, columns=("LIME",)))).text
+    said = Reader(html.report_page(small_run(tmp_path, columns=("LIME",)))).text
     assert "Nothing to compare" in said
     assert "All numbers" not in said
 
 
 def test_three_explainers_get_a_matrix_and_a_verdict_each(tmp_path):
     run = small_run(tmp_path, columns=("Grad-CAM", "LIME", "RISE"))
-    reader = Reader(html.page(run))
+    reader = Reader(html.report_page(run))
     said = reader.text
     assert "2 more pairs" in said
     for row in run.summary.itertuples():
@@ -247,7 +247,7 @@ def test_mismatched_numbers_are_marked_wherever_they_stand(tmp_path):
     one = (run.agreement["a"] == "Grad-CAM") & (run.agreement["b"] == "LIME")
     run.agreement.loc[one, "mismatch"] = reason
     run.summary.loc[0, "mismatch"] = reason
-    reader = Reader(html.page(run))
+    reader = Reader(html.report_page(run))
     marked = [attrs for attrs in reader.all("span") if attrs.get("class") == "doubt"]
     # a picture: 11 numbers in its card, 11 in the table, 1 under its tile; verdict: IoU, excess and the legend; matrix: 2
     assert len(marked) == 3 * (11 + 11 + 1) + 3 + 2
@@ -261,7 +261,7 @@ def test_errors_of_the_audit_stand_beside_the_verdict_and_first_in_the_list(tmp_
         finding("e", "error", "an error", "LIME"),
         finding("w", "warning", "a warning"),
     ]
-    said = Reader(html.page(run)).text
+    said = Reader(html.report_page(run)).text
     assert said.index("1 error") < said.index("What was asked") < said.index("an error")
     assert said.index("an error") < said.index("a warning") < said.index("a note")
 
@@ -274,7 +274,7 @@ def test_what_has_no_number_has_a_dash_and_a_reason(tmp_path):
     flat.values = np.zeros((64, 64), np.float32)
     run = run_of(kept, tmp_path)
     run.agreement.loc[0, ["iou", "expected_iou", "excess", "spearman"]] = np.nan
-    reader = Reader(html.page(run))
+    reader = Reader(html.report_page(run))
     assert "– both masks are empty" in reader.text.replace("  ", " ")
     assert "– a map is constant" in reader.text.replace("  ", " ")
     assert "flat: every value is 0" in reader.text
@@ -284,12 +284,12 @@ def test_what_has_no_number_has_a_dash_and_a_reason(tmp_path):
 def test_numbers_that_json_left_out_are_dashes(tmp_path):
     run = small_run(tmp_path, count=1)
     run.summary = run.summary.astype(object).where(run.summary.notna(), None)
-    assert "None" not in Reader(html.page(run)).text
+    assert "None" not in Reader(html.report_page(run)).text
 
 
 def test_failures_are_listed(tmp_path):
     run = small_run(tmp_path, failures=[{"name": "broken.jpg", "reason": "damaged or truncated"}])
-    said = Reader(html.page(run)).text
+    said = Reader(html.report_page(run)).text
     assert "1 picture failed" in said
     assert "broken.jpg damaged or truncated" in said
 
@@ -299,7 +299,7 @@ def test_many_pictures_are_capped_and_the_page_says_so(tmp_path):
     count = MAX_PICTURES + 3
     run = run_of({f"s{i}": one for i in range(count)}, tmp_path)
     run.agreement["sample"] = [f"s{i}" for i in range(count)]
-    reader = Reader(html.page(run))
+    reader = Reader(html.report_page(run))
     assert len(reader.all("article")) == MAX_PICTURES
     assert f"The first {MAX_PICTURES} of {count} pictures are shown" in reader.text
     assert len([a for a in reader.all("td") if "data-value" in a]) == 11 * count
@@ -316,7 +316,7 @@ def test_a_run_of_many_columns_shows_fewer_pictures(tmp_path):
 def test_published_values_have_their_column(tmp_path):
     run = small_run(tmp_path)
     run.agreement["published_iou"] = [0.1025, np.nan, 0.1692]
-    said = Reader(html.page(run)).text
+    said = Reader(html.report_page(run)).text
     assert "published IoU 0.102" in said.replace("  ", " ") or "published IoU 0.103" in said.replace("  ", " ")
     assert "not published" in said
 
@@ -335,7 +335,7 @@ def test_no_name_becomes_markup(tmp_path):
     run.summary["mismatch"] = HOSTILE
     run.summary["why"] = HOSTILE
     run.audit = [finding(HOSTILE, "error", HOSTILE, HOSTILE)]
-    text = html.page(run)
+    text = html.report_page(run)
     reader = Reader(text)
     assert len(reader.all("script")) == 1
     assert "<script>alert" not in text
@@ -344,7 +344,7 @@ def test_no_name_becomes_markup(tmp_path):
 
 def test_control_characters_in_names_are_made_visible(tmp_path):
     name = "a\x00b\u202egnp.exe"
-    text = html.page(run_of({name: small(name)}, tmp_path))
+    text = html.report_page(run_of({name: small(name)}, tmp_path))
     assert "a\ufffdb\ufffdgnp.exe" in Reader(text).text
     assert "\x00" not in text
     assert "\u202e" not in text
@@ -358,7 +358,7 @@ def test_control_characters_in_names_are_made_visible(tmp_path):
     [(0.31, "0.310"), (-0.0712, "−0.071"), (-0.0001, "0.000"), (1.0, "1.000"), (None, "–"), (float("nan"), "–")],
 )
 def test_iou_in_words(value, text):
-    assert words.iou(value) == text
+    assert words.format_share(value) == text
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_iou_in_words(value, text):
     [(0.031, "0.031"), (0.0312, "0.031"), (0.5, "0.50"), (2e-5, "< 0.001"), (0.0996, "0.10"), (0.0398, "0.040")],
 )
 def test_p_in_words(value, text):
-    assert words.p_value(value) == text
+    assert words.format_p(value) == text
 
 
 @pytest.mark.parametrize(
@@ -374,18 +374,18 @@ def test_p_in_words(value, text):
     [(0.0834, "83.4 ms"), (0.9996, "1 s"), (4.831, "4.83 s"), (31.4, "31.4 s"), (312, "5 min 12 s"), (7260, "2 h 1 min")],
 )
 def test_seconds_in_words(value, text):
-    assert words.seconds(value).replace(words.NBSP, " ") == text
+    assert words.format_seconds(value).replace(words.NBSP, " ") == text
 
 
 def test_date_in_words():
-    assert words.date("2026-11-22T21:40:07+00:00") == "22 November 2026, 21:40 UTC"
-    assert words.date("yesterday") == "yesterday"
+    assert words.format_date("2026-11-22T21:40:07+00:00") == "22 November 2026, 21:40 UTC"
+    assert words.format_date("yesterday") == "yesterday"
 
 
 def test_holm_is_named_where_there_are_several_pairs():
     row = {"a": "A", "b": "B", "n": 9, "pictures": 10, "iou_mean": 0.3, "iou_low": 0.2, "iou_high": 0.4, "expected_mean": 0.1}
     row |= {"p_pictures": 0.01, "p_holm": 0.03, "verdict": "better than chance"}
-    said = words.sentence(row, pairs=3).replace(words.NBSP, " ")
+    said = words.verdict_sentence(row, pairs=3).replace(words.NBSP, " ")
     assert "p = 0.030 by permuting pictures, adjusted for 3 pairs (Holm)" in said
     assert "On 9 of 10 pictures (the rest have no defined IoU)" in said
 
@@ -397,5 +397,5 @@ def test_a_run_may_hold_a_map_without_a_mask(tmp_path):
     run = run_of(kept, tmp_path)
     titles = [tile.title for tile in panels.tiles(run.load("s"))]
     assert titles == ["picture", "Grad-CAM", "LIME", "bare", "Grad-CAM mask", "LIME mask", "Grad-CAM & LIME"]
-    assert "bare" in Reader(html.page(run)).text
+    assert "bare" in Reader(html.report_page(run)).text
     assert isinstance(run.agreement, pd.DataFrame)

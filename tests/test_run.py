@@ -47,8 +47,8 @@ def job(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_from_factory", lambda *_: made)
 
     def call(precision, folder="run"):
-        options = explain.Options(precision=precision, engine="torch")
-        return explain.run(explain.job_from_specs(BY, ["my:coarse"], "red"), [pictures], tmp_path / folder, None, options)
+        options = explain.LoadOptions(precision=precision, engine="torch")
+        return explain.run_explanations(explain.job_from_specs(BY, ["my:coarse"], "red"), [pictures], tmp_path / folder, None, options)
 
     return call
 
@@ -69,7 +69,7 @@ def test_how_far_bf16_moved_each_map_of_the_first_picture(job, capsys):
     assert first["spearman"] == third["spearman"] == pytest.approx(1)
     assert second["spearman"] < 1
     assert finished.manifest["model"]["facts"]["precision"] == "bf16+f32"
-    console.show(finished, console.output())
+    console.show_run(finished, console.output())
     said = capsys.readouterr().out
     assert f"in bf16 against f32 on p0: Spearman {second['spearman']:.3f}, IoU of the top 20 %" in said
     assert f"{finished.manifest['columns'][0]['name']} was made in f32 all the same" in said
@@ -88,7 +88,7 @@ def api_maps(precision):
 def test_f32_has_nothing_to_report(job, capsys):
     finished = job("f32")
     assert finished.manifest["precision"] == []
-    console.show(finished, console.output())
+    console.show_run(finished, console.output())
     assert "against f32" not in capsys.readouterr().out
     assert "Did the precision" not in (finished.folder / "report.html").read_text()
     assert finished.manifest["model"]["facts"]["precision"] == "f32"
@@ -106,7 +106,7 @@ def test_runs_of_before_have_no_precision(job):
     (finished.folder / "run.json").write_text(json.dumps(manifest))
     old = Run(finished.folder)
     assert console.as_json(old)["precision"] is None
-    console.show(old, console.output())
+    console.show_run(old, console.output())
 
 
 def test_provenance_is_what_ran():

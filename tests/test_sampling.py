@@ -106,7 +106,7 @@ def test_values_sum_to_the_gain_whatever_the_draw(spec):
 
 def test_gains_of_every_order_sum_to_the_gain():
     table = random_table(9)
-    places = shapley.orders(9, 6, 0)
+    places = shapley.player_orders(9, 6, 0)
     played = shapley.Played(np.zeros((1, 1)), 0.25, 1.75, np.random.default_rng(0).normal(size=6 * 8))
     np.testing.assert_allclose(shapley.gains(played, places).sum(axis=1), 1.5, atol=1e-12)
     heat, _, _ = play("shapley:6", 3, table=table)
@@ -120,9 +120,9 @@ def test_gains_of_every_order_sum_to_the_gain():
 
 
 def test_every_second_order_is_the_reverse():
-    places = shapley.orders(7, 8, 5)
+    places = shapley.player_orders(7, 8, 5)
     np.testing.assert_array_equal(places[1::2], 6 - places[::2])
-    np.testing.assert_array_equal(shapley.orders(7, 4, 5), places[:4])
+    np.testing.assert_array_equal(shapley.player_orders(7, 4, 5), places[:4])
     assert all(sorted(row) == list(range(7)) for row in places)
 
 

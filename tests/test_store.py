@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from consilience.files import file_stem, plain, write_atomically
-from consilience.runs.folder import SCHEMA, Item, Run, Stored, Writer, read_stored, write_stored
+from consilience.files import file_stem, json_ready, write_atomically
+from consilience.runs.folder import RUN_SCHEMA, Item, Run, Stored, Writer, read_stored, write_stored
 from consilience.show import console
 from consilience.types import ConsilienceError
 
@@ -106,14 +106,14 @@ def test_the_manifest_is_json_without_nan(tmp_path):
 
 
 def test_plain_data():
-    assert plain({"a": (np.float32(0.5), np.int64(3), float("inf"), np.array([1, 2]))}) == {"a": [0.5, 3, None, [1, 2]]}
+    assert json_ready({"a": (np.float32(0.5), np.int64(3), float("inf"), np.array([1, 2]))}) == {"a": [0.5, 3, None, [1, 2]]}
 
 
 def test_a_picture_whose_class_is_not_known_beside_one_whose_class_is(tmp_path):
     """pandas reads the missing name as NaN, which is no name."""
     rows = {"sample": ["a", "b"], "predicted_name": ["cat", "dog"], "probability": [0.5, 0.75], "true_name": ["cat", None]}
     pd.DataFrame(rows).to_parquet(tmp_path / "explanations.parquet")
-    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "model": {"id": "m"}}), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps({"schema": RUN_SCHEMA, "model": {"id": "m"}}), encoding="utf-8")
     run = Run(tmp_path)
     assert [said["true"] for said in run.predictions.values()] == ["cat", None]
     assert list(console._predictions(run).columns[3].cells) == ["cat", ""]

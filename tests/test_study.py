@@ -7,7 +7,7 @@ import torch
 
 from consilience import images, registry, study
 from consilience.images import Placement
-from consilience.study import Column, columns_for, load_preset, preset_names, published_iou, resolve, with_published, with_seed
+from consilience.study import RunColumn, columns_for, load_preset, preset_names, published_iou, resolve_column, with_published, with_seed
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Sample, View
 
 
@@ -53,7 +53,7 @@ def test_luminance_mask_is_the_page_and_the_same_whatever_the_map(seed):
 
 def test_luminance_masks_of_the_ten_pictures_have_the_areas_that_were_found(shared):
     for file in sorted((shared / "imagenet10").iterdir()):
-        pixels, _ = images.read(file)
+        pixels, _ = images.read_pixels(file)
         mask = registry.cutters.build("luminance").cut(explanation(pixels=pixels, size=(224, 224)))
         assert 0.22 <= mask.share <= 0.32
 
@@ -116,8 +116,8 @@ def test_truncated_checks_its_range():
 
 
 def test_the_published_numbers_have_the_published_mean():
-    assert len(study.PUBLISHED) == 10
-    assert np.mean(list(study.PUBLISHED.values())) == pytest.approx(study.PUBLISHED_MEAN, abs=5e-5)
+    assert len(study.PUBLISHED_IOU) == 10
+    assert np.mean(list(study.PUBLISHED_IOU.values())) == pytest.approx(study.PUBLISHED_MEAN, abs=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_models_given_replace_those_of_the_columns():
 
 
 def test_a_column_without_a_model_takes_the_one_given():
-    assert resolve(Column("x", "gradcam"), "m").model == "m"
-    assert resolve(Column("x", "gradcam"), None).model is None
+    assert resolve_column(RunColumn("x", "gradcam"), "m").model == "m"
+    assert resolve_column(RunColumn("x", "gradcam"), None).model is None
 
 
 @pytest.mark.parametrize("by", ["lime", "lime:samples=5,seed=3,fill=percentile(20)", "lime:segments=grid(4),seed=1"])
@@ -233,7 +233,7 @@ view = "crop"
 def test_a_users_own_file(tmp_path):
     (tmp_path / "mine.toml").write_text("\ufeff" + MINE, encoding="utf-8")
     preset = load_preset(tmp_path / "mine.toml")
-    assert preset == study.Preset("mine", "Mine", (Column("A", "gradcam"), Column("B", "lime:seed=1", view="crop")))
+    assert preset == study.Preset("mine", "Mine", (RunColumn("A", "gradcam"), RunColumn("B", "lime:seed=1", view="crop")))
     assert load_preset(str(tmp_path / "mine.toml")) == preset
 
 

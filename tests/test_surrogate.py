@@ -19,7 +19,7 @@ from sklearn.linear_model import BayesianRidge, Lasso
 
 from consilience.perturb import surrogate
 from consilience.perturb.designs import draws, groups
-from consilience.perturb.surrogate import Fit, Scored, certainty, falling, fit, kernel, least_squares, looks, settled
+from consilience.perturb.surrogate import SurrogateFit, Scored, certainty, falling, fit_surrogate, kernel, least_squares, looks, settled
 from consilience.types import ConsilienceError
 
 OURS = ("independent", "antithetic", "hadamard")
@@ -79,7 +79,7 @@ def test_singular_draws_give_the_shortest_weights():
 
 def test_lasso_is_scikit_learns_at_its_penalty():
     data = problem(curved_function(12, 3), "independent", 200, 12, 0)
-    found, told, arrays = fit("lasso", data, 0.01, 4)
+    found, told, arrays = fit_surrogate("lasso", data, 0.01, 4)
     assert np.count_nonzero(found.coefficients) == 4
     place = int(np.flatnonzero((arrays["path"] == found.coefficients).all(axis=1))[0])
     assert np.count_nonzero(arrays["path"][place + 1]) > 4
@@ -94,23 +94,23 @@ def test_lasso_is_scikit_learns_at_its_penalty():
 
 def test_the_end_of_the_lassos_path_is_least_squares():
     data = problem(curved_function(9, 3), "hadamard", 200, 9, 0)
-    np.testing.assert_allclose(fit("lasso", data, 0.01, 9)[0].coefficients, fit("wls", data, 5.0, 9)[0].coefficients, atol=1e-8)
+    np.testing.assert_allclose(fit_surrogate("lasso", data, 0.01, 9)[0].coefficients, fit_surrogate("wls", data, 5.0, 9)[0].coefficients, atol=1e-8)
 
 
 def test_bayesian_ridge_is_scikit_learns():
     data = problem(curved_function(12, 3), "independent", 60, 12, 0)
-    found, _, arrays = fit("bayesian-ridge", data, 0.01, 4)
+    found, _, arrays = fit_surrogate("bayesian-ridge", data, 0.01, 4)
     peer = BayesianRidge().fit(data.on, data.scores, sample_weight=data.weights)
     np.testing.assert_allclose(found.coefficients, peer.coef_, atol=1e-8)
     assert float(arrays["penalty"]) == pytest.approx(peer.lambda_ / peer.alpha_)
-    assert np.abs(found.coefficients - fit("wls", data, 0, 4)[0].coefficients).max() > 1e-4
+    assert np.abs(found.coefficients - fit_surrogate("wls", data, 0, 4)[0].coefficients).max() > 1e-4
 
 
 def test_ridge_takes_its_penalty_and_wls_none():
     data = problem(curved_function(12, 3), "independent", 60, 12, 0)
     for kind, alpha in (("ridge", 2.5), ("wls", 0.0)):
         expected = refitted(data.on, data.scores, data.weights, alpha)[1:]
-        np.testing.assert_allclose(fit(kind, data, 2.5, 4)[0].coefficients, expected, atol=1e-10)
+        np.testing.assert_allclose(fit_surrogate(kind, data, 2.5, 4)[0].coefficients, expected, atol=1e-10)
 
 
 # ---------------------------------------------------------------- what is estimated
@@ -138,7 +138,7 @@ def test_the_kernel_of_shap_gives_shapley_values(how, kind):
     ends = (float(function(np.zeros((1, 6), bool))[0]), float(function(np.ones((1, 6), bool))[0]))
     on = draws(how, 20000, 6, 0, sized=True)
     data = Scored(on.astype(float), function(on), kernel("shap", on, 0.25), groups(how, 20000), ends)
-    found = fit(kind, data, 0.01, 6)[0]
+    found = fit_surrogate(kind, data, 0.01, 6)[0]
     np.testing.assert_allclose(found.coefficients, shapley(function, 6), atol=3e-3)
     assert found.intercept == ends[0]
     assert found.coefficients.sum() + found.intercept == pytest.approx(ends[1], abs=1e-12)
@@ -161,7 +161,7 @@ def test_kernel_of_lime_is_the_cosine_distances():
 def test_p_top_is_the_normal_distributions():
     """Two weights, k = 1: the probability that |a| > |b| for independent normals, by a grid."""
     influence = np.diag([0.5, 0.8])
-    told = Fit(np.array([1.0, 0.6]), 0.0, 1.0, 1.0, influence)
+    told = SurrogateFit(np.array([1.0, 0.6]), 0.0, 1.0, 1.0, influence)
     sure = certainty(told, np.ones(3), 1, 0)
     grid = np.linspace(-6, 6, 1201)
     density = np.exp(-(((grid - 1) / 0.5) ** 2) / 2)[:, None] * np.exp(-(((grid - 0.6) / 0.8) ** 2) / 2)
@@ -175,8 +175,8 @@ def test_p_top_is_the_normal_distributions():
 
 def test_correlation_counts():
     """Weights that move together keep their order: with the same noise on both the larger is certain."""
-    together = Fit(np.array([2.0, 1.9, 0.1]), 0.0, 1.0, 1.0, np.array([[0.2, 0.2, 0.0], [0, 0, 0.01]]))
-    apart = Fit(together.coefficients, 0.0, 1.0, 1.0, np.diag([0.2, 0.2, 0.01]))
+    together = SurrogateFit(np.array([2.0, 1.9, 0.1]), 0.0, 1.0, 1.0, np.array([[0.2, 0.2, 0.0], [0, 0, 0.01]]))
+    apart = SurrogateFit(together.coefficients, 0.0, 1.0, 1.0, np.diag([0.2, 0.2, 0.01]))
     assert certainty(together, np.ones(3), 1, 0).p_set > 0.999
     assert certainty(apart, np.ones(3), 1, 0).p_set < 0.75
 
@@ -184,13 +184,13 @@ def test_correlation_counts():
 def test_probabilities_hang_on_no_sign_that_rounding_decides():
     data = problem(curved_function(14, 0), "hadamard", 300, 14, 0)
     told = least_squares(data, 0.01)
-    turned = Fit(told.coefficients, 0.0, 1.0, 1.0, told.influence[::-1] * (1 + 1e-12))
+    turned = SurrogateFit(told.coefficients, 0.0, 1.0, 1.0, told.influence[::-1] * (1 + 1e-12))
     first, second = (certainty(one, data.scores, 5, 0) for one in (told, turned))
     np.testing.assert_allclose(first.p_top, second.p_top, atol=2 / surrogate.PICTURED)
 
 
 def test_what_differs_by_less_than_float32_is_a_tie():
-    told = Fit(np.array([1.0, 1e-9, 2e-9, 3e-9]), 0.0, 1.0, 1.0, np.zeros((2, 4)))
+    told = SurrogateFit(np.array([1.0, 1e-9, 2e-9, 3e-9]), 0.0, 1.0, 1.0, np.zeros((2, 4)))
     sure = certainty(told, np.array([1.0]), 2, 0)
     assert sure.p_top[0] == 1
     np.testing.assert_allclose(sure.p_top[1:], 1 / 3, atol=0.04)

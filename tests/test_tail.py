@@ -476,13 +476,13 @@ def test_tracing_leaves_nothing_in_the_module():
     module = Failing().eval()
     module.noted = noted = torch.zeros(1)
     before = state_of(module)
-    traced = graph.traced(module, graph.dialects(module, "conv")[0])
+    traced = graph.trace_graph(module, graph.dialects(module, "conv")[0])
     assert module.noted is noted
     assert traced.constants
     same_state(before, state_of(module))
     module.fails = True
     with pytest.raises(graph.Uncut, match="out of order"):
-        graph.traced(module, graph.dialects(module, "conv")[0])
+        graph.trace_graph(module, graph.dialects(module, "conv")[0])
     assert module.noted is noted
     same_state(before, state_of(module))
 
@@ -498,7 +498,7 @@ def test_other_threads_run_while_a_module_is_traced():
             return super().forward(x)
 
     found, other = [], nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)).eval()
-    traced = graph.traced(Meanwhile().eval(), graph.Dialect())
+    traced = graph.trace_graph(Meanwhile().eval(), graph.Dialect())
     assert torch.equal(found[0], other(picture(16)))
     assert "conv" in {node.target for node in traced.nodes}
 
@@ -519,7 +519,7 @@ def test_a_module_is_traced_once_for_many_pictures_and_let_go():
 
     traced = []
     with pytest.MonkeyPatch.context() as patch:
-        original = graph.traced
+        original = graph.trace_graph
         patch.setattr(graph, "traced", lambda *given: traced.append(1) or original(*given))
         network = network_of(randomised(Boundary(kernel_size=3)))
         for seed in range(3):

@@ -20,10 +20,10 @@ from consilience.models import load
 from consilience.models.readouts import ReadNetwork
 from consilience.models.tasks import overlap
 from consilience.runs import explain
-from consilience.targets.differences import Difference
-from consilience.targets.layers import Cosine, Unit, WholeLayer
-from consilience.targets.places import Place, read_mask
-from consilience.targets.regions import Detection, Pixels
+from consilience.targets.differences import DifferenceTarget
+from consilience.targets.layers import CosineTarget, UnitTarget, WholeLayer
+from consilience.targets.places import GridPlace, read_mask
+from consilience.targets.regions import DetectionTarget, PixelsTarget
 from consilience.types import PIXELS, ClassTarget, ConsilienceError, NotApplicable, Sample
 
 # ---------------------------------------------------------------- tools
@@ -97,8 +97,8 @@ def gradient(model, sample, target):
 
 def posed(model, sample, target, view=None):
     shown = model.view(sample, view)
-    goal = targets.resolve(model, sample, target, api.raw_outputs(model, shown))
-    asked, bound = targets.asked(model, shown, goal)
+    goal = targets.resolve_target(model, sample, target, api.raw_outputs(model, shown))
+    asked, bound = targets.ask_where_read(model, shown, goal)
     return bound, asked, shown
 
 
@@ -134,15 +134,15 @@ def test_difference_is_gradient_a_less_gradient_b():
 def test_difference_words_and_names():
     model, sample = wrapped(Smooth(), classes=("a", "b, or so", "c")), picture()
     outputs = torch.tensor([[0.1, 3.0, 2.0]])
-    goal = targets.resolve(model, sample, "difference:predicted,second", outputs)
+    goal = targets.resolve_target(model, sample, "difference:predicted,second", outputs)
     assert (goal.a, goal.b, goal.name, goal.index) == ("1", "2", "b, or so - c", None)
-    assert targets.resolve(model, sample, 'difference:"b, or so",a', outputs).a == "1"
+    assert targets.resolve_target(model, sample, 'difference:"b, or so",a', outputs).a == "1"
     labelled = Sample("l", sample.pixels, label=2)
-    assert targets.resolve(model, labelled, "difference:true,predicted", outputs).name == "c - b, or so"
+    assert targets.resolve_target(model, labelled, "difference:true,predicted", outputs).name == "c - b, or so"
     with pytest.raises(NotApplicable, match="same class here"):
-        targets.resolve(model, labelled, "difference:predicted,1", outputs)
+        targets.resolve_target(model, labelled, "difference:predicted,1", outputs)
     with pytest.raises(ConsilienceError, match=r"no class 'cat'.*here is: a, b, or so, c"):
-        targets.resolve(model, sample, "difference:a,cat", outputs)
+        targets.resolve_target(model, sample, "difference:a,cat", outputs)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_difference_words_and_names():
 )
 def test_difference_is_read_as_an_explainer_reads(score, outputs, expected):
     rows = torch.tensor([[0.5, 2.0, -1.0]])
-    goal = Difference("1", "0", outputs=outputs).scored(score)
+    goal = DifferenceTarget("1", "0", outputs=outputs).scored(score)
     if expected is None:
         powers = np.exp([0.5, 2.0, -1.0])
         expected = (powers[1] - powers[0]) / powers.sum()
@@ -249,8 +249,8 @@ def test_engines_say_the_same_of_a_unit(red_model, planted):
     plain = red_model.activations(pixels, ["colours"])["colours"][:, 2].mean(dim=(1, 2))
     torch.testing.assert_close(goal.of(asked.scores(pixels)), plain, rtol=1e-4, atol=1e-5)
     assert asked.facts["engine"] == "openvino"
-    again, _ = targets.asked(red_model, view, goal.goal)
-    assert targets.asked(red_model, view, goal.goal)[0] is again  # its engine and anatomy are kept
+    again, _ = targets.ask_where_read(red_model, view, goal.goal)
+    assert targets.ask_where_read(red_model, view, goal.goal)[0] is again  # its engine and anatomy are kept
 
 
 def test_metrics_ask_the_network_that_is_read(red_model, planted):
@@ -260,7 +260,7 @@ def test_metrics_ask_the_network_that_is_read(red_model, planted):
     (found,) = score.values()
     assert not isinstance(found, NotApplicable), found
     assert np.isfinite(found.value)
-    assert made.target == Unit("mix", 0)
+    assert made.target == UnitTarget("mix", 0)
 
 
 def test_class_outputs_are_refused(red_model, planted):
@@ -296,7 +296,7 @@ def slow_weights(grid, geometry, inside, fine=120):
 
 @pytest.mark.parametrize("placement", [Placement.squash((30, 44), (24, 24)), Placement.crop((30, 44), 28, (24, 24))])
 def test_a_box_weighs_cells_by_how_much_of_them_it_holds(placement):
-    weights = Place(box=(9.0, 4.0, 31.0, 17.0)).weights((4, 3), placement)
+    weights = GridPlace(box=(9.0, 4.0, 31.0, 17.0)).weights((4, 3), placement)
     expected = slow_weights((4, 3), placement, lambda x, y: 9 <= x < 31 and 4 <= y < 17)
     np.testing.assert_allclose(weights.numpy(), expected, atol=4e-3)
     assert float(weights.sum()) == pytest.approx(1)
@@ -308,10 +308,10 @@ def test_a_mask_weighs_cells_as_a_box_of_the_same_pixels(tmp_path):
     mask[5:17, 3:20] = 255
     np.save(tmp_path / "mask.npy", mask)
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    expected = Place(box=(3.0, 5.0, 20.0, 17.0)).weights((5, 7), placement)
+    expected = GridPlace(box=(3.0, 5.0, 20.0, 17.0)).weights((5, 7), placement)
     for name in ("mask.npy", "mask.png"):
         assert read_mask(tmp_path / name).sum() == 12 * 17
-        torch.testing.assert_close(Place(mask=str(tmp_path / name)).weights((5, 7), placement), expected)
+        torch.testing.assert_close(GridPlace(mask=str(tmp_path / name)).weights((5, 7), placement), expected)
 
 
 def test_places_that_are_none(tmp_path):
@@ -320,17 +320,17 @@ def test_places_that_are_none(tmp_path):
     np.save(tmp_path / "cube.npy", np.ones((2, 8, 8)))
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(NotApplicable, match="no part of box 0, 0, 10, 10 lies in what the model is shown"):
-        Place(box=(0.0, 0.0, 10.0, 10.0)).weights((4, 4), placement)
+        GridPlace(box=(0.0, 0.0, 10.0, 10.0)).weights((4, 4), placement)
     with pytest.raises(ConsilienceError, match="is 8 x 8; the picture is 40 x 80"):
-        Place(mask=str(tmp_path / "m.npy")).weights((4, 4), placement)
+        GridPlace(mask=str(tmp_path / "m.npy")).weights((4, 4), placement)
     with pytest.raises(ConsilienceError, match="4 rows and 4 columns; row 4, column 0 is outside"):
-        Place(at=(4, 0)).weights((4, 4), placement)
+        GridPlace(at=(4, 0)).weights((4, 4), placement)
     with pytest.raises(ConsilienceError, match=r"a mask is \(H, W\)"):
         read_mask(tmp_path / "cube.npy")
     with pytest.raises(ConsilienceError, match="is no array"):
         read_mask(tmp_path / "pickle.npy")
     with pytest.raises(ConsilienceError, match=r"given once; got at 1, 1 and box 0, 0, 3, 3"):
-        Place((1, 1), (0.0, 0.0, 3.0, 3.0)).check()
+        GridPlace((1, 1), (0.0, 0.0, 3.0, 3.0)).check()
 
 
 # ---------------------------------------------------------------- an embedding
@@ -545,7 +545,7 @@ def test_detections_that_are_not_there():
     with pytest.raises(ConsilienceError, match="no class 'cow'; there is: ground, cat, dog"):
         api.explain(model, sample, "layercam", target="detection:cow")
     with pytest.raises(NotApplicable, match="the detector finds nothing in it"):
-        targets.resolve(model, sample, "detection:predicted", torch.zeros(1, 3))
+        targets.resolve_target(model, sample, "detection:predicted", torch.zeros(1, 3))
     with pytest.raises(ConsilienceError, match="gives label 2; 2 classes are named"):
         api.raw_outputs(cs.wrap_detector(Boxes(), classes=("ground", "cat"), size=16), model.view(sample))
     with pytest.raises(ConsilienceError, match="engine openvino cannot run what is read"):
@@ -585,28 +585,28 @@ def test_torchvisions_detector():
 @pytest.mark.parametrize(
     "goal",
     [
-        Difference("1", "2", "a, b", 'c "d"', "probability"),
-        Unit("layer4.1", 412, (3, 4)),
-        Unit("layer4", 0, mask="some mask, (1).png", digest="ab"),
+        DifferenceTarget("1", "2", "a, b", 'c "d"', "probability"),
+        UnitTarget("layer4.1", 412, (3, 4)),
+        UnitTarget("layer4", 0, mask="some mask, (1).png", digest="ab"),
         WholeLayer("layer4", box=(0.5, 1.0, 20.25, 30.0)),
-        Cosine("cat.jpg", "layer4", "ff00"),
-        Pixels("3", (0.0, 0.0, 9.0, 9.0), label="cat"),
-        Detection("predicted", 2),
+        CosineTarget("cat.jpg", "layer4", "ff00"),
+        PixelsTarget("3", (0.0, 0.0, 9.0, 9.0), label="cat"),
+        DetectionTarget("predicted", 2),
     ],
     ids=lambda goal: type(goal).spelled,
 )
 def test_full_spelling_is_the_whole_target(goal):
-    assert targets.built(targets.full_spelling(goal)) == goal
-    assert targets.built(registry.spell(goal)) == goal
-    assert targets.from_facts(goal.index, goal.name, targets.as_facts(goal)) == goal
+    assert targets.build_target(targets.target_spelling(goal)) == goal
+    assert targets.build_target(registry.spell(goal)) == goal
+    assert targets.target_from_facts(goal.index, goal.name, targets.target_facts(goal)) == goal
 
 
 def test_classes_come_back_from_facts():
     goal = ClassTarget(3, "cat", "probability", "probabilities")
-    assert targets.from_facts(3, "cat", targets.as_facts(goal)) == goal
-    assert targets.full_spelling(goal) == ""
-    assert targets.from_facts(3, "cat", {"target_score": "logit"}) == ClassTarget(3, "cat")
-    kept = targets.from_facts(None, "my own", {"target_score": "value", "target_spelled": ""})
+    assert targets.target_from_facts(3, "cat", targets.target_facts(goal)) == goal
+    assert targets.target_spelling(goal) == ""
+    assert targets.target_from_facts(3, "cat", {"target_score": "logit"}) == ClassTarget(3, "cat")
+    kept = targets.target_from_facts(None, "my own", {"target_score": "value", "target_spelled": ""})
     assert (kept.name, kept.index, kept.score) == ("my own", None, "value")
     with pytest.raises(ConsilienceError, match="was made in Python"):
         kept.of(torch.zeros(1, 2))
@@ -616,7 +616,7 @@ def test_a_class_may_be_called_like_a_target(planted):
     model = wrapped(RedFinder(), size=64, classes=("unit:mix,0", "red: dark"))
     assert posed(model, planted, "unit:mix,0")[0].index == 0
     assert posed(model, planted, "red: dark")[0].index == 1
-    assert isinstance(posed(model, planted, "unit:mix,1")[0].goal, Unit)
+    assert isinstance(posed(model, planted, "unit:mix,1")[0].goal, UnitTarget)
 
 
 ERRORS = {
@@ -710,7 +710,7 @@ def red_job(tmp_path, monkeypatch, red_model):
                 allow_mismatch=True,
                 columns=tuple(explain.replace(c, target=t) for c, t in zip(job.columns, columns, strict=True)),
             )
-        return explain.run(job, [pictures], tmp_path / folder, None, explain.Options(engine="torch"))
+        return explain.run_explanations(job, [pictures], tmp_path / folder, None, explain.LoadOptions(engine="torch"))
 
     return call
 
@@ -720,7 +720,7 @@ def test_a_run_keeps_its_targets(red_job):
     rebuilt = [explain.rebuild(done.load(name), planted_picture())[0] for name in done.samples]
     for explanations in rebuilt:
         for one in explanations:
-            assert one.target == Unit("mix", 0, box=(0.0, 0.0, 63.0, 63.0))
+            assert one.target == UnitTarget("mix", 0, box=(0.0, 0.0, 63.0, 63.0))
     assert not [row for row in done.manifest["audit"] if row["code"] == "mixed-targets"]
     again = red_job("unit:mix,0,box=0+0+63+63")  # continues: nothing is explained twice
     assert again.manifest["failures"] == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from consilience.dissection import class_groups, encoders, words
-from consilience.dissection.encoders import OpenClip, Pair, load_encoder, picture_embeddings, word_embeddings
+from consilience.dissection.encoders import OpenClip, EncoderPair, load_encoder, picture_embeddings, word_embeddings
 from consilience.dissection.words import Space, beside, name_units, read_words, similarities
 from consilience.types import ConsilienceError, Sample
 
@@ -250,7 +250,7 @@ def test_an_encoder_without_an_id_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     known = ColourEncoder()
     pair = load_encoder((known.pictures, known.words))
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, EncoderPair)
     word_embeddings(pair, ["red", "blue"])
     word_embeddings(pair, ["red", "blue"])
     assert known.asked == ["red", "blue"] * 2
@@ -262,7 +262,7 @@ def test_an_encoder_without_an_id_keeps_nothing(tmp_path, monkeypatch):
 )
 def test_what_is_no_embedding_is_refused(answer):
     with pytest.raises(ConsilienceError, match="embedding"):
-        word_embeddings(Pair(lambda _: answer, lambda _: answer), ["a", "b"])
+        word_embeddings(EncoderPair(lambda _: answer, lambda _: answer), ["a", "b"])
 
 
 def test_two_spaces_are_no_common_space(units):
@@ -390,8 +390,8 @@ def test_weights_of_clip_are_not_unpickled(tmp_path, tiny_clip):
     ],
 )
 def test_names_are_compared_by_whole_words(a, b, alike):
-    assert class_groups.same(a, b) is alike
-    assert class_groups.same(b, a) is alike
+    assert class_groups.same_name(a, b) is alike
+    assert class_groups.same_name(b, a) is alike
 
 
 def test_imagenet_runs_are_what_they_say():

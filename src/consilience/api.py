@@ -62,21 +62,21 @@ def explain(
     shown = model.view(sample, view)
     outputs = raw_outputs(model, shown)
     goal = resolve_target(model, sample, target, outputs)
-    goal = scored(goal, explainer)
-    (asked, bound), said = targets.asked(model, shown, goal), outputs
+    goal = read_as_explained(goal, explainer)
+    (asked, bound), said = targets.ask_where_read(model, shown, goal), outputs
     if asked is not model:
         explainer, said = resolve_explainer(asked, by), raw_outputs(asked, shown)
     start = time.perf_counter()
-    with plan.recorded() as ran:
+    with plan.recorded_passes() as ran:
         heat = explainer.explain(asked, shown, bound)
     seconds = time.perf_counter() - start
     facts = {
-        **as_it_ran(ran),
+        **engines_that_ran(ran),
         "seconds": seconds,
         "score": float(bound.of(said)[0]),
         "prediction": asdict(predict(model, outputs)),
     }
-    return finish(model, sample, shown, explainer, by, goal, heat, facts)
+    return finish_explanation(model, sample, shown, explainer, by, goal, heat, facts)
 
 
 def evaluate(
@@ -92,10 +92,10 @@ def evaluate(
     if explanation.model_id != model.id:
         raise ConsilienceError(f"{explanation.explainer} is of {explanation.model_id}; the model given is {model.id}")
     view = model.view(explanation.sample, explanation.provenance.get("view"))
-    return {name: scores_of(model, metric, [view], [explanation])[0] for name, metric in built.items()}
+    return {name: metric_scores(model, metric, [view], [explanation])[0] for name, metric in built.items()}
 
 
-def scores_of(
+def metric_scores(
     model: Model, metric: Metric, views: Sequence[View], explanations: Sequence[Explanation]
 ) -> list[Score | NotApplicable]:
     """One metric's scores of explanations of one model, in one batch where the metric takes many.
@@ -105,7 +105,7 @@ def scores_of(
     missing = sorted(getattr(metric, "needs", frozenset()) - model.can)
     if missing:
         return [NotApplicable(f"needs {', '.join(missing)} of the model; {model.id} offers less")] * len(views)
-    posed = [targets.asked(model, view, one.target) for view, one in zip(views, explanations, strict=True)]
+    posed = [targets.ask_where_read(model, view, one.target) for view, one in zip(views, explanations, strict=True)]
     many = getattr(metric, "score_batch", None)
     if many is not None and all(asked is model for asked, _ in posed):
         return [_finite(score) for score in many(model, views, explanations)]
@@ -161,20 +161,20 @@ def predict(model: Model, outputs: torch.Tensor) -> Prediction:
 
 def resolve_target(model: Model, sample: Sample, target: str | int | Target, outputs: torch.Tensor) -> Target:
     """The target that a word, a number, a class name or a spelling means for this picture."""
-    return targets.resolve(model, sample, target, outputs)
+    return targets.resolve_target(model, sample, target, outputs)
 
 
 def check_target(model: Model, target: str | int | Target) -> None:
     """Refuse a class, layer, unit or file that is not there, before any picture is read."""
-    targets.check(model, target)
+    targets.check_target(model, target)
 
 
-def full_spelling(by: str | Explainer) -> str:
+def explainer_spelling(by: str | Explainer) -> str:
     """An explainer's spelling with every option named."""
     return registry.spell(registry.explainers.build(by), full=True)
 
 
-def as_it_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
+def engines_that_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
     """Engines and precisions that an explanation was made with; nothing where no pass was seen."""
     if not ran:
         return {}
@@ -182,14 +182,14 @@ def as_it_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
     return {"engine": "+".join(sorted({*names})), "precision": "+".join(sorted({*precisions}))}
 
 
-def scored(target: Target, explainer: Explainer) -> Target:
+def read_as_explained(target: Target, explainer: Explainer) -> Target:
     """The target read as the explainer's ``score`` option says, where it has one."""
     score = getattr(explainer, "score", None)
     read_as = getattr(target, "scored", None)
     return read_as(score) if isinstance(score, str) and read_as is not None else target
 
 
-def finish(
+def finish_explanation(
     model: Model,
     sample: Sample,
     view: View,
@@ -228,7 +228,7 @@ def explanation_key(model: Model, sample: Sample, view: View, explainer: Explain
     engine = [str(model.facts.get(name)) for name in ("engine", "precision")]
     parts = [sample.digest, model.id, view.mode, str(view.geometry.as_dict()), registry.spell(explainer, full=True)]
     parts += [f"{target.name}|{target.index}|{target.score}", *engine, versions()["consilience"]]
-    parts += [spelled] if (spelled := targets.full_spelling(target)) else []
+    parts += [spelled] if (spelled := targets.target_spelling(target)) else []
     return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

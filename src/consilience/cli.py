@@ -92,7 +92,7 @@ def _verb(verbs: Any, name: str, call: Callable[[argparse.Namespace], int], text
 
 
 def _add_demo(verbs: Any) -> None:
-    parser = _verb(verbs, "demo", demo, "Explain photographs that come with the program, with the model that comes with it.")
+    parser = _verb(verbs, "demo", demo_verb, "Explain photographs that come with the program, with the model that comes with it.")
     parser.add_argument(
         "-o", "--output", metavar="RUN", default="consilience-demo", help="folder of the run (default: %(default)s)"
     )
@@ -100,7 +100,7 @@ def _add_demo(verbs: Any) -> None:
 
 
 def _add_explain(verbs: Any) -> None:
-    parser = _verb(verbs, "explain", explain, "Explain pictures and hold the explanations against each other.")
+    parser = _verb(verbs, "explain", explain_verb, "Explain pictures and hold the explanations against each other.")
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="pictures, folders or globs")
     add(
@@ -134,7 +134,7 @@ def _add_explain(verbs: Any) -> None:
 
 def _add_evaluate(verbs: Any) -> None:
     text = "Score explanations by metrics, beside controls, with intervals: can they be trusted?"
-    parser = _verb(verbs, "evaluate", evaluate, text)
+    parser = _verb(verbs, "evaluate", evaluate_verb, text)
     add = parser.add_argument
     add("paths", nargs="*", metavar="RUN|PATH", help="a finished run, or pictures, folders or globs to explain first")
     add("--metric", action="append", metavar="SPEC", help="metric as name[:value][,key=value...]; repeat it")
@@ -152,7 +152,7 @@ def _add_evaluate(verbs: Any) -> None:
 
 
 def _add_dissect(verbs: Any) -> None:
-    parser = _verb(verbs, "dissect", dissect, "Name what the units of a network detect, held against chance.")
+    parser = _verb(verbs, "dissect", dissect_verb, "Name what the units of a network detect, held against chance.")
     add = parser.add_argument
     add("concepts", metavar="CONCEPTS", help="labelled pictures: a folder (Broden, ADE20K, masks), COCO JSON, drawn:pictures=N")
     add("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL", help="model (default: %(default)s)")
@@ -190,7 +190,7 @@ def _add_loading(add: Callable[..., Any]) -> None:
 
 
 def _add_compare(verbs: Any) -> None:
-    parser = _verb(verbs, "compare", compare, "Hold two dissections against each other: shared and own concepts.")
+    parser = _verb(verbs, "compare", compare_verb, "Hold two dissections against each other: shared and own concepts.")
     add = parser.add_argument
     add("a", metavar="A", help="a dissection's folder, or FOLDER:LAYER+LAYER")
     add("b", metavar="B", help="another one")
@@ -201,12 +201,12 @@ def _add_compare(verbs: Any) -> None:
 
 
 def _add_report(verbs: Any) -> None:
-    parser = _verb(verbs, "report", report, "Write the report of a finished run anew.")
+    parser = _verb(verbs, "report", report_verb, "Write the report of a finished run anew.")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
 
 
 def _add_list(verbs: Any) -> None:
-    parser = _verb(verbs, "list", list_things, "List what there is, with its options.")
+    parser = _verb(verbs, "list", list_verb, "List what there is, with its options.")
     parser.add_argument("what", choices=LISTS, metavar="WHAT", help=", ".join(LISTS))
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL", help="whose layers (default: %(default)s)")
     parser.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers")
@@ -216,29 +216,29 @@ def _add_list(verbs: Any) -> None:
 # ---------------------------------------------------------------- verbs
 
 
-def demo(arguments: argparse.Namespace) -> int:
+def demo_verb(arguments: argparse.Namespace) -> int:
     """The main job on the embedded model and scikit-image's photographs."""
     from consilience import demo as example
 
-    return _run_and_print(example.job(), example.pictures(), arguments, arguments.output)
+    return _run_and_print(example.demo_job(), example.demo_images(), arguments, arguments.output)
 
 
-def explain(arguments: argparse.Namespace) -> int:
+def explain_verb(arguments: argparse.Namespace) -> int:
     """Explain pictures."""
-    from consilience.runs.explain import Options
+    from consilience.runs.explain import LoadOptions
 
     job = replace(_job(arguments), dissection=arguments.dissection)
-    options = Options(**_loading(arguments))
+    options = LoadOptions(**_loading(arguments))
     return _run_and_print(job, arguments.paths, arguments, arguments.output or _dated(), arguments.truth, options)
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def evaluate_verb(arguments: argparse.Namespace) -> int:
     """Evaluate a run, pictures, or the planted suite."""
     from consilience.show import console
 
     if arguments.suite == "planted":
         return _evaluate_planted(arguments)
-    with console.bars():
+    with console.progress_bars():
         found = _evaluated(arguments)
     if arguments.json:
         print(json.dumps(console.evaluation_as_json(found), ensure_ascii=False))
@@ -250,14 +250,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def _evaluated(arguments: argparse.Namespace) -> Any:
     from consilience.evaluation.suites import asked_metrics
     from consilience.runs.evaluate import Asked, evaluate_pictures, evaluate_run
-    from consilience.runs.explain import Options, job_from_specs
+    from consilience.runs.explain import LoadOptions, job_from_specs
     from consilience.runs.folder import JOB
 
     if not arguments.paths:
         raise ConsilienceError("evaluate needs a run's folder or pictures (only --suite planted takes none)")
     metrics = asked_metrics(arguments.metric or (), arguments.suite)
     asked = Asked(metrics, arguments.suite, arguments.seed)
-    options = Options(**_loading(arguments))
+    options = LoadOptions(**_loading(arguments))
     is_run = len(arguments.paths) == 1 and (Path(arguments.paths[0]) / JOB).is_file()
     if not is_run:
         job = job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
@@ -271,7 +271,7 @@ def _evaluated(arguments: argparse.Namespace) -> Any:
 
 def _evaluate_planted(arguments: argparse.Namespace) -> int:
     from consilience.evaluation import planted_suite
-    from consilience.files import plain
+    from consilience.files import json_ready
     from consilience.runs import planted
     from consilience.show import console
 
@@ -280,24 +280,24 @@ def _evaluate_planted(arguments: argparse.Namespace) -> int:
     for name in ("model", "target", "truth", "view"):
         if getattr(arguments, name) is not None:
             raise ConsilienceError(f"--{name} goes with pictures; --suite planted has its own models and truth")
-    by, metrics = arguments.by or planted_suite.BY, arguments.metric or planted_suite.METRICS
-    with console.bars():
-        found = planted_suite.evaluate(by, metrics, seed=arguments.seed)
-    page = planted.write(found, arguments.output or _dated(), arguments.command)
+    by, metrics = arguments.by or planted_suite.PLANTED_EXPLAINERS, arguments.metric or planted_suite.PLANTED_METRICS
+    with console.progress_bars():
+        found = planted_suite.evaluate_planted(by, metrics, seed=arguments.seed)
+    page = planted.write_planted(found, arguments.output or _dated(), arguments.command)
     if arguments.json:
-        print(json.dumps(plain({**found, "report": str(page)}), ensure_ascii=False))
+        print(json.dumps(json_ready({**found, "report": str(page)}), ensure_ascii=False))
     else:
         console.show_planted(found, page, console.output())
     return 0
 
 
-def dissect(arguments: argparse.Namespace) -> int:
+def dissect_verb(arguments: argparse.Namespace) -> int:
     """Dissect a network."""
-    from consilience.runs.dissect import run
+    from consilience.runs.dissect import run_dissection
     from consilience.show import console
 
-    with console.bars():
-        finished = run(_dissection_job(arguments), arguments.output or _dated(), _loading(arguments), arguments.command)
+    with console.progress_bars():
+        finished = run_dissection(_dissection_job(arguments), arguments.output or _dated(), _loading(arguments), arguments.command)
     if arguments.json:
         print(json.dumps(console.dissection_as_json(finished), ensure_ascii=False))
     else:
@@ -306,7 +306,7 @@ def dissect(arguments: argparse.Namespace) -> int:
 
 
 def _dissection_job(arguments: argparse.Namespace) -> Any:
-    from consilience.runs.dissect import Job, Knockouts, Words
+    from consilience.runs.dissect import DissectionJob, KnockoutJob, WordsJob
 
     measured = ("permutations", "against", "min_pictures", "threshold", "quantile", "upsample", "union", "view", "seed")
     options = tuple((name, getattr(arguments, name)) for name in measured if getattr(arguments, name) is not None)
@@ -317,13 +317,13 @@ def _dissection_job(arguments: argparse.Namespace) -> Any:
     knocked = [name for name in ("knockout_pictures", "truth", "groups") if getattr(arguments, name) is not None]
     if knocked and not arguments.knockout:
         raise ConsilienceError(f"--{knocked[0].replace('_', '-')} goes with --knockout")
-    return Job(
+    return DissectionJob(
         arguments.concepts,
         arguments.model,
         tuple(arguments.layer or ()),
         options,
-        Words(arguments.words, **given) if arguments.words else None,
-        Knockouts(**_knockout_options(arguments)) if arguments.knockout else None,
+        WordsJob(arguments.words, **given) if arguments.words else None,
+        KnockoutJob(**_knockout_options(arguments)) if arguments.knockout else None,
     )
 
 
@@ -337,13 +337,13 @@ def _knockout_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def compare_verb(arguments: argparse.Namespace) -> int:
     """Compare two dissections."""
-    from consilience.runs.compare import as_dict, versus
+    from consilience.runs.compare import as_dict, compare_runs
     from consilience.show import console
 
     which: Any = "significant" if arguments.significant else "detector"
-    made = versus(arguments.a, arguments.b, arguments.output or _dated(), which, arguments.words, arguments.command)
+    made = compare_runs(arguments.a, arguments.b, arguments.output or _dated(), which, arguments.words, arguments.command)
     if arguments.json:
         print(json.dumps({**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False))
     else:
@@ -373,15 +373,15 @@ def _job(arguments: argparse.Namespace) -> Any:
 def _run_and_print(
     job: Any, paths: Sequence[Any], arguments: argparse.Namespace, output: Any, truth: Any = None, options: Any = None
 ) -> int:
-    from consilience.runs.explain import run
+    from consilience.runs.explain import run_explanations
     from consilience.show import console
 
-    with console.bars():
-        finished = run(job, paths, output, truth, options, arguments.command)
+    with console.progress_bars():
+        finished = run_explanations(job, paths, output, truth, options, arguments.command)
     if arguments.json:
         print(json.dumps(console.as_json(finished), ensure_ascii=False))
     else:
-        console.show(finished, console.output())
+        console.show_run(finished, console.output())
     failures = finished.manifest["failures"]
     if failures:
         done = len(finished.samples)
@@ -389,7 +389,7 @@ def _run_and_print(
     return 1 if failures else 0
 
 
-def report(arguments: argparse.Namespace) -> int:
+def report_verb(arguments: argparse.Namespace) -> int:
     """Write a report anew."""
     from consilience.runs.dissect import DissectionRun, is_dissection
     from consilience.runs.folder import Run
@@ -397,14 +397,14 @@ def report(arguments: argparse.Namespace) -> int:
     from consilience.show import html as reports
 
     if is_dissection(arguments.run):
-        print(page.write(DissectionRun(arguments.run)))
+        print(page.write_dissection_report(DissectionRun(arguments.run)))
         return 0
     finished: Run = Run(arguments.run)
-    print(reports.write(finished))
+    print(reports.write_report(finished))
     return 0
 
 
-def list_things(arguments: argparse.Namespace) -> int:
+def list_verb(arguments: argparse.Namespace) -> int:
     """Print a list."""
     from consilience.show import console
 

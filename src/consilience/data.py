@@ -16,7 +16,7 @@ from consilience.registry import unknown
 from consilience.types import Box, ConsilienceError, Sample
 
 EDGES = ("x0", "y0", "x1", "y1")
-COLUMNS = ("image", "wnid", "class_index", "class", *EDGES)
+TRUTH_COLUMNS = ("image", "wnid", "class_index", "class", *EDGES)
 _WNID = re.compile(r"^n\d{8}[_-]")
 
 
@@ -29,7 +29,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownTruth:
     """What a truth file says of one picture."""
 
     label: int
@@ -38,13 +38,13 @@ class Known:
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class TruthTable:
     """True classes and boxes by picture, as a box file names them; ``notes`` say what of the file was not used."""
 
-    pictures: Mapping[str, Known]
+    pictures: Mapping[str, KnownTruth]
     notes: tuple[str, ...] = field(default=())
 
-    def of(self, path: str | Path) -> Known | None:
+    def of(self, path: str | Path) -> KnownTruth | None:
         """What is known of a file: the longest end of its path that the truth file names, else its bare stem."""
         parts = Path(path).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
@@ -56,11 +56,11 @@ class Truth:
 
 def read_image(path: str | Path, name: str | None = None) -> Sample:
     """Read one picture as a `Sample`, named by its stem unless told. Raises `ConsilienceError` where it cannot be read."""
-    pixels, notes = images.read(path)
+    pixels, notes = images.read_pixels(path)
     return Sample(name if name is not None else Path(path).stem, pixels, notes=notes)
 
 
-def find(paths: Sequence[str | Path]) -> list[Path]:
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Files behind files, folders and patterns, in the order given, each once.
 
     Folders are searched to the bottom for files with a picture's suffix, in order of the alphabet, without hidden ones. A file
@@ -149,17 +149,17 @@ def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in counts.items() if count > 1}
 
 
-def samples(paths: Sequence[str | Path], truth: Truth | None = None, classes: Sequence[str] = ()) -> Iterator[Sample | Failure]:
+def read_samples(paths: Sequence[str | Path], truth: TruthTable | None = None, classes: Sequence[str] = ()) -> Iterator[Sample | Failure]:
     """Read picture after picture; one that cannot be read is a `Failure` with its reason, and the rest goes on.
 
     ``truth`` gives labels and boxes. With ``classes``, a picture that it does not know is labelled by its file's name, where
     that names exactly one class (``n01443537_goldfish.JPEG``). Nothing found raises `ConsilienceError` at once.
     """
-    files = find(paths)
+    files = find_images(paths)
     return _read_all(files, truth, classes)
 
 
-def _read_all(files: Sequence[Path], truth: Truth | None, classes: Sequence[str]) -> Iterator[Sample | Failure]:
+def _read_all(files: Sequence[Path], truth: TruthTable | None, classes: Sequence[str]) -> Iterator[Sample | Failure]:
     for file, name in zip(files, names_of(files), strict=True):
         try:
             yield _labelled(read_image(file, name), file, truth, classes)
@@ -167,7 +167,7 @@ def _read_all(files: Sequence[Path], truth: Truth | None, classes: Sequence[str]
             yield Failure(name, str(error))
 
 
-def _labelled(sample: Sample, file: Path, truth: Truth | None, classes: Sequence[str]) -> Sample:
+def _labelled(sample: Sample, file: Path, truth: TruthTable | None, classes: Sequence[str]) -> Sample:
     known = truth.of(file) if truth is not None else None
     if known is None:
         return replace(sample, label=label_from_name(file.name, classes))
@@ -189,7 +189,7 @@ def _inside(box: Box, width: int, height: int, file: Path) -> Box:
 # ---------------------------------------------------------------- class names
 
 
-def plain(name: str) -> str:
+def plain_class_name(name: str) -> str:
     """A class name without what spellings differ in: case, underscores, hyphens, apostrophes, spaces."""
     return " ".join(re.sub(r"['’`.]", "", re.sub(r"[_\-\s]+", " ", name)).casefold().split())
 
@@ -202,20 +202,20 @@ def label_from_name(name: str, classes: Sequence[str]) -> int | None:
     stem = Path(name).stem
     if not _WNID.match(stem):
         return None
-    wanted = plain(_WNID.sub("", stem))
+    wanted = plain_class_name(_WNID.sub("", stem))
     fit = [index for index, known in enumerate(classes) if wanted in _spellings(known)]
     return fit[0] if len(fit) == 1 else None
 
 
 def _spellings(known: str) -> set[str]:
     """A class's name, and each of its synonyms where they are listed with commas."""
-    return {plain(known), *(plain(part) for part in known.split(","))}
+    return {plain_class_name(known), *(plain_class_name(part) for part in known.split(","))}
 
 
 # ---------------------------------------------------------------- box files
 
 
-def read_truth(path: str | Path, classes: Sequence[str] = ()) -> Truth:
+def read_truth(path: str | Path, classes: Sequence[str] = ()) -> TruthTable:
     """Read a CSV of true classes and boxes: a row a box, with a header ``image,class_index,x0,y0,x1,y1`` in any order.
 
     ``class`` may stand for ``class_index`` and gives a name of ``classes``; edges are pixels of the picture (upper ones
@@ -233,9 +233,9 @@ def read_truth(path: str | Path, classes: Sequence[str] = ()) -> Truth:
             pictures.setdefault(_image_of(f"{file}, line {line}", row), []).append((index, _box(file, line, row, index)))
     if not pictures:
         raise ConsilienceError(f"{file} has a header and no rows")
-    unused = [name for name in header if name not in COLUMNS]
+    unused = [name for name in header if name not in TRUTH_COLUMNS]
     notes = (f"columns not used: {', '.join(unused)}",) if unused else ()
-    return Truth({name: _known(found) for name, found in pictures.items()}, notes)
+    return TruthTable({name: _known(found) for name, found in pictures.items()}, notes)
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -257,7 +257,7 @@ def _header(file: Path, rows: list[tuple[int, list[str]]]) -> list[str]:
         missing += [name for name in EDGES if name not in header]
     if missing:
         raise ConsilienceError(f"{file} lacks {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
-    repeated = [name for name in COLUMNS if header.count(name) > 1]
+    repeated = [name for name in TRUTH_COLUMNS if header.count(name) > 1]
     if repeated:
         raise ConsilienceError(f"{file} has the column {repeated[0]} more than once")
     return header
@@ -286,7 +286,7 @@ def _class_of(where: str, row: Mapping[str, str], classes: Sequence[str]) -> int
 
 
 def _class_named(where: str, name: str, classes: Sequence[str]) -> int:
-    fit = [index for index, known in enumerate(classes) if plain(name) in _spellings(known)] if name else []
+    fit = [index for index, known in enumerate(classes) if plain_class_name(name) in _spellings(known)] if name else []
     if len(fit) == 1:
         return fit[0]
     if fit:
@@ -307,8 +307,8 @@ def _box(file: Path, line: int, row: Mapping[str, str], index: int) -> Box | Non
     return Box(index, x0, y0, x1, y1)
 
 
-def _known(found: Sequence[tuple[int, Box | None]]) -> Known:
+def _known(found: Sequence[tuple[int, Box | None]]) -> KnownTruth:
     label = found[0][0]
     several = len({index for index, _ in found})
     notes = (f"boxes of {several} classes; its label is the first one's",) if several > 1 else ()
-    return Known(label, tuple(box for _, box in found if box is not None), notes)
+    return KnownTruth(label, tuple(box for _, box in found if box is not None), notes)

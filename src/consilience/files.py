@@ -17,7 +17,7 @@ import numpy as np
 from consilience.types import ConsilienceError
 
 
-def digest_of(thing: Any) -> str:
+def digest_of_data(thing: Any) -> str:
     """Digest of plain data, whatever the order of its keys."""
     return blake2b(json.dumps(thing, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
@@ -45,20 +45,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def write_json(path: Path, thing: Any) -> None:
     """Plain data as readable JSON; NaN, which JSON has not, becomes null."""
-    text = json.dumps(plain(thing), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_ready(thing), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def plain(thing: Any) -> Any:
+def json_ready(thing: Any) -> Any:
     """Numpy scalars, tuples and NaN as what JSON can hold."""
     if isinstance(thing, Mapping):
-        return {str(key): plain(value) for key, value in thing.items()}
+        return {str(key): json_ready(value) for key, value in thing.items()}
     if isinstance(thing, list | tuple):
-        return [plain(value) for value in thing]
+        return [json_ready(value) for value in thing]
     if isinstance(thing, np.generic):
-        return plain(thing.item())
+        return json_ready(thing.item())
     if isinstance(thing, np.ndarray):
-        return plain(thing.tolist())
+        return json_ready(thing.tolist())
     if isinstance(thing, float) and not np.isfinite(thing):
         return None
     return thing

@@ -38,7 +38,7 @@ _FILTERS = {
 # ---------------------------------------------------------------- reading
 
 
-def read(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Array, tuple[str, ...]]:
+def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Array, tuple[str, ...]]:
     """Read a picture as (H, W, 3) uint8 RGB, upright, with notes on what had to be decided.
 
     The format is found from the content, not from the name. Sixteen-bit greys are scaled, transparency is composited on

@@ -19,7 +19,7 @@ from consilience.types import Array, ConsilienceError
 SMALL = 20
 LARGE = 5000
 RESAMPLES = 9999
-TOLERANCE = 1e-10
+TIE_TOLERANCE = 1e-10
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -132,7 +132,7 @@ def share_as_extreme(null: Array, observed: float, alternative: Alternative = "g
 
     ``null`` must contain the identity, so that the share is a valid p (Phipson & Smyth 2010).
     """
-    slack = TOLERANCE * scale
+    slack = TIE_TOLERANCE * scale
     if alternative == "two-sided":
         return float(np.mean(np.abs(null) >= abs(observed) - slack))
     if alternative == "less":
@@ -253,7 +253,7 @@ def _resampled_means(x: Array, seed: int, resamples: int) -> Array:
 def _kept(means: Array, whole: Array) -> Array:
     count = len(whole)
     kept = np.full((count, count), math.nan)
-    scale = TOLERANCE * max(1.0, float(np.abs(whole).max()))
+    scale = TIE_TOLERANCE * max(1.0, float(np.abs(whole).max()))
     for a, b in itertools.permutations(range(count), 2):
         gap, gaps = whole[a] - whole[b], means[:, a] - means[:, b]
         if abs(gap) > scale:
@@ -313,7 +313,7 @@ def _friedman(ranks: Array) -> float:
 
 def _iman_davenport(chi2: float, n: int, k: int) -> float:
     room = n * (k - 1) - chi2
-    return math.inf if room <= TOLERANCE else (n - 1) * chi2 / room
+    return math.inf if room <= TIE_TOLERANCE else (n - 1) * chi2 / room
 
 
 def _groups(mean_ranks: Array, difference: float) -> tuple[tuple[int, ...], ...]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-PUBLISHED: Mapping[str, float] = {
+PUBLISHED_IOU: Mapping[str, float] = {
     "West_Highland_white_terrier": 0.1025,
     "American_coot": 0.1692,
     "racer": 0.1343,
@@ -130,7 +130,7 @@ class Truncated:
 
 def published_iou(name: str) -> float | None:
     """The study's IoU for a picture named ``WNID_class`` or ``class``; None for any other."""
-    return PUBLISHED.get(re.sub(r"^n\d{8}_", "", name.rpartition("/")[2]).partition(".")[0])
+    return PUBLISHED_IOU.get(re.sub(r"^n\d{8}_", "", name.rpartition("/")[2]).partition(".")[0])
 
 
 def with_published(table: pd.DataFrame) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def with_published(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Column:
+class RunColumn:
     """One column of a comparison: an explainer with its model, view, target and mask; None leaves each to the run."""
 
     label: str
@@ -161,7 +161,7 @@ class Preset:
 
     name: str
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[RunColumn, ...]
     note: str = ""
     allow_mismatch: bool = False
     published: bool = False
@@ -209,15 +209,15 @@ def _preset(name: str, text: str, where: str | None = None) -> Preset:
     return Preset(name, columns=built, **{key: _one_line(value) for key, value in raw.items()})
 
 
-def _column(where: str, raw: dict[str, Any]) -> Column:
-    kinds = {item.name: bool if item.name == "unseeded" else str for item in fields(Column)}
+def _column(where: str, raw: dict[str, Any]) -> RunColumn:
+    kinds = {item.name: bool if item.name == "unseeded" else str for item in fields(RunColumn)}
     _check_keys(where, raw, kinds, needed=("label", "by"))
     if raw.get("view") not in (None, "crop", "squash"):
         raise ConsilienceError(f"{where}: view is crop or squash; got {raw['view']!r}")
     for key in ("by", "mask", "model"):
         if key in raw:
             parse(raw[key])
-    return Column(**raw)
+    return RunColumn(**raw)
 
 
 def _check_keys(
@@ -238,7 +238,7 @@ def _one_line(value: Any) -> Any:
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
-def resolve(column: Column, model: str | None) -> Column:
+def resolve_column(column: RunColumn, model: str | None) -> RunColumn:
     """The column with its model settled: ``model`` where given, but the column's own weights of that same network.
 
     A preset's ``resnet50:weights=IMAGENET1K_V1`` stays when plain ``resnet50`` is asked for, and gives way to anything else.
@@ -249,7 +249,7 @@ def resolve(column: Column, model: str | None) -> Column:
     return replace(column, model=model)
 
 
-def columns_for(preset: Preset, models: Sequence[str] | None = None) -> tuple[Column, ...]:
+def columns_for(preset: Preset, models: Sequence[str] | None = None) -> tuple[RunColumn, ...]:
     """The preset's columns with their models: none given leaves each its own, one is for all, else one for each."""
     given: list[str | None] = list(models) if models else [None]
     if len(given) == 1:
@@ -258,7 +258,7 @@ def columns_for(preset: Preset, models: Sequence[str] | None = None) -> tuple[Co
         raise ConsilienceError(
             f"{len(given)} models for the {len(preset.columns)} columns of {preset.name}; give one for all or one for each"
         )
-    return tuple(resolve(column, model) for column, model in zip(preset.columns, given, strict=True))
+    return tuple(resolve_column(column, model) for column, model in zip(preset.columns, given, strict=True))
 
 
 def with_seed(by: str, seed: int) -> str:

@@ -27,7 +27,7 @@ UNSURE_PROBABILITY = 0.5
 UNSURE_MARGIN = 0.1
 AREA_SPREAD = 0.05
 FEW_PICTURES = 5
-INCOMPLETE = 0.01
+INCOMPLETE_SHARE = 0.01
 NAMED = 3
 
 
@@ -42,72 +42,72 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Rule:
+class FindingRule:
     """How a code reads: ``text`` with places for ``pictures`` (where found), ``first`` and ``second`` (ranges), ``words``."""
 
     severity: Severity
     text: str
 
 
-RULES: Mapping[str, Rule] = {
-    "rendered-mask": Rule(
+FINDING_RULES: Mapping[str, FindingRule] = {
+    "rendered-mask": FindingRule(
         "error",
         "the mask is cut from the luminance of a saved figure, not from the map{pictures}: it covers {first} of the frame, "
         "and {second} of the frame share the value of the cut, as the white of a page does; it says nothing about the map",
     ),
-    "mixed-weights": Rule(
+    "mixed-weights": FindingRule(
         "error", "different weights are compared{pictures}: {words}; no difference can be laid to the methods"
     ),
-    "mixed-views": Rule("error", "different views of the picture are compared{pictures}: {words}; the frames do not coincide"),
-    "mixed-targets": Rule("error", "different classes are explained{pictures}: {words}"),
-    "fill-truncated": Rule(
+    "mixed-views": FindingRule("error", "different views of the picture are compared{pictures}: {words}; the frames do not coincide"),
+    "mixed-targets": FindingRule("error", "different classes are explained{pictures}: {words}"),
+    "fill-truncated": FindingRule(
         "error",
         "the fill is not the percentile that was asked for{pictures}: {words}; cast to a whole number, what lies in [0, 1] "
         "is black",
     ),
-    "fill-out-of-range": Rule(
+    "fill-out-of-range": FindingRule(
         "error", "the fill has values outside of [0, 1]{pictures}: {words}; the model never saw such pixels"
     ),
-    "seed-without-effect": Rule(
+    "seed-without-effect": FindingRule(
         "error",
         "the draws are unseeded{pictures}: lime's random_seed reaches only its own default segmentation, so a seed has no "
         "effect here and the numbers will not come out again (seeds drawn this time: {words})",
     ),
-    "empty-mask": Rule("warning", "the mask is empty{pictures}: its IoU is 0 or undefined whatever the other one shows"),
-    "flat-map": Rule(
+    "empty-mask": FindingRule("warning", "the mask is empty{pictures}: its IoU is 0 or undefined whatever the other one shows"),
+    "flat-map": FindingRule(
         "warning", "the map has one value everywhere{pictures}: it ranks no pixel, and a mask cut from it is arbitrary"
     ),
-    "completeness-gap": Rule(
+    "completeness-gap": FindingRule(
         "warning",
         "the attributions do not add up to what they explain{pictures}: the gap is {first} of it; more steps may close it, or "
         "part of the score does not go through what is explained",
     ),
-    "ties-at-cut": Rule(
+    "ties-at-cut": FindingRule(
         "warning", "{first} {words} share the value at the cut{pictures}: which of them the mask holds is arbitrary"
     ),
-    "unstable-superpixels": Rule(
+    "unstable-superpixels": FindingRule(
         "warning",
         "which superpixels weigh most is not settled{pictures}: {first} of the top ones are sure; another seed may show others "
         "({words})",
     ),
-    "below-chance": Rule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
-    "chance-level": Rule(
+    "below-chance": FindingRule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
+    "chance-level": FindingRule(
         "warning",
         "by its interval over pictures the mean IoU of {first} is not clearly above chance: independent masks of the same "
         "areas reach {second}",
     ),
-    "area-varies": Rule(
+    "area-varies": FindingRule(
         "warning", "the masks cover {first} of the frame from picture to picture: IoU mixes their size with their place"
     ),
-    "few-pictures": Rule("warning", "{words}"),
-    "shift-explains": Rule(
+    "few-pictures": FindingRule("warning", "{words}"),
+    "shift-explains": FindingRule(
         "warning",
         "the masks overlap more than independent ones, but in only {first} of the pictures more than when one of them is "
         "shifted (p at most .05): smooth shapes may explain it",
     ),
-    "prediction-wrong": Rule("warning", "the model's first class is not the true one{pictures}: {words}"),
-    "prediction-unsure": Rule("note", "the model is unsure{pictures}: {words}"),
-    "fill-black": Rule("note", "the percentile asked for as fill is black{pictures}: the pictures themselves are that dark"),
+    "prediction-wrong": FindingRule("warning", "the model's first class is not the true one{pictures}: {words}"),
+    "prediction-unsure": FindingRule("note", "the model is unsure{pictures}: {words}"),
+    "fill-black": FindingRule("note", "the percentile asked for as fill is black{pictures}: the pictures themselves are that dark"),
 }
 """Every finding there is, most serious first."""
 
@@ -166,7 +166,7 @@ class Auditor:
         rows: list[Any] = [] if summary is None else summary.to_dict("records")
         across = [*_of_areas(self._areas), *(found for row in rows for found in _of_pair(row)), *_of_published(table, rows)]
         merged = [self._merged(code, where, events) for (code, where), events in self._events.items()]
-        order = {code: place for place, code in enumerate(RULES)}
+        order = {code: place for place, code in enumerate(FINDING_RULES)}
         severities = ("error", "warning", "note")
         return sorted([*merged, *across], key=lambda found: (severities.index(found.severity), order[found.code], found.where))
 
@@ -185,8 +185,8 @@ class Auditor:
 
 
 def _finding(code: str, where: str, **parts: str) -> Finding:
-    text = RULES[code].text.format(**{"pictures": "", "first": "", "second": "", "words": "", **parts})
-    return Finding(code, RULES[code].severity, f"{where}: {text}" if where else text, where)
+    text = FINDING_RULES[code].text.format(**{"pictures": "", "first": "", "second": "", "words": "", **parts})
+    return Finding(code, FINDING_RULES[code].severity, f"{where}: {text}" if where else text, where)
 
 
 def _pictures(names: Sequence[str], total: int) -> str:
@@ -232,7 +232,7 @@ def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]
     yield from _of_fill(explanation)
     yield from _of_certainty(explanation)
     share = _number(explanation.provenance.get("completeness_share"))
-    if share > INCOMPLETE:
+    if share > INCOMPLETE_SHARE:
         yield "completeness-gap", Event(sample, share)
     if explanation.provenance.get("unseeded"):
         yield "seed-without-effect", Event(sample, word=str(explanation.provenance.get("seed", "not recorded")))

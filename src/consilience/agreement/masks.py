@@ -15,7 +15,7 @@ import numpy as np
 from consilience.registry import cutters, option, spell
 from consilience.types import Array, ConsilienceError, Explanation, NotApplicable
 
-FLAT = "flat map: the mask is arbitrary"
+FLAT_MAP = "flat map: the mask is arbitrary"
 NONE_POSITIVE = "no superpixel has a positive weight: the mask is empty"
 
 
@@ -184,7 +184,7 @@ def _finite(explanation: Explanation) -> Array:
 
 
 def _flat_note(values: Array) -> str:
-    return FLAT if values.min() == values.max() else ""
+    return FLAT_MAP if values.min() == values.max() else ""
 
 
 # ---------------------------------------------------------------- superpixels

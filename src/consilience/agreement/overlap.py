@@ -29,7 +29,7 @@ ALPHA = 0.05
 DRAWS = 9999
 ALL_PERMUTATIONS = 7
 """Up to so many pictures (7! = 5,040) every permutation is counted."""
-GROUP = 1000
+PERMUTATIONS_AT_ONCE = 1000
 """Above so many pictures they are permuted within random groups of at most so many."""
 
 Cutters = str | Cutter | Mapping[str, str | Cutter] | None
@@ -116,7 +116,7 @@ def _same_frame(a: Array, b: Array) -> None:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairAgreement:
     """Two explanations of one picture held against each other.
 
     Areas are shares of the frame; ``p`` is `shift_p`; ``iou_at_*`` and ``expected_at_*`` are of masks of equal area (10, 20,
@@ -156,14 +156,14 @@ class Pair:
         return {**asdict(self), "notes": "; ".join(self.notes)}
 
 
-def compare(
+def compare_pair(
     a: Explanation,
     b: Explanation,
     cutter_a: str | Cutter | None = None,
     cutter_b: str | Cutter | None = None,
     fractions: Sequence[float] = FRACTIONS,
     allow_mismatch: bool = False,
-) -> Pair:
+) -> PairAgreement:
     """Hold two explanations of one picture against each other.
 
     Masks are cut by ``cutter_a`` and ``cutter_b`` (a spelling or an instance; `default_cutter` unless given) and at equal
@@ -229,7 +229,7 @@ def _pair(
     fractions: Sequence[float] = FRACTIONS,
     allow_mismatch: bool = False,
     further: str = "",
-) -> Pair:
+) -> PairAgreement:
     """The pair from masks that are cut; ``further`` is a mismatch found elsewhere."""
     a, b = explanations
     reasons = (*mismatches(a, b), *((further,) if further else ()))
@@ -237,7 +237,7 @@ def _pair(
         raise ConsilienceError(f"{labels[0]} and {labels[1]} of {a.sample.name} cannot be compared: {'; '.join(reasons)}")
     on_a, on_b = masks[0].on, masks[1].on
     numbers = _overlap(on_a, on_b)
-    return Pair(
+    return PairAgreement(
         sample=a.sample.name,
         a=labels[0],
         b=labels[1],
@@ -317,9 +317,9 @@ def permutation_p(a: Sequence[Packed], b: Sequence[Packed], seed: int = 0, draws
         raise ConsilienceError("masks of different frames cannot be exchanged between pictures")
     rng = np.random.default_rng(seed)
     count = len(a)
-    mixed = rng.permutation(count) if count > GROUP else np.arange(count)
+    mixed = rng.permutation(count) if count > PERMUTATIONS_AT_ONCE else np.arange(count)
     sums: Any = 0.0
-    for group in np.array_split(mixed, math.ceil(count / GROUP)):
+    for group in np.array_split(mixed, math.ceil(count / PERMUTATIONS_AT_ONCE)):
         table = excess_matrix([a[i] for i in group.tolist()], [b[i] for i in group.tolist()])
         sums = sums + _null_sums(table, rng, draws)
     return share_as_extreme(sums, float(sums[0]), "greater", scale=count)
@@ -415,18 +415,18 @@ class Agreement:
 
     def __init__(self, cutters: Cutters = None, allow_mismatch: bool = False, seed: int = 0) -> None:
         self.cutters, self.allow_mismatch, self.seed = cutters, allow_mismatch, seed
-        self._pairs: list[Pair] = []
+        self._pairs: list[PairAgreement] = []
         self._masks: dict[str, dict[str, Packed]] = {}
         self._models: dict[str, str] = {}
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[PairAgreement, ...]:
         """All pairs, picture by picture."""
         return tuple(self._pairs)
 
     def add(
         self, explanations: Sequence[Explanation], masks: Sequence[Mask] | None = None, labels: Sequence[str] | None = None
-    ) -> tuple[Pair, ...]:
+    ) -> tuple[PairAgreement, ...]:
         """Hold all explanations of one picture against each other; returns the new pairs.
 
         ``masks`` are given where they are cut already. ``labels`` name the explanations in the tables: their spelling unless
@@ -451,7 +451,7 @@ class Agreement:
 
     def table(self) -> pd.DataFrame:
         """A row a pair and picture; the columns are those of `Pair`."""
-        return pd.DataFrame([pair.row() for pair in self._pairs], columns=[item.name for item in fields(Pair)])
+        return pd.DataFrame([pair.row() for pair in self._pairs], columns=[item.name for item in fields(PairAgreement)])
 
     def summary(self) -> pd.DataFrame:
         """A row a pair of explainers over all pictures.
@@ -483,7 +483,7 @@ class Agreement:
             chosen = chosen.get(explanation.explainer, chosen.get(explanation.name))
         return build_cutter(chosen, explanation)
 
-    def _compared(self, explanations: Sequence[Explanation], masks: Sequence[Mask], labels: Sequence[str]) -> list[Pair]:
+    def _compared(self, explanations: Sequence[Explanation], masks: Sequence[Mask], labels: Sequence[str]) -> list[PairAgreement]:
         """All pairs, each in the order in which its explainers were first met."""
         known = list(self._masks)
         order = sorted(range(len(labels)), key=lambda i: known.index(labels[i]) if labels[i] in known else len(known) + i)
@@ -504,18 +504,18 @@ class Agreement:
             "" if before == explanation.model_id else f"{label} is of {before} in pictures before, here {explanation.model_id}"
         )
 
-    def _by_explainers(self) -> dict[tuple[str, str], list[Pair]]:
-        grouped: dict[tuple[str, str], list[Pair]] = {}
+    def _by_explainers(self) -> dict[tuple[str, str], list[PairAgreement]]:
+        grouped: dict[tuple[str, str], list[PairAgreement]] = {}
         for pair in self._pairs:
             grouped.setdefault((pair.a, pair.b), []).append(pair)
         return grouped
 
-    def _exchangeable(self, pairs: Sequence[Pair]) -> tuple[list[Packed], list[Packed]]:
+    def _exchangeable(self, pairs: Sequence[PairAgreement]) -> tuple[list[Packed], list[Packed]]:
         """Masks of the pictures that have a defined excess, of pairs of the same two explainers."""
         kept = [pair for pair in pairs if not math.isnan(pair.excess)]
         return [self._masks[pair.a][pair.sample] for pair in kept], [self._masks[pair.b][pair.sample] for pair in kept]
 
-    def _summary_row(self, pairs: Sequence[Pair], test: _Test, p_holm: float, family: int) -> dict[str, Any]:
+    def _summary_row(self, pairs: Sequence[PairAgreement], test: _Test, p_holm: float, family: int) -> dict[str, Any]:
         columns = {key: _defined(pairs, key) for key in ("iou", "expected_iou", "excess", "p", "spearman")}
         overlap, above = (mean_interval(columns[key], seed=self.seed) for key in ("iou", "excess"))
         expected = _mean(columns["expected_iou"])
@@ -624,7 +624,7 @@ def _verdict(test: _Test, p_holm: float, family: int, mean: float, high: float) 
     return "not better than chance", f"p = {p_holm:.2g} after Holm by exchanging pictures"
 
 
-def _defined(pairs: Sequence[Pair], key: str) -> Array:
+def _defined(pairs: Sequence[PairAgreement], key: str) -> Array:
     values = np.array([getattr(pair, key) for pair in pairs], dtype=np.float64)
     return values[np.isfinite(values)]
 

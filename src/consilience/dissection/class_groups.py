@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from consilience.data import plain
+from consilience.data import plain_class_name
 from consilience.registry import unknown
 from consilience.types import ConsilienceError
 
@@ -43,15 +43,15 @@ up to synonyms)."""
 # ---------------------------------------------------------------- words of names
 
 
-def spelled(name: str) -> str:
+def spelled_name(name: str) -> str:
     """A concept's or class's name for comparison: lower case, no underscores, without Broden's suffix (``black-c``)."""
-    return plain(re.sub(r"-[cs]$", "", name.strip().lower().lstrip("/")).replace("/", " "))
+    return plain_class_name(re.sub(r"-[cs]$", "", name.strip().lower().lstrip("/")).replace("/", " "))
 
 
 @cache
 def words_of(name: str) -> tuple[str, ...]:
     """The words of one spelling, each in the singular."""
-    return tuple(singular(word) for word in re.findall(r"[^\W_]+", spelled(name)))
+    return tuple(singular(word) for word in re.findall(r"[^\W_]+", spelled_name(name)))
 
 
 def singular(word: str) -> str:
@@ -72,7 +72,7 @@ def spellings(name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in name.split(",") if part.strip())
 
 
-def same(a: str, b: str) -> bool:
+def same_name(a: str, b: str) -> bool:
     """Whether one name ends with the other in whole words: ``sports car`` and ``car``, not ``car wheel`` and ``car``."""
     return any(_ends(words_of(one), words_of(two)) for one in spellings(a) for two in spellings(b))
 
@@ -135,7 +135,7 @@ def _run(concept: str, classes: Sequence[str]) -> tuple[int, ...]:
 
 
 def _place(name: str, classes: Sequence[str]) -> int | None:
-    fit = [index for index, known in enumerate(classes) if plain(name) in {plain(part) for part in spellings(known)}]
+    fit = [index for index, known in enumerate(classes) if plain_class_name(name) in {plain_class_name(part) for part in spellings(known)}]
     return fit[0] if len(fit) == 1 else None
 
 

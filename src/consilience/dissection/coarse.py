@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from consilience.dissection.concepts import Labels
-from consilience.dissection.tally import Watch
+from consilience.dissection.tally import CellWatch
 from consilience.types import Array
 
 
@@ -57,7 +57,7 @@ class Gathered:
         return len(self.annotated)
 
 
-class Rows:
+class GrowingRows:
     """Rows of ``width`` numbers in one block that doubles when it is full.
 
     Not a list of small arrays: kept between the large ones that come and go with every picture, they leave the heap in pieces.
@@ -91,11 +91,11 @@ class Gatherer:
     categories: int
     chosen: Array
     coarse: int = 14
-    _covered: Rows = field(default_factory=lambda: Rows(3))
-    _shown: Rows = field(default_factory=lambda: Rows(3))
+    _covered: GrowingRows = field(default_factory=lambda: GrowingRows(3))
+    _shown: GrowingRows = field(default_factory=lambda: GrowingRows(3))
 
     def __post_init__(self) -> None:
-        self._annotated = Rows(self.categories, bool)
+        self._annotated = GrowingRows(self.categories, bool)
 
     @cached_property
     def grid(self) -> tuple[int, int]:
@@ -126,7 +126,7 @@ class Gatherer:
         self._shown.add(self._places[index], cell[order], concept[order])
         self._annotated.add(*labels.annotated[:, None])
 
-    def watch(self, index: int, first: int) -> Watch | None:
+    def watch(self, index: int, first: int) -> CellWatch | None:
         """What takes in the masks of picture ``index`` of a layer whose units are numbered from ``first``."""
         if index not in self._places:
             return None

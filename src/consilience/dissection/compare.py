@@ -19,10 +19,10 @@ from scipy import stats as distributions
 from consilience.agreement.overlap import expected_iou
 from consilience.types import ConsilienceError
 
-Concept = tuple[str, str]
+ConceptKey = tuple[str, str]
 Which = Literal["detector", "significant"]
 ALL = "all layers"
-WORDS = "word"
+WORD_CATEGORY = "word"
 """The category of what CLIP-Dissect says."""
 
 
@@ -30,7 +30,7 @@ WORDS = "word"
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class ComparedSide:
     """One of the two: its name, a row for each unit that detects something (`ROWS`), how many units each layer has, and the
     concepts that could have been detected (None where that is not known).
     """
@@ -38,7 +38,7 @@ class Side:
     name: str
     found: pd.DataFrame
     units: Mapping[str, int]
-    possible: frozenset[Concept] | None = None
+    possible: frozenset[ConceptKey] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -49,24 +49,24 @@ class Side:
         """Units that detect something, of one layer or all."""
         return self.found if layer is None else self.found[self.found["layer"] == layer]
 
-    def concepts(self, layer: str | None = None) -> frozenset[Concept]:
+    def concepts(self, layer: str | None = None) -> frozenset[ConceptKey]:
         """What they detect."""
         rows = self.rows(layer)
         return frozenset(zip(rows["concept"], rows["category"], strict=True))
 
-    def only(self, layers: Sequence[str]) -> Side:
+    def only(self, layers: Sequence[str]) -> ComparedSide:
         """The same with these layers alone; raises `ConsilienceError` for a layer that it has not."""
         unknown = [name for name in layers if name not in self.units]
         if unknown:
             raise ConsilienceError(f"{self.name} has no layer {unknown[0]!r}; there is: {', '.join(self.layers)}")
         kept = {name: self.units[name] for name in layers}
-        return Side(self.name, self.found[self.found["layer"].isin(layers)], kept, self.possible)
+        return ComparedSide(self.name, self.found[self.found["layer"].isin(layers)], kept, self.possible)
 
 
 ROWS = ("layer", "unit", "concept", "category", "score")
 
 
-def side(name: str, table: pd.DataFrame, concepts: pd.DataFrame | None = None, which: Which = "detector") -> Side:
+def side(name: str, table: pd.DataFrame, concepts: pd.DataFrame | None = None, which: Which = "detector") -> ComparedSide:
     """A side from a dissection's tables: ``table`` a row a unit, ``concepts`` a row a concept with ``eligible``.
 
     ``which`` says what counts as detecting: an IoU over the threshold, or significance under the null.
@@ -79,14 +79,14 @@ def side(name: str, table: pd.DataFrame, concepts: pd.DataFrame | None = None, w
     if concepts is not None:
         able = concepts[concepts["eligible"].astype(bool)]
         possible = frozenset(zip(able["concept"].astype(str), able["category"].astype(str), strict=True))
-    return Side(name, found[list(ROWS)].reset_index(drop=True), _sizes(table), possible)
+    return ComparedSide(name, found[list(ROWS)].reset_index(drop=True), _sizes(table), possible)
 
 
-def side_of_words(name: str, words: pd.DataFrame, possible: Sequence[str] | None = None) -> Side:
+def side_of_words(name: str, words: pd.DataFrame, possible: Sequence[str] | None = None) -> ComparedSide:
     """A side from words (`words.Words.table`): every unit that has a word detects it; ``possible`` is the word list."""
     found = words[words["word"].astype(str) != ""].rename(columns={"word": "concept", "word_score": "score"})
-    able = None if possible is None else frozenset((word, WORDS) for word in possible)
-    return Side(name, found.assign(category=WORDS)[list(ROWS)].reset_index(drop=True), _sizes(words), able)
+    able = None if possible is None else frozenset((word, WORD_CATEGORY) for word in possible)
+    return ComparedSide(name, found.assign(category=WORD_CATEGORY)[list(ROWS)].reset_index(drop=True), _sizes(words), able)
 
 
 def _sizes(table: pd.DataFrame) -> dict[str, int]:
@@ -100,8 +100,8 @@ def _sizes(table: pd.DataFrame) -> dict[str, int]:
 class Comparison:
     """Two sides and the layers that are held against each other. Everything is a table, labelled by the sides' own names."""
 
-    a: Side
-    b: Side
+    a: ComparedSide
+    b: ComparedSide
     pairs: tuple[tuple[str, str], ...] = field(default=())
 
     def jaccard(self) -> pd.DataFrame:
@@ -114,7 +114,7 @@ class Comparison:
         pairs.append((ALL, ALL, self.a.concepts(), self.b.concepts()))
         return pd.DataFrame([self._overlap(*pair) for pair in pairs])
 
-    def _overlap(self, first: str, second: str, mine: frozenset[Concept], other: frozenset[Concept]) -> dict[str, Any]:
+    def _overlap(self, first: str, second: str, mine: frozenset[ConceptKey], other: frozenset[ConceptKey]) -> dict[str, Any]:
         shared, either = len(mine & other), len(mine | other)
         pool = self._pool(mine | other)
         known = pool is not None and either > 0
@@ -124,7 +124,7 @@ class Comparison:
         sizes = {"concepts_a": len(mine), "concepts_b": len(other), "shared": shared}
         return {"a": first, "b": second, **sizes, "jaccard": jaccard, "expected": expected, "p": p}
 
-    def _pool(self, seen: frozenset[Concept]) -> int | None:
+    def _pool(self, seen: frozenset[ConceptKey]) -> int | None:
         """How many concepts could have been detected by both."""
         if self.a.possible is None or self.b.possible is None:
             return None
@@ -140,7 +140,7 @@ class Comparison:
         order = (-(table["units_a"] + table["units_b"])).argsort(kind="stable")
         return table.iloc[order].reset_index(drop=True)
 
-    def _concept(self, concept: Concept, counts: Sequence[Counter[Concept]], best: Sequence[Mapping[Any, float]]) -> list[Any]:
+    def _concept(self, concept: ConceptKey, counts: Sequence[Counter[ConceptKey]], best: Sequence[Mapping[Any, float]]) -> list[Any]:
         units = [int(count[concept]) for count in counts]
         where = "both" if all(units) else "a" if units[0] else "b"
         return [*concept, where, *units, *(scores.get(concept, math.nan) for scores in best)]
@@ -199,14 +199,14 @@ def _best(found: pd.DataFrame) -> dict[Any, float]:
     return {key: float(value) for key, value in found.groupby(["concept", "category"], sort=False)["score"].max().items()}
 
 
-def _layer(one: Side, layer: str) -> dict[str, Any]:
+def _layer(one: ComparedSide, layer: str) -> dict[str, Any]:
     rows = one.rows(layer)
     mean = float(np.mean(rows["score"])) if len(rows) else math.nan
     counts = {"units": one.units[layer], "labelled": len(rows), "unique": len(one.concepts(layer))}
     return {"side": one.name, "layer": layer, **counts, "mean_score": mean}
 
 
-def compare(a: Side, b: Side) -> Comparison:
+def compare_sides(a: ComparedSide, b: ComparedSide) -> Comparison:
     """Hold two sides against each other: layers of the same name, else as many layers in their order, else only all of them.
 
     The sides' names are what plots and tables are labelled with, so they must differ; raises `ConsilienceError`.

@@ -19,7 +19,7 @@ from consilience.images import Placement
 from consilience.registry import Registry, spell
 from consilience.types import Array, ConsilienceError, Geometry, Sample
 
-GRID = (112, 112)
+LABEL_GRID = (112, 112)
 """The label grid where a set has none of its own."""
 
 NAMELESS = ("", "-")
@@ -78,7 +78,7 @@ class Source(Protocol):
         """The label maps of a picture, each of any size that covers it."""
 
 
-class Spec(Protocol):
+class ConceptSpec(Protocol):
     """A registered concept set: a frozen dataclass that can be opened."""
 
     def open(self) -> ConceptSet:
@@ -102,7 +102,7 @@ class ConceptSet:
     categories: tuple[str, ...]
     names: tuple[str, ...]
     source: Source = field(repr=False)
-    grid: tuple[int, int] = GRID
+    grid: tuple[int, int] = LABEL_GRID
     notes: tuple[str, ...] = ()
     largest: int = 0
 
@@ -133,7 +133,7 @@ class ConceptSet:
         """The same concepts over some of the pictures; it has no spec of its own that opens it again."""
         kept = tuple(int(index) for index in indices)
         names = tuple(self.names[index] for index in kept)
-        return replace(self, names=names, digest=digest_of(self.digest, kept), source=_Some(self.source, kept))
+        return replace(self, names=names, digest=concept_digest(self.digest, kept), source=_Some(self.source, kept))
 
     def labels(self, index: int, geometry: Geometry | None = None) -> Labels:
         """What picture ``index`` shows, on the grid; with a ``geometry``, the grid covers the model's frame.
@@ -229,7 +229,7 @@ class _Some:
 # ---------------------------------------------------------------- opening
 
 
-def load_concepts(source: str | Path | ConceptSet | Spec) -> ConceptSet:
+def load_concepts(source: str | Path | ConceptSet | ConceptSpec) -> ConceptSet:
     """A concept set from a folder, a COCO file, or its spelling; raises `ConsilienceError` with what is wrong with it.
 
     A folder with ``index.csv`` has the Broden layout; one with ``objectInfo150.txt`` or ``*_seg.png`` files is ADE20K; one
@@ -238,21 +238,21 @@ def load_concepts(source: str | Path | ConceptSet | Spec) -> ConceptSet:
     """
     if isinstance(source, ConceptSet):
         return source
-    spec: Spec = _of_path(Path(source)) if isinstance(source, str | Path) and Path(source).exists() else _spelled(source)
+    spec: ConceptSpec = _of_path(Path(source)) if isinstance(source, str | Path) and Path(source).exists() else _spelled(source)
     return spec.open()
 
 
-def _spelled(source: Any) -> Spec:
+def _spelled(source: Any) -> ConceptSpec:
     if isinstance(source, Path) or (isinstance(source, str) and ("/" in source or "." in source) and ":" not in source):
         raise ConsilienceError(f"concepts {str(source)!r}: no such file or folder")
-    spec: Spec = concept_sets.build(source)
+    spec: ConceptSpec = concept_sets.build(source)
     return spec
 
 
-def _of_path(path: Path) -> Spec:
+def _of_path(path: Path) -> ConceptSpec:
     name = _kind(path)
     cls: Any = concept_sets.get(name)
-    spec: Spec = cls(str(path))
+    spec: ConceptSpec = cls(str(path))
     return spec
 
 
@@ -277,7 +277,7 @@ def spec_of(spec: Any) -> str:
     return spell(spec)
 
 
-def digest_of(*parts: Any) -> str:
+def concept_digest(*parts: Any) -> str:
     """Short digest of plain data and bytes."""
     state = blake2b(digest_size=8)
     for part in parts:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from consilience import progress, registry
-from consilience.files import digest_of, write_atomically
+from consilience.files import digest_of_data, write_atomically
 from consilience.models import digest
 from consilience.models import weights as files
 from consilience.models.engines import openvino, plan
@@ -51,7 +51,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class EncoderPair:
     """Two functions as an encoder: ``(n pictures) -> (n, d)`` and ``(n texts) -> (n, d)``."""
 
     of_pictures: Callable[[Sequence[Array]], Tensor]
@@ -86,7 +86,7 @@ def load_encoder(spec: str | Encoder | tuple[Any, Any]) -> Encoder:
 
 def _as_encoder(made: Any, where: str) -> Encoder:
     if isinstance(made, tuple) and len(made) == 2 and all(callable(part) for part in made):
-        return Pair(*made)
+        return EncoderPair(*made)
     if isinstance(made, Encoder):
         return made
     raise ConsilienceError(
@@ -136,10 +136,10 @@ class OpenClip:
         clip = _open_clip()
         if self.name not in clip.list_models():
             raise ConsilienceError(registry.unknown("CLIP in open_clip", self.name, clip.list_models(), limit=20))
-        there = plan.device(self.device)
+        there = plan.resolve_device(self.device)
         module, prepare, tokens = self._filled(clip, there)
         made = f"{registry.spell(self)} {prepare}"
-        return Clip(module.eval(), prepare, tokens, f"{self.name}@{digest.digest(module, made)}", there)
+        return Clip(module.eval(), prepare, tokens, f"{self.name}@{digest.module_digest(module, made)}", there)
 
     def _filled(self, clip: Any, device: torch.device) -> tuple[nn.Module, Any, Any]:
         mode = "squash" if self.view == "squash" else None
@@ -278,7 +278,7 @@ class Store:
     @property
     def folder(self) -> Path:
         """Where they are."""
-        return openvino.cache_folder() / "embeddings" / digest_of([self.encoder, self.what])
+        return openvino.cache_folder() / "embeddings" / digest_of_data([self.encoder, self.what])
 
     def read(self, wanted: set[str]) -> dict[str, Array]:
         """Rows by key, of those that are wanted and there. A damaged file counts as absent."""
@@ -287,7 +287,7 @@ class Store:
     def write(self, rows: dict[str, Array]) -> None:
         """Keep rows; where the folder cannot be written to, say so and go on."""
         arrays = {"keys": np.array(list(rows)), "rows": np.stack(list(rows.values()))}
-        path = self.folder / f"{digest_of(sorted(rows))}.npz"
+        path = self.folder / f"{digest_of_data(sorted(rows))}.npz"
         try:
             write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         except OSError as error:

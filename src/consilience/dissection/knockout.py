@@ -24,7 +24,7 @@ from consilience.dissection.class_groups import Groups, Match, match
 from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
 
 LEVEL = 0.95
-ROUNDING = 2e-6
+LOGIT_ROUNDING = 2e-6
 """A contrast this small beside the outputs is what float32 leaves of nothing; it must not pass for a consistent sign."""
 
 
@@ -142,7 +142,7 @@ class Knockout:
         return int(places[0])
 
 
-def verdict(row: pd.Series) -> str:
+def knockout_sentence(row: pd.Series) -> str:
     """One unit's contrast in a sentence; ``row`` is of `Knockout.table`."""
     if not row["classes"]:
         return str(row["matched"])
@@ -216,7 +216,7 @@ class _Tally:
             "lost": _lost(before, after, first, outputs),
             "flipped": then != first,
             "correct": then == (-1 if label is None else label),
-            "contrast": self._contrasts(loss, ROUNDING * float(before.abs().max())),
+            "contrast": self._contrasts(loss, LOGIT_ROUNDING * float(before.abs().max())),
         }
         for name, value in kept.items():
             self.rows[name].append(value)
@@ -263,4 +263,4 @@ def _contrast(loss: Array, classes: tuple[int, ...]) -> Array:
     return contrast
 
 
-__all__ = ["Knockout", "knock_out", "verdict"]
+__all__ = ["Knockout", "knock_out", "knockout_sentence"]

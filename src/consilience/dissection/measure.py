@@ -23,11 +23,11 @@ from torch import Tensor
 
 from consilience import progress
 from consilience.dissection.coarse import Gatherer, chosen_pictures
-from consilience.dissection.concepts import ConceptSet, Labels, digest_of, load_concepts
+from consilience.dissection.concepts import ConceptSet, Labels, concept_digest, load_concepts
 from consilience.dissection.nulls import results, with_random_weights
-from consilience.dissection.quantiles import LEAST, TailSketch
+from consilience.dissection.quantiles import LEAST_VALUES, TailSketch
 from consilience.dissection.result import ConceptFacts, Dissection, LayerResult, NullResult, concept_facts
-from consilience.dissection.tally import Counts, LabelCounts, Shown, Tops, Union, Upsample
+from consilience.dissection.tally import Counts, LabelCounts, ShownLabels, Tops, Union, Upsample
 from consilience.files import write_atomically
 from consilience.models.features import Features
 from consilience.registry import option, unknown
@@ -42,7 +42,7 @@ KEEP_EVERY = 30.0
 
 
 @dataclass(frozen=True)
-class Options:
+class DissectionOptions:
     """What can be chosen of a dissection."""
 
     min_pictures: int = option(20, help="pictures a concept needs to be a label")
@@ -98,12 +98,12 @@ def dissect(
     return replace(result, random=_Job(blank, _layers(blank, names), found, plain, None).run())
 
 
-def _options(given: Mapping[str, Any]) -> Options:
-    fields = Options.__dataclass_fields__
+def _options(given: Mapping[str, Any]) -> DissectionOptions:
+    fields = DissectionOptions.__dataclass_fields__
     wrong = [name for name in given if name not in fields]
     if wrong:
         raise ConsilienceError(f"dissect has no option {wrong[0]!r}; it has {', '.join(fields)}, against, state")
-    return Options(**given)
+    return DissectionOptions(**given)
 
 
 def _layers(model: Network, names: Sequence[str]) -> tuple[Layer, ...]:
@@ -156,16 +156,16 @@ class _Job:
     """One dissection: what is kept between batches, so that it can be put down and taken up."""
 
     def __init__(
-        self, model: Network, layers: tuple[Layer, ...], concepts: ConceptSet, options: Options, state: Path | None
+        self, model: Network, layers: tuple[Layer, ...], concepts: ConceptSet, options: DissectionOptions, state: Path | None
     ) -> None:
         self.model, self.layers, self.concepts, self.options, self.file = model, layers, concepts, options, state
         self.features = Features(model, [layer.name for layer in layers])  # type: ignore[arg-type]
-        self.key = digest_of(model.id, concepts.id, len(concepts), [layer.name for layer in layers], options)
+        self.key = concept_digest(model.id, concepts.id, len(concepts), [layer.name for layer in layers], options)
         self.seconds: dict[str, float] = {}
         self.done = {"quantiles": 0, "counting": 0}
         count = len(concepts)
         totals = [count * (layer.spatial[0] * layer.spatial[1] if layer.spatial else 1) for layer in layers]
-        room = max(LEAST, SKETCHES // (4 * sum(layer.channels for layer in layers)))
+        room = max(LEAST_VALUES, SKETCHES // (4 * sum(layer.channels for layer in layers)))
         self.sketches = [
             TailSketch(layer.channels, total, options.quantile, room) for layer, total in zip(layers, totals, strict=True)
         ]
@@ -232,7 +232,7 @@ class _Job:
         peaks = {name: values.amax(dim=(2, 3)) for name, values in maps.items()}
         for place, labels in enumerate(batch.labels):
             index = batch.first + place
-            shown = Shown.of(labels, batch.pixels.device)
+            shown = ShownLabels.of(labels, batch.pixels.device)
             self.labels.add(labels)
             self.gatherer.add_labels(index, labels)
             for layer, counts, units in zip(self.layers, self.counts, self.slices, strict=True):

@@ -26,7 +26,7 @@ from consilience.dissection.result import NullResult
 from consilience.metrics.sanity import own_tensors, randomise
 from consilience.types import Array, ConsilienceError, Network
 
-SHARE = 0.95
+UPPER_QUANTILE = 0.95
 """Of the resamples in which one of a unit's alternatives is best."""
 
 RESAMPLES_AT_ONCE = 50
@@ -190,7 +190,7 @@ def _several(own: int, wins: Array, eligible: Array, resamples: int) -> tuple[in
     covered = int(wins[eligible == own].sum())
     chosen = [own]
     for place in np.argsort(-wins, kind="stable"):
-        if covered >= SHARE * resamples or not wins[place]:
+        if covered >= UPPER_QUANTILE * resamples or not wins[place]:
             break
         if eligible[place] != own:
             chosen.append(int(eligible[place]))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from consilience.types import Array, ConsilienceError
 
-LEAST = 64
+LEAST_VALUES = 64
 EMPTY = -math.inf
 
 
@@ -32,9 +32,9 @@ class TailSketch:
     def __init__(self, units: int, total: int, q: float, capacity: int) -> None:
         if not 0 < q < 1:
             raise ConsilienceError(f"a quantile lies between 0 and 1; got {q:g}")
-        if capacity < LEAST or total < 1:
+        if capacity < LEAST_VALUES or total < 1:
             raise ConsilienceError(
-                f"a sketch has room for {LEAST} values at least, of a stream of one; got {capacity}, {total}"
+                f"a sketch has room for {LEAST_VALUES} values at least, of a stream of one; got {capacity}, {total}"
             )
         position = (total - 1) * q
         self.units, self.total, self.q = units, total, q

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from consilience.files import plain, write_atomically
+from consilience.files import json_ready, write_atomically
 from consilience.registry import unknown
 from consilience.types import Array, ConsilienceError
 
-SCHEMA = 1
+DISSECTION_SCHEMA = 1
 MANIFEST, UNITS, SCORES, TOP, CONCEPTS = "dissection.json", "units.parquet", "scores.parquet", "top.parquet", "concepts.parquet"
 
 
@@ -314,13 +314,13 @@ class Dissection:
             _write(into / f"{layer.layer}.csv", text.getvalue().encode())
         if self.random is not None:
             self.random.write(into / "random")
-        manifest = json.dumps(plain(self._manifest()), allow_nan=False).encode()
+        manifest = json.dumps(json_ready(self._manifest()), allow_nan=False).encode()
         _write(into / MANIFEST, manifest)
         return into
 
     def _manifest(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
+            "schema": DISSECTION_SCHEMA,
             **{key: getattr(self, key) for key in ("model_id", "model_spec", "concepts_id", "concepts_spec")},
             **{key: getattr(self, key) for key in ("categories", "pictures", "threshold", "level", "facts")},
             "headlines": [self.headline(layer.layer) for layer in self.layers],
@@ -336,8 +336,8 @@ class Dissection:
             told = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConsilienceError(f"{folder} holds no dissection: {MANIFEST} cannot be read ({error})") from None
-        if told.get("schema") != SCHEMA:
-            raise ConsilienceError(f"{file} has schema {told.get('schema')!r}; this version reads {SCHEMA}")
+        if told.get("schema") != DISSECTION_SCHEMA:
+            raise ConsilienceError(f"{file} has schema {told.get('schema')!r}; this version reads {DISSECTION_SCHEMA}")
         tables = {name: pd.read_parquet(Path(folder) / name) for name in (UNITS, SCORES, TOP, CONCEPTS)}
         rows = tables[CONCEPTS].rename(columns={"concept": "name"}).to_dict("records")
         concepts = tuple(ConceptFacts(**{str(key): value for key, value in row.items()}) for row in rows)

@@ -77,22 +77,22 @@ def _positions(cells: int, pixels: int, upsample: Upsample) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ShownLabels:
     """The labels of a picture as the counts need them: rows (L + 1, pixels) float32, the last one all ones."""
 
     labels: Labels
     rows: Tensor
 
     @staticmethod
-    def of(labels: Labels, device: torch.device) -> Shown:
+    def of(labels: Labels, device: torch.device) -> ShownLabels:
         """On the device of the maps."""
         count, height, width = labels.masks.shape
         rows = torch.ones(count + 1, height * width)
         rows[:count] = torch.from_numpy(labels.masks.reshape(count, -1))
-        return Shown(labels, rows.to(device))
+        return ShownLabels(labels, rows.to(device))
 
 
-Watch = Callable[[Array, Tensor], None]
+CellWatch = Callable[[Array, Tensor], None]
 """Units (n,) and their masks (n, height, width) as 0 and 1."""
 
 
@@ -112,7 +112,7 @@ class Counts:
         self.intersections = np.zeros((len(thresholds), len(concepts.concepts)), dtype=np.int64)
         self.unit_pixels = np.zeros((len(thresholds), len(concepts.categories)), dtype=np.int64)
 
-    def add(self, maps: Tensor, peaks: Tensor, shown: Shown, watch: Watch | None = None) -> None:
+    def add(self, maps: Tensor, peaks: Tensor, shown: ShownLabels, watch: CellWatch | None = None) -> None:
         """Count a picture's maps (U, h, w) with maxima ``peaks`` (U,) against its labels."""
         cuts = torch.from_numpy(self.thresholds).to(maps.device)
         active = torch.nonzero(peaks > cuts)[:, 0]

@@ -25,7 +25,7 @@ from consilience.types import Array, ConsilienceError, Explanation, Network, Not
 
 EXACT = 1e-4
 """How far, as a part of the map's largest value, the sum over channels may lie from the map."""
-LEAST = 1e-3
+LEAST_SHARE = 1e-3
 """A sum this small beside its terms is what rounding leaves: shares of it mean nothing."""
 
 
@@ -194,7 +194,7 @@ def _shares(parts: Tensor, mask: Array) -> Array:
     weights = cell_weights(mask, (parts.shape[1], parts.shape[2]))
     sums = (parts.detach().cpu().double() * weights).sum(dim=(1, 2)).numpy()
     total, loud = float(sums.sum()), float(np.abs(sums).sum())
-    if not mask.any() or abs(total) <= LEAST * loud or total <= 0:
+    if not mask.any() or abs(total) <= LEAST_SHARE * loud or total <= 0:
         raise NotApplicable("the map sums to nothing, or to less, inside the mask before its ReLU: nothing to share out")
     shares: Array = sums / total
     return shares

@@ -28,7 +28,7 @@ from consilience.registry import Registry, option, spell
 from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
 
 Floats = NDArray[np.float64]
-BLOCK = 32 << 20
+SIMILARITY_BYTES = 32 << 20
 """Bytes of a block of P (pictures x words, float64)."""
 
 similarities = Registry("similarity")
@@ -68,7 +68,7 @@ class Space:
 
 def _slices(count: int, width: int) -> list[slice]:
     """``count`` rows of ``width`` float64 in blocks of at most `BLOCK` bytes."""
-    step = max(1, BLOCK // (8 * max(1, width)))
+    step = max(1, SIMILARITY_BYTES // (8 * max(1, width)))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
@@ -81,7 +81,7 @@ def highest(units: Array, count: int) -> NDArray[np.int64]:
 # ---------------------------------------------------------------- the five similarities
 
 
-class Similarity(Protocol):
+class WordSimilarity(Protocol):
     """A frozen dataclass that holds units against words."""
 
     def scores(self, units: Array, space: Space) -> Floats:
@@ -218,7 +218,7 @@ class RankReorder:
 
 @similarities.register("cos")
 @dataclass(frozen=True)
-class Cosine:
+class CosineSimilarity:
     """Cosine of q and P over all pictures (CLIP-Dissect, section 3.2)."""
 
     def scores(self, units: Array, space: Space) -> Floats:
@@ -275,7 +275,7 @@ def summaries(
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class NamedUnits:
     """The word of every unit: a row a unit (`COLUMNS`), and what it was made with."""
 
     rows: pd.DataFrame
@@ -295,7 +295,7 @@ class Words:
         return {**made, "unnamed": int((self.rows["word"] == "").sum())}
 
 
-COLUMNS = ("layer", "unit", "word", "word_score", "runner_up", "runner_up_score", "margin")
+WORD_COLUMNS = ("layer", "unit", "word", "word_score", "runner_up", "runner_up_score", "margin")
 
 
 def name_units(
@@ -304,10 +304,10 @@ def name_units(
     words: str | Path | Iterable[str],
     samples: Sequence[Sample],
     encoder: Encoder,
-    similarity: str | Similarity = "soft-wpmi",
+    similarity: str | WordSimilarity = "soft-wpmi",
     prompt: str = "{}",
     view: ViewMode | None = "squash",
-) -> Words:
+) -> NamedUnits:
     """CLIP-Dissect: the word of ``words`` (a file, one a line, or a sequence) that fits each unit of ``layers`` best.
 
     ``samples`` are the probe pictures, ``prompt`` what a word is put into (``"a photo of {}"``; the paper takes bare words).
@@ -316,10 +316,10 @@ def name_units(
     vocabulary = read_words(words)
     means = summaries(model, layers, samples, view)
     space = _space(encoder, samples, vocabulary, prompt)
-    kind: Similarity = similarities.build(similarity)
+    kind: WordSimilarity = similarities.build(similarity)
     tables = [_layer_rows(name, vocabulary, _scored(kind, values, space)) for name, values in means.items()]
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
-    return Words(rows, spell(kind), encoder.id, len(vocabulary), len(samples))
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(WORD_COLUMNS))
+    return NamedUnits(rows, spell(kind), encoder.id, len(vocabulary), len(samples))
 
 
 def _space(encoder: Encoder, samples: Sequence[Sample], vocabulary: Sequence[str], prompt: str) -> Space:
@@ -331,7 +331,7 @@ def _space(encoder: Encoder, samples: Sequence[Sample], vocabulary: Sequence[str
     return Space(picture_embeddings(encoder, samples), word_embeddings(encoder, texts))
 
 
-def _scored(kind: Similarity, values: Array, space: Space) -> Floats:
+def _scored(kind: WordSimilarity, values: Array, space: Space) -> Floats:
     """Scores (U, W) of a layer; NaN for units that say the same of every picture."""
     if not np.isfinite(values).all():
         raise ConsilienceError("the layer gives activations that are not finite")
@@ -389,7 +389,7 @@ def beside(words: pd.DataFrame, dissection: pd.DataFrame) -> pd.DataFrame:
 
     ``same`` says whether word and concept share a name (`names.same`); None where one of them is missing.
     """
-    from consilience.dissection.class_groups import same
+    from consilience.dissection.class_groups import same_name
 
     both = dissection.assign(_place=range(len(dissection))).merge(
         words, on=["layer", "unit"], how="outer", validate="one_to_one"
@@ -397,5 +397,5 @@ def beside(words: pd.DataFrame, dissection: pd.DataFrame) -> pd.DataFrame:
     joined = both.sort_values("_place", kind="stable", ignore_index=True).drop(columns="_place")
     pairs: Sequence[Mapping[Any, Any]] = joined.to_dict("records")
     named = [(row["concept"], row["word"]) for row in pairs]
-    alike = [same(*pair) if all(isinstance(name, str) and name for name in pair) else None for pair in named]
+    alike = [same_name(*pair) if all(isinstance(name, str) and name for name in pair) else None for pair in named]
     return joined.assign(same=pd.Series(alike, index=joined.index, dtype=object))

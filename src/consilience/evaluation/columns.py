@@ -13,15 +13,15 @@ from consilience.evaluation.memory import Remembering
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Model, NotApplicable, Sample
 
 CONTROLS = ("random", "centre", "edges", "constant")
-Kind = Literal["method", "control", "other"]
+ColumnKind = Literal["method", "control", "other"]
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of the table: a method, a control map, or a method's map of another class (``of`` names the method)."""
 
     label: str
-    kind: Kind
+    kind: ColumnKind
     spec: str
     of: str | None = None
 
@@ -30,7 +30,7 @@ class Column:
 class Entry:
     """One column's map of one picture, made when it is first asked for; ``key`` changes with all that the map depends on."""
 
-    column: Column
+    column: TableColumn
     key: str
     model: Model
     make: Callable[[], Explanation]
@@ -41,12 +41,12 @@ def is_control(spec: str) -> bool:
     return bool(getattr(registry.explainers.get(registry.parse(spec).name), "control", False))
 
 
-def columns_of(named: Sequence[tuple[str, str]]) -> tuple[Column, ...]:
+def columns_of(named: Sequence[tuple[str, str]]) -> tuple[TableColumn, ...]:
     """Columns for a run's (label, spec): its own, the controls that it lacks, then another class for each method."""
-    own = [Column(label, "control" if is_control(spec) else "method", spec) for label, spec in named]
+    own = [TableColumn(label, "control" if is_control(spec) else "method", spec) for label, spec in named]
     known = {registry.parse(column.spec).name for column in own if column.kind == "control"}
-    missing = [Column(name, "control", name) for name in CONTROLS if name not in known]
-    others = [Column(other_label(one.label), "other", one.spec, one.label) for one in own if one.kind == "method"]
+    missing = [TableColumn(name, "control", name) for name in CONTROLS if name not in known]
+    others = [TableColumn(other_label(one.label), "other", one.spec, one.label) for one in own if one.kind == "method"]
     return (*own, *missing, *others)
 
 
@@ -55,8 +55,8 @@ def other_label(label: str) -> str:
     return f"{label}, another class"
 
 
-def entries(
-    columns: Sequence[Column], explanations: Mapping[str, Explanation], models: Mapping[str, Model], seed: int
+def image_entries(
+    columns: Sequence[TableColumn], explanations: Mapping[str, Explanation], models: Mapping[str, Model], seed: int
 ) -> list[Entry]:
     """The columns of one picture; ``explanations`` are the run's own by label, ``models`` those that made them, by label.
 
@@ -66,14 +66,14 @@ def entries(
     return [_entry(column, explanations, models, first, seed) for column in columns]
 
 
-def first_of(columns: Sequence[Column], own: Mapping[str, Any]) -> str:
+def first_of(columns: Sequence[TableColumn], own: Mapping[str, Any]) -> str:
     """Whose view and class the controls take: the first method's of a run's own columns, else the first column's."""
     methods = [column.label for column in columns if column.kind == "method" and column.label in own]
     return methods[0] if methods else next(iter(own))
 
 
 def _entry(
-    column: Column, explanations: Mapping[str, Explanation], models: Mapping[str, Model], first: str, seed: int
+    column: TableColumn, explanations: Mapping[str, Explanation], models: Mapping[str, Model], first: str, seed: int
 ) -> Entry:
     if column.label in explanations:
         own = explanations[column.label]
@@ -82,7 +82,7 @@ def _entry(
     like, model = explanations[base], models[base]
     if column.kind == "other":
         return Entry(column, f"{like.provenance['key']} other {seed}", model, once(lambda: another_class(model, like, seed)))
-    target = f"{like.target.index} {targets.full_spelling(like.target)}"
+    target = f"{like.target.index} {targets.target_spelling(like.target)}"
     key = f"{column.spec} {like.model_id} {like.provenance['view']} {target} {api.versions()['consilience']}"
     return Entry(column, key, model, once(lambda: _control(model, like, column.spec)))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from consilience import api
-from consilience.evaluation.columns import Column, Entry, another_class, first_of, once
+from consilience.evaluation.columns import TableColumn, Entry, another_class, first_of, once
 from consilience.files import file_stem, write_atomically
 from consilience.metrics.mosaic import GridPointing, mosaics
 from consilience.types import Explanation, Model, Sample, ViewMode
@@ -49,7 +49,7 @@ def write_mosaic(folder: Path, sample: Sample) -> None:
         write_atomically(path, lambda file: Image.fromarray(sample.pixels).save(file, "PNG"))
 
 
-def entries(columns: Sequence[Column], models: Mapping[str, Model], sample: Sample, seed: int) -> list[Entry]:
+def mosaic_entries(columns: Sequence[TableColumn], models: Mapping[str, Model], sample: Sample, seed: int) -> list[Entry]:
     """The columns of one mosaic; ``models`` are those of the run's own columns by label. Maps are made when asked for.
 
     Controls that the run lacks are shown to the model of the first method, as for its pictures.
@@ -61,7 +61,7 @@ def entries(columns: Sequence[Column], models: Mapping[str, Model], sample: Samp
 
 
 def _entry(
-    column: Column,
+    column: TableColumn,
     base: str,
     models: Mapping[str, Model],
     made: Mapping[str, Callable[[], Explanation]],
@@ -81,8 +81,8 @@ def _explained(model: Model, sample: Sample, spec: str) -> Callable[[], Explanat
     return partial(api.explain, model, sample, spec, TARGET, VIEW)
 
 
-def mosaic_key(column: Column, model: Model, sample: Sample, seed: int) -> str:
+def mosaic_key(column: TableColumn, model: Model, sample: Sample, seed: int) -> str:
     """All that a map of a mosaic depends on, known before it is made."""
     ran = [str(model.facts.get(name)) for name in ("engine", "precision")]
     other = f"other {seed}" if column.kind == "other" else "own"
-    return " ".join([api.full_spelling(column.spec), model.id, *ran, sample.digest, str(sample.label), VIEW, other])
+    return " ".join([api.explainer_spelling(column.spec), model.id, *ran, sample.digest, str(sample.label), VIEW, other])

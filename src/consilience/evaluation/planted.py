@@ -107,14 +107,14 @@ def background(rng: np.random.Generator) -> Array:
     return np.repeat(grey, 3, axis=2).astype(np.uint8)
 
 
-def places(rng: np.random.Generator, count: int, size: int = MARK) -> list[tuple[slice, slice]]:
+def random_places(rng: np.random.Generator, count: int, size: int = MARK) -> list[tuple[slice, slice]]:
     """Squares on a grid of cells, no two of which touch the same cell."""
     cells = rng.permutation((SIDE // size) ** 2)[:count]
     spots = [divmod(int(cell), SIDE // size) for cell in cells]
     return [(slice(y * size, (y + 1) * size), slice(x * size, (x + 1) * size)) for y, x in spots]
 
 
-def painted(pixels: Array, where: tuple[slice, slice], colour: tuple[int, int, int]) -> Array:
+def paint(pixels: Array, where: tuple[slice, slice], colour: tuple[int, int, int]) -> Array:
     """Mask (64, 64) of a square that is painted in place."""
     pixels[where] = colour
     mask = np.zeros((SIDE, SIDE), dtype=bool)
@@ -125,27 +125,27 @@ def painted(pixels: Array, where: tuple[slice, slice], colour: tuple[int, int, i
 def _mark(rng: np.random.Generator) -> tuple[Array, Array]:
     """One red mark; a green one of the same size that means nothing."""
     pixels = background(rng)
-    here, there = places(rng, 2)
-    painted(pixels, there, GREEN)
-    return pixels, painted(pixels, here, RED)
+    here, there = random_places(rng, 2)
+    paint(pixels, there, GREEN)
+    return pixels, paint(pixels, here, RED)
 
 
 def _colour(rng: np.random.Generator) -> tuple[Array, Array]:
     """Blue in eight small spots all over: no single place decides."""
     pixels = background(rng)
-    masks = [painted(pixels, where, BLUE) for where in places(rng, 8, CELL)]
+    masks = [paint(pixels, where, BLUE) for where in random_places(rng, 8, CELL)]
     return pixels, np.logical_or.reduce(masks)
 
 
 def _both(rng: np.random.Generator) -> tuple[Array, Array]:
     """A red and a blue mark, and a green one that means nothing."""
     pixels = background(rng)
-    here, there, idle = apart(rng, 3)
-    painted(pixels, idle, GREEN)
-    return pixels, painted(pixels, here, RED) | painted(pixels, there, BLUE)
+    here, there, idle = places_apart(rng, 3)
+    paint(pixels, idle, GREEN)
+    return pixels, paint(pixels, here, RED) | paint(pixels, there, BLUE)
 
 
-def apart(rng: np.random.Generator, count: int) -> list[tuple[slice, slice]]:
+def places_apart(rng: np.random.Generator, count: int) -> list[tuple[slice, slice]]:
     """Marks that do not touch: one in a quarter of the picture, with a cell between quarters."""
     spots = [divmod(int(quarter), 2) for quarter in rng.permutation(4)[:count]]
     starts = [(2 * MARK * y + CELL * int(rng.integers(2)), 2 * MARK * x + CELL * int(rng.integers(2))) for y, x in spots]
@@ -161,7 +161,7 @@ def _shortcut(rng: np.random.Generator) -> tuple[Array, Array]:
     y, x = (int(at) for at in rng.integers(24, SIDE - MARK, 2))
     square = pixels[y : y + MARK, x : x + MARK].astype(int)
     pixels[y : y + MARK, x : x + MARK] = np.clip(square + 12, 0, 255).astype(np.uint8)
-    return pixels, painted(pixels, CORNER, RED)
+    return pixels, paint(pixels, CORNER, RED)
 
 
 # ---------------------------------------------------------------- worlds
@@ -313,7 +313,7 @@ def _shifts() -> list[tuple[int, int]]:
     return [(down, across) for down in range(0, SIDE, MARK) for across in range(0, SIDE, MARK) if down or across]
 
 
-def world(name: str) -> World:
+def world_named(name: str) -> World:
     """A world by its name."""
     if name not in WORLDS:
         raise ConsilienceError(f"no planted world {name!r}; there is: {', '.join(WORLDS)}")

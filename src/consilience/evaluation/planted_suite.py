@@ -18,7 +18,7 @@ from consilience.evaluation.planted import World
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Metric, Model, NotApplicable, Sample, Score, View
 
 NAME = "planted"
-BY = (
+PLANTED_EXPLAINERS = (
     "gradcam",
     "lime:samples=200,segments=grid(8)",
     "lime:samples=200,segments=grid(8),fill=grey",
@@ -27,7 +27,7 @@ BY = (
     "gradient",
 )
 """LIME twice: a mark of one colour looks the same where its cells get their own mean colour, so the default fill hides it."""
-METRICS = (
+PLANTED_METRICS = (
     "insertion:steps=32",
     "deletion:steps=32",
     "average-drop",
@@ -40,11 +40,11 @@ METRICS = (
     "energy",
     "sparseness",
 )
-PICTURES = 6
+PLANTED_IMAGES = 6
 
 
-def evaluate(
-    by: Sequence[str] = BY, metrics: Sequence[str] = METRICS, pictures: int = PICTURES, seed: int = 0
+def evaluate_planted(
+    by: Sequence[str] = PLANTED_EXPLAINERS, metrics: Sequence[str] = PLANTED_METRICS, pictures: int = PLANTED_IMAGES, seed: int = 0
 ) -> dict[str, Any]:
     """Rows of ``methods`` and of ``metrics``, by world in words how the truth was ``verified``, and ``notes`` on the methods.
 
@@ -155,7 +155,7 @@ def _ranked(
     maps = {"right": planted.true_map(sample), **planted.wrong_maps(sample, seed)}
     explanations = [_as_explanation(model, sample, view, name, values) for name, values in maps.items()]
     for spec, metric in metrics.items():
-        found = dict(zip(maps, api.scores_of(model, metric, [view] * len(maps), explanations), strict=True))
+        found = dict(zip(maps, api.metric_scores(model, metric, [view] * len(maps), explanations), strict=True))
         right = found.pop("right")
         for name, wrong in found.items():
             if isinstance(right, NotApplicable) or isinstance(wrong, NotApplicable):

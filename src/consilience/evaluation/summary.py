@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from consilience import registry, stats
-from consilience.evaluation.columns import Column
+from consilience.evaluation.columns import TableColumn
 from consilience.types import Array, Metric, Score
 
-ALPHA = 0.05
-GRID = 51
+SIGNIFICANCE = 0.05
+CURVE_POINTS = 51
 """Points at which curves are averaged."""
 FIELDS = ("sample", "digest", "column", "metric", "kind", "value", "reason")
-Row = Mapping[str, Any]
+ScoreRow = Mapping[str, Any]
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -31,9 +31,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def summarise(
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     metrics: Mapping[str, Metric],
-    columns: Sequence[Column],
+    columns: Sequence[TableColumn],
     seed: int = 0,
     absent: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def summarise(
         ]
         found["against_controls"] += against
         found["between"] += between(spec, wide[spec], columns, metric.higher_is_better, seed)
-        found["orders"] += orders(spec, wide[spec], columns, metric.higher_is_better, seed)
+        found["orders"] += rank_orders(spec, wide[spec], columns, metric.higher_is_better, seed)
     return {
         "metrics": [
             {**described(spec, metric), "units": len(wide[spec]), "absent": (absent or {}).get(spec, "")}
             for spec, metric in metrics.items()
         ],
         "columns": [vars(column) for column in columns],
-        "alpha": ALPHA,
+        "alpha": SIGNIFICANCE,
         **found,
         "correlations": correlations(wide, metrics, columns),
     }
@@ -87,7 +87,7 @@ def unit_of(metric: Metric) -> str:
     return str(getattr(metric, "unit", "picture"))
 
 
-def _wide(table: pd.DataFrame, spec: str, columns: Sequence[Column]) -> pd.DataFrame:
+def _wide(table: pd.DataFrame, spec: str, columns: Sequence[TableColumn]) -> pd.DataFrame:
     """Values of one metric, a row a picture, a column a column; NaN where it does not apply."""
     part = table[table["metric"] == spec]
     wide = part.pivot(index="sample", columns="column", values="value")
@@ -134,7 +134,7 @@ def paired(wide: pd.DataFrame, a: str, b: str, higher_is_better: bool) -> Array:
 
 
 def against_controls(
-    spec: str, wide: pd.DataFrame, columns: Sequence[Column], higher_is_better: bool, seed: int = 0
+    spec: str, wide: pd.DataFrame, columns: Sequence[TableColumn], higher_is_better: bool, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Every method against every control: one-sided sign-flip tests over pictures, one Holm family a metric.
 
@@ -144,13 +144,13 @@ def against_controls(
     return _tested(f"{spec}: methods above controls", spec, wide, pairs, higher_is_better, "greater", seed)
 
 
-def controls_of(method: Column, columns: Sequence[Column]) -> list[Column]:
+def controls_of(method: TableColumn, columns: Sequence[TableColumn]) -> list[TableColumn]:
     """What a method has to beat."""
     return [column for column in columns if column.kind == "control" or column.of == method.label]
 
 
 def between(
-    spec: str, wide: pd.DataFrame, columns: Sequence[Column], higher_is_better: bool, seed: int = 0
+    spec: str, wide: pd.DataFrame, columns: Sequence[TableColumn], higher_is_better: bool, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Methods against each other: two-sided sign-flip tests over pictures, one Holm family a metric."""
     pairs = list(combinations([column.label for column in columns if column.kind == "method"], 2))
@@ -193,7 +193,7 @@ def _tested(
     return rows
 
 
-def mark(method: Column, against: Sequence[Row]) -> dict[str, Any]:
+def mark(method: TableColumn, against: Sequence[ScoreRow]) -> dict[str, Any]:
     """Whether a method is above every control: ``above`` True, False, or None where that could not be asked; and the controls.
 
     ``not_above`` are controls whose Holm-corrected p is above .05, ``untested`` those that share no picture with a value.
@@ -201,20 +201,20 @@ def mark(method: Column, against: Sequence[Row]) -> dict[str, Any]:
     """
     mine = [row for row in against if row["a"] == method.label]
     tested = [row for row in mine if not math.isnan(row["p"])]
-    below = [row["b"] for row in tested if not row["p_holm"] <= ALPHA]
+    below = [row["b"] for row in tested if not row["p_holm"] <= SIGNIFICANCE]
     return {
         "above": not below if tested else None,
         "not_above": below,
         "untested": [row["b"] for row in mine if math.isnan(row["p"])],
-        "reachable": all(row["smallest_p"] <= ALPHA for row in tested),
+        "reachable": all(row["smallest_p"] <= SIGNIFICANCE for row in tested),
     }
 
 
 # ---------------------------------------------------------------- orders of methods, agreement of metrics
 
 
-def orders(
-    spec: str, wide: pd.DataFrame, columns: Sequence[Column], higher_is_better: bool, seed: int = 0
+def rank_orders(
+    spec: str, wide: pd.DataFrame, columns: Sequence[TableColumn], higher_is_better: bool, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Mean ranks, their stability and the critical difference: over methods and controls that have values, on shared pictures.
 
@@ -248,7 +248,7 @@ def orders(
 
 
 def correlations(
-    wide: Mapping[str, pd.DataFrame], metrics: Mapping[str, Metric], columns: Sequence[Column]
+    wide: Mapping[str, pd.DataFrame], metrics: Mapping[str, Metric], columns: Sequence[TableColumn]
 ) -> list[dict[str, Any]]:
     """Spearman of every two metrics over pictures within each method, turned so that above 0 is agreement on what is good."""
     methods = [column.label for column in columns if column.kind == "method"]
@@ -276,8 +276,8 @@ class PictureScores(Protocol):
         """A number with its ``value`` and ``curve`` under a metric's full spelling and a column; None where there is none."""
 
 
-def curves(
-    pictures: Iterable[PictureScores], metrics: Mapping[str, Metric], columns: Sequence[Column]
+def mean_curves(
+    pictures: Iterable[PictureScores], metrics: Mapping[str, Metric], columns: Sequence[TableColumn]
 ) -> dict[str, list[dict[str, Any]]]:
     """Mean curves (with Student's t bands at every point) of metrics that have them, read picture by picture; and what a metric
     gathers over a data set, where it does (one threshold for all pictures).
@@ -303,12 +303,12 @@ class _Band:
 
     def __init__(self) -> None:
         self.n, self.low, self.high = 0, math.inf, -math.inf
-        self.mean, self.m2 = np.zeros(GRID), np.zeros(GRID)
+        self.mean, self.m2 = np.zeros(CURVE_POINTS), np.zeros(CURVE_POINTS)
 
     def add(self, curve: Array) -> None:
         """One more curve (2, n), x rising; those of other ends than the first are scaled to them."""
         x = (curve[0] - curve[0, 0]) / max(float(curve[0, -1] - curve[0, 0]), 1e-12)
-        values = np.interp(np.linspace(0, 1, GRID), x, curve[1])
+        values = np.interp(np.linspace(0, 1, CURVE_POINTS), x, curve[1])
         self.low, self.high = min(self.low, float(curve[0, 0])), max(self.high, float(curve[0, -1]))
         self.n += 1
         step = values - self.mean
@@ -318,7 +318,7 @@ class _Band:
     def half(self) -> Array:
         """Half of the 95 % band (GRID,), NaN for one curve."""
         if self.n < 2:
-            return np.full(GRID, math.nan)
+            return np.full(CURVE_POINTS, math.nan)
         from scipy.stats import t
 
         width: Array = t.ppf(0.975, self.n - 1) * np.sqrt(self.m2 / (self.n - 1) / self.n)
@@ -328,7 +328,7 @@ class _Band:
 def _bands(sums: Mapping[tuple[str, str], _Band]) -> Iterator[dict[str, Any]]:
     for (spec, label), band in sums.items():
         if band.n:
-            x = np.linspace(band.low, band.high, GRID)
+            x = np.linspace(band.low, band.high, CURVE_POINTS)
             rounded = {"x": x, "mean": band.mean, "half": band.half()}
             lists = {key: np.round(values, 6).tolist() for key, values in rounded.items()}
             yield {"metric": spec, "column": label, "n": band.n, **lists}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from consilience.explainers.cam import EachOwn
-from consilience.models.attention import Place, Plan, Reading, form_of_tokens, plan_of, read
+from consilience.models.attention import AttentionPlace, AttentionPlan, AttentionReading, form_of_tokens, plan_of, read_attention
 from consilience.models.engines import plan as engines
 from consilience.models.layers import borrowed, hooked
 from consilience.progress import task
@@ -40,13 +40,13 @@ def over_heads(attention: Tensor, how: Heads | int) -> Tensor:
     return attention.amax(dim=1) if how == "max" else attention.amin(dim=1)
 
 
-def row_of(matrix: Tensor, place: Place, plan: Plan) -> Tensor:
+def row_of(matrix: Tensor, place: AttentionPlace, plan: AttentionPlan) -> Tensor:
     """(N, T, S) to (N, S): the mean over the query tokens that the outputs depend on, over all where those are others."""
     read_by = list(plan.rows) if place.queries == plan.places[-1].queries else list(range(place.queries))
     return matrix[:, read_by].mean(dim=1)
 
 
-def place_called(plan: Plan, name: str, model: Network) -> int:
+def place_called(plan: AttentionPlan, name: str, model: Network) -> int:
     """Index of the attention that ``layer`` names: ``last``, a number (negative from the end), a block or a module."""
     if name == "last":
         return len(plan.places) - 1
@@ -69,7 +69,7 @@ class Chain:
     pool: int | None
 
 
-def chain_of(plan: Plan, model: Network) -> Chain:
+def chain_of(plan: AttentionPlan, model: Network) -> Chain:
     """The chain of a network; `NotApplicable` where attention runs in windows, or the tokens do not stay the same."""
     places = plan.places
     windowed = next((place for place in places if place.windows > 1), None)
@@ -97,11 +97,11 @@ class OnAttention:
     attention: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers", "module"})
 
-    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: Plan) -> Tensor:
+    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: AttentionPlan) -> Tensor:
         """Relevance (N, S) of the key tokens of pixels (N, 3, h, w)."""
         raise NotImplementedError
 
-    def used(self, plan: Plan, model: Network) -> tuple[int, ...]:
+    def used(self, plan: AttentionPlan, model: Network) -> tuple[int, ...]:
         """Indices of the attentions that the map comes from."""
         return tuple(range(len(plan.places)))
 
@@ -122,7 +122,7 @@ class OnAttention:
                 work.advance(len(pixels))
         return heats
 
-    def _heats(self, rows: Tensor, plan: Plan, model: Network) -> list[Heat]:
+    def _heats(self, rows: Tensor, plan: AttentionPlan, model: Network) -> list[Heat]:
         """Rows (N, S) on the grid of their tokens."""
         used = [plan.places[at].block for at in self.used(plan, model)]
         form = form_of_tokens(model, rows.shape[1])
@@ -151,16 +151,16 @@ class RawAttention(OnAttention):
     heads: Heads | int = option("mean", help="mean, max or min of the heads, or the number of one")
     label: ClassVar[str] = "Attention"
 
-    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: Plan) -> Tensor:
+    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: AttentionPlan) -> Tensor:
         """The row of the tokens that are read."""
         at = self.used(plan, model)[0]
         place = plan.places[at]
         if place.windows > 1:
             why = f"looks at {place.keys} tokens in each of {place.windows} groups, so no token sees the whole picture"
             raise NotApplicable(f"attention of {place.module} {why}")
-        return row_of(over_heads(read(model, pixels, plan).values(at), self.heads), place, plan)
+        return row_of(over_heads(read_attention(model, pixels, plan).values(at), self.heads), place, plan)
 
-    def used(self, plan: Plan, model: Network) -> tuple[int, ...]:
+    def used(self, plan: AttentionPlan, model: Network) -> tuple[int, ...]:
         """The one layer."""
         return (place_called(plan, self.layer, model),)
 
@@ -194,20 +194,20 @@ class Rolled(OnAttention):
             if not 0 <= value < 1:
                 raise ConsilienceError(f"{name} is a share from 0 to less than 1; got {value:g}")
 
-    def matrices(self, reading: Reading, at: Sequence[int], targets: Sequence[Target]) -> Iterator[Tensor]:
+    def matrices(self, reading: AttentionReading, at: Sequence[int], targets: Sequence[Target]) -> Iterator[Tensor]:
         """Matrices (N, T, S) of the places ``at``, heads fused."""
         raise NotImplementedError
 
-    def used(self, plan: Plan, model: Network) -> tuple[int, ...]:
+    def used(self, plan: AttentionPlan, model: Network) -> tuple[int, ...]:
         """The chain up to the layer."""
         last, chain = place_called(plan, self.layer, model), chain_of(plan, model)
         pool = () if chain.pool is None or last < chain.pool else (chain.pool,)
         return tuple(at for at in chain.tokens if at <= last) + pool
 
-    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: Plan) -> Tensor:
+    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: AttentionPlan) -> Tensor:
         """The row of the product, first layer rightmost."""
         used = self.used(plan, model)
-        matrices = self.matrices(read(model, pixels, plan, graph=self.graph), used, targets)
+        matrices = self.matrices(read_attention(model, pixels, plan, graph=self.graph), used, targets)
         product: Tensor | None = None
         for at, found in zip(used, matrices, strict=True):
             cut = without_lowest(found, self.discard)
@@ -229,7 +229,7 @@ class Rollout(Rolled):
     heads: Heads | int = option("mean", help="mean, max or min of the heads, or the number of one")
     label: ClassVar[str] = "Attention rollout"
 
-    def matrices(self, reading: Reading, at: Sequence[int], targets: Sequence[Target]) -> Iterator[Tensor]:
+    def matrices(self, reading: AttentionReading, at: Sequence[int], targets: Sequence[Target]) -> Iterator[Tensor]:
         """Attention with its heads fused."""
         return (over_heads(reading.values(one), self.heads) for one in at)
 
@@ -237,7 +237,7 @@ class Rollout(Rolled):
 # ---------------------------------------------------------------- with gradients
 
 
-def scores_of(outputs: Tensor, targets: Sequence[Target]) -> Tensor:
+def summed_scores(outputs: Tensor, targets: Sequence[Target]) -> Tensor:
     """The sum of the scores of outputs (N, K), row i by target i, with a graph whatever the mode outside."""
     with torch.enable_grad():
         return EachOwn(tuple(targets)).of(outputs).sum()
@@ -256,9 +256,9 @@ class GradientRollout(Rolled):
     label: ClassVar[str] = "Gradient attention rollout"
     graph: ClassVar[bool] = True
 
-    def matrices(self, reading: Reading, at: Sequence[int], targets: Sequence[Target]) -> Iterator[Tensor]:
+    def matrices(self, reading: AttentionReading, at: Sequence[int], targets: Sequence[Target]) -> Iterator[Tensor]:
         """Attention times its gradient, heads averaged, positive part."""
-        gradients = reading.gradients(scores_of(reading.outputs, targets), at)
+        gradients = reading.gradients(summed_scores(reading.outputs, targets), at)
         return ((reading.values(one) * grad).mean(dim=1).relu() for one, grad in zip(at, gradients, strict=True))
 
 
@@ -276,16 +276,16 @@ class GenericAttention(OnAttention):
     score: Literal["logit", "probability"] = option("logit", help="what is differentiated")
     label: ClassVar[str] = "Generic attention (Chefer 2021)"
 
-    def used(self, plan: Plan, model: Network) -> tuple[int, ...]:
+    def used(self, plan: AttentionPlan, model: Network) -> tuple[int, ...]:
         """The chain from the first layer that counts."""
         chain = chain_of(plan, model)
         return tuple(from_layer(chain.tokens, self.start)) + (() if chain.pool is None else (chain.pool,))
 
-    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: Plan) -> Tensor:
+    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: AttentionPlan) -> Tensor:
         """The row of R."""
         used = self.used(plan, model)
-        reading = read(model, pixels, plan, graph=True)
-        gradients = reading.gradients(scores_of(reading.outputs, targets), used)
+        reading = read_attention(model, pixels, plan, graph=True)
+        gradients = reading.gradients(summed_scores(reading.outputs, targets), used)
         first = reading.values(used[0])
         relevance = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device).expand(len(first), -1, -1)
         for at, gradient in zip(used, gradients, strict=True):
@@ -338,29 +338,29 @@ class LeGrad(OnAttention):
     score: Literal["logit", "probability"] = option("logit", help="what is differentiated")
     label: ClassVar[str] = "LeGrad"
 
-    def used(self, plan: Plan, model: Network) -> tuple[int, ...]:
+    def used(self, plan: AttentionPlan, model: Network) -> tuple[int, ...]:
         """The blocks that count."""
         return tuple(from_layer(chain_of(plan, model).tokens, self.start))
 
-    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: Plan) -> Tensor:
+    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: AttentionPlan) -> Tensor:
         """Mean positive gradients over heads, queries and blocks."""
         used, pool = self.used(plan, model), chain_of(plan, model).pool
         kept: list[Tensor] = []
         with every_block_to_the_head(model, [plan.places[at].block for at in used], kept):
-            reading = read(model, pixels, plan, graph=True)
+            reading = read_attention(model, pixels, plan, graph=True)
         if len(reading.outputs) != len(used) * len(pixels):
             raise NotApplicable(f"legrad cannot show single blocks of {model.id} to its head")
         if pool is not None:
-            gradient = reading.gradients(scores_of(reading.outputs, [*targets] * len(used)), [pool])[0]
+            gradient = reading.gradients(summed_scores(reading.outputs, [*targets] * len(used)), [pool])[0]
             rows = row_of(gradient.relu().mean(dim=1), plan.places[pool], plan)
             return rows.reshape(len(used), len(pixels), -1).mean(dim=0)
         return torch.stack(self._of_blocks(reading, used, targets)).mean(dim=0)
 
-    def _of_blocks(self, reading: Reading, used: Sequence[int], targets: Sequence[Target]) -> list[Tensor]:
+    def _of_blocks(self, reading: AttentionReading, used: Sequence[int], targets: Sequence[Target]) -> list[Tensor]:
         """(N, S) of each block, from its own score alone."""
         found = []
         for at, outputs in zip(used, _split(reading.outputs, len(used)), strict=True):
-            found.append(reading.gradients(scores_of(outputs, targets), [at], retain=True)[0].relu().mean(dim=(1, 2)))
+            found.append(reading.gradients(summed_scores(outputs, targets), [at], retain=True)[0].relu().mean(dim=(1, 2)))
         return found
 
 

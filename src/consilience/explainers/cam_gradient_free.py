@@ -17,7 +17,7 @@ from torch.nn import functional
 from consilience import progress
 from consilience.explainers.cam import OnLayers, exact, per_layer, resolved_layers, weighted
 from consilience.images import enlarge
-from consilience.perturb.fills import Fill, Neutral
+from consilience.perturb.fills import Fill, NeutralFill
 from consilience.perturb.probe import Grids, Keeps, probe
 from consilience.registry import explainers, option
 from consilience.types import ConsilienceError, Heat, Network, Tail, Target, View
@@ -36,7 +36,7 @@ class Masks:
     row: Tensor
 
 
-def masks_of(channels: Tensor, frame: tuple[int, int], align_corners: bool, size: int) -> Masks:
+def channel_masks(channels: Tensor, frame: tuple[int, int], align_corners: bool, size: int) -> Masks:
     """Masks of channels (C, h, w), enlarged and then scaled to [0, 1] as in Score-CAM's equations 7 and 8.
 
     Enlarging is linear and its weights sum to one, so scaling the small channel by the enlarged one's extremes is the same;
@@ -67,7 +67,7 @@ class Masking(OnLayers):
     """Score-CAM's frame: masks, scores, softmax over channels. A method says what it shows of a mask, and how often."""
 
     channels: int = option(0, help="only that many channels, those of largest sum of absolute activations; 0 is all")
-    fill: Fill = option(Neutral(), kind="fill", help="what stands where a mask is 0")
+    fill: Fill = option(NeutralFill(), kind="fill", help="what stands where a mask is 0")
     align_corners: bool = option(False, help="enlarge masks with corners on corners instead of half-pixel centres")
     score: Literal["logit", "probability"] = option("logit", help="which number of the class weighs the channels")
 
@@ -92,7 +92,7 @@ class Masking(OnLayers):
         """The map before any ReLU, the passes it took, the share of activation in channels that were left out."""
         kept, left_out = strongest(channels, self.channels)
         frame = (view.pixels.shape[-2], view.pixels.shape[-1])
-        masks = masks_of(kept, frame, self.align_corners, max(1, model.batch))
+        masks = channel_masks(kept, frame, self.align_corners, max(1, model.batch))
         keeps = self.keeps(Grids(masks.keep, self.align_corners), frame)
         fill = self.fill.image(view, None)
         scores = probe(model, view, keeps, target, fill, type(self).label)  # type: ignore[attr-defined]

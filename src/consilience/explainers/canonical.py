@@ -23,13 +23,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from consilience.models import graph
-from consilience.models.graph import Dialect, Uncut, said
+from consilience.models.graph import Dialect, Uncut, layer_output
 from consilience.models.layers import as_outputs, borrowed
 from consilience.models.network import TorchNetwork
 from consilience.models.readouts import ClassOutputs, LayerReading, reading_of
 from consilience.types import Network, NotApplicable, Target
 
-TOLERANCE = 1e-3
+REWRITE_TOLERANCE = 1e-3
 """Of the size of the outputs: what merged batch norms may change by rounding."""
 LINEAR = 1e-3
 """Of the score: how far a target may be from a sum of the outputs that it is made of."""
@@ -45,7 +45,7 @@ class Add(nn.Module):
         return first + second
 
 
-class Mean(nn.Module):
+class MeanPool(nn.Module):
     """A mean over given sides: a pooling by another name."""
 
     def __init__(self, dim: Any, keepdim: bool = False) -> None:
@@ -112,7 +112,7 @@ _MADE: dict[Any, Callable[..., nn.Module]] = {
         nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
     ),
     functional.interpolate: Resize,
-    **dict.fromkeys((torch.mean, "mean"), Mean),
+    **dict.fromkeys((torch.mean, "mean"), MeanPool),
     **dict.fromkeys((functional.dropout, functional.dropout2d), lambda *_, **__: nn.Identity()),
 }
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -161,7 +161,7 @@ def canonical(model: Network, activations: Sequence[type], prepared: Tensor, sum
         got = found.read(found.module(prepared))
     scale = float(expected.abs().max().clamp(min=1e-6))
     apart = float((got - expected).abs().max()) / scale
-    if not apart <= TOLERANCE:
+    if not apart <= REWRITE_TOLERANCE:
         raise NotApplicable(f"{network.name} written out as modules gives other outputs, {apart:.1e} of their size off")
     return found
 
@@ -200,12 +200,12 @@ class _Writer:
     def written(self) -> fx.GraphModule:
         """The graph as a module whose parts stand in the order of the pass."""
         try:
-            traced = graph.traced(self._own, Dialect(leaves=(_ConvNd, _BatchNorm)))
+            traced = graph.trace_graph(self._own, Dialect(leaves=(_ConvNd, _BatchNorm)))
         except Uncut as why:
             raise NotApplicable(f"{type(self._own).__name__} cannot be written out as modules: {why}") from None
         self._constants = traced.constants
         for node in traced.nodes:
-            if node.op == "output" or (node.target is said and node.args[1] == self._layer):
+            if node.op == "output" or (node.target is layer_output and node.args[1] == self._layer):
                 self._graph.output(self._mapped(node.args[0]))
                 break
             self._there[node] = self._node(node)
@@ -226,7 +226,7 @@ class _Writer:
             return self._constant(str(node.target))
         if node.op == "call_module":
             return self._called(node, self._own.get_submodule(str(node.target)))
-        if node.target is said:
+        if node.target is layer_output:
             return self._there[cast(fx.Node, node.args[0])]
         return self._function(node)
 
@@ -341,7 +341,7 @@ class _Writer:
 
 def _read_once(node: fx.Node) -> bool:
     """Whether what a node gives is read in one place, marks apart."""
-    while node.target is said:
+    while node.target is layer_output:
         if len(node.users) != 1:
             return False
         node = cast(fx.Node, node.args[0])

@@ -13,7 +13,7 @@ from consilience.explainers.canonical import MAXIMA, Canonical, canonical, start
 from consilience.explainers.gradients import CHANNELS, Channels, completeness, gap_of, reduced
 from consilience.explainers.relevance import normalised
 from consilience.models.engines import plan
-from consilience.perturb.fills import Fill, Neutral
+from consilience.perturb.fills import Fill, NeutralFill
 from consilience.registry import explainers, option
 from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View
 
@@ -35,7 +35,7 @@ class DeepLIFT:
     products of branches, and max pooling with windows that overlap, where captum's contributions do not add up.
     """
 
-    baseline: Fill = option(Neutral(), kind="fill", help="the picture that is compared with")
+    baseline: Fill = option(NeutralFill(), kind="fill", help="the picture that is compared with")
     channels: Channels = option("sum", help=CHANNELS)
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "module"})
     label: ClassVar[str] = "DeepLIFT"
@@ -44,7 +44,7 @@ class DeepLIFT:
         """One picture, beside its baseline. Facts: what is explained, ``completeness_gap`` and its share."""
         attribute = _captum()
         prepared, other = normalised(model, view), self._baseline(model, view)
-        plan.record("torch", "f32")
+        plan.record_pass("torch", "f32")
         found = canonical(model, RESCALED, prepared, sums=False)
         start(found, prepared, target)
         pooled = overlapping(found.module)

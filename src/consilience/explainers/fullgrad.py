@@ -19,7 +19,7 @@ from consilience.images import enlarge
 from consilience.registry import explainers, option
 from consilience.types import Array, Heat, Network, Target, View
 
-INCOMPLETE = 0.01
+INCOMPLETE_GRADIENT = 0.01
 """A gap of more than this share of the score is said."""
 
 # ---------------------------------------------------------------- the explainer
@@ -63,7 +63,7 @@ class FullGrad:
     def _facts(self, score: float, terms: Terms) -> tuple[dict[str, Array], dict[str, Any]]:
         gap = score - math.fsum(terms.sums)
         facts: dict[str, Any] = {"passes": 1, "terms": len(terms.sums), "completeness_gap": gap}
-        if abs(gap) > INCOMPLETE * abs(score):
+        if abs(gap) > INCOMPLETE_GRADIENT * abs(score):
             facts["notes"] = [f"the terms add up to {score - gap:.4g} of the score's {score:.4g}: not every part is known"]
         return {"completeness_gap": np.array(gap)}, facts
 

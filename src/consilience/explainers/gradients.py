@@ -16,14 +16,14 @@ from torch import Tensor
 
 from consilience import progress
 from consilience.explainers.cam import EachOwn
-from consilience.perturb.fills import Fill, Neutral
+from consilience.perturb.fills import Fill, NeutralFill
 from consilience.registry import explainers, option
 from consilience.types import PIXELS, Array, ConsilienceError, Heat, Network, Target, Trace, View
 
 Channels = Literal["sum", "l1", "l2", "largest"]
-Score = Literal["logit", "probability"]
+GradientScore = Literal["logit", "probability"]
 CHANNELS = "how colours become one: signed sum, l1 (sum of magnitudes), l2, or largest magnitude"
-ROUNDING = 1e-6
+GRADIENT_ROUNDING = 1e-6
 """Of the size of two scores: what their difference cannot tell from 0 in float32."""
 
 # ---------------------------------------------------------------- what the families share
@@ -38,7 +38,7 @@ def reduced(colours: Tensor, how: Channels) -> Tensor:
     return colours.norm(dim=-3) if how == "l2" else colours.abs().amax(dim=-3)
 
 
-def traced(
+def traces_in_batches(
     model: Network,
     count: int,
     pixels: Callable[[int, int], Tensor],
@@ -64,7 +64,7 @@ def batch_of(model: Network) -> int:
     return max(1, int(getattr(model, "gradient_batch", 1)))
 
 
-def scores_of(model: Network, pixels: Tensor, target: Target) -> list[float]:
+def gradient_scores(model: Network, pixels: Tensor, target: Target) -> list[float]:
     """Scores (N,) of few pictures by the arithmetic that the gradients come from: plain torch."""
     with torch.no_grad():
         return [float(score) for part in torch.split(pixels, batch_of(model)) for score in target.of(model.logits(part))]
@@ -79,7 +79,7 @@ def completeness(attributed: float, there: float, start: float) -> dict[str, Any
     explained = there - start
     gap = explained - attributed
     size = abs(there) + abs(start)
-    share = 0.0 if abs(gap) <= ROUNDING * size else abs(gap) / max(abs(explained), ROUNDING * size, 1e-30)
+    share = 0.0 if abs(gap) <= GRADIENT_ROUNDING * size else abs(gap) / max(abs(explained), GRADIENT_ROUNDING * size, 1e-30)
     return {"explained": explained, "completeness_gap": gap, "completeness_share": share}
 
 
@@ -110,7 +110,7 @@ class Gradient:
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "Gradient"
     channels: Channels = option("largest", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """(h, w) in units of the score a unit of pixel value, which runs from 0 to 1."""
@@ -139,9 +139,9 @@ class InputXGradient:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "Input x gradient"
-    baseline: Fill = option(Neutral(), kind="fill", help="the input that counts as zero")
+    baseline: Fill = option(NeutralFill(), kind="fill", help="the input that counts as zero")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """(h, w) in units of the score."""
@@ -161,7 +161,7 @@ def _passes(model: Network, views: Sequence[View], targets: Sequence[Target], la
     def pixels(start: int, stop: int) -> Tensor:
         return torch.cat([view.pixels for view in views[start:stop]])
 
-    return traced(model, len(views), pixels, lambda start, stop: EachOwn(tuple(targets[start:stop])), label)
+    return traces_in_batches(model, len(views), pixels, lambda start, stop: EachOwn(tuple(targets[start:stop])), label)
 
 
 # ---------------------------------------------------------------- averages over noise
@@ -179,7 +179,7 @@ class Noised:
     )
     seed: int = option(0, help="seed of the noise")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
         name = getattr(type(self), "spelled", "noise")
@@ -196,7 +196,7 @@ class Noised:
         sigma = self.noise * float(image.max() - image.min())
         noisy = _draws(image, sigma, self.seed)
         moments = Moments()
-        for _, trace in traced(model, self.samples, lambda start, stop: noisy(stop - start), target, self.label):
+        for _, trace in traces_in_batches(model, self.samples, lambda start, stop: noisy(stop - start), target, self.label):
             moments.add(trace.gradients[PIXELS])
         values = reduced(self.of(moments.mean, moments.variance), self.channels)
         return Heat(values, facts={"passes": self.samples, "seed": self.seed, "sigma": sigma})

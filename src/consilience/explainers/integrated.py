@@ -23,24 +23,24 @@ from consilience.explainers.cam import AUTO, EachOwn, fused, per_layer, resolved
 from consilience.explainers.gradients import (
     CHANNELS,
     Channels,
-    Score,
+    GradientScore,
     at_least,
     batch_of,
     completeness,
     gap_of,
     reduced,
-    scores_of,
-    traced,
+    gradient_scores,
+    traces_in_batches,
 )
 from consilience.images import enlarge
-from consilience.perturb.fills import Black, Blur, Fill, Neutral, White
+from consilience.perturb.fills import Black, BlurFill, Fill, NeutralFill, White
 from consilience.registry import explainers, option
 from consilience.types import PIXELS, Array, ConsilienceError, Heat, Network, Target, View
 
-Rule = Literal["auto", "gauss-legendre", "riemann-left", "riemann-right", "riemann-middle", "trapezoid"]
-Side = Literal["riemann-left", "riemann-right", "trapezoid"]
+QuadratureRule = Literal["auto", "gauss-legendre", "riemann-left", "riemann-right", "riemann-middle", "trapezoid"]
+RiemannSide = Literal["riemann-left", "riemann-right", "trapezoid"]
 SIDES = ("riemann-left", "riemann-right", "trapezoid")
-RULES = ("gauss-legendre", *SIDES, "riemann-middle")
+QUADRATURE_RULES = ("gauss-legendre", *SIDES, "riemann-middle")
 
 # ---------------------------------------------------------------- quadrature
 
@@ -79,7 +79,7 @@ def straight(model: Network, view: View, starts: Tensor, places: Tensor, weights
     def pixels(start: int, stop: int) -> Tensor:
         return torch.lerp(starts[owners[start:stop]], image, alphas[start:stop])
 
-    for rows, trace in traced(model, len(owners), pixels, target, label):
+    for rows, trace in traces_in_batches(model, len(owners), pixels, target, label):
         sums.index_add_(0, owners[rows], trace.gradients[PIXELS].mul_(shares[rows]))
     return sums.mul_(image - starts).mean(dim=0)
 
@@ -94,7 +94,7 @@ class Stieltjes:
     (``trapezoid``). Of the path only its last place is kept.
     """
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: RiemannSide) -> None:
         self.weights = {"riemann-left": (1.0, 0.0), "riemann-right": (0.0, 1.0), "trapezoid": (0.5, 0.5)}[side]
         self.total: Tensor | None = None
         self._last: tuple[Tensor, Tensor] | None = None
@@ -116,13 +116,13 @@ def along(
     pixels: Callable[[int, int], Tensor],
     layers: Sequence[str],
     target: Target,
-    side: Side,
+    side: RiemannSide,
     label: str,
 ) -> tuple[dict[str, Tensor], tuple[float, float]]:
     """By layer the sum of Stieltjes (C, h, w) along a path of ``count`` pictures, and the scores of its first and last."""
     sums = {name: Stieltjes(side) for name in layers}
     scores: list[float] = []
-    for _, trace in traced(model, count, pixels, target, label, layers):
+    for _, trace in traces_in_batches(model, count, pixels, target, label, layers):
         found = target.of(trace.outputs)
         scores += [float(found[0]), float(found[-1])]
         for name, item in sums.items():
@@ -155,10 +155,10 @@ class IntegratedGradients:
     baseline: tuple[Fill, ...] = option(
         (Black(),), kind="fill", help="where the way starts; several, joined by +, are averaged"
     )
-    rule: Rule = option("auto", help="quadrature; auto is gauss-legendre on pixels, trapezoid on layers")
+    rule: QuadratureRule = option("auto", help="quadrature; auto is gauss-legendre on pixels, trapezoid on layers")
     layer: tuple[str, ...] = option((PIXELS,), help="pixels, or layers joined by +; auto is the last spatial output")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
         at_least("integrated-gradients", 2 if self.rule == "trapezoid" and self._on_pixels else 1, steps=self.steps)
@@ -191,7 +191,7 @@ class IntegratedGradients:
         places, weights = (torch.from_numpy(row).expand(len(starts), -1) for row in nodes(self.rule, self.steps))
         device = view.pixels.device
         found = straight(model, view, starts, places.float().to(device), weights.float().to(device), target, self.label)
-        there, *begun = scores_of(model, torch.cat([view.pixels, starts]), target)
+        there, *begun = gradient_scores(model, torch.cat([view.pixels, starts]), target)
         facts = completeness(total(found), there, math.fsum(begun) / len(begun))
         passes = {"passes": len(starts) * self.steps}
         return Heat(reduced(found, self.channels), gap_of(facts), {**passes, "layer": PIXELS, **facts})
@@ -211,7 +211,7 @@ class IntegratedGradients:
         return Heat(shared_out([reduced(item, self.channels) for item in sums]), gap_of(facts), {**passes, **facts})
 
     @property
-    def _side(self) -> Side:
+    def _side(self) -> RiemannSide:
         return self.rule  # type: ignore[return-value]
 
 
@@ -262,11 +262,11 @@ class ExpectedGradients:
     label: ClassVar[str] = "Expected gradients"
     samples: int = option(64, help="draws of a baseline and a place, a pass each; shared out evenly over the baselines")
     baseline: tuple[Fill, ...] = option(
-        (Black(), White(), Neutral(), Blur()), kind="fill", help="fills, joined by +, that baselines are drawn from"
+        (Black(), White(), NeutralFill(), BlurFill()), kind="fill", help="fills, joined by +, that baselines are drawn from"
     )
     seed: int = option(0, help="seed of the places")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
         at_least("expected-gradients", 1, samples=self.samples)
@@ -282,7 +282,7 @@ class ExpectedGradients:
         each = -(-self.samples // len(starts))
         places = torch.from_numpy(stratified(len(starts), each, self.seed)).float().to(view.pixels.device)
         found = straight(model, view, starts, places, torch.full_like(places, 1 / each), target, self.label)
-        there, *begun = scores_of(model, torch.cat([view.pixels, starts]), target)
+        there, *begun = gradient_scores(model, torch.cat([view.pixels, starts]), target)
         facts = completeness(total(found), there, math.fsum(begun) / len(begun))
         return Heat(reduced(found, self.channels), gap_of(facts), {"passes": places.numel(), "seed": self.seed, **facts})
 
@@ -316,7 +316,7 @@ class GuidedIG:
     fraction: float = option(0.25, help="share of the values that move at a time, above 0 up to 1")
     distance: float = option(0.02, help="furthest from the straight way, as a share of it, 0 to 1")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
         at_least("guided-ig", 1, steps=self.steps)
@@ -356,7 +356,7 @@ class GuidedIG:
 
     def _heat(self, model: Network, view: View, starts: Tensor, target: Target, walks: Sequence[Walk]) -> Heat:
         found = torch.from_numpy(np.mean([walk.gathered for walk in walks], axis=0))
-        there, *begun = scores_of(model, torch.cat([view.pixels, starts]), target)
+        there, *begun = gradient_scores(model, torch.cat([view.pixels, starts]), target)
         facts = completeness(total(found), there, math.fsum(begun) / len(begun))
         return Heat(reduced(found, self.channels).float(), gap_of(facts), {"passes": len(walks) * self.steps, **facts})
 
@@ -428,9 +428,9 @@ class BlurIG:
     spacing: Literal["sigma", "root"] = option(
         "root", help="steps equal in sigma, as in the paper, or in its square root: finer near the picture"
     )
-    rule: Side = option("trapezoid", help="where in a step the gradient is taken, blurred side left")
+    rule: RiemannSide = option("trapezoid", help="where in a step the gradient is taken, blurred side left")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
         at_least("blur-ig", 1, steps=self.steps)

@@ -14,21 +14,21 @@ from torch import Tensor
 
 from consilience import images
 from consilience.perturb.designs import Draw, draws, groups
-from consilience.perturb.fills import Fill, Mean
+from consilience.perturb.fills import Fill, MeanFill
 from consilience.perturb.probe import Bits, probe
 from consilience.perturb.quickshift import Quickshift
 from consilience.perturb.superpixels import Segmenter, segment
 from consilience.perturb.surrogate import (
     WRONG,
     Certainty,
-    Fit,
+    SurrogateFit,
     Kernel,
-    Kind,
+    SurrogateKind,
     Scored,
     certainty,
     effective,
     falling,
-    fit,
+    fit_surrogate,
     forward,
     jaccard,
     kernel,
@@ -69,7 +69,7 @@ class Lime:
     kernel_width: float = option(0.25, help="width of the cosine kernel")
     alpha: float = option(0.01, help="ridge penalty of the fit over all superpixels")
     refit_alpha: float = option(1.0, help="ridge penalty of the refit on those selected")
-    fill: Fill = option(Mean(), kind="fill", help="what stands where a superpixel is off")
+    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel is off")
     draw: Draw = option("hadamard", help="fair coins, alone, in complementary pairs or in orthogonal arrays; lime: lime's own")
     selection: Literal["auto", "highest", "forward", "none"] = option(
         "auto", help="how features are selected; auto: forward up to 6, else by weight"
@@ -77,7 +77,7 @@ class Lime:
     seed: int = option(0, help="seed of the perturbations; it never reaches the segmentation")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class is explained")
     kernel: Kernel = option("cosine", help="weights of the draws: lime's, all alike, or those of Shapley values")
-    surrogate: Kind = option("ridge", help="what is fitted over all superpixels; lasso: the features its path holds last")
+    surrogate: SurrogateKind = option("ridge", help="what is fitted over all superpixels; lasso: the features its path holds last")
     until: Literal["samples", "stable"] = option("samples", help="stop early where the top features are known")
     repeats: int = option(1, help="runs of as many seeds, fitted together, and how far their top features agree")
 
@@ -130,7 +130,7 @@ class Lime:
             with _timed(seconds, "model_seconds"):
                 scores = np.concatenate([scores, _scores(model, view, segments, on[len(scores) : stop], target, fill)])
             with _timed(seconds, "fit_seconds"):
-                whole, told, arrays = fit(self.surrogate, self._scored(on, scores), self.alpha, self.features)
+                whole, told, arrays = fit_surrogate(self.surrogate, self._scored(on, scores), self.alpha, self.features)
                 sure = certainty(told, scores, self.features, self.seed)
             if sure.p_set >= 1 - WRONG / len(stops):
                 break
@@ -163,7 +163,7 @@ class Lime:
         weights = kernel(self.kernel, on[drawn], self.kernel_width)
         return Scored(on[drawn].astype(np.float64), scores[drawn], weights, np.concatenate(there), ends)
 
-    def _extras(self, on: Array, scores: Array, whole: Fit, sure: Certainty) -> dict[str, Array]:
+    def _extras(self, on: Array, scores: Array, whole: SurrogateFit, sure: Certainty) -> dict[str, Array]:
         """The fit over all superpixels, the selection and the refit, and how sure they are."""
         data = self._scored(on, scores)
         kept = self._select(data, whole.coefficients)
@@ -203,7 +203,7 @@ class Lime:
         if np.ptp(scores) == 0:
             notes.append("every edited picture has the same score: there is nothing to explain")
         facts = {"passes": samples, "seed": self.seed, "superpixels": count, "stable": stable}
-        facts |= {"verdict": verdict(sure, stable, samples, flat=bool(np.ptp(scores) == 0))}
+        facts |= {"verdict": stability_sentence(sure, stable, samples, flat=bool(np.ptp(scores) == 0))}
         if self.repeats > 1:
             facts |= {"jaccard": self._agreement(on, scores, sure.k)}
         return {**facts, "notes": notes} if notes else facts
@@ -211,11 +211,11 @@ class Lime:
     def _agreement(self, on: Array, scores: Array, k: int) -> float:
         """Mean Jaccard index of the top k of every two runs, each fitted alone."""
         runs = [self._scored(on, scores, run) for run in range(self.repeats)]
-        alone = [fit(self.surrogate, one, self.alpha, self.features)[0] for one in runs]
+        alone = [fit_surrogate(self.surrogate, one, self.alpha, self.features)[0] for one in runs]
         return jaccard([set(falling(one.coefficients)[:k].tolist()) for one in alone])
 
 
-def verdict(sure: Certainty, stable: bool, samples: int, flat: bool = False) -> str:
+def stability_sentence(sure: Certainty, stable: bool, samples: int, flat: bool = False) -> str:
     """Whether the top superpixels are known, in words, and if not which two may change places."""
     if flat:
         return "not stable: there is nothing to explain"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consilience.explainers.canonical import Canonical, Mean, Resize, canonical, start
+from consilience.explainers.canonical import Canonical, MeanPool, Resize, canonical, start
 from consilience.models.engines import plan
 from consilience.registry import explainers, option
 from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View
@@ -54,7 +54,7 @@ def sent_back(found: Canonical, composite: Any, prepared: Tensor, relevance: Ten
     return arrived.detach()
 
 
-def heat(arrived: Tensor, sent: Tensor, score: float, found: Canonical) -> Heat:
+def relevance_heat(arrived: Tensor, sent: Tensor, score: float, found: Canonical) -> Heat:
     """The sum over colours, with what of the relevance arrived.
 
     Raises `NotApplicable` where it explodes: rules divide by sums, which cancel where branches of both signs come together. A
@@ -109,16 +109,16 @@ class LRP:
         """One picture; three passes of the copy. Facts: ``conservation``, ``relevance`` that arrived, ``explained_score``."""
         made = self._composite(model, view)
         prepared = normalised(model, view)
-        plan.record("torch", "f32")
+        plan.record_pass("torch", "f32")
         found = canonical(model, MONOTONE, prepared, sums=True)
         given, _, score = start(found, prepared, target)
-        return heat(sent_back(found, made, prepared, given), given, score, found)
+        return relevance_heat(sent_back(found, made, prepared, given), given, score, found)
 
     def _composite(self, model: Network, view: View) -> Any:
         composites, rules = zennit()
         low, high = extent(model, view.pixels.to(model.device))  # type: ignore[attr-defined]
         own: dict[str, Any] = {
-            "layer_map": [((Mean, Resize), rules.Norm())],
+            "layer_map": [((MeanPool, Resize), rules.Norm())],
             "epsilon": self.epsilon,
             "zero_params": ["bias"] if self.bias == "ignored" else None,
         }
@@ -154,8 +154,8 @@ class ExcitationBackprop:
         """One picture; three passes of the copy. Facts: ``conservation``, the share of the probability that arrives."""
         composites, rules = zennit()
         prepared = normalised(model, view)
-        plan.record("torch", "f32")
+        plan.record_pass("torch", "f32")
         found = canonical(model, MONOTONE, prepared, sums=True)
-        made = composites.ExcitationBackprop(layer_map=[((Mean, Resize), rules.Norm())], zero_params=["bias"])
+        made = composites.ExcitationBackprop(layer_map=[((MeanPool, Resize), rules.Norm())], zero_params=["bias"])
         _, share, score = start(found, prepared, target)
-        return heat(sent_back(found, made, prepared, share), share, score, found)
+        return relevance_heat(sent_back(found, made, prepared, share), share, score, found)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from consilience import images
-from consilience.explainers.soft_masks import FLAT, Soft, _at_least, _frame, _seed, correlation
-from consilience.perturb.fills import Fill, Neutral
+from consilience.explainers.soft_masks import FLAT_SCORES, Soft, _at_least, _frame, _seed, correlation
+from consilience.perturb.fills import Fill, NeutralFill
 from consilience.perturb.probe import probe
 from consilience.registry import explainers, option
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
@@ -43,7 +43,7 @@ class Rise:
     masks: int = option(4000, help="masked pictures shown to the model; at most, with until=stable")
     grid: int = option(7, help="cells on a side of a mask")
     p: float = option(0.5, help="probability that a cell is kept, above 0 and below 1")
-    fill: Fill = option(Neutral(), kind="fill", help="what stands where a mask is 0")
+    fill: Fill = option(NeutralFill(), kind="fill", help="what stands where a mask is 0")
     seed: int = option(0, help="seed of the masks; more of them begin with the same ones")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class weighs the masks")
     until: Literal["masks", "stable"] = option("masks", help="stop early where the two halves' maps agree")
@@ -84,7 +84,7 @@ class Rise:
         facts["reliability"] = 2 * half / (1 + half) if half > 0 else 0.0
         if self.until == "stable":
             facts["stable"] = min(looks[-2:]) >= self.agreement
-        return {**facts, "notes": [FLAT]} if np.ptp(scores) == 0 else facts
+        return {**facts, "notes": [FLAT_SCORES]} if np.ptp(scores) == 0 else facts
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from consilience.explainers.soft_masks import FLAT, Soft, _at_least, _fits, _frame, _seed, cells
-from consilience.perturb.fills import Fill, Neutral
+from consilience.explainers.soft_masks import FLAT_SCORES, Soft, _at_least, _fits, _frame, _seed, cells
+from consilience.perturb.fills import Fill, NeutralFill
 from consilience.perturb.probe import probe
 from consilience.registry import explainers, option
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
@@ -33,7 +33,7 @@ class Sobol:
     label: ClassVar[str] = "Sobol indices"
     grid: int = option(8, help="cells on a side")
     design: int = option(32, help="points of the design, a power of two")
-    fill: Fill = option(Neutral(), kind="fill", help="what stands where a cell is 0; the paper also blurs")
+    fill: Fill = option(NeutralFill(), kind="fill", help="what stands where a cell is 0; the paper also blurs")
     seed: int = option(0, help="seed of the sequence's scrambling")
     score: Literal["logit", "probability"] = option("probability", help="whose variance is shared out")
 
@@ -58,7 +58,7 @@ class Sobol:
         scores = probe(model, view, Soft(count, masks), target, self.fill.image(view, None), self.label).double().numpy()
         facts: dict[str, Any] = {"passes": count, "seed": self.seed}
         if np.ptp(scores) == 0:
-            facts["notes"] = [FLAT]
+            facts["notes"] = [FLAT_SCORES]
         indices = jansen(scores, self.design).reshape(self.grid, self.grid)
         return Heat(torch.from_numpy(indices).float(), facts=facts)
 
@@ -106,7 +106,7 @@ class Hsic:
     label: ClassVar[str] = "HSIC"
     masks: int = option(500, help="masked pictures shown to the model")
     grid: int = option(8, help="cells on a side")
-    fill: Fill = option(Neutral(), kind="fill", help="what stands where a cell is off")
+    fill: Fill = option(NeutralFill(), kind="fill", help="what stands where a cell is off")
     seed: int = option(0, help="seed of the masks")
     score: Literal["logit", "probability"] = option("probability", help="whose dependence is measured")
 
@@ -127,7 +127,7 @@ class Hsic:
         scores = probe(model, view, Soft(self.masks, masks), target, fill, self.label).double().numpy()
         facts: dict[str, Any] = {"passes": self.masks, "seed": self.seed}
         if np.ptp(scores) == 0:
-            facts["notes"] = [FLAT]
+            facts["notes"] = [FLAT_SCORES]
         return Heat(torch.from_numpy(hsic(on, scores).reshape(self.grid, self.grid)).float(), facts=facts)
 
 
@@ -137,7 +137,7 @@ def hypercube(variables: int, points: int, seed: int) -> Array:
     return drawn > 0.5
 
 
-BLOCK = 512
+HSIC_ROWS = 512
 """Rows of the scores' Gram matrix at a time."""
 
 
@@ -151,8 +151,8 @@ def hsic(on: Array, scores: Array) -> Array:
         return np.zeros(on.shape[1])
     centred = on - on.mean(axis=0)
     found: Array = np.zeros(on.shape[1])
-    for start in range(0, count, BLOCK):
-        part = slice(start, start + BLOCK)
+    for start in range(0, count, HSIC_ROWS):
+        part = slice(start, start + HSIC_ROWS)
         gram = np.exp(-((scores[part, None] - scores) ** 2) / (2 * width**2))
         found += (centred[part] * (gram @ centred)).sum(axis=0)
     return 2 * found / (count - 1) ** 2

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from consilience import images
-from consilience.perturb.fills import Fill, Mean
+from consilience.perturb.fills import Fill, MeanFill
 from consilience.perturb.probe import Bits, probe
 from consilience.perturb.quickshift import Quickshift
 from consilience.perturb.superpixels import Segmenter, segment
@@ -126,14 +126,14 @@ def _check(name: str, seed: int | None = None, **least: tuple[int, int]) -> None
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class ShapleyFit:
     """Least-squares coefficients (S,) and their standard errors; NaN where the rows cannot tell the coefficients apart."""
 
     coefficients: Array
     stderr: Array
 
 
-def fitted(design: Array, values: Array, weights: Array, groups: Array, rank: int) -> Fit:
+def fitted(design: Array, values: Array, weights: Array, groups: Array, rank: int) -> ShapleyFit:
     """Weighted least squares of ``values`` (n,) on ``design`` (n, S), of least norm where the rows leave a choice.
 
     ``groups`` (n,) numbers rows that were drawn together; -1 is a row that was not drawn but must be there. The standard
@@ -145,21 +145,21 @@ def fitted(design: Array, values: Array, weights: Array, groups: Array, rank: in
     residual = values - design @ found
     drawn = groups >= 0
     if not drawn.any():
-        return Fit(found, np.zeros(design.shape[1]))
+        return ShapleyFit(found, np.zeros(design.shape[1]))
     count = int(groups.max()) + 1
     if reached < rank or count < 2:
-        return Fit(found, np.full(design.shape[1], np.nan))
+        return ShapleyFit(found, np.full(design.shape[1], np.nan))
     shares: Array = np.zeros((count, design.shape[1]))
     np.add.at(shares, groups[drawn], (design * (weights * residual)[:, None])[drawn])
     shares = (shares - shares.mean(axis=0)) @ np.linalg.pinv((design * weights[:, None]).T @ design)
-    return Fit(found, np.sqrt((shares**2).sum(axis=0) * count / (count - 1)))
+    return ShapleyFit(found, np.sqrt((shares**2).sum(axis=0) * count / (count - 1)))
 
 
 # ---------------------------------------------------------------- Shapley values by regression
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class DrawnCoalitions:
     """Coalitions (n, S) bool with their ``weights`` in the regression, and ``groups`` as `fitted` takes them."""
 
     on: Array
@@ -198,7 +198,7 @@ def of_size(players: int, size: int) -> Array:
     return on
 
 
-def shapley_draws(players: int, budget: int, seed: int) -> Drawn:
+def shapley_draws(players: int, budget: int, seed: int) -> DrawnCoalitions:
     """Coalitions for the regression: whole sizes from both ends as far as they fit, the rest drawn with its complements.
 
     The drawn sizes are spread evenly over what is left of the kernel (a systematic sample), members of a size at random.
@@ -207,7 +207,7 @@ def shapley_draws(players: int, budget: int, seed: int) -> Drawn:
         on = every(players)[1:-1]
         size = on.sum(axis=1)
         share = kernel_mass(players)[size - 1] / [comb(players, int(one)) for one in size]
-        return Drawn(on, share, np.full(len(on), -1))
+        return DrawnCoalitions(on, share, np.full(len(on), -1))
     taken = whole_sizes(players, budget)
     mass = kernel_mass(players)
     blocks = [of_size(players, size) for end in range(1, taken + 1) for size in (end, players - end)]
@@ -216,7 +216,7 @@ def shapley_draws(players: int, budget: int, seed: int) -> Drawn:
     pairs = (budget - len(on)) // 2
     some = _of_sizes(_sizes(mass[taken : players - 1 - taken], pairs, seed) + taken + 1, players, seed)
     share = mass[taken : players - 1 - taken].sum() / max(2 * pairs, 1)
-    return Drawn(
+    return DrawnCoalitions(
         np.concatenate([on, np.stack([some, ~some], axis=1).reshape(-1, players)]),
         np.concatenate([weights, np.full(2 * pairs, share)]),
         np.concatenate([np.full(len(on), -1), np.repeat(np.arange(pairs), 2)]),
@@ -256,7 +256,7 @@ class KernelShap:
     label: ClassVar[str] = "Kernel SHAP"
     samples: int = option(1000, help="edited pictures shown to the model at most, nothing and all of it included")
     segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(Mean(), kind="fill", help="what stands where a superpixel is off")
+    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel is off")
     seed: int = option(0, help="seed of the coalitions")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class is shared out")
 
@@ -281,7 +281,7 @@ class KernelShap:
         return played.heat(found.coefficients, found.stderr, **made)
 
 
-def efficient(drawn: Drawn, values: Array, gain: float) -> Fit:
+def efficient(drawn: DrawnCoalitions, values: Array, gain: float) -> ShapleyFit:
     """Weighted least squares under the constraint that the coefficients sum to ``gain``.
 
     Every coefficient is its equal share of the gain and a departure; departures sum to 0, for they lie in the row space
@@ -292,7 +292,7 @@ def efficient(drawn: Drawn, values: Array, gain: float) -> Fit:
     players = on.shape[1]
     departures = fitted(on - share[:, None], values - share * gain, drawn.weights, drawn.groups, players - 1)
     found = departures.coefficients - departures.coefficients.mean()
-    return Fit(found + gain / players, departures.stderr)
+    return ShapleyFit(found + gain / players, departures.stderr)
 
 
 # ---------------------------------------------------------------- Shapley values by permutations
@@ -311,7 +311,7 @@ class Shapley:
     label: ClassVar[str] = "Shapley values"
     permutations: int = option(32, help="orders, every second one the reverse of the one before; each takes S - 1 passes")
     segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(Mean(), kind="fill", help="what stands where a superpixel has not come yet")
+    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel has not come yet")
     seed: int = option(0, help="seed of the orders; more of them begin with the same ones")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class is shared out")
 
@@ -327,14 +327,14 @@ class Shapley:
         over pairs of orders, NaN with one pair.
         """
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
-        places = orders(game.players, self.permutations, self.seed)
+        places = player_orders(game.players, self.permutations, self.seed)
         played = game.play(places.shape[0] * (game.players - 1), steps(places))
         marginals = gains(played, places)
         pairs = marginals.reshape(-1, 2, game.players).mean(axis=1)
         return played.heat(marginals.mean(axis=0), _stderr(pairs), seed=self.seed)
 
 
-def orders(players: int, count: int, seed: int) -> Array:
+def player_orders(players: int, count: int, seed: int) -> Array:
     """The place (count, S) of each player in each order; every second order is the reverse of the one before."""
     rng = np.random.default_rng(seed)
     forward = np.array([rng.permutation(players) for _ in range(count // 2)]).reshape(-1, players)
@@ -389,7 +389,7 @@ class Banzhaf:
     label: ClassVar[str] = "Banzhaf values"
     samples: int = option(1000, help="edited pictures shown to the model at most")
     segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(Mean(), kind="fill", help="what stands where a superpixel is off")
+    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel is off")
     estimator: Literal["regression", "msr"] = option("regression", help="slopes of a linear fit, or differences of means")
     seed: int = option(0, help="seed of the coalitions; more of them begin with the same ones")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class is weighed")
@@ -416,12 +416,12 @@ class Banzhaf:
         count = (self.samples - 2) // 2
         return np.random.default_rng(self.seed).integers(0, 2, (count, players), dtype=np.bool_)
 
-    def _fit(self, signs: Array, swings: Array, exact: bool) -> tuple[Fit, list[str] | None]:
+    def _fit(self, signs: Array, swings: Array, exact: bool) -> tuple[ShapleyFit, list[str] | None]:
         """Values from what pairs of complements differ by, and what must be said of them."""
         pairs, players = signs.shape
         if exact or self.estimator == "msr":
             contributions = signs * swings[:, None]
-            return Fit(contributions.mean(axis=0), np.zeros(players) if exact else _stderr(contributions)), None
+            return ShapleyFit(contributions.mean(axis=0), np.zeros(players) if exact else _stderr(contributions)), None
         found = fitted(signs, swings, np.ones(pairs), np.arange(pairs), players)
         notes = [f"{pairs} pairs cannot tell {players} superpixels apart: the values of least size are shown"]
         return found, notes if np.isnan(found.stderr).any() else None
@@ -442,7 +442,7 @@ class Ablation:
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Ablation of superpixels"
     segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(Mean(), kind="fill", help="what stands where the superpixel was")
+    fill: Fill = option(MeanFill(), kind="fill", help="what stands where the superpixel was")
     score: Literal["logit", "probability"] = option("probability", help="which number of the class is lost")
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consilience.types import Array, ConsilienceError, View
 
-FLAT = "every masked picture has the same score: there is nothing to explain"
+FLAT_SCORES = "every masked picture has the same score: there is nothing to explain"
 
 
 @dataclass(frozen=True, eq=False)

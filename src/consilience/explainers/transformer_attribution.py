@@ -16,14 +16,14 @@ from torch.autograd import Function
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from consilience.explainers.attention import OnAttention, chain_of, from_layer, row_of, scores_of
+from consilience.explainers.attention import OnAttention, chain_of, from_layer, row_of, summed_scores
 from consilience.explainers.attention_relevance import ELEMENTWISE, NO_ARITHMETIC, check_outputs, name_of
-from consilience.models.attention import Plan, bias_of, open_body, read
+from consilience.models.attention import AttentionPlan, bias_of, open_body, read_attention
 from consilience.models.layers import borrowed, frozen
 from consilience.registry import explainers, option
 from consilience.types import Network, NotApplicable, Target
 
-Rule = Callable[[Tensor], Sequence[Tensor | None]]
+BackwardRule = Callable[[Tensor], Sequence[Tensor | None]]
 
 # ---------------------------------------------------------------- rules
 
@@ -32,7 +32,7 @@ class Ruled(Function):
     """Values as they are; what comes back is relevance, and a rule says how the inputs share it."""
 
     @staticmethod
-    def forward(ctx: Any, said: Tensor, rule: Rule, *given: Tensor) -> Tensor:
+    def forward(ctx: Any, said: Tensor, rule: BackwardRule, *given: Tensor) -> Tensor:
         """``said``, as a function of ``given``."""
         ctx.rule = rule
         return said.clone()
@@ -43,7 +43,7 @@ class Ruled(Function):
         return (None, None, *ctx.rule(relevance[0]))
 
 
-def ruled(said: Tensor, rule: Rule, *given: Tensor) -> Tensor:
+def ruled(said: Tensor, rule: BackwardRule, *given: Tensor) -> Tensor:
     """``said`` with a rule for the relevance of what it was made of."""
     found: Tensor = Ruled.apply(said.detach(), rule, *given)
     return found
@@ -191,14 +191,14 @@ _PAIRS = {"matmul", "__matmul__", "bmm"}
 _RULES: dict[str, Callable[..., Any]] = {"linear": linear, "mean": mean, **dict.fromkeys(_PAIRS, product)}
 
 
-def relevances(model: Network, pixels: Tensor, targets: Sequence[Target], at: Sequence[int], plan: Plan) -> list[Tensor]:
+def relevances(model: Network, pixels: Tensor, targets: Sequence[Target], at: Sequence[int], plan: AttentionPlan) -> list[Tensor]:
     """Relevance (N, heads, T, S) of the attentions ``at``, from 1 at each picture's target."""
     model.layers()
     rules = RelevanceRules()
     with borrowed(model.module), frozen(model.module), torch.enable_grad():
         with rules:
             outputs = model.logits(pixels.detach())
-        found = torch.autograd.grad(scores_of(outputs, targets), [rules.nodes[one] for one in at], allow_unused=True)
+        found = torch.autograd.grad(summed_scores(outputs, targets), [rules.nodes[one] for one in at], allow_unused=True)
     check_outputs(model, pixels, outputs.detach(), "transformer-attribution")
     pairs = zip(at, found, strict=True)
     return [torch.zeros_like(rules.nodes[one]) if relevance is None else relevance for one, relevance in pairs]
@@ -221,14 +221,14 @@ class TransformerAttribution(OnAttention):
     score: Literal["logit"] = option("logit", help="what is differentiated; relevance starts at the class")
     label: ClassVar[str] = "Transformer attribution (Chefer 2021)"
 
-    def used(self, plan: Plan, model: Network) -> tuple[int, ...]:
+    def used(self, plan: AttentionPlan, model: Network) -> tuple[int, ...]:
         """The chain from the first layer that counts."""
         chain = chain_of(plan, model)
         if chain.pool is not None:
             raise NotApplicable(f"transformer-attribution is not defined for attention that pools, as that of {model.id} does")
         return tuple(from_layer(chain.tokens, self.start))
 
-    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: Plan) -> Tensor:
+    def rows(self, model: Network, pixels: Tensor, targets: Sequence[Target], plan: AttentionPlan) -> Tensor:
         """The row of the product, first layer rightmost."""
         used = self.used(plan, model)
         product: Tensor | None = None
@@ -238,10 +238,10 @@ class TransformerAttribution(OnAttention):
         return row_of(product, plan.places[used[-1]], plan)
 
     def _layers(
-        self, model: Network, pixels: Tensor, targets: Sequence[Target], used: Sequence[int], plan: Plan
+        self, model: Network, pixels: Tensor, targets: Sequence[Target], used: Sequence[int], plan: AttentionPlan
     ) -> Iterator[Tensor]:
-        reading = read(model, pixels, plan, graph=True)
-        gradients = reading.gradients(scores_of(reading.outputs, targets), used)
+        reading = read_attention(model, pixels, plan, graph=True)
+        gradients = reading.gradients(summed_scores(reading.outputs, targets), used)
         eye = torch.eye(plan.places[used[0]].keys, device=pixels.device)
         for gradient, relevance in zip(gradients, relevances(model, pixels, targets, used, plan), strict=True):
             yield eye + (gradient * relevance.reshape(gradient.shape)).relu().mean(dim=1)

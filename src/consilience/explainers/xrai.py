@@ -13,8 +13,8 @@ from scipy import sparse
 from scipy.ndimage import distance_transform_edt, find_objects
 
 from consilience import images
-from consilience.explainers.gradients import CHANNELS, Channels, Score, at_least
-from consilience.explainers.integrated import IntegratedGradients, Rule
+from consilience.explainers.gradients import CHANNELS, Channels, GradientScore, at_least
+from consilience.explainers.integrated import IntegratedGradients, QuadratureRule
 from consilience.perturb.fills import Black, Fill, White
 from consilience.perturb.superpixels import Felzenszwalb, Segmenter, segment
 from consilience.registry import explainers, option
@@ -47,9 +47,9 @@ class Xrai:
     )
     grow: int = option(5, help="pixels that each superpixel grows by")
     least: int = option(50, help="fewest new pixels of a region")
-    rule: Rule = option("gauss-legendre", help="quadrature of the integrated gradients")
+    rule: QuadratureRule = option("gauss-legendre", help="quadrature of the integrated gradients")
     channels: Channels = option("sum", help=CHANNELS)
-    score: Score = option("logit", help="what is differentiated")
+    score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
         at_least("xrai", 1, steps=self.steps, least=self.least)

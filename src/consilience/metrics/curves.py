@@ -13,9 +13,9 @@ import numpy as np
 
 from consilience import images
 from consilience.metrics.perturbation import (
-    Plan,
+    EditPlan,
     Probing,
-    Reading,
+    ScoreKind,
     area,
     check_gap,
     check_least,
@@ -26,17 +26,17 @@ from consilience.metrics.perturbation import (
     open_ended,
     options_turn,
     ranks,
-    read,
-    stops,
+    read_as,
+    removal_stops,
 )
-from consilience.perturb.fills import Blur, Fill, Inverted, Neutral, Noise
+from consilience.perturb.fills import BlurFill, Fill, Inverted, NeutralFill, NoiseFill
 from consilience.perturb.superpixels import Segmenter, Slic, segment
 from consilience.registry import metrics, option
 from consilience.types import Array, ConsilienceError, Explanation, Model, Score, View
 
 RISE = ("insertion:step=224,fill=rise-blur", "deletion:step=224,fill=neutral")
 """Insertion and deletion as RISE's code has them for a frame of 224 pixels: as many pixels at a time as a row has."""
-Order = Literal["morf", "lerf"]
+RemovalOrder = Literal["morf", "lerf"]
 
 # ---------------------------------------------------------------- insertion and deletion
 
@@ -51,10 +51,10 @@ class _Curve(Probing):
     reveal: ClassVar[bool] = False
     steps: int = option(100, help="steps of equal size over the whole picture")
     step: int = option(0, help="pixels a step instead; 0 for equal steps")
-    fill: Fill = option(Neutral(), kind="fill", help="what stands where the picture is not shown")
+    fill: Fill = option(NeutralFill(), kind="fill", help="what stands where the picture is not shown")
     normalised: bool = option(False, help="scale by what the picture and its fill score")
     gap: float = option(0.05, help="least difference of the two at which that is done, in units of the score")
-    reads: Reading = option("probability", help="which number of the class is followed: probability or logit")
+    reads: ScoreKind = option("probability", help="which number of the class is followed: probability or logit")
     seed: int = option(0, help="seed of the order among pixels of equal value")
 
     def __post_init__(self) -> None:
@@ -63,14 +63,14 @@ class _Curve(Probing):
         check_seed(self)
         open_ended(self, self.normalised or self.reads == "logit")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them; raises `NotApplicable` where there is no gap to normalise by."""
         values = map_of(view, explanation)
-        stop = stops(values.size, self.steps, self.step)
+        stop = removal_stops(values.size, self.steps, self.step)
         keeps = first(ranks(values, self.seed), stop, self.reveal)
         shares = stop / values.size
-        target = read(explanation.target, self.reads)
-        return Plan(keeps, self.fill.image(view, None), target, lambda scores: self._finish(np.stack([shares, scores])))
+        target = read_as(explanation.target, self.reads)
+        return EditPlan(keeps, self.fill.image(view, None), target, lambda scores: self._finish(np.stack([shares, scores])))
 
     def _finish(self, curve: Array) -> Score:
         value = auc = area(curve)
@@ -100,7 +100,7 @@ class Insertion(_Curve):
     label: ClassVar[str] = "Insertion"
     higher_is_better: ClassVar[bool] = True
     reveal: ClassVar[bool] = True
-    fill: Fill = option(Blur(), kind="fill", help="what the picture is brought back on")
+    fill: Fill = option(BlurFill(), kind="fill", help="what the picture is brought back on")
 
 
 @metrics.register("deletion")
@@ -144,9 +144,9 @@ class PixelFlipping(Probing):
     cost: ClassVar[str] = "steps + 1 passes"
     steps: int = option(100, help="steps of equal size")
     share: float = option(1.0, help="share of the pixels that is flipped in all, above 0 and up to 1")
-    order: Order = option("morf", help="most relevant first (morf), or least relevant first (lerf)")
+    order: RemovalOrder = option("morf", help="most relevant first (morf), or least relevant first (lerf)")
     fill: Fill = option(Inverted(), kind="fill", help="what a pixel becomes")
-    reads: Reading = option("probability", help="which number of the class is followed: probability or logit")
+    reads: ScoreKind = option("probability", help="which number of the class is followed: probability or logit")
     seed: int = option(0, help="seed of the order among pixels of equal value")
 
     def __post_init__(self) -> None:
@@ -156,14 +156,14 @@ class PixelFlipping(Probing):
         open_ended(self, self.reads == "logit")
         options_turn(self, higher_is_better=self.order == "lerf")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
-        stop = stops(values.size, self.steps, share=self.share)
+        stop = removal_stops(values.size, self.steps, share=self.share)
         keeps = first(ranks(values if self.order == "morf" else -values, self.seed), stop)
         shares = stop / values.size
-        target = read(explanation.target, self.reads)
-        return Plan(keeps, self.fill.image(view, None), target, lambda scores: _mean_height(np.stack([shares, scores])))
+        target = read_as(explanation.target, self.reads)
+        return EditPlan(keeps, self.fill.image(view, None), target, lambda scores: _mean_height(np.stack([shares, scores])))
 
 
 def _mean_height(curve: Array) -> Score:
@@ -191,9 +191,9 @@ class RegionPerturbation(Probing):
     cost: ClassVar[str] = "regions + 1 passes"
     regions: int = option(100, help="how many patches are perturbed")
     patch: int = option(9, help="side of a patch in pixels")
-    order: Order = option("morf", help="most relevant first (morf), or least relevant first (lerf)")
-    fill: Fill = option(Noise(), kind="fill", help="what a patch becomes")
-    reads: Reading = option("probability", help="which number of the class is followed: probability or logit")
+    order: RemovalOrder = option("morf", help="most relevant first (morf), or least relevant first (lerf)")
+    fill: Fill = option(NoiseFill(), kind="fill", help="what a patch becomes")
+    reads: ScoreKind = option("probability", help="which number of the class is followed: probability or logit")
     seed: int = option(0, help="seed of the order among patches of equal relevance")
 
     def __post_init__(self) -> None:
@@ -202,15 +202,15 @@ class RegionPerturbation(Probing):
         open_ended(self, self.reads == "logit")
         options_turn(self, higher_is_better=self.order == "morf")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
         patches = patches_of((values.shape[0], values.shape[1]), self.patch)
         sums = np.bincount(patches.ravel(), weights=values.ravel())
         rank = ranks(sums if self.order == "morf" else -sums, self.seed)[patches]
         stop = np.arange(min(self.regions, len(sums)) + 1)
-        target = read(explanation.target, self.reads)
-        return Plan(first(rank, stop), self.fill.image(view, None), target, lambda scores: _aopc(np.stack([stop, scores])))
+        target = read_as(explanation.target, self.reads)
+        return EditPlan(first(rank, stop), self.fill.image(view, None), target, lambda scores: _aopc(np.stack([stop, scores])))
 
 
 def patches_of(frame: tuple[int, int], side: int) -> Array:
@@ -249,9 +249,9 @@ class Irof(Probing):
     bounds: ClassVar[tuple[float, float]] = (-np.inf, 1.0)
     cost: ClassVar[str] = "superpixels + 1 passes"
     segments: Segmenter = option(Slic(), kind="segmenter", help="how the picture is cut into superpixels")
-    fill: Fill = option(Neutral(), kind="fill", help="what a superpixel becomes")
+    fill: Fill = option(NeutralFill(), kind="fill", help="what a superpixel becomes")
     gap: float = option(0.05, help="least score of the picture at which it is divided by")
-    reads: Reading = option("probability", help="which number of the class is followed: probability or logit")
+    reads: ScoreKind = option("probability", help="which number of the class is followed: probability or logit")
     seed: int = option(0, help="seed of the order among superpixels of equal relevance")
 
     def __post_init__(self) -> None:
@@ -260,15 +260,15 @@ class Irof(Probing):
         check_seed(self)
         open_ended(self, self.reads == "logit")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them; raises `NotApplicable` where the score is too small to divide by."""
         values = map_of(view, explanation)
         segments = segment(self.segments, images.to_array(view.pixels))
         means = np.bincount(segments.ravel(), weights=values.ravel()) / np.bincount(segments.ravel())
         stop = np.arange(len(means) + 1)
-        target = read(explanation.target, self.reads)
+        target = read_as(explanation.target, self.reads)
         keeps = first(ranks(means, self.seed)[segments], stop)
-        return Plan(keeps, self.fill.image(view, segments), target, lambda scores: self._finish(stop / len(means), scores))
+        return EditPlan(keeps, self.fill.image(view, segments), target, lambda scores: self._finish(stop / len(means), scores))
 
     def _finish(self, shares: Array, scores: Array) -> Score:
         full = float(scores[0])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from consilience.metrics.explained_again import explainer_of, in_frame
-from consilience.metrics.perturbation import Plan, Probing, map_of, read
+from consilience.metrics.perturbation import EditPlan, Probing, map_of, read_as
 from consilience.perturb.fills import Black, Fill
 from consilience.perturb.probe import Grids
 from consilience.registry import metrics, option
@@ -38,7 +38,7 @@ class _Masked(Probing):
     cost: ClassVar[str] = "2 passes"
     fill: Fill = option(Black(), kind="fill", help="what stands where the mask is 0")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Two edits, of which the second is the picture; raises `NotApplicable` where there is no probability or mask."""
         mask = mask_of(map_of(view, explanation))
         target = _probability(explanation.target)
@@ -50,7 +50,7 @@ class _Masked(Probing):
             return Score(value, facts={"masked": masked, "whole": whole, "passes": 2, **facts})
 
         keep = torch.from_numpy(np.stack([mask, np.ones_like(mask)])).float()
-        return Plan(Grids(keep), self.fill.image(view, None), target, finish)
+        return EditPlan(Grids(keep), self.fill.image(view, None), target, finish)
 
     def _valued(
         self, masked: float, whole: float, mask: Array, model: Model, view: View, explanation: Explanation
@@ -63,7 +63,7 @@ class _Masked(Probing):
 
 
 def _probability(target: Target) -> Target:
-    found = read(target, "probability")
+    found = read_as(target, "probability")
     if isinstance(found, ClassTarget) and found.score != "probability":
         raise NotApplicable(f"the model gives values, no probability of {target.name}")
     return found

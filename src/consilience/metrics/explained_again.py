@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from consilience import images, progress, registry
-from consilience.metrics.similarity import Similarity, alike
+from consilience.metrics.similarity import MapSimilarity, alike
 from consilience.types import Array, ConsilienceError, Explainer, Explanation, Heat, Model, NotApplicable, Target, View
 
 Case = tuple[View, Target]
@@ -32,7 +32,7 @@ def explainer_of(explanation: Explanation) -> Explainer:
     return explainer
 
 
-def maps(explainer: Explainer, model: Model, cases: Iterable[Case], total: int, label: str) -> Iterator[Array]:
+def explained_maps(explainer: Explainer, model: Model, cases: Iterable[Case], total: int, label: str) -> Iterator[Array]:
     """Maps (h, w) float32 of pictures and targets, in the model's frame, one after the other.
 
     ``model.batch`` pictures are explained at a time where the explainer takes several, else one: no more are alive. ``total``
@@ -61,7 +61,7 @@ def in_frame(heat: Heat, view: View, explainer: Explainer) -> Array:
     return array
 
 
-def chance(explanation: Explanation, view: View, by: Similarity, magnitude: bool = False) -> dict[str, float]:
+def chance_similarity(explanation: Explanation, view: View, by: MapSimilarity, magnitude: bool = False) -> dict[str, float]:
     """The line that a random map would give: similarity of the map and of ten ``random`` controls, mean and spread."""
     controls = [registry.explainers.build(f"random:seed={seed}") for seed in NOISE]
     noise = [in_frame(one.explain(None, view, explanation.target), view, one) for one in controls]

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from consilience.metrics.perturbation import (
-    Plan,
+    EditPlan,
     Probing,
     Ranked,
-    Reading,
+    ScoreKind,
     check_least,
     check_seed,
     check_shares,
@@ -28,10 +28,10 @@ from consilience.metrics.perturbation import (
     options_turn,
     pearson,
     ranks,
-    read,
-    stops,
+    read_as,
+    removal_stops,
 )
-from consilience.perturb.fills import Fill, Neutral
+from consilience.perturb.fills import Fill, NeutralFill
 from consilience.registry import metrics, option
 from consilience.types import Array, Explanation, Model, NotApplicable, Score, View
 
@@ -98,8 +98,8 @@ class FaithfulnessCorrelation(Probing):
     cost: ClassVar[str] = "subsets + 1 passes"
     subsets: int = option(100, help="random sets of pixels")
     share: float = option(0.05, help="share of the pixels in a set, above 0 and below 1")
-    fill: Fill = option(Neutral(), kind="fill", help="what a pixel becomes")
-    reads: Reading = option("probability", help=READS)
+    fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
+    reads: ScoreKind = option("probability", help=READS)
     seed: int = option(0, help="seed of the sets, the same for all methods")
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class FaithfulnessCorrelation(Probing):
         check_shares(self, (self.share,))
         check_seed(self)
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
         size = max(1, round(self.share * values.size))
@@ -117,7 +117,7 @@ class FaithfulnessCorrelation(Probing):
         def finish(scores: Array) -> Score:
             return Score(pearson(sums, scores[0] - scores[1:]), facts={"passes": len(scores), "seed": self.seed})
 
-        return Plan(keeps, self.fill.image(view, None), read(explanation.target, self.reads), finish)
+        return EditPlan(keeps, self.fill.image(view, None), read_as(explanation.target, self.reads), finish)
 
 
 @metrics.register("sensitivity-n")
@@ -143,8 +143,8 @@ class SensitivityN(Probing):
     subsets: int = option(50, help="random sets of each size")
     low: float = option(0.01, help="smallest n as a share of the pixels")
     high: float = option(0.8, help="largest n as a share of the pixels")
-    fill: Fill = option(Neutral(), kind="fill", help="what a pixel becomes")
-    reads: Reading = option("probability", help=READS)
+    fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
+    reads: ScoreKind = option("probability", help=READS)
     seed: int = option(0, help="seed of the sets, the same for all methods")
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class SensitivityN(Probing):
         check_shares(self, (self.low, self.high))
         check_seed(self)
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
         counts = np.rint(np.geomspace(self.low, self.high, self.sizes) * values.size).astype(int).clip(1)
@@ -164,7 +164,7 @@ class SensitivityN(Probing):
             losses = (scores[0] - scores[1:]).reshape(sums.shape)
             return self._finish(counts / values.size, [_or_nan(*pair) for pair in zip(sums, losses, strict=True)], len(scores))
 
-        return Plan(keeps, self.fill.image(view, None), read(explanation.target, self.reads), finish)
+        return EditPlan(keeps, self.fill.image(view, None), read_as(explanation.target, self.reads), finish)
 
     def _finish(self, shares: Array, found: list[float], passes: int) -> Score:
         if np.isnan(found).all():
@@ -260,8 +260,8 @@ class Infidelity(Probing):
     size: float = option(0.25, help="side of a square as a share of the frame's shorter side, above 0 and up to 1")
     values: Literal["contribution", "gradient"] = option("contribution", help="what the map's values are said to be")
     scaled: bool = option(True, help="scale the map so that its error is least")
-    fill: Fill = option(Neutral(), kind="fill", help="what a square becomes")
-    reads: Reading = option("probability", help=READS)
+    fill: Fill = option(NeutralFill(), kind="fill", help="what a square becomes")
+    reads: ScoreKind = option("probability", help=READS)
     seed: int = option(0, help="seed of the places, the same for all methods")
 
     def __post_init__(self) -> None:
@@ -269,7 +269,7 @@ class Infidelity(Probing):
         check_shares(self, (self.size,))
         check_seed(self)
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
         fill = self.fill.image(view, None)
@@ -277,8 +277,8 @@ class Infidelity(Probing):
             values = values * (view.pixels - fill)[0].sum(dim=0).double().cpu().numpy()
         keeps = Squares.draw(self.squares, max(1, round(self.size * min(values.shape))), _frame(values), self.seed)
         forecast = keeps.sums(values)
-        target = read(explanation.target, self.reads)
-        return Plan(_AfterImage(keeps), fill, target, lambda scores: self._finish(forecast, scores[0] - scores[1:]))
+        target = read_as(explanation.target, self.reads)
+        return EditPlan(_AfterImage(keeps), fill, target, lambda scores: self._finish(forecast, scores[0] - scores[1:]))
 
     def _finish(self, forecast: Array, losses: Array) -> Score:
         factor = _least_squares(forecast, losses) if self.scaled else 1.0
@@ -313,18 +313,18 @@ class FaithfulnessEstimate(Probing):
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "groups + 1 passes"
     groups: int = option(100, help="groups of pixels of equal size, by rank")
-    fill: Fill = option(Neutral(), kind="fill", help="what a pixel becomes")
-    reads: Reading = option("probability", help=READS)
+    fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
+    reads: ScoreKind = option("probability", help=READS)
     seed: int = option(0, help="seed of the order among pixels of equal value")
 
     def __post_init__(self) -> None:
         check_least(self, 3, "groups")
         check_seed(self)
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them: first the picture itself, then a group at a time."""
         values = map_of(view, explanation)
-        rank, edges = ranks(values, self.seed), stops(values.size, self.groups)
+        rank, edges = ranks(values, self.seed), removal_stops(values.size, self.groups)
         ordered = np.empty(values.size)
         ordered[rank.ravel()] = values.ravel()
         means = np.add.reduceat(ordered, edges[:-1]) / np.diff(edges)
@@ -334,7 +334,7 @@ class FaithfulnessEstimate(Probing):
             losses = scores[0] - scores[1:]
             return Score(pearson(means, losses), np.stack([means, losses]), {"passes": len(scores)})
 
-        return Plan(keeps, self.fill.image(view, None), read(explanation.target, self.reads), finish)
+        return EditPlan(keeps, self.fill.image(view, None), read_as(explanation.target, self.reads), finish)
 
 
 @metrics.register("monotonicity")
@@ -360,8 +360,8 @@ class Monotonicity(Probing):
     steps: int = option(50, help="steps of equal size from the fill to the picture")
     strict: bool = option(False, help="1 where the score never falls, else 0")
     slack: float = option(1e-6, help="a fall by no more than this is none: it may be rounding")
-    fill: Fill = option(Neutral(), kind="fill", help="what the picture is brought back on")
-    reads: Reading = option("probability", help=READS)
+    fill: Fill = option(NeutralFill(), kind="fill", help="what the picture is brought back on")
+    reads: ScoreKind = option("probability", help=READS)
     seed: int = option(0, help="seed of the order among pixels of equal value")
 
     def __post_init__(self) -> None:
@@ -370,13 +370,13 @@ class Monotonicity(Probing):
         check_seed(self)
         options_turn(self, binary=self.strict)
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
-        stop = stops(values.size, self.steps)
+        stop = removal_stops(values.size, self.steps)
         keeps = first(ranks(-values, self.seed), stop, reveal=True)
-        target = read(explanation.target, self.reads)
-        return Plan(keeps, self.fill.image(view, None), target, lambda found: self._finish(stop / values.size, found))
+        target = read_as(explanation.target, self.reads)
+        return EditPlan(keeps, self.fill.image(view, None), target, lambda found: self._finish(stop / values.size, found))
 
     def _finish(self, shares: Array, scores: Array) -> Score:
         rises = np.diff(scores) >= -self.slack
@@ -396,8 +396,8 @@ class _Top(Probing):
     cost: ClassVar[str] = "shares + 1 passes"
     alone: ClassVar[bool] = False
     shares: tuple[float, ...] = option((0.01, 0.05, 0.1, 0.2, 0.5), help="shares of the pixels taken as the rationale")
-    fill: Fill = option(Neutral(), kind="fill", help="what the rest becomes")
-    reads: Reading = option("probability", help=READS)
+    fill: Fill = option(NeutralFill(), kind="fill", help="what the rest becomes")
+    reads: ScoreKind = option("probability", help=READS)
     seed: int = option(0, help="seed of the order among pixels of equal value")
 
     def __post_init__(self) -> None:
@@ -405,14 +405,14 @@ class _Top(Probing):
         check_seed(self)
         open_ended(self, self.reads == "logit")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them: first the picture itself, then a share at a time."""
         values = map_of(view, explanation)
         count = np.rint(np.array(self.shares) * values.size).astype(np.int64)
         stop = np.concatenate([[values.size if self.alone else 0], count])
         keeps = first(ranks(values, self.seed), stop, reveal=self.alone)
-        target = read(explanation.target, self.reads)
-        return Plan(keeps, self.fill.image(view, None), target, self._finish)
+        target = read_as(explanation.target, self.reads)
+        return EditPlan(keeps, self.fill.image(view, None), target, self._finish)
 
     def _finish(self, scores: Array) -> Score:
         losses = scores[0] - scores[1:]

@@ -17,7 +17,7 @@ from scipy import ndimage, stats
 from consilience.registry import metrics, option
 from consilience.types import Array, Box, ConsilienceError, Explanation, Model, NotApplicable, Score, View
 
-Truth = Literal["auto", "boxes", "masks"]
+TruthSource = Literal["auto", "boxes", "masks"]
 Part = Literal["positive", "absolute", "signed"]
 ANYWHERE = np.ones((3, 3), dtype=bool)
 """Pixels touch at corners too."""
@@ -26,7 +26,7 @@ ANYWHERE = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class TruthPlace:
     """Where the explained class is: ``on`` (h, w) bool and ``boxes`` in the model's frame, ``by`` masks or boxes."""
 
     on: Array
@@ -39,13 +39,13 @@ class Place:
         return {"truth": self.by, "object": float(self.on.mean())}
 
 
-def place_of(explanation: Explanation, truth: Truth = "auto") -> Place:
+def place_of(explanation: Explanation, truth: TruthSource = "auto") -> TruthPlace:
     """The object of the explained class in the model's frame: its mask where the picture has one, else all of its boxes.
 
     A mask is named by the class's number or its name; a box without a class is of the picture's label. A pixel is in a box
     where its centre is. Raises `NotApplicable` where there is no object of that class, or the view does not show it.
     """
-    masks, boxes = masks_of(explanation), boxes_of(explanation)
+    masks, boxes = class_masks(explanation), boxes_of(explanation)
     if truth == "masks" or (truth == "auto" and masks):
         return _by_masks(explanation, masks)
     if not boxes:
@@ -53,17 +53,17 @@ def place_of(explanation: Explanation, truth: Truth = "auto") -> Place:
     moved = [explanation.geometry.to_input(box) for box in boxes]
     seen = tuple(box for box in moved if box.x1 > box.x0 and box.y1 > box.y0)
     on = in_boxes(seen, explanation.values.shape)
-    return Place(_seen(on, explanation), seen, "boxes")
+    return TruthPlace(_seen(on, explanation), seen, "boxes")
 
 
-def _by_masks(explanation: Explanation, masks: Sequence[Array]) -> Place:
+def _by_masks(explanation: Explanation, masks: Sequence[Array]) -> TruthPlace:
     if not masks:
         raise NotApplicable(_nothing(explanation, "masks"))
     on = np.logical_or.reduce([explanation.geometry.to_input(mask.astype(bool)) for mask in masks])
-    return Place(_seen(on, explanation), _round(on), "masks")
+    return TruthPlace(_seen(on, explanation), _round(on), "masks")
 
 
-def masks_of(explanation: Explanation) -> list[Array]:
+def class_masks(explanation: Explanation) -> list[Array]:
     """Masks (H, W) of the explained class, by its number or its name, in the picture's frame."""
     known, target = explanation.sample.masks, explanation.target
     names = (str(target.index), target.name) if target.index is not None else (target.name,)
@@ -104,7 +104,7 @@ def _box(found: tuple[slice, slice]) -> Box:
     return Box(None, float(across.start), float(down.start), float(across.stop), float(down.stop))
 
 
-def _nothing(explanation: Explanation, truth: Truth) -> str:
+def _nothing(explanation: Explanation, truth: TruthSource) -> str:
     sample, target = explanation.sample, explanation.target
     wanted = {"auto": "neither a mask nor a box", "boxes": "no box", "masks": "no mask"}[truth]
     there = sorted({str(sample.label if box.index is None else box.index) for box in sample.boxes}, key=str)
@@ -182,7 +182,7 @@ class PointingGame(Located):
     label: ClassVar[str] = "Pointing game"
     tolerance: float = option(15.0, help="distance from the object that still counts, in pixels")
     at: Literal["picture", "input"] = option("picture", help="whose pixels: the picture's own, or the model's frame")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
     seed: int = option(0, help="seed of the draw between equal maxima")
 
     def __post_init__(self) -> None:
@@ -200,11 +200,11 @@ class PointingGame(Located):
         facts = {"tied": len(tied), "share": float(hits.mean()), "point": tied[drawn].tolist()}
         return Score(float(hits[drawn]), facts={**place.facts, **facts, "tolerance": f"{self.tolerance:g} px of the {self.at}"})
 
-    def _hits(self, points: Array, explanation: Explanation, place: Place) -> Array:
+    def _hits(self, points: Array, explanation: Explanation, place: TruthPlace) -> Array:
         """Which points (n, 2) of the frame are near enough, (n,) bool."""
         boxes, masks = place.boxes, [place.on]
         if self.at == "picture":
-            points, boxes, masks = on_picture(points, explanation), tuple(boxes_of(explanation)), masks_of(explanation)
+            points, boxes, masks = on_picture(points, explanation), tuple(boxes_of(explanation)), class_masks(explanation)
         if place.by == "boxes":
             return near_boxes(points, boxes, self.tolerance)
         return near_mask(points, np.logical_or.reduce([mask.astype(bool) for mask in masks]), self.tolerance)
@@ -258,7 +258,7 @@ class Energy(Located):
 
     label: ClassVar[str] = "Energy in object"
     part: Literal["positive", "absolute"] = option("positive", help="of a signed map: its positive part, or its magnitude")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The share of the map that is on the object."""
@@ -295,7 +295,7 @@ class RelevanceRank(Located):
 
     label: ClassVar[str] = "Relevance rank"
     part: Part = option("signed", help="what is ranked: values as they are, their positive part, or their magnitude")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The share of the K largest that is on the object."""
@@ -326,7 +326,7 @@ class Iou(Located):
     label: ClassVar[str] = "IoU with object"
     at: float = option(0.2, help="part of the frame, or of the largest value")
     by: Literal["area", "maximum"] = option("area", help="what is cut at: an area, or a share of the largest value")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
     seed: int = option(0, help="seed of the order of equal pixels")
 
     def __post_init__(self) -> None:
@@ -372,7 +372,7 @@ class BestIou(Located):
     """
 
     label: ClassVar[str] = "Best IoU (oracle bound)"
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The overlap at the best threshold."""
@@ -400,7 +400,7 @@ class Auc(Located):
 
     label: ClassVar[str] = "Pixel AUC"
     part: Part = option("signed", help="what is ranked: values as they are, their positive part, or their magnitude")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The area."""
@@ -435,7 +435,7 @@ class MaxBoxAcc(Located):
     thresholds: int = option(100, help="thresholds, evenly spaced from 0; the paper takes 1,000")
     delta: tuple[float, ...] = option((0.3, 0.5, 0.7), help="IoU at which a box fits, joined by +; averaged over")
     boxes: Literal["all", "largest"] = option("all", help="boxes of every connected part, or of the largest alone")
-    truth: Truth = option("auto", help="what marks the object: masks where there are, else boxes")
+    truth: TruthSource = option("auto", help="what marks the object: masks where there are, else boxes")
 
     def __post_init__(self) -> None:
         if self.thresholds < 1:

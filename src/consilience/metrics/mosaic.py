@@ -25,7 +25,7 @@ from consilience.types import Array, ConsilienceError, Explanation, Model, NotAp
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class MosaicCell:
     """A picture that the model is sure of: its first class, and what the model is shown in ``frame``, reduced to ``pixels``."""
 
     name: str
@@ -74,9 +74,9 @@ def _check(cells: int, sure: float, count: int, seed: int = 0) -> None:
 
 def _sure_cells(
     model: Model, samples: Iterable[Sample], side: int, sure: float, wanted: int, most: int
-) -> tuple[list[Cell], int]:
+) -> tuple[list[MosaicCell], int]:
     """Cells of pictures that the model is sure of, at most ``most`` a class, up to ``wanted``; and how many were read."""
-    kept: dict[int, list[Cell]] = {}
+    kept: dict[int, list[MosaicCell]] = {}
     read, waiting = 0, iter(samples)
     with progress.task("pictures for mosaics", wanted) as running:
         while sum(map(len, kept.values())) < wanted and (part := list(islice(waiting, max(1, model.batch)))):
@@ -88,7 +88,7 @@ def _sure_cells(
     return [cell for group in kept.values() for cell in group], read
 
 
-def _cells_of(model: Model, samples: Sequence[Sample], side: int, sure: float) -> Iterator[Cell]:
+def _cells_of(model: Model, samples: Sequence[Sample], side: int, sure: float) -> Iterator[MosaicCell]:
     views = [model.view(sample) for sample in samples]
     outputs = model.scores(torch.cat([view.pixels for view in views])).double()
     rows = outputs.softmax(dim=1) if model.outputs == "logits" else outputs
@@ -97,16 +97,16 @@ def _cells_of(model: Model, samples: Sequence[Sample], side: int, sure: float) -
         if probability >= sure and sample.label in (None, index):
             whole = np.rint(images.to_array(view.pixels) * 255).astype(np.uint8)
             frame = (whole.shape[0], whole.shape[1])
-            yield Cell(sample.name, images.resize(whole, (-(-frame[0] // side), -(-frame[1] // side))), index, frame)
+            yield MosaicCell(sample.name, images.resize(whole, (-(-frame[0] // side), -(-frame[1] // side))), index, frame)
 
 
-def grouped(cells: Sequence[Cell], size: int, count: int, rng: np.random.Generator) -> list[list[Cell]]:
+def grouped(cells: Sequence[MosaicCell], size: int, count: int, rng: np.random.Generator) -> list[list[MosaicCell]]:
     """At most ``count`` groups of ``size`` cells of different classes, each cell used once, drawn at random.
 
     ``n`` groups can be made where the classes, each counted up to n times, have n times ``size`` cells; dealing them out class
     after class then never gives a group two of one class.
     """
-    by_class: dict[int, list[Cell]] = {}
+    by_class: dict[int, list[MosaicCell]] = {}
     for at in rng.permutation(len(cells)):
         by_class.setdefault(cells[at].index, []).append(cells[at])
     able = [n for n in range(1, count + 1) if sum(min(n, len(group)) for group in by_class.values()) >= n * size]
@@ -118,7 +118,7 @@ def grouped(cells: Sequence[Cell], size: int, count: int, rng: np.random.Generat
     return [[row[at] for at in rng.permutation(np.arange(number, len(row), most))] for number in range(most)]
 
 
-def _mosaic(group: Sequence[Cell], frame: tuple[int, int], number: int, seed: int) -> Sample:
+def _mosaic(group: Sequence[MosaicCell], frame: tuple[int, int], number: int, seed: int) -> Sample:
     """The group's cells, row by row, as one sample of the size of the frame."""
     side = math.isqrt(len(group))
     spots = [(down, across) for down in _edges(frame[0], side) for across in _edges(frame[1], side)]

@@ -18,15 +18,15 @@ from torch import Tensor
 from consilience.perturb.probe import Edits, Keeps, probe_many
 from consilience.types import Array, ClassTarget, ConsilienceError, Explanation, Model, NotApplicable, Score, Target, View
 
-Reading = Literal["probability", "logit"]
-GROUP = 16
+ScoreKind = Literal["probability", "logit"]
+VIEWS_AT_ONCE = 16
 """Pictures whose edits share chunks: beyond it hardly a batch is saved, and each holds its picture, fill and ranks."""
 
 # ---------------------------------------------------------------- from edits to a score
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class EditPlan:
     """Which edits of a picture are to be scored, and what becomes of the scores (n,), float64."""
 
     keeps: Keeps
@@ -38,7 +38,7 @@ class Plan:
 class Probing:
     """``score`` and ``score_batch`` of a metric that has a ``plan``."""
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """The edits of one picture; raises `NotApplicable` where the metric can say nothing of it."""
         raise NotImplementedError
 
@@ -57,28 +57,28 @@ class Probing:
         At a time 16 pictures are held with their fills and ranks, whatever their number.
         """
         found: list[Score | NotApplicable] = []
-        for start in range(0, len(views), GROUP):
-            part = slice(start, start + GROUP)
+        for start in range(0, len(views), VIEWS_AT_ONCE):
+            part = slice(start, start + VIEWS_AT_ONCE)
             plans = [self._planned(model, *pair) for pair in zip(views[part], explanations[part], strict=True)]
             found += self._finished(model, views[part], plans)
         return found
 
-    def _planned(self, model: Model, view: View, explanation: Explanation) -> Plan | NotApplicable:
+    def _planned(self, model: Model, view: View, explanation: Explanation) -> EditPlan | NotApplicable:
         try:
             return self.plan(model, view, explanation)
         except NotApplicable as reason:
             return reason
 
     def _finished(
-        self, model: Model, views: Sequence[View], plans: Sequence[Plan | NotApplicable]
+        self, model: Model, views: Sequence[View], plans: Sequence[EditPlan | NotApplicable]
     ) -> list[Score | NotApplicable]:
-        ready = [(view, plan) for view, plan in zip(views, plans, strict=True) if isinstance(plan, Plan)]
+        ready = [(view, plan) for view, plan in zip(views, plans, strict=True) if isinstance(plan, EditPlan)]
         edits = [Edits(view, plan.keeps, plan.target, plan.fill) for view, plan in ready]
         scores = iter(probe_many(model, edits, str(getattr(self, "spelled", "probing"))))
-        return [_done(plan, next(scores)) if isinstance(plan, Plan) else plan for plan in plans]
+        return [_done(plan, next(scores)) if isinstance(plan, EditPlan) else plan for plan in plans]
 
 
-def _done(plan: Plan, scores: Tensor) -> Score | NotApplicable:
+def _done(plan: EditPlan, scores: Tensor) -> Score | NotApplicable:
     try:
         return plan.finish(scores.double().numpy())
     except NotApplicable as reason:
@@ -95,7 +95,7 @@ def map_of(view: View, explanation: Explanation) -> Array:
     return values
 
 
-def read(target: Target, score: Reading) -> Target:
+def read_as(target: Target, score: ScoreKind) -> Target:
     """The target as a probability or logit, as far as the model's outputs allow; one that is no class stays as it is."""
     return target.scored(score) if isinstance(target, ClassTarget) else target
 
@@ -155,7 +155,7 @@ def ranks(values: Array, seed: int) -> Array:
     return found.reshape(values.shape)
 
 
-def stops(pixels: int, steps: int, step: int = 0, share: float = 1.0) -> Array:
+def removal_stops(pixels: int, steps: int, step: int = 0, share: float = 1.0) -> Array:
     """How many pixels are edited at each point: from 0 up to ``share`` in equal ``steps``, or ``step`` more at a time."""
     most = round(share * pixels)
     if step:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from consilience.metrics.perturbation import (
-    Plan,
+    EditPlan,
     Probing,
     check_least,
     check_seed,
@@ -22,7 +22,7 @@ from consilience.metrics.perturbation import (
     open_ended,
     options_turn,
     ranks,
-    read,
+    read_as,
 )
 from consilience.registry import metrics, option
 from consilience.types import Array, ClassTarget, Explanation, Model, NotApplicable, Score, Target, View
@@ -73,7 +73,7 @@ class Road(Probing):
             options_turn(self, higher_is_better=self.order == "lerf", bounds=(0.0, 1.0))
         open_ended(self, self.reads == "logit")
 
-    def plan(self, model: Model, view: View, explanation: Explanation) -> Plan:
+    def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         rank = ranks(map_of(view, explanation), self.seed)
         some = np.rint(np.array(self.shares) * rank.size).astype(np.int64)
@@ -81,11 +81,11 @@ class Road(Probing):
         parts = {"morf": [morf], "lerf": [lerf], "combined": [morf, lerf]}[self.order]
         start, stop = (np.concatenate(edges) for edges in zip(*parts, strict=True))
         keeps = Imputed(rank, start, stop, self.noise, self.seed)
-        return Plan(keeps, view.pixels, self._target(explanation.target), self._finish)
+        return EditPlan(keeps, view.pixels, self._target(explanation.target), self._finish)
 
     def _target(self, target: Target) -> Target:
         if self.reads != "accuracy":
-            return read(target, self.reads)
+            return read_as(target, self.reads)
         if not isinstance(target, ClassTarget):
             raise NotApplicable(f"{target.name} is no class: there is no first one to count")
         return First(target.index, target.name)

@@ -18,13 +18,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from consilience.metrics.explained_again import chance, explainer_of, maps, needs_module
-from consilience.metrics.similarity import Similarity, alike
+from consilience.metrics.explained_again import chance_similarity, explainer_of, explained_maps, needs_module
+from consilience.metrics.similarity import MapSimilarity, alike
 from consilience.metrics.stability import noisy
 from consilience.registry import metrics, option
 from consilience.types import Array, ClassTarget, ConsilienceError, Explainer, Explanation, Model, NotApplicable, Score, View
 
-Order = Literal["top-down", "bottom-up", "independent"]
+RandomizationOrder = Literal["top-down", "bottom-up", "independent"]
 How = Literal["reset", "normal", "permute"]
 
 # ---------------------------------------------------------------- random weights
@@ -103,7 +103,7 @@ class Stage:
     layers: tuple[str, ...]
 
 
-def stages(model: Any, view: View, order: Order, steps: int, how: How, seed: int) -> Iterator[Stage]:
+def stages(model: Any, view: View, order: RandomizationOrder, steps: int, how: How, seed: int) -> Iterator[Stage]:
     """The network with more and more random layers (with ``independent``, one group at a time), ``steps`` groups in all.
 
     It is one copy, changed in place: a stage holds until the next is asked for. It runs in torch, since no engine is worth
@@ -118,7 +118,7 @@ def stages(model: Any, view: View, order: Order, steps: int, how: How, seed: int
     yield from _stages(model, [[str(name) for name in group] for group in groups], order, how, seed)
 
 
-def _stages(model: Any, groups: Sequence[Sequence[str]], order: Order, how: How, seed: int) -> Iterator[Stage]:
+def _stages(model: Any, groups: Sequence[Sequence[str]], order: RandomizationOrder, how: How, seed: int) -> Iterator[Stage]:
     scratch = copy.deepcopy(model.module)
     parts, originals = dict(scratch.named_modules()), dict(model.module.named_modules())
     network = model.with_module(scratch).using(engine="torch")
@@ -164,8 +164,8 @@ class MPRT:
     needs: ClassVar[frozenset[str]] = frozenset({"module"})
     label: ClassVar[str] = "MPRT"
     cost: ClassVar[str] = "steps explanations"
-    order: Order = option("top-down", help="where randomising begins, or one group of layers at a time")
-    similarity: Similarity = option("spearman", help="spearman, pearson, cosine, ssim or iou-at-20")
+    order: RandomizationOrder = option("top-down", help="where randomising begins, or one group of layers at a time")
+    similarity: MapSimilarity = option("spearman", help="spearman, pearson, cosine, ssim or iou-at-20")
     steps: int = option(8, help="stages; 0 is one for every layer with weights")
     how: How = option(
         "reset", help="the layer's own initialisation, normal numbers of its mean and spread, or its values permuted"
@@ -186,7 +186,7 @@ class MPRT:
             values = self._map(stage.model, explainer, view, explanation)
             same.append(alike(still, values, self.similarity, self.magnitude))
             layers.append(stage.layers[-1])
-        line = chance(replace(explanation, values=still), view, self.similarity, self.magnitude)
+        line = chance_similarity(replace(explanation, values=still), view, self.similarity, self.magnitude)
         facts = {"layers": layers, "last": same[-1], "similarity": self.similarity, **line}
         return Score(float(np.mean(same)), np.array(same), facts)
 
@@ -196,7 +196,7 @@ class MPRT:
 
     def _map(self, model: Any, explainer: Explainer, view: View, explanation: Explanation) -> Array:
         """The map of a network with random layers."""
-        return next(maps(explainer, model, [(view, explanation.target)], 1, "mprt"))
+        return next(explained_maps(explainer, model, [(view, explanation.target)], 1, "mprt"))
 
 
 @metrics.register("smooth-mprt")
@@ -229,7 +229,7 @@ class SmoothMPRT(MPRT):
         """The mean of the noisy pictures' maps."""
         cases = ((copied, explanation.target) for copied in noisy(view, self.samples, self.noise, self.seed, "normal"))
         total = np.zeros(explanation.values.shape)
-        for values in maps(explainer, model, cases, self.samples, "smooth-mprt"):
+        for values in explained_maps(explainer, model, cases, self.samples, "smooth-mprt"):
             total += values
         return np.asarray(total / self.samples, dtype=np.float32)
 
@@ -271,8 +271,8 @@ class EfficientMPRT:
             raise NotApplicable(f"{explanation.explainer}: the map is flat: an entropy of 0 has no relative rise")
         (stage,) = stages(network, view, "bottom-up", 1, self.how, self.seed)
         cases = [(view, explanation.target)]
-        after = histogram_entropy(next(maps(explainer_of(explanation), stage.model, cases, 1, "emprt")), self.bins)
-        heard = {"model_before": said(network, view), "model_after": said(stage.model, view)}
+        after = histogram_entropy(next(explained_maps(explainer_of(explanation), stage.model, cases, 1, "emprt")), self.bins)
+        heard = {"model_before": output_entropy(network, view), "model_after": output_entropy(stage.model, view)}
         return Score((after - before) / before, facts={"before": before, "after": after, **heard})
 
 
@@ -284,7 +284,7 @@ def histogram_entropy(values: Array, bins: int) -> float:
     return float(stats.entropy(counts))
 
 
-def said(model: Any, view: View) -> float:
+def output_entropy(model: Any, view: View) -> float:
     """Entropy in nats of a model's probabilities of one picture; NaN for bare values."""
     with torch.no_grad():
         row = model.logits(view.pixels)[0].double()
@@ -315,7 +315,7 @@ class RandomLogit:
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Random logit"
     cost: ClassVar[str] = "classes explanations"
-    similarity: Similarity = option("ssim", help="spearman, pearson, cosine, ssim or iou-at-20")
+    similarity: MapSimilarity = option("ssim", help="spearman, pearson, cosine, ssim or iou-at-20")
     classes: int = option(5, help="other classes that are explained; at most those that there are")
     magnitude: bool = option(False, help="compare absolute values")
     seed: int = option(0, help="seed of the draw of classes")
@@ -328,9 +328,9 @@ class RandomLogit:
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The mean similarity over the classes drawn."""
         targets = self._others(model, explanation)
-        found = maps(explainer_of(explanation), model, [(view, target) for target in targets], len(targets), "random-logit")
+        found = explained_maps(explainer_of(explanation), model, [(view, target) for target in targets], len(targets), "random-logit")
         same = [alike(explanation.values, values, self.similarity, self.magnitude) for values in found]
-        line = chance(explanation, view, self.similarity, self.magnitude)
+        line = chance_similarity(explanation, view, self.similarity, self.magnitude)
         facts = {"classes": [target.index for target in targets], "similarity": self.similarity, **line}
         return Score(float(np.mean(same)), np.array(same), facts)
 

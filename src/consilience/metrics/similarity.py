@@ -11,13 +11,13 @@ from consilience.agreement import overlap
 from consilience.agreement.masks import largest, pixels_of
 from consilience.types import Array
 
-Similarity = Literal["spearman", "pearson", "cosine", "ssim", "iou-at-20"]
-SHARE = 0.2
+MapSimilarity = Literal["spearman", "pearson", "cosine", "ssim", "iou-at-20"]
+TOP_SHARE = 0.2
 WINDOW = 7
 """Side of SSIM's window: scikit-image's own."""
 
 
-def alike(a: Array, b: Array, by: Similarity, magnitude: bool = False) -> float:
+def alike(a: Array, b: Array, by: MapSimilarity, magnitude: bool = False) -> float:
     """Similarity of two maps (h, w): 1 for equal maps; ``magnitude`` compares absolute values.
 
     ``spearman`` ranks, ``pearson`` and ``cosine`` values; ``ssim`` (Wang et al. 2004) each map divided by its largest
@@ -50,11 +50,11 @@ def _ssim(a: Array, b: Array) -> float:
 
 
 def _iou(a: Array, b: Array) -> float:
-    area = pixels_of(SHARE, a.size)
+    area = pixels_of(TOP_SHARE, a.size)
     return overlap.iou(largest(a, area), largest(b, area))
 
 
-MEASURES: Mapping[Similarity, Callable[[Array, Array], float]] = {
+MEASURES: Mapping[MapSimilarity, Callable[[Array, Array], float]] = {
     "spearman": overlap.spearman,
     "pearson": _pearson,
     "cosine": _cosine,

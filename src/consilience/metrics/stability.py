@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from consilience import progress
-from consilience.metrics.explained_again import chance, explainer_of, maps
-from consilience.metrics.similarity import Similarity, alike
+from consilience.metrics.explained_again import chance_similarity, explainer_of, explained_maps
+from consilience.metrics.similarity import MapSimilarity, alike
 from consilience.registry import metrics, option
 from consilience.types import Array, ConsilienceError, Explanation, Model, NotApplicable, Score, View
 
@@ -71,7 +71,7 @@ def _scores(model: Model, views: list[View]) -> Tensor:
 def again(model: Model, explanation: Explanation, views: Views, total: int, label: str) -> Iterator[Array]:
     """The same method's maps (h, w) of the edited pictures."""
     target = explanation.target
-    return maps(explainer_of(explanation), model, ((view, target) for view in views()), total, label)
+    return explained_maps(explainer_of(explanation), model, ((view, target) for view in views()), total, label)
 
 
 def _checked(name: str, samples: int, radius: float, seed: int) -> None:
@@ -190,14 +190,14 @@ class LocalLipschitz(_Sensitivity):
 class _Agreement:
     """What the rest shares: the similarity of two maps, and the line that a random map would give."""
 
-    similarity: Similarity = option("spearman", help="spearman, pearson, cosine, ssim or iou-at-20")
+    similarity: MapSimilarity = option("spearman", help="spearman, pearson, cosine, ssim or iou-at-20")
 
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def _scored(self, found: list[float], view: View, explanation: Explanation, **facts: Any) -> Score:
-        line = chance(explanation, view, self.similarity)
+        line = chance_similarity(explanation, view, self.similarity)
         return Score(float(np.mean(found)), np.array(found), {"similarity": self.similarity, **line, **facts})
 
 
@@ -229,7 +229,7 @@ class SeedAgreement(_Agreement):
             raise NotApplicable(f"{explanation.explainer} draws nothing at random: it has no seed to change")
         found = [explanation.values]
         for seed in range(first + 1, first + 1 + self.seeds):
-            found += maps(replace(explainer, seed=seed), model, [(view, explanation.target)], 1, "seeds")
+            found += explained_maps(replace(explainer, seed=seed), model, [(view, explanation.target)], 1, "seeds")
         pairs = [alike(a, b, self.similarity) for a, b in combinations(found, 2)]
         return self._scored(pairs, view, explanation, seeds=list(range(first, first + 1 + self.seeds)))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from consilience.models.layers import MOST_PREFIX_TOKENS, Form, Grid, borrowed, hooked
+from consilience.models.layers import MOST_PREFIX_TOKENS, Form, GridShape, borrowed, hooked
 from consilience.types import Network, NotApplicable
 
 Function = Callable[..., Any]
@@ -28,7 +28,7 @@ Keep = Callable[[Tensor], None]
 COPIES = 6
 """Arrays of the size of one attention that are alive in a pass with its gradient: scores, probabilities, what softmax keeps,
 the gradients of these, and what is returned."""
-_plans: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Plan]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], AttentionPlan]] = WeakKeyDictionary()
 _guard = Lock()
 
 
@@ -133,7 +133,7 @@ def _over_last(said: Tensor, _given: Any = None, dim: int | None = None, *_: Any
 
 
 @dataclass(frozen=True)
-class Place:
+class AttentionPlace:
     """One attention of a network: the ``module`` it runs in, the ``block`` it belongs to, and its shape for one picture.
 
     ``block`` is the outermost module that holds no other attention. ``windows`` counts the groups of tokens that look only at
@@ -159,10 +159,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """The attentions of a network in forward order, and which query tokens of the last one the outputs depend on."""
 
-    places: tuple[Place, ...]
+    places: tuple[AttentionPlace, ...]
     rows: tuple[int, ...]
 
     @property
@@ -175,7 +175,7 @@ class Plan:
         return max(1, min(most, memory // max(1, 4 * COPIES * self.size)))
 
 
-def plan_of(model: Network, pixels: Tensor) -> Plan:
+def plan_of(model: Network, pixels: Tensor) -> AttentionPlan:
     """What one pass of the first picture of (N, 3, h, w) shows; kept for the module and the size of the picture.
 
     Raises `NotApplicable` where the network has no attention.
@@ -188,7 +188,7 @@ def plan_of(model: Network, pixels: Tensor) -> Plan:
     return known[key]
 
 
-def _survey(model: Network, pixels: Tensor) -> Plan:
+def _survey(model: Network, pixels: Tensor) -> AttentionPlan:
     found: list[tuple[str, Tensor]] = []
     with borrowed(model.module), named_calls(model.module) as inside, torch.enable_grad():
         outputs = _run(model, pixels, lambda tensor: found.append((inside[-1] if inside else "", tensor)), graph=True)
@@ -197,7 +197,7 @@ def _survey(model: Network, pixels: Tensor) -> Plan:
     blocks = blocks_of([name for name, _ in found])
     pairs = zip(found, blocks, strict=True)
     places = tuple(_place(name, block, tuple(tensor.shape)) for (name, tensor), block in pairs)
-    return Plan(places, read_rows(outputs, found[-1][1]))
+    return AttentionPlan(places, read_rows(outputs, found[-1][1]))
 
 
 def _run(model: Network, pixels: Tensor, keep: Keep, graph: bool) -> Tensor:
@@ -244,9 +244,9 @@ def _block(name: str, others: Sequence[str]) -> str:
     return alone[0] if alone else name
 
 
-def _place(name: str, block: str, shape: tuple[int, ...]) -> Place:
+def _place(name: str, block: str, shape: tuple[int, ...]) -> AttentionPlace:
     heads = shape[-3] if len(shape) > 3 else 1
-    return Place(name, block, heads, shape[-2], shape[-1], math.prod(shape[:-3]) if len(shape) > 3 else shape[0])
+    return AttentionPlace(name, block, heads, shape[-2], shape[-1], math.prod(shape[:-3]) if len(shape) > 3 else shape[0])
 
 
 def read_rows(outputs: Tensor, probabilities: Tensor) -> tuple[int, ...]:
@@ -266,7 +266,7 @@ def read_rows(outputs: Tensor, probabilities: Tensor) -> tuple[int, ...]:
 def form_of_tokens(model: Network, tokens: int) -> Form | None:
     """How ``tokens`` keys stand on a grid: the network's own, after class and register tokens; None where they do not."""
     for kind in ("tokens", "map"):
-        grids: list[Grid] = [layer.spatial for layer in model.layers() if layer.kind == kind and layer.spatial is not None]
+        grids: list[GridShape] = [layer.spatial for layer in model.layers() if layer.kind == kind and layer.spatial is not None]
         for height, width in reversed(grids):
             prefix = tokens - height * width
             if min(height, width) > 1 and 0 <= prefix <= MOST_PREFIX_TOKENS:
@@ -278,12 +278,12 @@ def form_of_tokens(model: Network, tokens: int) -> Form | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class AttentionReading:
     """One pass: outputs (N, K) and the attentions as they flowed, one a place."""
 
     outputs: Tensor
     nodes: tuple[Tensor, ...]
-    places: tuple[Place, ...]
+    places: tuple[AttentionPlace, ...]
 
     def values(self, at: int) -> Tensor:
         """Probabilities (N, heads, T, S) of one place, without a graph; of a windowed one (N windows, heads, T, S)."""
@@ -303,7 +303,7 @@ class Reading:
         return values.reshape(-1, place.heads, place.queries, place.keys)
 
 
-def read(model: Network, pixels: Tensor, plan: Plan, graph: bool = False) -> Reading:
+def read_attention(model: Network, pixels: Tensor, plan: AttentionPlan, graph: bool = False) -> AttentionReading:
     """Every attention of pixels (N, 3, h, w); with ``graph`` the outputs' gradients with respect to each can be had.
 
     Memory: `Plan.pictures` says how many pictures fit.
@@ -313,4 +313,4 @@ def read(model: Network, pixels: Tensor, plan: Plan, graph: bool = False) -> Rea
         outputs = _run(model, pixels, found.append, graph)
     if len(found) != len(plan.places):
         raise NotApplicable(f"{model.id} has {len(found)} attentions on this picture and had {len(plan.places)} before")
-    return Reading(outputs, tuple(found), plan.places)
+    return AttentionReading(outputs, tuple(found), plan.places)

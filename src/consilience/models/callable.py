@@ -65,7 +65,7 @@ class BlackBox:
     can = frozenset[str]()
 
     def __post_init__(self) -> None:
-        plan.check("auto", "f32", self.memory, torch.device("cpu"))
+        plan.check_engine("auto", "f32", self.memory, torch.device("cpu"))
         if self.mode not in ("crop", "squash"):
             raise ConsilienceError(f"view is crop or squash; got {self.mode!r}")
 
@@ -101,8 +101,8 @@ class BlackBox:
             return torch.empty(0, len(self.classes))
         with self._lock, torch.no_grad():
             prepared = self.recipe.normalised(pixels.detach().to("cpu", torch.float32))
-            found = run(self.backend, prepared, self.batch, self.name)
-        plan.record(str(self.backend.facts["engine"]), str(self.backend.facts["precision"]))
+            found = run_backend(self.backend, prepared, self.batch, self.name)
+        plan.record_pass(str(self.backend.facts["engine"]), str(self.backend.facts["precision"]))
         if found.shape[1] != len(self.classes):
             raise ConsilienceError(
                 f"{self.name} gave {found.shape[1]} outputs a picture; on its trial it gave {len(self.classes)}"
@@ -121,11 +121,11 @@ class BlackBox:
         return replace(self, backend=backend, memory=self.memory if memory is None else memory, _lock=RLock())
 
 
-def run(backend: Backend, prepared: Tensor, batch: int, name: str) -> Tensor:
+def run_backend(backend: Backend, prepared: Tensor, batch: int, name: str) -> Tensor:
     """Raw outputs (N, K) float32 of N prepared pictures, chunk by chunk; only the last chunk is filled up, where it must be."""
     parts = []
     for chunk in torch.split(prepared, batch):
-        full = chunk if backend.fixed is None else plan.filled(chunk, backend.fixed)
+        full = chunk if backend.fixed is None else plan.filled_batch(chunk, backend.fixed)
         parts.append(_as_outputs(backend(full), len(full), name)[: len(chunk)])
     return torch.cat(parts)
 
@@ -180,7 +180,7 @@ def settle_classes(given: Sequence[str] | None, count: int, name: str) -> tuple[
     return tuple(given)
 
 
-def digest_of(*parts: Any) -> str:
+def digest_of_parts(*parts: Any) -> str:
     """Hex digest of bytes and of the spelling of anything else."""
     state = blake2b(digest_size=8)
     for part in parts:
@@ -259,10 +259,10 @@ def wrap_callable(
     called = name or getattr(function, "__name__", type(function).__name__).strip("<>")
     backend = _Function(function, layout)
     with torch.no_grad():
-        trial = run(backend, recipe.normalised(trial_pictures(frame)), batch, called)
+        trial = run_backend(backend, recipe.normalised(trial_pictures(frame)), batch, called)
     kind, how = settle_outputs(outputs, trial, called)
     return BlackBox(
         backend, recipe, settle_classes(classes, trial.shape[1], called), kind, called,
-        digest_of(recipe, kind, layout, trial.numpy().tobytes()), {"outputs": f"{kind}, {how}", "weights": "its own"},
+        digest_of_parts(recipe, kind, layout, trial.numpy().tobytes()), {"outputs": f"{kind}, {how}", "weights": "its own"},
         most=batch, mode=view, memory=memory,
     )  # fmt: skip

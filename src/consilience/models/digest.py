@@ -23,7 +23,7 @@ _weights: WeakKeyDictionary[nn.Module, tuple[list[ref[Tensor]], list[Any], str]]
 _LIBRARIES = ("torch.", "torchvision.", "timm.")
 
 
-class Watch:
+class ModuleWatch:
     """Whether a module is still as it was: its parts, their settings, its tensors and what is in them.
 
     A look costs about half a millisecond, a digest twelve. Values are sampled, because writes through ``.data`` are not
@@ -66,7 +66,7 @@ def _few(tensor: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // 8)]
 
 
-def digest(module: nn.Module, settings: str) -> str:
+def module_digest(module: nn.Module, settings: str) -> str:
     """Hex digest of the weights, the architecture with its settings, and ``settings``."""
     return blake2b("\n".join([settings, architecture(module), weights_digest(module)]).encode(), digest_size=8).hexdigest()
 

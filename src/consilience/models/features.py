@@ -24,7 +24,7 @@ from consilience.types import ConsilienceError, Layer
 Maps = dict[str, Tensor]
 
 
-class Opened(plan.Runnable, Protocol):
+class OpenedNetwork(plan.Runnable, Protocol):
     """A network whose layers can be read."""
 
     anatomy: Any
@@ -43,13 +43,13 @@ class Features:
     the network has no such layer, or an engine that was asked for by name cannot run it.
     """
 
-    def __init__(self, network: Opened, layers: Sequence[str]) -> None:
+    def __init__(self, network: OpenedNetwork, layers: Sequence[str]) -> None:
         if not layers:
             raise ConsilienceError("no layer was named; model.layers() lists those there are")
         self.network, self.names = network, tuple(dict.fromkeys(layers))
         self.batch = network.batch
         self._run: Callable[[Tensor], Maps] | None = None
-        self.facts: dict[str, Any] = plan.plan(network.engine, network.precision, network.device)
+        self.facts: dict[str, Any] = plan.plan_engine(network.engine, network.precision, network.device)
 
     def __call__(self, pixels: Tensor) -> Maps:
         """The layers' maps; a vector is (N, C, 1, 1)."""
@@ -58,7 +58,7 @@ class Features:
         pixels = pixels.to(self.network.device, torch.float32)
         if self._run is None:
             self._run = self._made(pixels)
-        plan.record(self.facts["engine"], self.facts["precision"])
+        plan.record_pass(self.facts["engine"], self.facts["precision"])
         return self._run(pixels)
 
     def release(self) -> None:
@@ -71,14 +71,14 @@ class Features:
             return self._torch
         try:
             run = _OpenVINO(self.network, self.names, self.facts["precision"])
-            _verify(run(pixels), self._plain(pixels), plan.TOLERANCE[run.facts["precision"]])
+            _verify(run(pixels), self._plain(pixels), plan.ENGINE_TOLERANCE[run.facts["precision"]])
         except Exception as error:  # whatever a converter trips over, torch can run the model
             return self._instead(error)
         self.facts |= run.facts
         return run
 
     def _instead(self, error: Exception) -> Callable[[Tensor], Maps]:
-        reason = runner.reason(error)
+        reason = runner.first_cause(error)
         if self.network.engine == "openvino":
             raise ConsilienceError(f"engine openvino cannot give these layers: {reason}; take engine=torch") from error
         say(f"openvino cannot give these layers, torch does: {reason}")
@@ -107,7 +107,7 @@ def _verify(got: Maps, expected: Maps, tolerance: float) -> None:
 class _Layered:
     """A network whose pass ends in its layers instead of its scores, for an engine to convert."""
 
-    network: Opened
+    network: OpenedNetwork
     names: tuple[str, ...]
 
     def __getattr__(self, name: str) -> Any:
@@ -136,14 +136,14 @@ class _Layered:
 class _OpenVINO:
     """The converted network, for batches of one size; a shorter batch is filled up."""
 
-    def __init__(self, network: Opened, names: tuple[str, ...], precision: str) -> None:
+    def __init__(self, network: OpenedNetwork, names: tuple[str, ...], precision: str) -> None:
         self._names, self._batch, self._lock = names, network.batch, Lock()
         self._forms = [network.anatomy.forms[name] for name in names]
         self._compiled = openvino.openvino_compiled(_Layered(network, names), precision)
         self.facts = openvino.openvino_facts(self._compiled, network.batch)
 
     def __call__(self, pixels: Tensor) -> Maps:
-        batch = plan.filled(pixels, self._batch).contiguous().numpy()
+        batch = plan.filled_batch(pixels, self._batch).contiguous().numpy()
         with self._lock:
             outputs = self._compiled(batch, share_inputs=True, share_outputs=True)
         raw = [torch.from_numpy(outputs[place])[: len(pixels)] for place in range(len(self._names))]

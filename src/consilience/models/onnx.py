@@ -27,8 +27,8 @@ from consilience.models.callable import (
     BlackBox,
     Layout,
     as_nhwc,
-    digest_of,
-    run,
+    digest_of_parts,
+    run_backend,
     settle_classes,
     settle_outputs,
     trial_pictures,
@@ -71,7 +71,7 @@ class Onnx:
     spelled = "onnx"
 
 
-def load(spec: Spec) -> BlackBox:
+def load_onnx(spec: Spec) -> BlackBox:
     """The model of an ``onnx:FILE`` spec; raises `ConsilienceError` in one line where the file is no such model."""
     options: Onnx = registry.construct(Onnx, spec)
     file = Path(options.file).expanduser()
@@ -89,7 +89,7 @@ def load(spec: Spec) -> BlackBox:
     known = {"outputs": f"{kind}, {how}", "weights": options.file, "layout": session.layout}
     if assumed:
         known["assumed"] = _told(recipe, assumed)
-    digest = digest_of(_file_digest(file), recipe, kind, session.layout, session.output)
+    digest = digest_of_parts(_file_digest(file), recipe, kind, session.layout, session.output)
     memory = plan.bytes_of(options.memory) if options.memory is not None else plan.MEMORY
     model = BlackBox(session, recipe, names, kind, file.stem, digest, known, mode=options.view, memory=memory)
     return replace(model.using(precision=options.precision), spec=registry.render(spec))
@@ -318,12 +318,12 @@ def _tried(session: _Session, recipe: Recipe, name: str) -> tuple[_Session, Tens
     """Raw outputs of plain pictures; a file that claims any number and takes only one gets one at a time."""
     prepared = recipe.normalised(trial_pictures(recipe.size))
     try:
-        return session, run(session, prepared, session.fixed or len(prepared), name)
+        return session, run_backend(session, prepared, session.fixed or len(prepared), name)
     except ConsilienceError:
         if session.fixed is not None:
             raise
         session.fixed = 1
-        return session, run(session, prepared, 1, name)
+        return session, run_backend(session, prepared, 1, name)
 
 
 def _class_names(options: Onnx, session: _Session) -> tuple[str, ...] | None:

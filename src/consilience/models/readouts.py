@@ -21,14 +21,14 @@ from consilience.models import layers
 from consilience.models.engines import runner
 from consilience.models.layers import Form, as_outputs, borrowed, hooked
 from consilience.models.network import TorchNetwork
-from consilience.models.tail import Kind, Tail
+from consilience.models.tail import TailKind, NetworkTail
 from consilience.types import ConsilienceError, Outputs
 
 _KEPT = 4
 """Networks read in one way that are kept for the next picture, so that an engine is not made anew for each."""
 
 
-class Reading(Protocol):
+class Readout(Protocol):
     """What is taken from a pass of a module."""
 
     @property
@@ -69,12 +69,12 @@ class LayerReading:
     name: str
     form: Form
     weights: Tensor | None = None
-    base: Reading = ClassOutputs()
+    base: Readout = ClassOutputs()
 
     @property
     def key(self) -> str:
         """Layer and place."""
-        return f"layer {self.name} {digest_of(self.weights)} of {self.base.key}"
+        return f"layer {self.name} {digest_of_tensor(self.weights)} of {self.base.key}"
 
     @property
     def traceable(self) -> bool:
@@ -110,13 +110,13 @@ class LayerReading:
 class CosineReading:
     """The cosine of what ``base`` reads (N, C) to a ``reference`` (C,); one output."""
 
-    base: Reading
+    base: Readout
     reference: Tensor
 
     @property
     def key(self) -> str:
         """What is read, and to what it is held."""
-        return f"cosine to {digest_of(self.reference)} of {self.base.key}"
+        return f"cosine to {digest_of_tensor(self.reference)} of {self.base.key}"
 
     @property
     def traceable(self) -> bool:
@@ -133,7 +133,7 @@ class CosineReading:
         return self.base.layer(network)
 
 
-def digest_of(values: Tensor | None) -> str:
+def digest_of_tensor(values: Tensor | None) -> str:
     """Hex digest of a tensor's shape and values; empty for none."""
     if values is None:
         return ""
@@ -148,7 +148,7 @@ def digest_of(values: Tensor | None) -> str:
 class ReadNetwork(TorchNetwork):
     """A `TorchNetwork` whose outputs are what ``reading`` takes from a pass."""
 
-    reading: Reading = ClassOutputs()
+    reading: Readout = ClassOutputs()
 
     def __post_init__(self) -> None:
         if not self.reading.traceable and self.engine not in ("auto", "torch"):
@@ -175,13 +175,13 @@ class ReadNetwork(TorchNetwork):
         with borrowed(self.module):
             return layers.target_layer(self.module, self.run, seen, noise)
 
-    def tail(self, pixels: Tensor, layer: str, kind: Kind | None = None) -> Tail:
+    def tail(self, pixels: Tensor, layer: str, kind: TailKind | None = None) -> NetworkTail:
         """The network after ``layer`` for one picture, by replay: what is read may lie anywhere in the pass."""
         return super().tail(pixels, layer, kind or "replay")
 
 
-def read(
-    network: TorchNetwork, reading: Reading, outputs: Outputs = "values", labels: Sequence[str] | None = None
+def with_readout(
+    network: TorchNetwork, reading: Readout, outputs: Outputs = "values", labels: Sequence[str] | None = None
 ) -> ReadNetwork:
     """The same network, module and settings, with other outputs."""
     own = {item.name: getattr(network, item.name) for item in fields(TorchNetwork)}
@@ -194,19 +194,19 @@ def read(
 _read: WeakKeyDictionary[TorchNetwork, dict[str, ReadNetwork]] = WeakKeyDictionary()
 
 
-def read_again(network: TorchNetwork, reading: Reading) -> ReadNetwork:
+def read_again(network: TorchNetwork, reading: Readout) -> ReadNetwork:
     """`read`, or the network that was read so before: its engine and what is known of it are there already."""
     if not reading.traceable:
-        return read(network, reading)
+        return with_readout(network, reading)
     kept = _read.setdefault(network, {})
     if reading.key not in kept:
         while len(kept) >= _KEPT:
             kept.pop(next(iter(kept)))
-        kept[reading.key] = read(network, reading)
+        kept[reading.key] = with_readout(network, reading)
     return kept[reading.key]
 
 
-def reading_of(network: TorchNetwork) -> Reading:
+def reading_of(network: TorchNetwork) -> Readout:
     """How a network is read."""
     return network.reading if isinstance(network, ReadNetwork) else ClassOutputs()
 

@@ -20,19 +20,19 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from consilience.models import graph
-from consilience.models.graph import Cut, Grow, Section, Traced, Uncut
+from consilience.models.graph import Cut, Grow, GraphSection, Traced, Uncut
 from consilience.models.layers import Form, as_outputs, borrowed, hooked
 from consilience.progress import task
 from consilience.types import ConsilienceError
 
-Kind = Literal["closed", "split", "replay"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-TOLERANCE = 1e-5
+TailKind = Literal["closed", "split", "replay"]
+TAIL_KINDS: tuple[TailKind, ...] = get_args(TailKind)
+TAIL_TOLERANCE = 1e-5
 _ROWS = 64
 _BLOCK = 16 << 20
 
 
-class Opened(Protocol):
+class TailNetwork(Protocol):
     """What a tail needs of a network."""
 
     @property
@@ -76,7 +76,7 @@ class Resume(Protocol):
 class Seen:
     """One plain pass of the picture: what the module took, what the layer said (raw, and as a map), what came out."""
 
-    network: Opened
+    network: TailNetwork
     pixels: Tensor
     layer: str
     form: Form
@@ -106,14 +106,14 @@ class Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class Tail:
+class NetworkTail:
     """The network after a layer, for one picture and the weights of now: activations (N, C, h, w) to raw outputs (N, K).
 
     ``kind`` is the way it runs, ``logits`` (1, K) what the model says of the picture itself. Everything that the rest of
     the network takes besides the layer is the picture's own. Runs in full f32 and without gradients.
     """
 
-    kind: Kind
+    kind: TailKind
     seen: Seen = field(repr=False)
     way: Resume = field(repr=False)
 
@@ -189,27 +189,27 @@ class Tail:
 # ---------------------------------------------------------------- making one
 
 
-def make(network: Opened, pixels: Tensor, layer: str, form: Form, kind: Kind | None = None) -> Tail:
+def make_tail(network: TailNetwork, pixels: Tensor, layer: str, form: Form, kind: TailKind | None = None) -> NetworkTail:
     """The tail of ``network`` after ``layer`` for one picture (1, 3, h, w), by the fastest way that gives the same outputs.
 
     ``kind`` asks for one way; raises `ConsilienceError` with the reason where it is not possible.
     """
     if len(pixels) != 1:
         raise ConsilienceError(f"a tail is made for one picture (1, 3, h, w); got {len(pixels)} pictures")
-    if kind is not None and kind not in KINDS:
-        raise ConsilienceError(f"kind is one of {', '.join(KINDS)}; got {kind!r}")
+    if kind is not None and kind not in TAIL_KINDS:
+        raise ConsilienceError(f"kind is one of {', '.join(TAIL_KINDS)}; got {kind!r}")
     reason = ""
     with borrowed(network.module), _exact(), torch.inference_mode(False), torch.no_grad():
         seen = _look(network, pixels, layer, form)
-        for one in (kind,) if kind else KINDS:
+        for one in (kind,) if kind else TAIL_KINDS:
             try:
-                return Tail(one, seen, _proven(one, seen))
+                return NetworkTail(one, seen, _proven(one, seen))
             except Uncut as why:
                 reason = str(why)
     raise ConsilienceError(f"{network.name} cannot be resumed after {layer!r} by {kind or 'replay'}: {reason}")
 
 
-def _look(network: Opened, pixels: Tensor, layer: str, form: Form) -> Seen:
+def _look(network: TailNetwork, pixels: Tensor, layer: str, form: Form) -> Seen:
     """One plain pass. The layer's output is copied before anything afterwards can write to it."""
     found: dict[str, Tensor] = {}
 
@@ -229,7 +229,7 @@ def _look(network: Opened, pixels: Tensor, layer: str, form: Form) -> Seen:
     return Seen(network, pixels, layer, form, found["given"], found["raw"], outputs.float())
 
 
-def _proven(kind: Kind, seen: Seen) -> Resume:
+def _proven(kind: TailKind, seen: Seen) -> Resume:
     """The way, if it gives the picture's own outputs; what was found out about the module before may be outdated, once."""
     for attempt in ("known", "anew"):
         reason = ""
@@ -254,7 +254,7 @@ def _differs(got: Tensor, expected: Tensor) -> str:
         return ""
     scale = max(float(expected[numbers].abs().max()), torch.finfo(expected.dtype).tiny)
     apart = float((got - expected)[numbers].abs().max()) / scale
-    return "" if apart <= TOLERANCE else f"its outputs are {apart:.1e} of their size off, {TOLERANCE:.0e} allowed"
+    return "" if apart <= TAIL_TOLERANCE else f"its outputs are {apart:.1e} of their size off, {TAIL_TOLERANCE:.0e} allowed"
 
 
 def _trials(seen: Seen) -> Tensor:
@@ -295,24 +295,24 @@ def _exact() -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class Known:
+class KnownModule:
     """What was found out about a module: its graphs, plans and heads by layer and size; nothing of it holds the module."""
 
     stamp: tuple[Any, ...]
     traces: dict[Any, Traced | Uncut] = field(default_factory=dict)
-    plans: dict[Any, Plan | Uncut] = field(default_factory=dict)
+    plans: dict[Any, TailPlan | Uncut] = field(default_factory=dict)
     heads: dict[Any, str | Uncut] = field(default_factory=dict)
 
 
-_known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, KnownModule] = WeakKeyDictionary()
 
 
-def _known_of(seen: Seen) -> tuple[Known, Any]:
+def _known_of(seen: Seen) -> tuple[KnownModule, Any]:
     """What is known of the picture's module, as long as it has the same parts; and the key of the layer at this size."""
     stamp = (seen.raw.device, *((name, type(part)) for name, part in seen.module.named_modules()))
     known = _known.get(seen.module)
     if known is None or known.stamp != stamp:
-        known = _known[seen.module] = Known(stamp)
+        known = _known[seen.module] = KnownModule(stamp)
     return known, (seen.layer, tuple(seen.given.shape), tuple(seen.raw.shape))
 
 
@@ -398,13 +398,13 @@ def _may_be_head(part: nn.Module, wanted: tuple[int, int]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TailPlan:
     """A graph cut after a layer and ready for pictures of one size: how what is kept grows, and what is written to."""
 
     picture: fx.Node
     cut: Cut
-    before: Section
-    after: Section
+    before: GraphSection
+    after: GraphSection
     grow: dict[fx.Node, Grow]
     written: frozenset[fx.Node]
     whole: bool
@@ -415,7 +415,7 @@ class Plan:
 class Split:
     """The part of the traced graph that depends on the layer, on what is kept of the picture."""
 
-    def __init__(self, seen: Seen, plan: Plan) -> None:
+    def __init__(self, seen: Seen, plan: TailPlan) -> None:
         self._seen, self._plan, self.largest = seen, plan, plan.largest
         values = {plan.picture: seen.given}
         plan.before.run(seen.module, values)
@@ -451,7 +451,7 @@ class Split:
         if update is None:
             return None
         rest = [each for each in self._plan.cut.after if each not in passed]
-        reader = Reader(mark, Section(rest, (), self._plan.constants), update)
+        reader = Reader(mark, GraphSection(rest, (), self._plan.constants), update)
         loud = self._seen.maps[0].abs().amax(dim=(1, 2)).topk(min(2, self._seen.maps.shape[1])).indices
         off = _differs(self._resume_after(reader, loud), self.resume(self._seen.without(loud)))
         return None if off else reader
@@ -470,13 +470,13 @@ def _split(seen: Seen) -> Split:
     return Split(seen, _had(known.plans, key, partial(_plan, seen, known)))
 
 
-def _plan(seen: Seen, known: Known) -> Plan:
+def _plan(seen: Seen, known: KnownModule) -> TailPlan:
     """The first graph of the module that, cut after the layer, gives what replay gives on random activations."""
     reasons = []
     for dialect in graph.dialects(seen.module, seen.layer):
         for whole in (False, True):
             try:
-                traced = _had(known.traces, dialect, partial(graph.traced, seen.module, dialect))
+                traced = _had(known.traces, dialect, partial(graph.trace_graph, seen.module, dialect))
                 return _tried_plan(seen, traced, whole)
             except Uncut as why:
                 reasons.append(str(why))
@@ -485,22 +485,22 @@ def _plan(seen: Seen, known: Known) -> Plan:
     raise Uncut(reasons[0])
 
 
-def _tried_plan(seen: Seen, traced: Traced, whole: bool) -> Plan:
+def _tried_plan(seen: Seen, traced: Traced, whole: bool) -> TailPlan:
     cut = graph.cut(traced, seen.layer)
     picture = next(node for node in traced.nodes if node.op == "placeholder")
-    before = Section(cut.before, cut.kept, traced.constants)
-    after = Section(cut.after, (), traced.constants)
+    before = GraphSection(cut.before, cut.kept, traced.constants)
+    after = GraphSection(cut.after, (), traced.constants)
     one, two = ({picture: seen.given}, {picture: torch.cat([seen.given, seen.given])})
     before.run(seen.module, one)
     before.run(seen.module, two)
     grow = {node: graph.growth(one[node], two[node]) for node in cut.kept}
     written, largest = _watched(seen, cut, after, {node: two[node] for node in cut.kept})
-    plan = Plan(picture, cut, before, after, grow, written, whole, largest, traced.constants)
+    plan = TailPlan(picture, cut, before, after, grow, written, whole, largest, traced.constants)
     _tried(Split(seen, plan), seen)
     return plan
 
 
-def _watched(seen: Seen, cut: Cut, after: Section, kept: graph.Values) -> tuple[frozenset[fx.Node], int]:
+def _watched(seen: Seen, cut: Cut, after: GraphSection, kept: graph.Values) -> tuple[frozenset[fx.Node], int]:
     """Which of the values at the cut the rest of the network writes to, and the floats of its largest value for a picture."""
     values = {node: graph.copied(value) for node, value in {**kept, cut.start: torch.cat([seen.raw, seen.raw])}.items()}
     sizes = [seen.raw.numel()]
@@ -518,7 +518,7 @@ class Reader:
     """The linear operation after the layer: the mark of what it returns, what runs after it, and what it returns instead."""
 
     mark: fx.Node
-    after: Section
+    after: GraphSection
     update: Callable[[Tensor], Tensor]
 
 
@@ -569,4 +569,4 @@ def _layout(values: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-_WAYS: dict[Kind, Callable[[Seen], Resume]] = {"closed": _closed, "split": _split, "replay": Replay}
+_WAYS: dict[TailKind, Callable[[Seen], Resume]] = {"closed": _closed, "split": _split, "replay": Replay}

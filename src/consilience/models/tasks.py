@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.models.network import TorchNetwork, wrap
-from consilience.models.readouts import ReadNetwork, digest_of, read
+from consilience.models.readouts import ReadNetwork, digest_of_tensor, with_readout
 from consilience.types import ConsilienceError
 
 # ---------------------------------------------------------------- segmentation
@@ -59,7 +59,7 @@ class PixelReading:
     @property
     def key(self) -> str:
         """The pixels and the score."""
-        return f"{'probability' if self.probability else 'logit'} over pixels {digest_of(self.weights)}"
+        return f"{'probability' if self.probability else 'logit'} over pixels {digest_of_tensor(self.weights)}"
 
     def of(self, module: nn.Module, prepared: Tensor) -> Tensor:
         """Means (N, K)."""
@@ -86,7 +86,7 @@ def wrap_segmentation(module: nn.Module, *, classes: Sequence[str] | None = None
     Raises `ConsilienceError` where the number of ``classes`` is not that of the channels (two where there is one).
     """
     _without_outputs(options, "wrap_segmentation")
-    network = read(wrap(module, **options), Shares(), "probabilities", classes)
+    network = with_readout(wrap(module, **options), Shares(), "probabilities", classes)
     if classes is not None and len(classes) != network.anatomy.outputs:
         raise ConsilienceError(f"{len(classes)} class names for a module with {network.anatomy.outputs} channels of logits")
     return network
@@ -211,4 +211,4 @@ def wrap_detector(module: nn.Module, *, classes: Sequence[str], **options: Any) 
     """
     _without_outputs(options, "wrap_detector")
     network = wrap(module, **{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **options})
-    return read(network, BestScores(len(tuple(classes))), "values", classes)
+    return with_readout(network, BestScores(len(tuple(classes))), "values", classes)

@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 # ---------------------------------------------------------------- reading weights
 
 
-def read(path: str | Path) -> State:
+def read_weights(path: str | Path) -> State:
     """The tensors of a .pth, .pt, .bin or .safetensors file by name, out of the usual nests and prefixes.
 
     A file that needs unpickling of anything but tensors is refused: unpickling runs code.
@@ -86,7 +86,7 @@ def _bare(state: dict[str, Any], file: Path) -> State:
 # ---------------------------------------------------------------- fitting them to a module
 
 
-def fit(module: nn.Module, state: State, source: str) -> None:
+def fit_weights(module: nn.Module, state: State, source: str) -> None:
     """Load ``state`` into ``module``, or say which keys differ first."""
     own = module.state_dict()
     state = _stripped(state, set(own))

@@ -25,7 +25,7 @@ class Fill(Protocol):
 
 @fills.register("mean")
 @dataclass(frozen=True)
-class Mean:
+class MeanFill:
     """Each superpixel in its own mean colour, in float64: the mean of [0, 1] values, never cut to whole numbers."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
@@ -42,7 +42,7 @@ class Mean:
 
 @fills.register("percentile")
 @dataclass(frozen=True)
-class Percentile:
+class PercentileFill:
     """One colour: the ``q``-th percentile of each colour channel over the picture."""
 
     q: float = option(20.0, help="0 to 100")
@@ -58,7 +58,7 @@ class Percentile:
 
 @fills.register("blur")
 @dataclass(frozen=True)
-class Blur:
+class BlurFill:
     """The picture itself, out of focus: a Gaussian of ``sigma`` pixels, mirrored at the borders."""
 
     sigma: float = option(10.0, help="standard deviation in pixels")
@@ -74,7 +74,7 @@ class Blur:
 
 @fills.register("colour")
 @dataclass(frozen=True)
-class Colour:
+class ColourFill:
     """One colour: red, green and blue in [0, 1], as ``colour(.5+.2+0)``."""
 
     rgb: tuple[float, float, float] = option((0.5, 0.5, 0.5), help="red+green+blue, each 0 to 1")
@@ -92,7 +92,7 @@ class Colour:
 
 @fills.register("neutral")
 @dataclass(frozen=True)
-class Neutral:
+class NeutralFill:
     """The colour that the network takes as zero: the mean it normalises with, black where the model names none."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
@@ -142,7 +142,7 @@ class Inverted:
 
 @fills.register("noise")
 @dataclass(frozen=True)
-class Noise:
+class NoiseFill:
     """Uniform noise in [0, 1], every channel of every pixel its own; the same for all pictures of a size."""
 
     seed: int = option(0, help="another noise for every seed")

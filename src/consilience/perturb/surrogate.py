@@ -14,7 +14,7 @@ import numpy as np
 from consilience.types import Array, ConsilienceError
 
 Kernel = Literal["cosine", "uniform", "shap"]
-Kind = Literal["ridge", "wls", "lasso", "bayesian-ridge"]
+SurrogateKind = Literal["ridge", "wls", "lasso", "bayesian-ridge"]
 
 WRONG = 0.05
 """How often ``stable`` may be said of the wrong superpixels, all looks of a run together."""
@@ -70,7 +70,7 @@ class Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class SurrogateFit:
     """A linear surrogate.
 
     ``coefficients`` (S,), ``intercept``, weighted ``r2``; ``r2_out`` where each draw (pair) is told from the others;
@@ -125,7 +125,7 @@ def effective(weights: Array) -> float:
 # ---------------------------------------------------------------- fits
 
 
-def fit(kind: Kind, data: Scored, alpha: float, features: int) -> tuple[Fit, Fit, dict[str, Array]]:
+def fit_surrogate(kind: SurrogateKind, data: Scored, alpha: float, features: int) -> tuple[SurrogateFit, SurrogateFit, dict[str, Array]]:
     """(the surrogate, what its uncertainty is told from, arrays of its own).
 
     ``ridge`` has penalty ``alpha``, ``wls`` none; ``bayesian-ridge`` the one of the largest evidence. ``lasso`` is the densest
@@ -141,7 +141,7 @@ def fit(kind: Kind, data: Scored, alpha: float, features: int) -> tuple[Fit, Fit
     return whole, whole, {"penalty": np.array(penalty)} if kind == "bayesian-ridge" else {}
 
 
-def least_squares(data: Scored, penalty: float) -> Fit:
+def least_squares(data: Scored, penalty: float) -> SurrogateFit:
     """Weighted least squares with a ridge ``penalty`` on all but the intercept; of equals without one, the shortest.
 
     Leaving out row i (pair i) changes the coefficients by B x_i (1 - h_i)^-1 e_i with B the inverse of the penalised moments,
@@ -156,7 +156,7 @@ def least_squares(data: Scored, penalty: float) -> Fit:
     influence = None
     if deleted is not None and len(design) >= TOLD * (design.shape[1] + 1):
         influence = np.einsum("gr,grs->gs", deleted, _padded(design)[data.groups]) @ inverse
-    return Fit(coefficients, intercept, _r2(data, residuals), _r2_out(data, deleted), influence)
+    return SurrogateFit(coefficients, intercept, _r2(data, residuals), _r2_out(data, deleted), influence)
 
 
 def lasso(data: Scored, features: int) -> tuple[Array, dict[str, Array]]:
@@ -238,10 +238,10 @@ def _deleted(data: Scored, design: Array, inverse: Array, share: float, residual
     return solved
 
 
-def _with_coefficients(data: Scored, coefficients: Array, r2_out: float) -> Fit:
+def _with_coefficients(data: Scored, coefficients: Array, r2_out: float) -> SurrogateFit:
     design, response, _ = data.regression()
     found, intercept = data.solution(coefficients)
-    return Fit(found, intercept, _r2(data, response - design @ coefficients), r2_out, None)
+    return SurrogateFit(found, intercept, _r2(data, response - design @ coefficients), r2_out, None)
 
 
 def _r2(data: Scored, residuals: Array) -> float:
@@ -294,7 +294,7 @@ def settled(p_top: Array) -> tuple[Array, Array]:
     return top[p_top[top] >= SURE], top
 
 
-def certainty(told: Fit, scores: Array, k: int, seed: int) -> Certainty:
+def certainty(told: SurrogateFit, scores: Array, k: int, seed: int) -> Certainty:
     """From the normal distribution of the weights, with all their covariances, by seeded draws.
 
     Scores are float32: weights nearer to each other than their last digit cannot be told apart.

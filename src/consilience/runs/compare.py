@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from consilience.dissection import compare as comparing
-from consilience.dissection.compare import Comparison, Side, Which
-from consilience.files import plain, write_atomically, write_json
+from consilience.dissection.compare import Comparison, ComparedSide, Which
+from consilience.files import json_ready, write_atomically, write_json
 from consilience.runs.dissect import DissectionRun
 from consilience.show import dissection_page as page
 from consilience.show.html import REPORT
 from consilience.types import ConsilienceError
 
-OWN = frozenset({REPORT, "comparison.json", "jaccard.csv", "concepts.csv", "layers.csv", "categories.csv"})
+COMPARISON_FILES = frozenset({REPORT, "comparison.json", "jaccard.csv", "concepts.csv", "layers.csv", "categories.csv"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def choose(spec: str) -> Chosen:
     return Chosen(DissectionRun(folder), tuple(part for part in layers.split("+") if part))
 
 
-def names(a: Chosen, b: Chosen) -> tuple[str, str]:
+def side_names(a: Chosen, b: Chosen) -> tuple[str, str]:
     """What the two are called: by their models, else by what tells them apart: layers, weights, folders."""
     ways: tuple[Callable[[Chosen], str], ...] = (
         lambda one: one.model,
@@ -56,14 +56,14 @@ def names(a: Chosen, b: Chosen) -> tuple[str, str]:
     return found
 
 
-def hold(a: Chosen, b: Chosen, which: Which = "detector", by_words: bool = False) -> Comparison:
+def compare_chosen(a: Chosen, b: Chosen, which: Which = "detector", by_words: bool = False) -> Comparison:
     """The comparison of two chosen sides, by concepts or by CLIP-Dissect's words."""
-    first, second = names(a, b)
+    first, second = side_names(a, b)
     sides = (_side(a, first, which, by_words), _side(b, second, which, by_words))
-    return comparing.compare(*sides)
+    return comparing.compare_sides(*sides)
 
 
-def _side(chosen: Chosen, name: str, which: Which, by_words: bool) -> Side:
+def _side(chosen: Chosen, name: str, which: Which, by_words: bool) -> ComparedSide:
     run = chosen.run
     if not by_words:
         table = run.dissection.table()
@@ -77,14 +77,14 @@ def _side(chosen: Chosen, name: str, which: Which, by_words: bool) -> Side:
     return made.only(chosen.layers) if chosen.layers else made
 
 
-def versus(
+def compare_runs(
     a: str, b: str, folder: str | Path, which: Which = "detector", by_words: bool = False, command: str = ""
 ) -> tuple[Comparison, Path]:
     """Compare two runs (`choose`) into ``folder``: tables as CSV, ``comparison.json``, and the page, which is returned last."""
     chosen = (choose(a), choose(b))
-    compared = hold(*chosen, which, by_words)
+    compared = compare_chosen(*chosen, which, by_words)
     place = Path(folder)
-    if place.is_dir() and any(path.name not in OWN for path in place.iterdir()):
+    if place.is_dir() and any(path.name not in COMPARISON_FILES for path in place.iterdir()):
         raise ConsilienceError(f"{place} is not empty and holds no comparison; name another folder with -o")
     tables = {
         "jaccard": compared.jaccard(),
@@ -104,8 +104,8 @@ def versus(
 def as_dict(compared: Comparison) -> dict[str, object]:
     """A comparison as plain data."""
     said: dict[str, object] = {"a": compared.a.name, "b": compared.b.name, "headline": compared.headline()}
-    said["jaccard"] = plain(compared.jaccard().to_dict("records"))
-    said["concepts"] = plain(compared.concepts().to_dict("records"))
+    said["jaccard"] = json_ready(compared.jaccard().to_dict("records"))
+    said["concepts"] = json_ready(compared.concepts().to_dict("records"))
     return said
 
 
@@ -127,4 +127,4 @@ def _about(chosen: Sequence[Chosen], compared: Comparison, which: Which, by_word
     return about
 
 
-__all__ = ["Chosen", "choose", "hold", "versus"]
+__all__ = ["Chosen", "choose", "compare_chosen", "compare_runs"]

@@ -27,21 +27,21 @@ from consilience.dissection.concepts import ConceptSet, load_concepts
 from consilience.dissection.encoders import Encoder, load_encoder
 from consilience.dissection.measure import dissect
 from consilience.dissection.result import Dissection
-from consilience.files import digest_of, plain, write_atomically, write_json
+from consilience.files import digest_of_data, json_ready, write_atomically, write_json
 from consilience.models.load import load_model
 from consilience.runs.folder import JOB, MANIFEST
 from consilience.show import dissection_page as page
 from consilience.show.unit_tiles import draw_tiles
 from consilience.types import ConsilienceError, Model, Network, Sample
 
-SCHEMA = "dissection 1"
+DISSECTION_RUN_SCHEMA = "dissection 1"
 WORDS, KNOCKOUT, HURT, STATE = "words.parquet", "knockout.parquet", "hurt.parquet", "state.part"
 DISSECTED = "dissection.json"
 HURT_CLASSES = 5
 
 
 @dataclass(frozen=True)
-class Words:
+class WordsJob:
     """What CLIP-Dissect is asked: the list, the encoder, the similarity, and probe pictures (None: the concept set's)."""
 
     file: str
@@ -52,7 +52,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Knockouts:
+class KnockoutJob:
     """How units are knocked out: over how many pictures of the concept set (or those of a folder), with what groups of classes.
 
     ``units`` are those that detect a concept, the ``most`` best ones of each layer.
@@ -66,21 +66,21 @@ class Knockouts:
 
 
 @dataclass(frozen=True)
-class Job:
+class DissectionJob:
     """What is asked of a model and a concept set. ``options`` go to `dissect` as they are."""
 
     concepts: str
     model: str
     layers: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
-    words: Words | None = None
-    knockout: Knockouts | None = None
+    words: WordsJob | None = None
+    knockout: KnockoutJob | None = None
 
 
 # ---------------------------------------------------------------- running
 
 
-def run(job: Job, folder: str | Path, model_options: Mapping[str, Any] | None = None, command: str = "") -> DissectionRun:
+def run_dissection(job: DissectionJob, folder: str | Path, model_options: Mapping[str, Any] | None = None, command: str = "") -> DissectionRun:
     """Do a job, or what an earlier try left of it; writes the report; returns the finished run."""
     start = time.perf_counter()
     model = load_model(job.model, **dict(model_options or {}))
@@ -90,13 +90,13 @@ def run(job: Job, folder: str | Path, model_options: Mapping[str, Any] | None = 
     layers = job.layers or (model.target_layer(),)
     _check_layers(model, layers)
     encoder = load_encoder(job.words.encoder) if job.words else None
-    place = _claim(Path(folder), describe(job, model, concepts, layers, encoder))
+    place = _claim(Path(folder), describe_dissection(job, model, concepts, layers, encoder))
     found = _dissected(job, model, layers, concepts, place)
     named = _named(job, model, layers, concepts, encoder, place)
     hurt = _knocked_out(job, model, found, concepts, place)
     shown = draw_tiles(model, found, concepts, place)
     manifest = {
-        "schema": SCHEMA,
+        "schema": DISSECTION_RUN_SCHEMA,
         "kind": "dissection",
         "version": version("consilience"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,17 +113,17 @@ def run(job: Job, folder: str | Path, model_options: Mapping[str, Any] | None = 
     }
     write_json(place / MANIFEST, manifest)
     finished = DissectionRun(place)
-    page.write(finished)
+    page.write_dissection_report(finished)
     return finished
 
 
-def describe(job: Job, model: Model, concepts: ConceptSet, layers: Sequence[str], encoder: Encoder | None) -> dict[str, Any]:
+def describe_dissection(job: DissectionJob, model: Model, concepts: ConceptSet, layers: Sequence[str], encoder: Encoder | None) -> dict[str, Any]:
     """What makes this job this job and no other: contents, not names, where a file is meant."""
     asked: dict[str, Any] = {"kind": "dissection", "model": model.id, "concepts": concepts.id, "layers": list(layers)}
     asked |= {"options": dict(job.options), "version": version("consilience")}
     if job.words is not None and encoder is not None:
         vocabulary = words.read_words(job.words.file)
-        asked["words"] = {**asdict(job.words), "file": digest_of(vocabulary), "encoder": encoder.id or job.words.encoder}
+        asked["words"] = {**asdict(job.words), "file": digest_of_data(vocabulary), "encoder": encoder.id or job.words.encoder}
     if job.knockout is not None:
         files = {name: _digest_of_file(getattr(job.knockout, name)) for name in ("truth", "groups")}
         asked["knockout"] = asdict(job.knockout) | files
@@ -147,7 +147,7 @@ def _check_layers(model: Network, layers: Sequence[str]) -> None:
 
 def _claim(folder: Path, asked: Mapping[str, Any]) -> Path:
     """The folder for this job: new, empty, or its own."""
-    asked = json.loads(json.dumps(plain(asked)))
+    asked = json.loads(json.dumps(json_ready(asked)))
     if folder.exists() and not folder.is_dir():
         raise ConsilienceError(f"{folder} is a file; -o names the run's folder")
     known = folder / JOB
@@ -176,7 +176,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- the stages
 
 
-def _dissected(job: Job, model: Network, layers: Sequence[str], concepts: ConceptSet, folder: Path) -> Dissection:
+def _dissected(job: DissectionJob, model: Network, layers: Sequence[str], concepts: ConceptSet, folder: Path) -> Dissection:
     if (folder / DISSECTED).is_file():
         return Dissection.read(folder)
     found = dissect(model, list(layers), concepts, state=folder / STATE, **dict(job.options))
@@ -185,7 +185,7 @@ def _dissected(job: Job, model: Network, layers: Sequence[str], concepts: Concep
 
 
 def _named(
-    job: Job, model: Network, layers: Sequence[str], concepts: ConceptSet, encoder: Encoder | None, folder: Path
+    job: DissectionJob, model: Network, layers: Sequence[str], concepts: ConceptSet, encoder: Encoder | None, folder: Path
 ) -> dict[str, Any] | None:
     """Words of all units; returns how they were made, or None where no words were asked for."""
     if job.words is None or encoder is None:
@@ -201,7 +201,7 @@ def _named(
     return _read_json(facts)
 
 
-def _knocked_out(job: Job, model: Network, found: Dissection, concepts: ConceptSet, folder: Path) -> dict[str, Any] | None:
+def _knocked_out(job: DissectionJob, model: Network, found: Dissection, concepts: ConceptSet, folder: Path) -> dict[str, Any] | None:
     """Losses of all units that detect something; returns how they were measured."""
     if job.knockout is None:
         return None
@@ -228,7 +228,7 @@ def _knocked_out(job: Job, model: Network, found: Dissection, concepts: ConceptS
     return _read_json(facts)
 
 
-def _knockout_pictures(asked: Knockouts, model: Network, concepts: ConceptSet) -> Sequence[Sample]:
+def _knockout_pictures(asked: KnockoutJob, model: Network, concepts: ConceptSet) -> Sequence[Sample]:
     """Pictures of a folder with their labels, or some of the concept set, spread evenly over it."""
     if asked.folder is not None:
         return Pictures(asked.folder, asked.truth, model.classes)
@@ -249,12 +249,12 @@ class Pictures(Sequence[Sample]):
     def __init__(self, folder: str, truth: str | None = None, classes: Sequence[str] = ()) -> None:
         known = data.read_truth(truth, classes) if truth is not None else None
         self._truth, self._classes = known, classes
-        self._files = list(self._readable(data.find([folder])))
+        self._files = list(self._readable(data.find_images([folder])))
         if not self._files:
             raise ConsilienceError(f"{folder} holds no picture that can be read")
 
     def _readable(self, files: Sequence[Path]) -> Iterator[Path]:
-        for file, sample in zip(files, data.samples(files), strict=True):
+        for file, sample in zip(files, data.read_samples(files), strict=True):
             if isinstance(sample, data.Failure):
                 progress.say(sample.reason)
             else:
@@ -270,7 +270,7 @@ class Pictures(Sequence[Sample]):
     def __getitem__(self, at: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(at, slice):
             return [self[place] for place in range(*at.indices(len(self)))]
-        read = next(iter(data.samples([self._files[at]], self._truth, self._classes)))
+        read = next(iter(data.read_samples([self._files[at]], self._truth, self._classes)))
         if isinstance(read, data.Failure):
             raise ConsilienceError(read.reason)
         return read
@@ -286,8 +286,8 @@ class DissectionRun:
         self.folder = Path(folder)
         if not is_dissection(self.folder):
             raise ConsilienceError(f"{self.folder} holds no finished dissection: {_what_there_is(self.folder)}")
-        if self.manifest.get("schema") != SCHEMA:
-            raise ConsilienceError(f"{self.folder} has schema {self.manifest.get('schema')}; this version reads {SCHEMA}")
+        if self.manifest.get("schema") != DISSECTION_RUN_SCHEMA:
+            raise ConsilienceError(f"{self.folder} has schema {self.manifest.get('schema')}; this version reads {DISSECTION_RUN_SCHEMA}")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -343,4 +343,4 @@ def _what_there_is(folder: Path) -> str:
     return known
 
 
-__all__ = ["DissectionRun", "Job", "Knockouts", "Words", "is_dissection", "run"]
+__all__ = ["DissectionRun", "DissectionJob", "KnockoutJob", "WordsJob", "is_dissection", "run_dissection"]

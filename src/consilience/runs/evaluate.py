@@ -15,13 +15,13 @@ from typing import Any
 
 from consilience import api, data, progress, registry
 from consilience.evaluation import mosaics, summary
-from consilience.evaluation.columns import Column, Entry, columns_of, entries, remember, truth_digest
+from consilience.evaluation.columns import TableColumn, Entry, columns_of, image_entries, remember, truth_digest
 from consilience.evaluation.memory import remembering
 from consilience.metrics.mosaic import GridPointing
 from consilience.models.load import load_model
-from consilience.runs.explain import Job, Options, load_models, rebuild, run
+from consilience.runs.explain import ExplanationJob, LoadOptions, load_models, rebuild, run_explanations
 from consilience.runs.folder import JOB, Run
-from consilience.runs.scores import Evaluation, Picture, as_kept, finish, read_json
+from consilience.runs.scores import Evaluation, ImageScores, as_kept, finish_evaluation, read_json
 from consilience.show import html
 from consilience.types import ConsilienceError, Explanation, Metric, Model, NotApplicable, Sample
 
@@ -43,23 +43,23 @@ class Asked:
 
 def evaluate_pictures(
     asked: Asked,
-    job: Job,
+    job: ExplanationJob,
     inputs: Sequence[str | Path],
     folder: str | Path,
     truth: str | Path | None = None,
-    options: Options | None = None,
+    options: LoadOptions | None = None,
     command: str = "",
 ) -> Evaluation:
     """Explain every picture as `run.run` does, into ``folder``, and score each as soon as it is explained."""
     start = time.perf_counter()
-    loaded = load_models(job, options or Options())
+    loaded = load_models(job, options or LoadOptions())
     once = {id(model): remembering(model) for model in loaded}
     models = tuple(once[id(model)] for model in loaded)
     columns = columns_of([(column.label, column.by) for column in job.columns])
     by_label = {column.label: model for column, model in zip(job.columns, models, strict=True)}
     scoring = _Scoring(asked, Path(folder), columns, by_label)
     remember(by_label, on=True)
-    finished = run(job, inputs, folder, truth, options, command, models, scoring.take)
+    finished = run_explanations(job, inputs, folder, truth, options, command, models, scoring.take)
     remember(by_label, on=False)
     scoring.take_mosaics(lambda: samples_of(finished, truth, by_label))
     return _finish(finished, scoring, asked, columns, time.perf_counter() - start, command)
@@ -69,7 +69,7 @@ def evaluate_run(
     asked: Asked,
     folder: str | Path,
     truth: str | Path | None = None,
-    options: Options | None = None,
+    options: LoadOptions | None = None,
     command: str = "",
 ) -> Evaluation:
     """Score the maps of a finished run; its pictures are read again from where they were.
@@ -79,7 +79,7 @@ def evaluate_run(
     """
     start = time.perf_counter()
     finished = Run(folder)
-    models = models_of(finished, options or Options())
+    models = models_of(finished, options or LoadOptions())
     named = [(column["name"], column["explainer"]) for column in finished.manifest["columns"]]
     by_label = {column["name"]: models[column["model"]] for column in finished.manifest["columns"]}
     columns = columns_of(named)
@@ -96,7 +96,7 @@ def evaluate_run(
 # ---------------------------------------------------------------- a run, found again
 
 
-def models_of(finished: Run, options: Options) -> dict[str, Model]:
+def models_of(finished: Run, options: LoadOptions) -> dict[str, Model]:
     """The run's models by id, loaded as they were spelled; other weights are refused."""
     found: dict[str, Model] = {}
     for known in finished.manifest["models"]:
@@ -122,7 +122,7 @@ def samples_of(finished: Run, truth: str | Path | None, models: Mapping[str, Mod
     where = truth if truth is not None else job["truth"]
     known = data.read_truth(where, classes) if where is not None else None
     explained = set(finished.samples)
-    for sample in data.samples(paths, known, classes):
+    for sample in data.read_samples(paths, known, classes):
         if sample.name not in explained:
             continue  # it failed then
         if isinstance(sample, data.Failure):
@@ -138,7 +138,7 @@ def samples_of(finished: Run, truth: str | Path | None, models: Mapping[str, Mod
 class _Scoring:
     """Scores picture after picture and keeps a row a number."""
 
-    def __init__(self, asked: Asked, folder: Path, columns: Sequence[Column], models: Mapping[str, Model]) -> None:
+    def __init__(self, asked: Asked, folder: Path, columns: Sequence[TableColumn], models: Mapping[str, Model]) -> None:
         self.asked, self.folder, self.columns, self.models = asked, folder, columns, models
         self.metrics: dict[str, Metric] = {spec: registry.metrics.build(spec) for spec in asked.metrics}
         self.rows: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ class _Scoring:
     def take(self, sample: Sample, explanations: Sequence[Explanation]) -> None:
         """Score one picture's columns; what an earlier try kept is taken as it is."""
         own = dict(zip(self.models, explanations, strict=True))
-        there = entries(self.columns, own, self.models, self.asked.seed)
+        there = image_entries(self.columns, own, self.models, self.asked.seed)
         self._take(sample, there, [spec for spec, metric in self.metrics.items() if not isinstance(metric, GridPointing)])
         self.pictures += 1
 
@@ -170,12 +170,12 @@ class _Scoring:
         with progress.task("mosaics", len(made)) as running:
             for sample in made:
                 mosaics.write_mosaic(self.folder, sample)
-                self._take(sample, mosaics.entries(self.columns, self.models, sample, self.asked.seed), [spec])
+                self._take(sample, mosaics.mosaic_entries(self.columns, self.models, sample, self.asked.seed), [spec])
                 running.advance()
         remember(self.models, on=False)
 
     def _take(self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]) -> None:
-        picture = Picture(self.folder, sample.name, sample.digest)
+        picture = ImageScores(self.folder, sample.name, sample.digest)
         truth = truth_digest(sample)
         missing = {spec: [e for e in there if self._known(picture, spec, e, truth) is None] for spec in specs}
         wanted = {id(entry): entry for some in missing.values() for entry in some}
@@ -186,7 +186,7 @@ class _Scoring:
         self._add_rows(picture, there, truth, specs)
         remember(self.models, on=True)
 
-    def _score_all(self, picture: Picture, due: Mapping[str, Sequence[_Made]], truth: str) -> None:
+    def _score_all(self, picture: ImageScores, due: Mapping[str, Sequence[_Made]], truth: str) -> None:
         """What a picture lacks, metric after metric; what is done is kept before it is long ago."""
         written = time.perf_counter()
         with progress.task("metrics", len(due)) as running:
@@ -199,11 +199,11 @@ class _Scoring:
         if due:
             picture.write()
 
-    def _known(self, picture: Picture, spec: str, entry: Entry, truth: str) -> Any:
+    def _known(self, picture: ImageScores, spec: str, entry: Entry, truth: str) -> Any:
         kept = picture.get(_full(self.metrics[spec]), entry.column.label, _key(entry, truth))
         return None if kept is not None and kept.reason.startswith(FAILED) else kept
 
-    def _score(self, picture: Picture, spec: str, some: Sequence[_Made], truth: str) -> None:
+    def _score(self, picture: ImageScores, spec: str, some: Sequence[_Made], truth: str) -> None:
         """One metric on the columns of a picture, those of one model and view together."""
         metric = self.metrics[spec]
         groups: dict[tuple[int, str], list[tuple[Entry, Explanation]]] = {}
@@ -216,7 +216,7 @@ class _Scoring:
             for (entry, _), score in zip(group, _scores(metric, group), strict=True):
                 picture.put(_full(metric), entry.column.label, as_kept(_key(entry, truth), score, picture.name))
 
-    def _add_rows(self, picture: Picture, there: Sequence[Entry], truth: str, specs: Sequence[str]) -> None:
+    def _add_rows(self, picture: ImageScores, there: Sequence[Entry], truth: str, specs: Sequence[str]) -> None:
         for spec in specs:
             for entry in there:
                 kept = picture.get(_full(self.metrics[spec]), entry.column.label, _key(entry, truth))
@@ -230,7 +230,7 @@ def _scores(metric: Metric, group: Sequence[tuple[Entry, Explanation]]) -> Seque
     model = group[0][0].model
     view = model.view(group[0][1].sample, group[0][1].provenance["view"])
     try:
-        return api.scores_of(model, metric, [view] * len(group), [made for _, made in group])
+        return api.metric_scores(model, metric, [view] * len(group), [made for _, made in group])
     except ConsilienceError as error:
         # a metric that fails on a picture takes nothing else with it; the table says so
         return [NotApplicable(f"{FAILED}: {error}")] * len(group)
@@ -252,15 +252,15 @@ def _key(entry: Entry, truth: str) -> str:
 
 
 def _finish(
-    finished: Run, scoring: _Scoring, asked: Asked, columns: Sequence[Column], seconds: float, command: str
+    finished: Run, scoring: _Scoring, asked: Asked, columns: Sequence[TableColumn], seconds: float, command: str
 ) -> Evaluation:
     """Table, summary, and the run's report with its section."""
     if not scoring.pictures:
         raise ConsilienceError(f"{finished.folder}: no picture could be evaluated")
     found = summary.summarise(scoring.rows, scoring.metrics, columns, asked.seed, scoring.absent)
     names = dict.fromkeys((str(row["sample"]), str(row["digest"])) for row in scoring.rows)
-    pictures = (Picture(finished.folder, name, digest) for name, digest in names)
-    curves = summary.curves(pictures, scoring.metrics, columns)
+    pictures = (ImageScores(finished.folder, name, digest) for name, digest in names)
+    curves = summary.mean_curves(pictures, scoring.metrics, columns)
     facts = {
         "version": api.versions()["consilience"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -269,6 +269,6 @@ def _finish(
         "seed": asked.seed,
         "seconds": seconds,
     }
-    evaluation = finish(finished.folder, scoring.rows, {**facts, "pictures": scoring.pictures, **found, **curves})
-    html.write(finished)
+    evaluation = finish_evaluation(finished.folder, scoring.rows, {**facts, "pictures": scoring.pictures, **found, **curves})
+    html.write_report(finished)
     return evaluation

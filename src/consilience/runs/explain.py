@@ -22,7 +22,7 @@ from consilience.images import Placement
 from consilience.models.load import load_model
 from consilience.runs.folder import MAPS, PANELS, Item, Run, Stored, Writer, findings_as_rows
 from consilience.show import html, panels
-from consilience.study import Column
+from consilience.study import RunColumn
 from consilience.types import Array, ConsilienceError, Explanation, Model, Network, Sample, ViewMode
 
 DEFAULT_MODEL = "efficientnet_lite0"
@@ -30,10 +30,10 @@ LOW = ("bf16", "f16")
 
 
 @dataclass(frozen=True)
-class Job:
+class ExplanationJob:
     """What is asked of every picture: a column for each explainer, with its own model and view."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[RunColumn, ...]
     target: str = "predicted"
     allow_mismatch: bool = False
     preset: str | None = None
@@ -44,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Options:
+class LoadOptions:
     """How models are loaded and run; the same for every column."""
 
     weights: str | None = None
@@ -63,12 +63,12 @@ class Failed:
     reason: str
 
 
-def run(
-    job: Job,
+def run_explanations(
+    job: ExplanationJob,
     inputs: Sequence[str | Path],
     folder: str | Path,
     truth: str | Path | None = None,
-    options: Options | None = None,
+    options: LoadOptions | None = None,
     command: str = "",
     models: Sequence[Model] | None = None,
     after: Callable[[Sample, Sequence[Explanation]], None] | None = None,
@@ -81,31 +81,31 @@ def run(
     permutation of pictures needs.
     """
     start = time.perf_counter()
-    models = models or load_models(job, options or Options())
-    check(job, models)
-    paths = data.find([str(item) for item in inputs])
+    models = models or load_models(job, options or LoadOptions())
+    check_job(job, models)
+    paths = data.find_images([str(item) for item in inputs])
     known = data.read_truth(truth, models[0].classes) if truth is not None else None
     for note in known.notes if known is not None else ():
         progress.say(note)
-    writer = Writer(folder, describe(job, models, paths, truth))
+    writer = Writer(folder, describe_job(job, models, paths, truth))
     units = known_units(job.dissection, [model.id for model in models]) if job.dissection else None
     session = _Session(replace(job, columns=seeded(job.columns)), models, writer, units)
     session.after = after
     with progress.task("pictures", len(paths)) as running:
-        for sample in data.samples(paths, known, models[0].classes):
+        for sample in data.read_samples(paths, known, models[0].classes):
             session.take(sample)
             running.advance()
     return session.finish(time.perf_counter() - start, command)
 
 
-def load_models(job: Job, options: Options) -> tuple[Model, ...]:
+def load_models(job: ExplanationJob, options: LoadOptions) -> tuple[Model, ...]:
     """The model of each column; columns of the same spelling share one."""
     specs = [column.model or DEFAULT_MODEL for column in job.columns]
     loaded = {spec: load_model(spec, **asdict(options)) for spec in dict.fromkeys(specs)}
     return tuple(loaded[spec] for spec in specs)
 
 
-def check(job: Job, models: Sequence[Model]) -> None:
+def check_job(job: ExplanationJob, models: Sequence[Model]) -> None:
     """Everything that can be refused before the first picture: names, options, layers, classes, masks."""
     for column, model in zip(job.columns, models, strict=True):
         api.resolve_explainer(model, column.by)
@@ -114,11 +114,11 @@ def check(job: Job, models: Sequence[Model]) -> None:
             registry.cutters.build(column.mask)
 
 
-def describe(job: Job, models: Sequence[Model], paths: Sequence[Path], truth: str | Path | None) -> dict[str, Any]:
+def describe_job(job: ExplanationJob, models: Sequence[Model], paths: Sequence[Path], truth: str | Path | None) -> dict[str, Any]:
     """What makes this job this job and no other."""
     engines = [{key: model.facts.get(key) for key in ("engine", "precision")} for model in models]
     columns = [
-        asdict(column) | {"by": api.full_spelling(column.by), "target": targets.pinned(column.target)} for column in job.columns
+        asdict(column) | {"by": api.explainer_spelling(column.by), "target": targets.pinned_spelling(column.target)} for column in job.columns
     ]
     return {
         **({"dissection": job.dissection} if job.dissection else {}),
@@ -127,13 +127,13 @@ def describe(job: Job, models: Sequence[Model], paths: Sequence[Path], truth: st
         "columns": columns,
         "models": [model.id for model in models],
         "engines": engines,
-        "target": targets.pinned(job.target),
+        "target": targets.pinned_spelling(job.target),
         "allow_mismatch": job.allow_mismatch,
         "version": api.versions()["consilience"],
     }
 
 
-def seeded(columns: Sequence[Column]) -> tuple[Column, ...]:
+def seeded(columns: Sequence[RunColumn]) -> tuple[RunColumn, ...]:
     """Columns that are to be unseeded get a seed that nobody chose, as an unseeded generator would; it is recorded."""
     return tuple(
         replace(column, by=study.with_seed(column.by, secrets.randbelow(2**31))) if column.unseeded else column
@@ -147,28 +147,28 @@ def job_from_specs(
     target: str | None = None,
     view: ViewMode | None = None,
     title: str = "Explanations held against each other",
-) -> Job:
+) -> ExplanationJob:
     """A job with a column for each explainer; one model for all columns, or one for each."""
     if len(set(by)) < len(by):
         raise ConsilienceError(f"an explainer is asked for twice: {', '.join(by)}")
     names = [registry.parse(spec).name for spec in by]
     columns = [
-        Column(label=_label(spec) if names.count(name) == 1 else spec, by=spec, view=view)
+        RunColumn(label=_label(spec) if names.count(name) == 1 else spec, by=spec, view=view)
         for spec, name in zip(by, names, strict=True)
     ]
-    return Job(_with_models(columns, models), target or "predicted", title=title)
+    return ExplanationJob(_with_models(columns, models), target or "predicted", title=title)
 
 
 def job_from_preset(
     name: str, models: Sequence[str] | None = None, target: str | None = None, view: ViewMode | None = None
-) -> Job:
+) -> ExplanationJob:
     """A named protocol; a target or view given here overrides those of its columns."""
     preset = study.load_preset(name)
     columns = tuple(
         replace(column, target=target or column.target, view=view or column.view)
         for column in study.columns_for(preset, models)
     )
-    return Job(columns, target or "predicted", preset.allow_mismatch, preset.name, preset.title, preset.note, preset.published)
+    return ExplanationJob(columns, target or "predicted", preset.allow_mismatch, preset.name, preset.title, preset.note, preset.published)
 
 
 def _label(spec: str) -> str:
@@ -176,7 +176,7 @@ def _label(spec: str) -> str:
     return str(getattr(explainer, "label", type(explainer).spelled))
 
 
-def _with_models(columns: Sequence[Column], models: Sequence[str] | None) -> tuple[Column, ...]:
+def _with_models(columns: Sequence[RunColumn], models: Sequence[str] | None) -> tuple[RunColumn, ...]:
     given = list(models or [DEFAULT_MODEL])
     if len(given) == 1:
         given *= len(columns)
@@ -188,7 +188,7 @@ def _with_models(columns: Sequence[Column], models: Sequence[str] | None) -> tup
 class _Session:
     """One pass over the pictures: explains, keeps, and feeds what looks across pictures."""
 
-    def __init__(self, job: Job, models: Sequence[Model], writer: Writer, units: pd.DataFrame | None = None) -> None:
+    def __init__(self, job: ExplanationJob, models: Sequence[Model], writer: Writer, units: pd.DataFrame | None = None) -> None:
         self.job, self.models, self.writer, self.units = job, models, writer, units
         self.agreement, self.auditor = Agreement(allow_mismatch=job.allow_mismatch), Auditor()
         self.labels = [column.label for column in job.columns]
@@ -288,7 +288,7 @@ class _Session:
             "audit": findings_as_rows(self.auditor.findings(table, summary)),
         }
         finished = self.writer.finish(manifest, pd.DataFrame(self.rows), table)
-        html.write(finished)
+        html.write_report(finished)
         return finished
 
     def _columns(self) -> list[dict[str, Any]]:
@@ -297,7 +297,7 @@ class _Session:
             {
                 "name": column.label,
                 "explainer": column.by,
-                "full": api.full_spelling(column.by),
+                "full": api.explainer_spelling(column.by),
                 "model": first[column.label]["model"],
                 "view": first[column.label]["view"],
                 "mask": first[column.label]["mask_rule"],
@@ -319,7 +319,7 @@ def model_facts(model: Model, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def precision_shifts(
-    columns: Sequence[Column], models: Sequence[Model], explanations: Sequence[Explanation]
+    columns: Sequence[RunColumn], models: Sequence[Model], explanations: Sequence[Explanation]
 ) -> list[dict[str, Any]]:
     """Rows for the explanations of one picture by models of low precision: how far each lies from the same made in f32."""
     low = [model.facts.get("precision") in LOW for model in models]
@@ -331,7 +331,7 @@ def precision_shifts(
     ]
 
 
-def precision_shift(column: Column, exact: Model, explanation: Explanation) -> dict[str, Any]:
+def precision_shift(column: RunColumn, exact: Model, explanation: Explanation) -> dict[str, Any]:
     """Rank correlation, and IoU of the top 20 %, of a map with that of the ``exact`` model for the same target."""
     sample = explanation.sample
     outputs = api.raw_outputs(exact, exact.view(sample, column.view))
@@ -356,7 +356,7 @@ def prediction(sample: Sample, explanation: Explanation, model: Model) -> dict[s
     return {**explanation.provenance["prediction"], "true": sample.label, "true_name": true}
 
 
-def as_item(column: Column, explanation: Explanation) -> Item:
+def as_item(column: RunColumn, explanation: Explanation) -> Item:
     """An explanation as it is kept, with the mask its column asks for."""
     cutter = registry.cutters.build(column.mask) if column.mask else default_cutter(explanation)
     mask = cutter.cut(explanation)
@@ -377,7 +377,7 @@ def as_item(column: Column, explanation: Explanation) -> Item:
         extras=explanation.extras,
         provenance={
             **made,
-            **targets.as_facts(explanation.target),
+            **targets.target_facts(explanation.target),
             "unseeded": column.unseeded,
             "mask_tied": mask.tied,
             "mask_note": mask.note,
@@ -391,7 +391,7 @@ def rebuild(stored: Stored, sample: Sample) -> tuple[list[Explanation], list[Mas
     explanations, masks = [], []
     for item in stored.items:
         made = item.provenance
-        target = targets.from_facts(item.target, item.target_name, made)
+        target = targets.target_from_facts(item.target, item.target_name, made)
         geometry = Placement.from_dict(dict(item.geometry))
         explanations.append(Explanation(sample, item.model, item.explainer, target, geometry, item.values, item.extras, made))
         assert item.mask is not None

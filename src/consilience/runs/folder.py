@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from consilience.agreement.audit import Finding
-from consilience.files import _read_json, digest_of, file_stem, plain, write_atomically, write_json
+from consilience.files import _read_json, digest_of_data, file_stem, json_ready, write_atomically, write_json
 from consilience.types import Array, ConsilienceError
 
-SCHEMA = 1
+RUN_SCHEMA = 1
 MAPS, PANELS = "maps", "panels"
 EXPLANATIONS, AGREEMENT, MANIFEST, JOB = "explanations.parquet", "agreement.parquet", "run.json", "job.json"
-OWN = frozenset({MAPS, PANELS, EXPLANATIONS, AGREEMENT, MANIFEST, JOB, "report.html"})
+RUN_FILES = frozenset({MAPS, PANELS, EXPLANATIONS, AGREEMENT, MANIFEST, JOB, "report.html"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,8 @@ class Writer:
 
     def __init__(self, folder: str | Path, job: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        self.job = json.loads(json.dumps(plain(job)))
-        self.digest = digest_of(self.job)
+        self.job = json.loads(json.dumps(json_ready(job)))
+        self.digest = digest_of_data(self.job)
         self._claim()
 
     def _claim(self) -> None:
@@ -84,7 +84,7 @@ class Writer:
             write_json(known, self.job)
 
     def _same_job(self, there: dict[str, Any]) -> None:
-        if digest_of(there) == self.digest:
+        if digest_of_data(there) == self.digest:
             return
         differ = ", ".join(sorted(key for key in {**there, **self.job} if there.get(key) != self.job.get(key)))
         raise ConsilienceError(f"{self.folder} holds another job ({differ} differ); name another folder with -o")
@@ -105,7 +105,7 @@ class Writer:
         """Write the tables, then the manifest."""
         for name, table in ((EXPLANATIONS, explanations), (AGREEMENT, agreement)):
             write_atomically(self.folder / name, lambda file, table=table: table.to_parquet(file, index=False))  # type: ignore[misc]
-        write_json(self.folder / MANIFEST, {"schema": SCHEMA, "job": self.digest, **manifest})
+        write_json(self.folder / MANIFEST, {"schema": RUN_SCHEMA, "job": self.digest, **manifest})
         return Run(self.folder)
 
 
@@ -121,7 +121,7 @@ def write_stored(path: Path, stored: Stored) -> None:
         plain_fields = {key: value for key, value in vars(item).items() if key not in ("values", "mask", "extras")}
         rows.append({**plain_fields, "shape": None if item.mask is None else item.mask.shape})
     meta = {"name": stored.name, "digest": stored.digest, "prediction": stored.prediction, "notes": stored.notes, "items": rows}
-    arrays["meta"] = np.frombuffer(json.dumps(plain(meta)).encode(), dtype=np.uint8)
+    arrays["meta"] = np.frombuffer(json.dumps(json_ready(meta)).encode(), dtype=np.uint8)
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
@@ -156,8 +156,8 @@ class Run:
             unfinished = (self.folder / JOB).is_file()
             hint = "give the same command again to finish it" if unfinished else f"there is no {MANIFEST} in it"
             raise ConsilienceError(f"{self.folder} holds no finished run: {hint}")
-        if self.manifest.get("schema") != SCHEMA:
-            raise ConsilienceError(f"{self.folder} has schema {self.manifest.get('schema')}; this version reads {SCHEMA}")
+        if self.manifest.get("schema") != RUN_SCHEMA:
+            raise ConsilienceError(f"{self.folder} has schema {self.manifest.get('schema')}; this version reads {RUN_SCHEMA}")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

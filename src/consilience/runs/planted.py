@@ -8,23 +8,23 @@ from typing import Any
 
 from consilience import api
 from consilience.files import write_atomically, write_json
-from consilience.show.planted_page import page
+from consilience.show.planted_page import planted_page
 from consilience.types import ConsilienceError
 
 RESULTS, REPORT = "planted.json", "report.html"
-OWN = frozenset({RESULTS, REPORT})
+PLANTED_FILES = frozenset({RESULTS, REPORT})
 
 
-def write(found: Mapping[str, Any], folder: str | Path, command: str = "") -> Path:
+def write_planted(found: Mapping[str, Any], folder: str | Path, command: str = "") -> Path:
     """Keep the suite's results in a folder, ``planted.json`` and a page; returns the page's path.
 
     Raises `ConsilienceError` where the folder holds anything but an earlier result of this suite.
     """
     place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(path.name not in OWN for path in place.iterdir())):
+    if place.exists() and (not place.is_dir() or any(path.name not in PLANTED_FILES for path in place.iterdir())):
         raise ConsilienceError(f"{place} holds something else than results of the planted suite; name another folder with -o")
     version = api.versions()["consilience"]
     write_json(place / RESULTS, {"version": version, "command": command, **found})
-    text = page(found, version, command).encode()
+    text = planted_page(found, version, command).encode()
     write_atomically(place / REPORT, lambda file: file.write(text))
     return place / REPORT

@@ -18,16 +18,16 @@ import numpy as np
 import pandas as pd
 
 from consilience.evaluation.summary import as_table
-from consilience.files import file_stem, plain, write_atomically, write_json
+from consilience.files import file_stem, json_ready, write_atomically, write_json
 from consilience.types import Array, ConsilienceError, NotApplicable, Score
 
-SCHEMA = 1
+SCORES_SCHEMA = 1
 PICTURES, TABLE, SUMMARY = "metrics", "metrics.parquet", "evaluation.json"
 DIGITS = 7
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KeptScore:
     """One number as it is kept; ``value`` is None where the metric does not apply, and then ``reason`` says why."""
 
     key: str
@@ -37,14 +37,14 @@ class Kept:
     facts: Mapping[str, Any] | None = None
 
 
-def as_kept(key: str, score: Score | NotApplicable, sample: str) -> Kept:
+def as_kept(key: str, score: Score | NotApplicable, sample: str) -> KeptScore:
     """A score, or why there is none; the picture's name is left out of the reason, so that equal reasons can be counted."""
     if isinstance(score, NotApplicable):
-        return Kept(key, None, str(score).replace(sample, "the picture"))
-    return Kept(key, float(score.value), "", score.curve, dict(score.facts))
+        return KeptScore(key, None, str(score).replace(sample, "the picture"))
+    return KeptScore(key, float(score.value), "", score.curve, dict(score.facts))
 
 
-class Picture:
+class ImageScores:
     """The numbers of one picture: read from its file, added to, written again."""
 
     def __init__(self, folder: Path, name: str, digest: str) -> None:
@@ -52,18 +52,18 @@ class Picture:
         self.name, self.digest = name, digest
         self._scores: dict[str, dict[str, Any]] = {}
         there = read_json(self.path) if self.path.is_file() else {}
-        if there.get("schema") == SCHEMA and there.get("digest") == digest:
+        if there.get("schema") == SCORES_SCHEMA and there.get("digest") == digest:
             self._scores = there["scores"]
 
-    def get(self, metric: str, column: str, key: str | None = None) -> Kept | None:
+    def get(self, metric: str, column: str, key: str | None = None) -> KeptScore | None:
         """A number under its metric's full spelling and its column, if it is there and, with ``key``, was made of the same."""
         row = self._scores.get(metric, {}).get(column)
         if row is None or (key is not None and row["key"] != key):
             return None
         curve = None if row.get("curve") is None else np.array(row["curve"], dtype=np.float64)
-        return Kept(row["key"], row["value"], row["reason"], curve, row.get("facts"))
+        return KeptScore(row["key"], row["value"], row["reason"], curve, row.get("facts"))
 
-    def put(self, metric: str, column: str, kept: Kept) -> None:
+    def put(self, metric: str, column: str, kept: KeptScore) -> None:
         """Add a number; `write` keeps it."""
         row: dict[str, Any] = {"key": kept.key, "value": kept.value, "reason": kept.reason}
         if kept.curve is not None:
@@ -74,14 +74,14 @@ class Picture:
 
     def write(self) -> None:
         """The file, whole or not at all."""
-        thing = {"schema": SCHEMA, "name": self.name, "digest": self.digest, "scores": self._scores}
-        text = json.dumps(plain(thing), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        thing = {"schema": SCORES_SCHEMA, "name": self.name, "digest": self.digest, "scores": self._scores}
+        text = json.dumps(json_ready(thing), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 def _rounded(curve: Array) -> Any:
     """A curve as lists of numbers of seven digits; NaN becomes null."""
-    return plain(
+    return json_ready(
         np.array([float(f"{value:.{DIGITS}g}") for value in np.asarray(curve, dtype=np.float64).ravel()]).reshape(
             np.shape(curve)
         )
@@ -90,7 +90,7 @@ def _rounded(curve: Array) -> Any:
 
 def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts that JSON can hold: numbers, words, short lists."""
-    return {str(key): plain(value) for key, value in facts.items() if not (isinstance(value, np.ndarray) and value.size > 1000)}
+    return {str(key): json_ready(value) for key, value in facts.items() if not (isinstance(value, np.ndarray) and value.size > 1000)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Evaluation:
         self.folder = Path(folder)
         if not (self.folder / SUMMARY).is_file():
             raise ConsilienceError(f"{self.folder} holds no evaluation; make one with consilience evaluate {self.folder}")
-        if self.summary.get("schema") != SCHEMA:
+        if self.summary.get("schema") != SCORES_SCHEMA:
             raise ConsilienceError(f"{self.folder}: the evaluation has another schema; evaluate again")
 
     @cached_property
@@ -124,16 +124,16 @@ class Evaluation:
         """A row a picture, column and metric: ``value`` (NaN where it does not apply) and ``reason``."""
         return pd.read_parquet(self.folder / TABLE)
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[ImageScores]:
         """The pictures' own files, one after the other."""
         rows = self.table.drop_duplicates("sample")
         for name, digest in zip(rows["sample"], rows["digest"], strict=True):
-            yield Picture(self.folder, str(name), str(digest))
+            yield ImageScores(self.folder, str(name), str(digest))
 
 
-def finish(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Evaluation:
+def finish_evaluation(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Evaluation:
     """Write the table, then the summary."""
     table = as_table(rows)
     write_atomically(folder / TABLE, lambda file: table.to_parquet(file, index=False))
-    write_json(folder / SUMMARY, {"schema": SCHEMA, **summary})
+    write_json(folder / SUMMARY, {"schema": SCORES_SCHEMA, **summary})
     return Evaluation(folder)

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from consilience import progress, registry
-from consilience.files import plain
+from consilience.files import json_ready
 from consilience.types import ConsilienceError, Network
 
-WIDE = 200
-NUMBERS = (
+TERMINAL_WIDTH = 200
+SUMMARY_NUMBERS = (
     ("iou", "iou_mean", "IoU"),
     ("expected_iou", "expected_mean", "by chance"),
     ("excess", "excess_mean", "excess"),
@@ -26,7 +26,7 @@ NUMBERS = (
     ("spearman", "spearman_mean", "Spearman"),
 )
 """A column of the pairs, its mean in the summary, its heading."""
-PUBLISHED = ("published_iou", "", "published IoU")
+PUBLISHED_NUMBER = ("published_iou", "", "published IoU")
 SEVERITY = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[dim]note[/]"}
 
 
@@ -54,7 +54,7 @@ class Bars:
 
 
 @contextmanager
-def bars() -> Iterator[None]:
+def progress_bars() -> Iterator[None]:
     """Draw the progress of everything inside on stderr; on a stream that is no terminal only lines are printed."""
     console = Console(stderr=True)
     columns = (
@@ -75,7 +75,7 @@ def as_json(run: Any) -> dict[str, Any]:
     keys = ("title", "preset", "model", "columns", "target", "seconds", "failures", "summary", "audit", "precision")
     manifest: dict[str, Any] = {key: run.manifest.get(key) for key in keys}
     tables = {"predictions": run.predictions, "agreement": run.agreement.to_dict("records")}
-    result: dict[str, Any] = plain({"run": str(run.folder), "report": str(run.folder / "report.html"), **manifest, **tables})
+    result: dict[str, Any] = json_ready({"run": str(run.folder), "report": str(run.folder / "report.html"), **manifest, **tables})
     return result
 
 
@@ -85,10 +85,10 @@ def as_json(run: Any) -> dict[str, Any]:
 def output() -> Console:
     """Where results go: a terminal as wide as it is, a file or pipe without broken lines."""
     console = Console()
-    return console if console.is_terminal else Console(width=WIDE, soft_wrap=True)
+    return console if console.is_terminal else Console(width=TERMINAL_WIDTH, soft_wrap=True)
 
 
-def show(run: Any, console: Console) -> None:
+def show_run(run: Any, console: Console) -> None:
     """Predictions, agreement by picture, verdicts, what low precision moved, what the audit found, where the report is."""
     console.print(_predictions(run))
     if len(run.agreement):
@@ -96,7 +96,7 @@ def show(run: Any, console: Console) -> None:
     for name, layer in looked_at(run).items():
         console.print(f"{escape(name)} looks at layer {escape(layer)}", highlight=False)
     for row in run.manifest["summary"]:
-        console.print(escape(verdict(row)), highlight=False)
+        console.print(escape(pair_sentence(row)), highlight=False)
     for words in _carried(run):
         console.print(escape(words), highlight=False)
     for words in _how_it_ran(run):
@@ -123,32 +123,32 @@ def _how_it_ran(run: Any) -> Iterator[str]:
         if row["precision"] == "f32":
             yield f"{row['column']} was made in f32 all the same"
             continue
-        shift = f"Spearman {number(row['spearman'])}, IoU of the top 20 % {number(row['iou_at_20'])}"
+        shift = f"Spearman {format_number(row['spearman'])}, IoU of the top 20 % {format_number(row['iou_at_20'])}"
         yield f"{row['column']} in {row['precision']} against f32 on {row['picture']}: {shift}"
 
 
 def _predictions(run: Any) -> Table:
     table = Table("picture", "predicted", "p", "true class", title=run.manifest["model"]["id"], title_justify="left")
     for name, said in run.predictions.items():
-        table.add_row(escape(name), escape(str(said["label"])), number(said["probability"]), escape(said["true"] or ""))
+        table.add_row(escape(name), escape(str(said["label"])), format_number(said["probability"]), escape(said["true"] or ""))
     return table
 
 
 def _agreement(run: Any) -> Table:
     rows, summary = run.agreement, run.manifest["summary"]
-    columns = [*NUMBERS, *([PUBLISHED] if PUBLISHED[0] in rows.columns else [])]
+    columns = [*SUMMARY_NUMBERS, *([PUBLISHED_NUMBER] if PUBLISHED_NUMBER[0] in rows.columns else [])]
     several = len(summary) > 1
     names = ["picture", *(["pair"] if several else []), *(title for _, _, title in columns)]
     table = Table(*names, title="Agreement of masks", title_justify="left")
     for row in rows.to_dict("records"):
         pair = [escape(f"{row['a']} / {row['b']}")] if several else []
-        table.add_row(escape(row["sample"]), *pair, *(number(row[key]) for key, _, _ in columns))
+        table.add_row(escape(row["sample"]), *pair, *(format_number(row[key]) for key, _, _ in columns))
     table.add_section()
     for row in summary:
         pair = [escape(f"{row['a']} / {row['b']}")] if several else []
-        published = rows[PUBLISHED[0]].mean() if PUBLISHED in columns else None
-        means = [published if key is PUBLISHED[0] else row.get(mean) for key, mean, _ in columns]
-        table.add_row("mean", *pair, *(number(mean) for mean in means), style="bold")
+        published = rows[PUBLISHED_NUMBER[0]].mean() if PUBLISHED_NUMBER in columns else None
+        means = [published if key is PUBLISHED_NUMBER[0] else row.get(mean) for key, mean, _ in columns]
+        table.add_row("mean", *pair, *(format_number(mean) for mean in means), style="bold")
     return table
 
 
@@ -158,13 +158,13 @@ def looked_at(run: Any) -> dict[str, str]:
     return {name: layer for name, layer in zip(rows["column"], rows["layer"], strict=True) if layer}
 
 
-def verdict(row: dict[str, Any]) -> str:
+def pair_sentence(row: dict[str, Any]) -> str:
     """One pair over all pictures, in a sentence."""
-    head = f"{row['a']} and {row['b']} on {row['n']} picture{'s' if row['n'] != 1 else ''}: mean IoU {number(row['iou_mean'])}"
+    head = f"{row['a']} and {row['b']} on {row['n']} picture{'s' if row['n'] != 1 else ''}: mean IoU {format_number(row['iou_mean'])}"
     bounds = [row["iou_low"], row["iou_high"]]
-    interval = "" if any(is_missing(bound) for bound in bounds) else f" (95 % {number(bounds[0])} to {number(bounds[1])})"
-    chance = f", by chance {number(row['expected_mean'])}, mean excess {number(row['excess_mean'])}"
-    p = "" if is_missing(row["p_pictures"]) else f", p = {number(row['p_pictures'])} by permuting pictures"
+    interval = "" if any(is_missing(bound) for bound in bounds) else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
+    chance = f", by chance {format_number(row['expected_mean'])}, mean excess {format_number(row['excess_mean'])}"
+    p = "" if is_missing(row["p_pictures"]) else f", p = {format_number(row['p_pictures'])} by permuting pictures"
     return f"{head}{interval}{chance}{p}: {row['verdict']}"
 
 
@@ -173,7 +173,7 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def number(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Three significant digits, a dash where there is none."""
     return "–" if is_missing(value) else f"{value:.3g}" if abs(value) < 0.0995 else f"{value:.3f}"
 
@@ -187,7 +187,7 @@ def dissection_as_json(run: Any) -> dict[str, Any]:
     said = {key: run.manifest.get(key) for key in keys}
     tables = {"summary": run.dissection.summary().to_dict("records"), "units": run.units.to_dict("records")}
     tables["knocked_out"] = [] if run.knockout is None else run.knockout.to_dict("records")
-    result: dict[str, Any] = plain({"run": str(run.folder), "report": str(run.folder / "report.html"), **said, **tables})
+    result: dict[str, Any] = json_ready({"run": str(run.folder), "report": str(run.folder / "report.html"), **said, **tables})
     return result
 
 
@@ -200,8 +200,8 @@ def show_dissection(run: Any, console: Console, most: int = 15) -> None:
     heads = ("layer", "unit", "concept", "category", "IoU", "p", "q", *(("word", "margin") if named else ()))
     table = Table(*heads, title="Units of highest IoU", title_justify="left")
     for row in units.to_dict("records"):
-        word = [escape(str(row["word"])), number(row["margin"])] if named else []
-        numbers = (number(row[key]) for key in ("iou", "p", "q"))
+        word = [escape(str(row["word"])), format_number(row["margin"])] if named else []
+        numbers = (format_number(row[key]) for key in ("iou", "p", "q"))
         table.add_row(escape(row["layer"]), str(row["unit"]), escape(row["concept"]), escape(row["category"]), *numbers, *word)
     console.print(table)
     if run.knockout is not None and len(run.knockout):
@@ -210,18 +210,18 @@ def show_dissection(run: Any, console: Console, most: int = 15) -> None:
 
 
 def _show_knockout(rows: Any, console: Console, most: int = 10) -> None:
-    from consilience.dissection.knockout import verdict
+    from consilience.dissection.knockout import knockout_sentence
 
     heads = ("layer", "unit", "concept", "predicted class loses", "95 %", "predictions that change")
     table = Table(*heads, title="Units whose loss costs most", title_justify="left")
     for row in rows.sort_values("lost", ascending=False, kind="stable").head(most).to_dict("records"):
-        bounds = f"{number(row['lost_low'])} to {number(row['lost_high'])}"
+        bounds = f"{format_number(row['lost_low'])} to {format_number(row['lost_high'])}"
         unit = (escape(row["layer"]), str(row["unit"]), escape(row["concept"]))
-        table.add_row(*unit, number(row["lost"]), bounds, number(row["flips"]))
+        table.add_row(*unit, format_number(row["lost"]), bounds, format_number(row["flips"]))
     console.print(table)
     tested = rows[rows["classes"] > 0].sort_values("p_holm", kind="stable")
     for _, row in tested.head(most).iterrows():
-        console.print(escape(f"{verdict(row)}; p = {number(row['p_holm'])} (Holm)"), highlight=False)
+        console.print(escape(f"{knockout_sentence(row)}; p = {format_number(row['p_holm'])} (Holm)"), highlight=False)
 
 
 def show_comparison(compared: Any, page: Any, console: Console) -> None:
@@ -230,7 +230,7 @@ def show_comparison(compared: Any, page: Any, console: Console) -> None:
     heads = (escape(compared.a.name), escape(compared.b.name), "shared", "Jaccard", "by chance", "p")
     table = Table(*heads)
     for row in compared.jaccard().to_dict("records"):
-        numbers = (number(row[key]) for key in ("jaccard", "expected", "p"))
+        numbers = (format_number(row[key]) for key in ("jaccard", "expected", "p"))
         table.add_row(escape(row["a"]), escape(row["b"]), str(row["shared"]), *numbers)
     console.print(table)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -244,7 +244,7 @@ def evaluation_as_json(found: Any) -> dict[str, Any]:
     said = {key: value for key, value in found.summary.items() if key != "curves"}
     rows = found.table.drop(columns="digest").to_dict("records")
     where = {"run": str(found.folder), "report": str(found.folder / "report.html")}
-    result: dict[str, Any] = plain({**where, **said, "values": rows})
+    result: dict[str, Any] = json_ready({**where, **said, "values": rows})
     return result
 
 
@@ -273,31 +273,31 @@ def show_evaluation(found: Any, console: Console) -> None:
 
 
 def _metric_table(said: dict[str, Any], metric: dict[str, Any], cells: dict[str, Any]) -> Table:
-    from consilience.show.evaluation_page import gathered, unit_of
+    from consilience.show.evaluation_page import gathered, metric_unit
 
     whole = gathered(said, metric["spec"])
     arrow = "more is better" if metric["higher_is_better"] else "less is better"
-    heads = ("map", "mean", "95 %", f"{unit_of(metric)}s", "no number", "better than every control")
+    heads = ("map", "mean", "95 %", f"{metric_unit(metric)}s", "no number", "better than every control")
     table = Table(*heads, title=escape(f"{metric['label']} ({metric['spec']}), {arrow}"), title_justify="left")
     if whole:
         table.add_column("of the data set")
     for kinds in (("method",), ("control", "other")):
         for column in (column for column in said["columns"] if column["kind"] in kinds):
             row = _metric_row(column, cells[column["label"]])
-            row += [number(whole[column["label"]]["value"]) if column["label"] in whole else ""] if whole else []
+            row += [format_number(whole[column["label"]]["value"]) if column["label"] in whole else ""] if whole else []
             table.add_row(*row, style=None if column["kind"] == "method" else "dim")
         table.add_section()
     return table
 
 
 def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
-    bounds = "–" if is_missing(cell["low"]) else f"{number(cell['low'])} to {number(cell['high'])}"
+    bounds = "–" if is_missing(cell["low"]) else f"{format_number(cell['low'])} to {format_number(cell['high'])}"
     above = ""
     if column["kind"] == "method":
         short = "[bold]not shown[/]" if cell.get("reachable", True) else "too few to tell"
         above = {True: "yes", False: short, None: "–"}[cell.get("above")]
     counts = (str(cell["n"]), str(cell["not_applicable"] or ""))
-    return [escape(column["label"]), number(cell["mean"]), bounds, *counts, above]
+    return [escape(column["label"]), format_number(cell["mean"]), bounds, *counts, above]
 
 
 def show_planted(found: dict[str, Any], page: Any, console: Console) -> None:
@@ -318,8 +318,8 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> Table:
     heads = ("method", *worlds, "mean", "95 %")
     table = Table(*heads, title="Methods: share of the map on the planted evidence", title_justify="left")
     for row in rows:
-        shares = [number(row[key]) for key in (*worlds, "mean")]
-        table.add_row(escape(row["method"]), *shares, f"{number(row['low'])} to {number(row['high'])}")
+        shares = [format_number(row[key]) for key in (*worlds, "mean")]
+        table.add_row(escape(row["method"]), *shares, f"{format_number(row['low'])} to {format_number(row['high'])}")
     return table
 
 
@@ -328,7 +328,7 @@ def _ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     heads = ("metric", *(key.replace("above ", "before ") for key in wrong), "all", "comparisons")
     table = Table(*heads, title="Metrics: how often is the true map ranked before a wrong one?", title_justify="left")
     for row in rows:
-        table.add_row(escape(row["metric"]), *(number(row[key]) for key in (*wrong, "all")), str(row["comparisons"]))
+        table.add_row(escape(row["metric"]), *(format_number(row[key]) for key in (*wrong, "all")), str(row["comparisons"]))
     return table
 
 
@@ -338,9 +338,9 @@ def _ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
 def listing(what: str, model: str) -> list[dict[str, Any]]:
     """Rows of a list, a dictionary each."""
     if what == "models":
-        from consilience.models.load import names
+        from consilience.models.load import model_names
 
-        return [{"model": name} for name in names()]
+        return [{"model": name} for name in model_names()]
     if what == "presets":
         from consilience.study import load_preset, preset_names
 

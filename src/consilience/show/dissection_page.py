@@ -25,7 +25,7 @@ MAX_CONCEPTS = 2000
 CLOUD = 60
 HEAT = 20
 
-Row = Mapping[Any, Any]
+UnitRow = Mapping[Any, Any]
 
 
 class Tables(Protocol):
@@ -66,23 +66,23 @@ class Dissected(Protocol):
         """Classes that lose most."""
 
 
-def write(run: Dissected) -> Path:
+def write_dissection_report(run: Dissected) -> Path:
     """Write ``report.html`` into the dissection's folder, whole or not at all; returns its path."""
     path = run.folder / REPORT
-    text = page(run).encode("utf-8")
+    text = dissection_page(run).encode("utf-8")
     write_atomically(path, lambda file: file.write(text))
     return path
 
 
-def page(run: Dissected) -> str:
+def dissection_page(run: Dissected) -> str:
     """A dissection as one HTML document."""
-    return _environment().get_template("dissection.html.j2").render(context(run))
+    return _environment().get_template("dissection.html.j2").render(dissection_context(run))
 
 
 # ---------------------------------------------------------------- a dissection
 
 
-def context(run: Dissected) -> dict[str, Any]:
+def dissection_context(run: Dissected) -> dict[str, Any]:
     """Everything the template shows, in the order of the page."""
     rows = run.units.to_dict("records")
     lost = {} if run.knockout is None or run.knockout.empty else _by_unit(run.knockout)
@@ -92,7 +92,7 @@ def context(run: Dissected) -> dict[str, Any]:
     return {
         "manifest": run.manifest,
         **_style_and_script(),
-        "asked": asked(run),
+        "asked": dissection_terms(run),
         "leads": [run.manifest["headlines"][name] for name in run.manifest["layers"]],
         "notes": notes(run),
         "tone": _tone(summary, has_null),
@@ -115,7 +115,7 @@ def context(run: Dissected) -> dict[str, Any]:
     }
 
 
-def _tone(summary: Sequence[Row], has_null: bool) -> str:
+def _tone(summary: Sequence[UnitRow], has_null: bool) -> str:
     """Of the verdict: whether any unit is significant, where there is a null that could tell."""
     return "open" if not has_null else "better" if any(row["significant"] for row in summary) else "even"
 
@@ -127,7 +127,7 @@ def _style_and_script() -> dict[str, Any]:
     return {"style": Markup(style), "script": Markup(script), "script_digest": digest}
 
 
-def _by_unit(table: pd.DataFrame) -> dict[tuple[str, int], Row]:
+def _by_unit(table: pd.DataFrame) -> dict[tuple[str, int], UnitRow]:
     return {(str(row["layer"]), int(row["unit"])): row for row in table.to_dict("records")}
 
 
@@ -135,7 +135,7 @@ def _number(value: Any) -> float:
     return 0.0 if words.missing(value) else float(value)
 
 
-def asked(run: Dissected) -> list[tuple[str, str]]:
+def dissection_terms(run: Dissected) -> list[tuple[str, str]]:
     """What was asked, as terms and words."""
     manifest, facts = run.manifest, dict(run.dissection.facts)
     model, concepts = manifest["model"], manifest["concepts"]
@@ -143,15 +143,15 @@ def asked(run: Dissected) -> list[tuple[str, str]]:
     terms = [
         ("Model", f"{model['spec'] or model['id']} ({model['classes_count']:,} classes)"),
         ("Weights", f"{(model.get('facts') or {}).get('weights') or 'not recorded'}, {model['id']}"),
-        ("Concepts", f"{concepts['spec']}: {words.count(concepts['pictures'], 'picture')}"),
+        ("Concepts", f"{concepts['spec']}: {words.count_of(concepts['pictures'], 'picture')}"),
         ("Layers", ", ".join(manifest["layers"])),
-        ("View", words.view(facts.get("view"))),
+        ("View", words.view_words(facts.get("view"))),
         ("Unit masks", _masks_said(facts)),
         ("Union", str(facts.get("union", ""))),
         ("Null", f"{facts['permutations']:,} permutations of the pictures' labels" if facts.get("permutations") else "none"),
         ("Words", f"{named['words']:,} by {named['similarity']}, {named['encoder'] or 'an unnamed encoder'}" if named else ""),
-        ("Knocked out", f"{knocked['units']:,} units over {words.count(knocked['pictures'], 'picture')}" if knocked else ""),
-        ("Made", f"{words.date(manifest.get('created', ''))}, in {words.seconds(manifest.get('seconds'))}"),
+        ("Knocked out", f"{knocked['units']:,} units over {words.count_of(knocked['pictures'], 'picture')}" if knocked else ""),
+        ("Made", f"{words.format_date(manifest.get('created', ''))}, in {words.format_seconds(manifest.get('seconds'))}"),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
     return [(term, visible(said)) for term, said in terms if said]
@@ -179,28 +179,28 @@ def notes(run: Dissected) -> list[str]:
     return said
 
 
-def _by_category(summary: Sequence[Row], categories: Sequence[str]) -> Markup | None:
+def _by_category(summary: Sequence[UnitRow], categories: Sequence[str]) -> Markup | None:
     """Detectors by category, a bar for each of the first two layers; more layers are in the table."""
     if not summary or not categories:
         return None
     series = [(f"detectors in {row['layer']}", [float(row.get(name, 0)) for name in categories]) for row in summary[:2]]
-    return drawings.bars([str(name) for name in categories], series, "detectors by category")
+    return drawings.grouped_bars([str(name) for name in categories], series, "detectors by category")
 
 
 @dataclass(frozen=True, eq=False)
 class Card:
     """A unit as it is shown in the grid."""
 
-    row: Row
+    row: UnitRow
     uri: str
     alt: str
     status: str
     text: str
     others: str
-    lost: Row | None
+    lost: UnitRow | None
 
 
-def cards(run: Dissected, rows: Sequence[Row], lost: Mapping[tuple[str, int], Row]) -> Iterator[Card]:
+def cards(run: Dissected, rows: Sequence[UnitRow], lost: Mapping[tuple[str, int], UnitRow]) -> Iterator[Card]:
     """The units that have a strip of pictures, the highest IoU first; one at a time."""
     for row in sorted(rows, key=lambda row: -_number(row["iou"])):
         path = run.folder / "tiles" / file_stem(str(row["layer"])) / f"{row['unit']}.webp"
@@ -208,7 +208,7 @@ def cards(run: Dissected, rows: Sequence[Row], lost: Mapping[tuple[str, int], Ro
             yield _card(row, path, lost.get((str(row["layer"]), int(row["unit"]))))
 
 
-def _card(row: Row, path: Path, lost: Row | None) -> Card:
+def _card(row: UnitRow, path: Path, lost: UnitRow | None) -> Card:
     uri = "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
     named = [row.get(key) for key in ("concept", "category", "word", "runner_up", "layer")]
     text = " ".join([str(part) for part in named if isinstance(part, str)] + [f"unit {row['unit']}"]).lower()
@@ -223,7 +223,7 @@ def knockouts(run: Dissected) -> dict[str, Any] | None:
     if run.knockout is None or run.knockout.empty:
         return None
     table = run.knockout.sort_values("lost", ascending=False, kind="stable")
-    hurt: dict[tuple[str, int], list[Row]] = {}
+    hurt: dict[tuple[str, int], list[UnitRow]] = {}
     for row in run.hurt.to_dict("records") if run.hurt is not None else []:
         hurt.setdefault((str(row["layer"]), int(row["unit"])), []).append(row)
     rows = [{**row, "hurt": hurt.get((str(row["layer"]), int(row["unit"])), [])} for row in table.to_dict("records")]
@@ -232,7 +232,7 @@ def knockouts(run: Dissected) -> dict[str, Any] | None:
     return {"rows": rows[:MAX_HURT], "count": len(rows), "tested": len(tested), "sure": sure, "matched": _matched(tested)}
 
 
-def _matched(rows: Sequence[Row]) -> list[str]:
+def _matched(rows: Sequence[UnitRow]) -> list[str]:
     return list(dict.fromkeys(str(row["matched"]) for row in rows))
 
 
@@ -292,7 +292,7 @@ def plots(compared: Any) -> Iterator[tuple[str, Markup]]:
     if len(heat):
         columns = [(str(side), str(layer)) for side, layer in heat.columns]
         title = f"units that detect each of the {len(heat)} most frequent concepts, by model and layer"
-        plot = drawings.heat(list(heat.index), columns, heat.to_numpy().tolist(), title)
+        plot = drawings.heat_table(list(heat.index), columns, heat.to_numpy().tolist(), title)
         yield f"The {len(heat)} most frequent concepts by layer (units)", plot
     for name, key, colour in ((a, "units_a", drawings.A), (b, "units_b", drawings.B)):
         weights = [(str(row["concept"]), float(row[key])) for row in concepts.to_dict("records") if row[key]][:CLOUD]
@@ -321,16 +321,16 @@ def _bars_of(compared: Any, a: str, b: str) -> Iterator[tuple[str, Markup]]:
     categories = compared.categories()
     if len(categories):
         series = [(a, list(categories["units_a"])), (b, list(categories["units_b"]))]
-        yield "Units by category", drawings.bars(list(categories["category"]), series, "units by category")
+        yield "Units by category", drawings.grouped_bars(list(categories["category"]), series, "units by category")
     often = compared.frequencies()
     if len(often):
         labels, counts = _in_doubling_bins(often)
         series = list(zip((a, b), counts, strict=True))
-        yield "How many units a concept has (number of concepts)", drawings.bars(labels, series, "concepts by number of units")
+        yield "How many units a concept has (number of concepts)", drawings.grouped_bars(labels, series, "concepts by number of units")
     rows = compared.layers().to_dict("records")
     labels = list(dict.fromkeys(row["layer"] for row in rows))
     shown = (("Unique concepts by layer", "unique", 0), ("Mean score of labelled units by layer", "mean_score", 3))
     for heading, key, digits in shown:
         known = {(row["side"], row["layer"]): float(row[key]) for row in rows}
         series = [(name, [known.get((name, label), math.nan) for label in labels]) for name in (a, b)]
-        yield heading, drawings.bars(labels, series, heading, digits)
+        yield heading, drawings.grouped_bars(labels, series, heading, digits)

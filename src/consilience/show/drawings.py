@@ -20,7 +20,7 @@ from consilience.show.panels import ONLY_A, ONLY_B, visible
 
 A, B = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in (ONLY_A, ONLY_B))
 FONT = 13
-WIDE = 640
+DRAWING_WIDTH = 640
 
 
 @cache
@@ -60,7 +60,7 @@ def _key(names: Sequence[tuple[str, str]], y: float) -> list[str]:
     for row, (colour, name) in enumerate(names):
         top = y + 20 * row
         parts.append(f'<rect x="0" y="{top:.1f}" width="12" height="12" rx="2" fill="{colour}"/>')
-        parts.append(_text(18, top + 11, shortened(name, WIDE - 18)))
+        parts.append(_text(18, top + 11, shortened(name, DRAWING_WIDTH - 18)))
     return parts
 
 
@@ -105,7 +105,7 @@ def circles(only_a: int, shared: int, only_b: int, room: float = 110) -> tuple[f
 def venn(a: str, b: str, only_a: int, shared: int, only_b: int) -> Markup:
     """Two circles whose areas and overlap are as the counts are; the counts stand in the key."""
     r1, r2, apart = circles(only_a, shared, only_b)
-    left = (WIDE - r1 - r2 - apart) / 2 + r1
+    left = (DRAWING_WIDTH - r1 - r2 - apart) / 2 + r1
     middle = 10 + max(r1, r2)
     bottom = middle + max(r1, r2) + 18
     parts = [
@@ -114,7 +114,7 @@ def venn(a: str, b: str, only_a: int, shared: int, only_b: int) -> Markup:
         *_key([(A, _of_own(a, only_a, shared)), (B, _of_own(b, only_b, shared))], bottom),
         _text(18, bottom + 51, f"shared: {shared}"),
     ]
-    return _svg(WIDE, bottom + 60, parts, f"{a} has {only_a} concepts of its own, {b} has {only_b}, both have {shared}")
+    return _svg(DRAWING_WIDTH, bottom + 60, parts, f"{a} has {only_a} concepts of its own, {b} has {only_b}, both have {shared}")
 
 
 def _of_own(name: str, own: int, shared: int) -> str:
@@ -124,12 +124,12 @@ def _of_own(name: str, own: int, shared: int) -> str:
 # ---------------------------------------------------------------- bars
 
 
-def bars(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], title: str, digits: int = 0) -> Markup:
+def grouped_bars(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], title: str, digits: int = 0) -> Markup:
     """Grouped horizontal bars: a group a label, in it a bar for each of one or two series (name, values); NaN has no bar."""
     label_room = min(220.0, max((width_of(label) for label in labels), default=0) + 10)
     top = 20 * len(series) + 10
     largest = max((value for _, values in series for value in values if math.isfinite(value)), default=0) or 1
-    room = WIDE - label_room - 60
+    room = DRAWING_WIDTH - label_room - 60
     step = 17 * len(series) + 9
     parts = _key([(colour, name) for (name, _), colour in zip(series, (A, B), strict=False)], 0)
     for place, label in enumerate(labels):
@@ -138,7 +138,7 @@ def bars(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], t
         for row, ((_, values), colour) in enumerate(zip(series, (A, B), strict=False)):
             parts += _bar(label_room, y + 17 * row, room, values[place], largest, colour, digits)
     said = "; ".join(f"{name}: {_listed(labels, values, digits)}" for name, values in series)
-    return _svg(WIDE, top + step * len(labels) + 4, parts, f"{title}. {said}")
+    return _svg(DRAWING_WIDTH, top + step * len(labels) + 4, parts, f"{title}. {said}")
 
 
 def _listed(labels: Sequence[str], values: Sequence[float], digits: int) -> str:
@@ -156,12 +156,12 @@ def _bar(x: float, y: float, room: float, value: float, largest: float, colour: 
 # ---------------------------------------------------------------- heat map
 
 
-def heat(rows: Sequence[str], columns: Sequence[tuple[str, str]], values: Sequence[Sequence[int]], title: str) -> Markup:
+def heat_table(rows: Sequence[str], columns: Sequence[tuple[str, str]], values: Sequence[Sequence[int]], title: str) -> Markup:
     """Counts by row and (side, layer): a cell is the darker the larger, in its side's colour, with the number in it."""
     label_room = min(200.0, max((width_of(row) for row in rows), default=0) + 12)
     sides = list(dict.fromkeys(side for side, _ in columns))
     colours = dict(zip(sides, (A, B), strict=False))
-    cell = min(90.0, (WIDE - label_room) / max(len(columns), 1))
+    cell = min(90.0, (DRAWING_WIDTH - label_room) / max(len(columns), 1))
     top = 20 * len(sides) + 34
     largest = max((value for row in values for value in row), default=0) or 1
     parts = _key([(colours[side], side) for side in sides], 0)
@@ -171,7 +171,7 @@ def heat(rows: Sequence[str], columns: Sequence[tuple[str, str]], values: Sequen
         parts.append(_text(label_room - 8, top + 24 * y + 16, shortened(row, label_room - 8), "end"))
         for x, (count, (side, _)) in enumerate(zip(counts, columns, strict=True)):
             parts += _cell(label_room + cell * x, top + 24 * y, cell, count, count / largest, colours[side])
-    return _svg(WIDE, top + 24 * len(rows) + 4, parts, title)
+    return _svg(DRAWING_WIDTH, top + 24 * len(rows) + 4, parts, title)
 
 
 def _cell(x: float, y: float, width: float, count: int, share: float, colour: str) -> list[str]:
@@ -201,7 +201,7 @@ class Placed:
         return across and self.y < other.y + other.height and other.y < self.y + self.height
 
 
-def laid_out(words: Sequence[tuple[str, float]], room: tuple[float, float] = (WIDE, 300)) -> list[Placed]:
+def laid_out(words: Sequence[tuple[str, float]], room: tuple[float, float] = (DRAWING_WIDTH, 300)) -> list[Placed]:
     """Words (text, weight) placed without overlap, the heaviest in the middle, areas as the weights; what finds no room is left
     out. Nothing is drawn at random: the same words lie the same way.
     """
@@ -227,7 +227,7 @@ def _spots(word: str, size: float, room: tuple[float, float]) -> Iterator[Placed
             yield Placed(word, size, x, y, width, height)
 
 
-def cloud(name: str, words: Sequence[tuple[str, float]], colour: str, room: tuple[float, float] = (WIDE, 300)) -> Markup:
+def cloud(name: str, words: Sequence[tuple[str, float]], colour: str, room: tuple[float, float] = (DRAWING_WIDTH, 300)) -> Markup:
     """Words sized by weight; how many found no room is said below."""
     placed = laid_out(words, room)
     top = min((spot.y for spot in placed), default=0.0)

@@ -19,35 +19,35 @@ from PIL import Image
 
 from consilience.files import file_stem
 from consilience.show import plots, words
-from consilience.show.plots import GREY, PALETTE, Bar, Line
+from consilience.show.plots import GREY, PALETTE, Bar, CurveLine
 
 SUMMARY, TABLE, MOSAICS = "evaluation.json", "metrics.parquet", "mosaics"
 ALPHA, TILE = 0.05, 112
-Row = Mapping[str, Any]
+MetricRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class MetricSection:
     """One metric as it is shown: what it is, its plots, what is marked and why, and a row of values a picture."""
 
     anchor: str
-    metric: Row
-    cells: Mapping[str, Row]
+    metric: MetricRow
+    cells: Mapping[str, MetricRow]
     forest: Markup
     curves: Markup
     ranks: Markup
-    order: Row | None
+    order: MetricRow | None
     marks: tuple[str, ...]
     reasons: tuple[str, ...]
-    against: tuple[Row, ...]
-    between: tuple[Row, ...]
+    against: tuple[MetricRow, ...]
+    between: tuple[MetricRow, ...]
     values: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
     unit: str
-    gathered: Mapping[str, Row]
+    gathered: Mapping[str, MetricRow]
     tiles: Mapping[str, str]
 
 
-def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
+def evaluation_context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
     """What the template is given of a run's evaluation; None where there is none. ``anchors`` are of pictures on the page."""
     if not (folder / SUMMARY).is_file() or not (folder / TABLE).is_file():
         return None
@@ -70,11 +70,11 @@ def context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
     }
 
 
-def _has_values(said: Row, label: str) -> bool:
+def _has_values(said: MetricRow, label: str) -> bool:
     return any(cell["n"] for cell in said["cells"] if cell["column"] == label)
 
 
-def number(value: Any) -> str:
+def format_metric(value: Any) -> str:
     """Three significant digits below .1, else three decimals; a dash where there is none."""
     if words.missing(value):
         return words.DASH
@@ -82,20 +82,20 @@ def number(value: Any) -> str:
     return text.replace("-", "−")
 
 
-def colours(columns: Sequence[Row]) -> dict[str, str]:
+def method_colours(columns: Sequence[MetricRow]) -> dict[str, str]:
     """A colour for each method, grey for controls."""
     methods = [column["label"] for column in columns if column["kind"] == "method"]
     given = {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(methods)}
     return {column["label"]: given.get(column["label"], GREY) for column in columns}
 
 
-def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: Mapping[str, str], folder: Path) -> Section:
+def _section(place: int, metric: MetricRow, said: MetricRow, table: pd.DataFrame, anchors: Mapping[str, str], folder: Path) -> MetricSection:
     spec = metric["spec"]
     mine = table[table["metric"] == spec]
     cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == spec}
     against = tuple(row for row in said["against_controls"] if row["metric"] == spec)
     order = next((row for row in said["orders"] if row["metric"] == spec), None)
-    return Section(
+    return MetricSection(
         f"metric-{place}",
         metric,
         cells,
@@ -108,9 +108,9 @@ def _section(place: int, metric: Row, said: Row, table: pd.DataFrame, anchors: M
         against,
         tuple(row for row in said["between"] if row["metric"] == spec),
         tuple(_values(mine, said["columns"], anchors)),
-        unit_of(metric),
+        metric_unit(metric),
         gathered(said, spec),
-        {} if unit_of(metric) == "picture" else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
+        {} if metric_unit(metric) == "picture" else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
     )
 
 
@@ -129,37 +129,37 @@ def _small(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _forest(metric: Row, cells: Mapping[str, Row], columns: Sequence[Row]) -> Markup:
-    ink = colours(columns)
+def _forest(metric: MetricRow, cells: Mapping[str, MetricRow], columns: Sequence[MetricRow]) -> Markup:
+    ink = method_colours(columns)
     bars = []
     for column in sorted(columns, key=lambda column: column["kind"] != "method"):
         label = column["label"]
         mean, low, high = (_float(cells[label][key]) for key in ("mean", "low", "high"))
         bars.append(Bar(label, mean, low, high, ink[label], column["kind"] != "method"))
-    return plots.forest(bars, f"{metric['label']}, mean and 95 % interval")
+    return plots.plot_forest(bars, f"{metric['label']}, mean and 95 % interval")
 
 
-def _curves(metric: Row, said: Row) -> Markup:
+def _curves(metric: MetricRow, said: MetricRow) -> Markup:
     kinds = {column["label"]: column["kind"] for column in said["columns"]}
-    ink = colours(said["columns"])
+    ink = method_colours(said["columns"])
     lines = [
-        Line(row["column"], row["x"], row["mean"], row["half"], ink[row["column"]], kinds[row["column"]] != "method")
+        CurveLine(row["column"], row["x"], row["mean"], row["half"], ink[row["column"]], kinds[row["column"]] != "method")
         for row in said.get("curves") or []
         if row["metric"] == metric["spec"] and kinds[row["column"]] != "other"
     ]
-    return plots.curves(lines, f"{metric['label']}, mean curves") if lines else Markup("")
+    return plots.plot_curves(lines, f"{metric['label']}, mean curves") if lines else Markup("")
 
 
-def _ranks(order: Row | None) -> Markup:
+def _ranks(order: MetricRow | None) -> Markup:
     if order is None or len(order["columns"]) < 3:
         return Markup("")
-    return plots.critical_difference(order["columns"], order["mean_ranks"], order["critical_difference"], order["groups"])
+    return plots.plot_critical_difference(order["columns"], order["mean_ranks"], order["critical_difference"], order["groups"])
 
 
 # ---------------------------------------------------------------- in words
 
 
-def marks(metric: Row, cells: Mapping[str, Row], against: Sequence[Row]) -> list[str]:
+def marks(metric: MetricRow, cells: Mapping[str, MetricRow], against: Sequence[MetricRow]) -> list[str]:
     """Which methods are not shown to be better than which controls; where no number could have shown it, how many it takes."""
     short = {label: cell for label, cell in cells.items() if cell.get("above") is False}
     if short and not any(cell["reachable"] for cell in short.values()):
@@ -167,7 +167,7 @@ def marks(metric: Row, cells: Mapping[str, Row], against: Sequence[Row]) -> list
     return [_short(label, cell, [row["b"] for row in against if row["a"] == label]) for label, cell in short.items()]
 
 
-def _short(label: str, cell: Row, controls: Sequence[str]) -> str:
+def _short(label: str, cell: MetricRow, controls: Sequence[str]) -> str:
     untested = cell.get("untested") or []
     every = len(cell["not_above"]) + len(untested) == len(controls) > 1
     few = "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
@@ -175,18 +175,18 @@ def _short(label: str, cell: Row, controls: Sequence[str]) -> str:
     return f"{label} is not shown to be better than {'any control' if every else ', '.join(names)}{few}."
 
 
-def _too_few(metric: Row, against: Sequence[Row]) -> str:
+def _too_few(metric: MetricRow, against: Sequence[MetricRow]) -> str:
     tests = max((row["tests"] for row in against), default=1)
     most = max((row["n"] for row in against), default=0)
     needed = math.ceil(math.log2(tests / ALPHA))
-    unit = unit_of(metric)
+    unit = metric_unit(metric)
     return (
-        f"{words.count(most, unit)} cannot show a method to be better than the controls, whatever the numbers: "
-        f"{words.count(tests, 'test')}, corrected by Holm, {'take' if tests > 1 else 'takes'} {needed} {unit}s."
+        f"{words.count_of(most, unit)} cannot show a method to be better than the controls, whatever the numbers: "
+        f"{words.count_of(tests, 'test')}, corrected by Holm, {'take' if tests > 1 else 'takes'} {needed} {unit}s."
     )
 
 
-def reasons(metric: Row, cells: Mapping[str, Row]) -> list[str]:
+def reasons(metric: MetricRow, cells: Mapping[str, MetricRow]) -> list[str]:
     """Why a metric has no number of some maps: a line a reason, with the maps and of how many pictures."""
     if metric.get("absent"):
         return [str(metric["absent"])]
@@ -198,11 +198,11 @@ def reasons(metric: Row, cells: Mapping[str, Row]) -> list[str]:
     return [f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()]
 
 
-def _who(metric: Row, some: Mapping[str, int], cells: Mapping[str, Row]) -> str:
+def _who(metric: MetricRow, some: Mapping[str, int], cells: Mapping[str, MetricRow]) -> str:
     """All maps together where it is the same for all, else map by map."""
     counts = set(some.values())
     if len(some) == len(cells) and len(counts) == 1:
-        return words.count(counts.pop(), unit_of(metric))
+        return words.count_of(counts.pop(), metric_unit(metric))
     return ", ".join(f"{label} {count}" for label, count in some.items())
 
 
@@ -212,17 +212,17 @@ def general(reason: str) -> str:
     return re.sub(r"\bboxes of class [\w, ]+?(?= and )", "boxes of another class", explained).removeprefix("the picture: ")
 
 
-def unit_of(metric: Row) -> str:
+def metric_unit(metric: MetricRow) -> str:
     """What a metric has one number of; a picture, unless it says otherwise."""
     return str(metric.get("unit") or "picture")
 
 
-def is_empty(said: Row, metric: Row) -> bool:
+def is_empty(said: MetricRow, metric: MetricRow) -> bool:
     """Whether a metric has no number at all."""
     return not any(cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"])
 
 
-def silent(said: Row) -> list[tuple[tuple[str, ...], str]]:
+def silent(said: MetricRow) -> list[tuple[tuple[str, ...], str]]:
     """Metrics without a single number, those of one reason together."""
     found: dict[str, list[str]] = {}
     for metric in said["metrics"]:
@@ -232,13 +232,13 @@ def silent(said: Row) -> list[tuple[tuple[str, ...], str]]:
     return [(tuple(labels), reason) for reason, labels in found.items()]
 
 
-def gathered(said: Row, spec: str) -> dict[str, Row]:
+def gathered(said: MetricRow, spec: str) -> dict[str, MetricRow]:
     """By map what a metric makes of all pictures together, where it does: one threshold for the whole data set."""
     return {row["column"]: row for row in said.get("gathered") or [] if row["metric"] == spec}
 
 
 def _values(
-    rows: pd.DataFrame, columns: Sequence[Row], anchors: Mapping[str, str]
+    rows: pd.DataFrame, columns: Sequence[MetricRow], anchors: Mapping[str, str]
 ) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     """By picture its name, its place on the page, and (text, reason) for each column."""
     found = []
@@ -250,7 +250,7 @@ def _values(
 
 
 def _value(row: Mapping[Any, Any] | None) -> tuple[str, str]:
-    return (words.DASH, "not evaluated") if row is None else (number(float(row["value"])), str(row["reason"]))
+    return (words.DASH, "not evaluated") if row is None else (format_metric(float(row["value"])), str(row["reason"]))
 
 
 def _float(value: Any) -> float:

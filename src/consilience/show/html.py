@@ -35,7 +35,7 @@ MAX_PAIR_TILES = 6
 TILE = 320
 QUALITY = 85
 
-Row = Mapping[Any, Any]
+PairMapping = Mapping[Any, Any]
 
 
 class Reported(Protocol):
@@ -77,17 +77,17 @@ class Reported(Protocol):
         """The picture and the explanations of a sample, as `render.Shown`."""
 
 
-def write(run: Reported) -> Path:
+def write_report(run: Reported) -> Path:
     """Write ``report.html`` into the run's folder, whole or not at all; returns its path."""
     path = run.folder / REPORT
-    text = page(run).encode("utf-8")
+    text = report_page(run).encode("utf-8")
     write_atomically(path, lambda file: file.write(text))
     return path
 
 
-def page(run: Reported) -> str:
+def report_page(run: Reported) -> str:
     """The report as one HTML document that loads nothing from anywhere."""
-    return _environment().get_template("report.html.j2").render(context(run))
+    return _environment().get_template("report.html.j2").render(report_context(run))
 
 
 @cache
@@ -101,7 +101,7 @@ def _environment() -> Environment:
     )
     for name in ("iou", "percent", "p_value", "seconds", "date", "count"):
         environment.filters[name] = getattr(words, name)
-    environment.filters["measured"] = evaluation_page.number
+    environment.filters["measured"] = evaluation_page.format_metric
     environment.filters["visible"] = lambda text: panels.visible(str(text))
     return environment
 
@@ -109,7 +109,7 @@ def _environment() -> Environment:
 # ---------------------------------------------------------------- what the template is given
 
 
-def context(run: Reported) -> dict[str, Any]:
+def report_context(run: Reported) -> dict[str, Any]:
     """Everything the template shows, in the order of the page."""
     rows = run.agreement.to_dict("records")
     summary = run.summary.to_dict("records")
@@ -119,17 +119,17 @@ def context(run: Reported) -> dict[str, Any]:
         "style": Markup(_part("report.css") + _ramps()),
         "script": Markup(script),
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "asked": asked(run),
-        "evaluation": evaluation_page.context(run.folder, anchors(run)),
+        "asked": run_terms(run),
+        "evaluation": evaluation_page.evaluation_context(run.folder, anchors(run)),
         "verdicts": verdicts(run, summary),
         "matrix": matrix([column["name"] for column in run.manifest["columns"]], summary),
         "findings": sorted(run.audit, key=lambda finding: ("error", "warning", "note").index(finding.severity)),
         "failures": run.manifest.get("failures") or [],
-        "pictures": pictures(run, rows),
+        "pictures": shown_images(run, rows),
         "picture_count": len(run.samples),
         "shown_count": len(shown(run)),
         "columns": columns(run),
-        "numbers": _wanted(rows[0]) if rows else NUMBERS,
+        "numbers": _wanted(rows[0]) if rows else TABLE_NUMBERS,
         "table": table(run, rows),
         "several": len(summary) > 1,
         "versions": sorted((run.manifest.get("versions") or {}).items()),
@@ -143,10 +143,10 @@ def _part(name: str) -> str:
 def _ramps() -> str:
     """The two colour scales as CSS backgrounds, so that legends show what the maps are drawn with."""
     rule = ".ramp.{}{{background:linear-gradient(to right,{})}}"
-    return "\n".join(rule.format(name, ",".join(panels.stops(name == "signed"))) for name in ("plain", "signed")) + "\n"
+    return "\n".join(rule.format(name, ",".join(panels.colour_stops(name == "signed"))) for name in ("plain", "signed")) + "\n"
 
 
-def asked(run: Reported) -> list[tuple[str, str]]:
+def run_terms(run: Reported) -> list[tuple[str, str]]:
     """What was asked, as terms and words: model, weights, pictures, target, view, engine, date, version."""
     manifest = run.manifest
     models = manifest.get("models") or [manifest["model"]]
@@ -155,12 +155,12 @@ def asked(run: Reported) -> list[tuple[str, str]]:
         ("Model", "; ".join(f"{one['spec'] or one['id']} ({one['classes_count']:,} classes)" for one in models)),
         ("Weights", "; ".join(f"{(one.get('facts') or {}).get('weights') or 'not recorded'}, {one['id']}" for one in models)),
         ("Explainers", ", ".join(column["name"] for column in manifest["columns"])),
-        ("Explained", words.target(manifest.get("target", "predicted"))),
-        ("View", "; ".join(words.view(mode) for mode in views)),
+        ("Explained", words.target_words(manifest.get("target", "predicted"))),
+        ("View", "; ".join(words.view_words(mode) for mode in views)),
         ("Pictures", _how_many(run)),
         ("Engine", _engine(models[0].get("facts") or {})),
         ("Preset", manifest.get("preset") or ""),
-        ("Made", f"{words.date(manifest.get('created', ''))}, in {words.seconds(manifest.get('seconds'))}"),
+        ("Made", f"{words.format_date(manifest.get('created', ''))}, in {words.format_seconds(manifest.get('seconds'))}"),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
     return [(term, panels.visible(said)) for term, said in terms if said]
@@ -175,15 +175,15 @@ def _engine(facts: Mapping[str, Any]) -> str:
 
 def _how_many(run: Reported) -> str:
     failed = len(run.manifest.get("failures") or [])
-    return words.count(len(run.samples), "picture") + (f"; {failed:,} more failed" if failed else "")
+    return words.count_of(len(run.samples), "picture") + (f"; {failed:,} more failed" if failed else "")
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """One pair of explainers over all pictures, as it is shown."""
 
-    row: Row
-    kind: words.Kind
+    row: PairMapping
+    kind: words.VerdictKind
     badge: str
     sentence: Markup
     why: str
@@ -192,22 +192,22 @@ class Verdict:
     alt: str
 
 
-def verdicts(run: Reported, summary: Sequence[Row]) -> list[Verdict]:
+def verdicts(run: Reported, summary: Sequence[PairMapping]) -> list[Verdict]:
     """A verdict a pair, in the order of the summary; the first pairs have their plot."""
     return [_verdict(run, row, len(summary), with_plot=number < MAX_PLOTS) for number, row in enumerate(summary)]
 
 
-def _verdict(run: Reported, row: Row, pairs: int, with_plot: bool) -> Verdict:
-    which = words.kind(row.get("verdict"))
+def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Verdict:
+    which = words.verdict_kind(row.get("verdict"))
     pair = (str(row["a"]), str(row["b"]))
     plot = Markup(panels.agreement_plot(run.agreement, run.summary, pair)) if with_plot and row["n"] else None
     alt = f"IoU of {pair[0]} and {pair[1]} on each picture against its chance level; the numbers are in the table of all pairs"
     why = "" if which == "open" else str(row.get("why") or row.get("reason") or "")
-    return Verdict(row, which, words.badge(which), words.sentence(row, pairs), why, str(row.get("mismatch") or ""), plot, alt)
+    return Verdict(row, which, words.verdict_badge(which), words.verdict_sentence(row, pairs), why, str(row.get("mismatch") or ""), plot, alt)
 
 
 @dataclass(frozen=True)
-class Cell:
+class PairCell:
     """A cell of the matrix of explainers: what it is of, its number, and the pair it belongs to."""
 
     what: str
@@ -215,7 +215,7 @@ class Cell:
     mismatch: bool = False
 
 
-def matrix(names: Sequence[str], summary: Sequence[Row]) -> list[tuple[str, list[Cell | None]]]:
+def matrix(names: Sequence[str], summary: Sequence[PairMapping]) -> list[tuple[str, list[PairCell | None]]]:
     """Explainers against each other: mean IoU above the diagonal, mean excess below. Empty for fewer than three."""
     if len(names) < 3:
         return []
@@ -223,12 +223,12 @@ def matrix(names: Sequence[str], summary: Sequence[Row]) -> list[tuple[str, list
     return [(across, [_cell(known, names, i, j) for j in range(len(names))]) for i, across in enumerate(names)]
 
 
-def _cell(known: Mapping[tuple[Any, Any], Row], names: Sequence[str], i: int, j: int) -> Cell | None:
+def _cell(known: Mapping[tuple[Any, Any], PairMapping], names: Sequence[str], i: int, j: int) -> PairCell | None:
     row = known.get((names[i], names[j])) or known.get((names[j], names[i]))
     if i == j or row is None:
         return None
     key, what = ("iou_mean", "mean IoU") if i < j else ("excess_mean", "mean excess")
-    return Cell(what, row.get(key), bool(row.get("mismatch")))
+    return PairCell(what, row.get(key), bool(row.get("mismatch")))
 
 
 # ---------------------------------------------------------------- numbers of a pair on a picture
@@ -243,7 +243,7 @@ class Number:
     style: str
 
 
-NUMBERS = (
+TABLE_NUMBERS = (
     Number("iou", "IoU", "iou"),
     Number("expected_iou", "chance", "iou"),
     Number("excess", "excess", "iou"),
@@ -256,11 +256,11 @@ NUMBERS = (
     Number("area_a", "area of first", "percent"),
     Number("area_b", "area of second", "percent"),
 )
-PUBLISHED = Number("published_iou", "published IoU", "iou")
+PUBLISHED_COLUMN = Number("published_iou", "published IoU", "iou")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownNumber:
     """A number as it is shown: its text, the value to sort by, and where there is none the reason."""
 
     heading: str
@@ -270,18 +270,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Line:
+class PairRow:
     """A pair on a picture: where it is on the page, its numbers, and why they should not be compared."""
 
     sample: str
     anchor: str
     a: str
     b: str
-    numbers: tuple[Shown, ...]
+    numbers: tuple[ShownNumber, ...]
     mismatch: str
 
 
-def table(run: Reported, rows: Sequence[Row]) -> list[Line]:
+def table(run: Reported, rows: Sequence[PairMapping]) -> list[PairRow]:
     """All pairs of all pictures."""
     known = anchors(run)
     return [line(row, known.get(row["sample"], "")) for row in rows]
@@ -292,23 +292,23 @@ def anchors(run: Reported) -> dict[str, str]:
     return {name: f"picture-{number}" for number, name in enumerate(shown(run), 1)}
 
 
-def line(row: Row, anchor: str) -> Line:
+def line(row: PairMapping, anchor: str) -> PairRow:
     """One row of the agreement as it is shown; the published value where the table has them."""
     numbers = tuple(_shown(row, number) for number in _wanted(row))
-    return Line(str(row["sample"]), anchor, str(row["a"]), str(row["b"]), numbers, str(row.get("mismatch") or ""))
+    return PairRow(str(row["sample"]), anchor, str(row["a"]), str(row["b"]), numbers, str(row.get("mismatch") or ""))
 
 
-def _wanted(row: Row) -> tuple[Number, ...]:
-    return (*NUMBERS, PUBLISHED) if PUBLISHED.key in row else NUMBERS
+def _wanted(row: PairMapping) -> tuple[Number, ...]:
+    return (*TABLE_NUMBERS, PUBLISHED_COLUMN) if PUBLISHED_COLUMN.key in row else TABLE_NUMBERS
 
 
-def _shown(row: Row, number: Number) -> Shown:
+def _shown(row: PairMapping, number: Number) -> ShownNumber:
     value = row.get(number.key)
     heading = {"area_a": f"area {row['a']}", "area_b": f"area {row['b']}"}.get(number.key, number.heading)
     if words.missing(value):
-        why = "not published" if number is PUBLISHED else words.why_missing(row, number.key)
-        return Shown(heading, words.DASH, None, why)
-    return Shown(heading, getattr(words, number.style)(value), float(str(value)))
+        why = "not published" if number is PUBLISHED_COLUMN else words.why_missing(row, number.key)
+        return ShownNumber(heading, words.DASH, None, why)
+    return ShownNumber(heading, getattr(words, number.style)(value), float(str(value)))
 
 
 # ---------------------------------------------------------------- pictures
@@ -326,15 +326,15 @@ class Embedded:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ShownImage:
     """A sample as it is shown."""
 
     name: str
     anchor: str
-    said: Row
+    said: PairMapping
     right: bool | None
     tiles: tuple[Embedded, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[PairRow, ...]
     notes: tuple[str, ...]
 
 
@@ -345,16 +345,16 @@ def shown(run: Reported) -> list[str]:
     return run.samples[: min(MAX_PICTURES, max(1, MAX_TILES // tiles))]
 
 
-def pictures(run: Reported, rows: Sequence[Row]) -> Iterator[Picture]:
+def shown_images(run: Reported, rows: Sequence[PairMapping]) -> Iterator[ShownImage]:
     """The samples one by one, those that are `shown`; only one is in memory at a time."""
-    of_sample: dict[str, list[Row]] = {}
+    of_sample: dict[str, list[PairMapping]] = {}
     for row in rows:
         of_sample.setdefault(row["sample"], []).append(row)
     for number, name in enumerate(shown(run), 1):
         yield _picture(run, name, f"picture-{number}", of_sample.get(name, []))
 
 
-def _picture(run: Reported, name: str, anchor: str, rows: Sequence[Row]) -> Picture:
+def _picture(run: Reported, name: str, anchor: str, rows: Sequence[PairMapping]) -> ShownImage:
     stored = run.load(name)
     said = run.predictions.get(name) or {}
     right = None if words.missing(said.get("true")) else said.get("true") == said.get("label")
@@ -363,7 +363,7 @@ def _picture(run: Reported, name: str, anchor: str, rows: Sequence[Row]) -> Pict
     doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
     embedded = tuple(embed(tile, doubts) for tile in panels.tiles(stored, pairs[:MAX_PAIR_TILES]))
     lines = tuple(line(row, anchor) for row in rows)
-    return Picture(name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ())))
+    return ShownImage(name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ())))
 
 
 def embed(tile: Tile, doubts: Mapping[tuple[str, str], str]) -> Embedded:

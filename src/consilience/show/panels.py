@@ -37,7 +37,7 @@ RGB = tuple[int, int, int]
 PERCENTILE = 99.5
 """Limits ignore the outermost half per cent, so that one hot pixel does not turn the rest dark."""
 
-FLAT = 1e-5
+FLAT_RANGE = 1e-5
 """A map whose spread is below this share of its largest value is flat: what is left is rounding of float32."""
 
 DIVERGING, SEQUENTIAL = "coolwarm", "inferno"
@@ -95,13 +95,13 @@ def limits(values: Array, signed: bool | None = None) -> Scale:
         return Scale(0.0, 0.0, bool(signed), flat=True)
     loud = float(np.percentile(np.abs(known), PERCENTILE)) or float(np.abs(known).max())
     if signed is None:
-        signed = bool(known.min() < -FLAT * loud)
+        signed = bool(known.min() < -FLAT_RANGE * loud)
     if signed:
-        return Scale(-loud, loud, True, flat=bool(np.ptp(known) <= FLAT * loud))
+        return Scale(-loud, loud, True, flat=bool(np.ptp(known) <= FLAT_RANGE * loud))
     low, high = (float(edge) for edge in np.percentile(known, [100 - PERCENTILE, PERCENTILE]))
-    if high - low <= FLAT * loud:
+    if high - low <= FLAT_RANGE * loud:
         low, high = float(known.min()), float(known.max())
-    return Scale(low, high, False, flat=high - low <= FLAT * loud)
+    return Scale(low, high, False, flat=high - low <= FLAT_RANGE * loud)
 
 
 @cache
@@ -110,7 +110,7 @@ def _shades(signed: bool) -> Array:
     return np.round(table(np.arange(_SHADES))[:, :3] * 255).astype(np.uint8)
 
 
-def stops(signed: bool, count: int = 9) -> tuple[str, ...]:
+def colour_stops(signed: bool, count: int = 9) -> tuple[str, ...]:
     """``count`` colours of a scale from its low to its high end as #rrggbb, for a legend."""
     picked = _shades(signed)[np.linspace(0, _SHADES - 1, count).round().astype(int)]
     return tuple(_hex(tuple(int(channel) for channel in colour)) for colour in picked)
@@ -120,7 +120,7 @@ def _hex(colour: Sequence[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def colours(values: Array, signed: bool | None = None, scale: Scale | None = None) -> Array:
+def map_colours(values: Array, signed: bool | None = None, scale: Scale | None = None) -> Array:
     """A map (h, w) as colours (h, w, 3) uint8. Zero of a signed map, a flat map and what is not finite are `NEUTRAL`."""
     scale = scale or limits(values, signed)
     if scale.flat:
@@ -144,7 +144,7 @@ def overlay(picture: Array, values: Array, alpha: float = 0.75, scale: Scale | N
     _same_frame(picture, values)
     scale = scale or limits(values)
     opacity = alpha * scale.strength(values)
-    return _blend(picture, colours(values, scale=scale), opacity[..., None])
+    return _blend(picture, map_colours(values, scale=scale), opacity[..., None])
 
 
 def superpixels(
@@ -227,7 +227,7 @@ def _muted(picture: Array) -> Array:
 # ---------------------------------------------------------------- the pictures of one sample
 
 
-class Drawn(Protocol):
+class DrawnExplanation(Protocol):
     """What is needed of an explanation to draw it; a run's items have it."""
 
     @property
@@ -247,7 +247,7 @@ class Drawn(Protocol):
         """LIME: segments and weights."""
 
 
-class Shown(Protocol):
+class ShownSample(Protocol):
     """What is needed of a sample: its name, its picture as the model saw it, its explanations."""
 
     @property
@@ -259,7 +259,7 @@ class Shown(Protocol):
         """(h, w, 3) uint8."""
 
     @property
-    def items(self) -> Sequence[Drawn]:
+    def items(self) -> Sequence[DrawnExplanation]:
         """In the order of the columns."""
 
 
@@ -279,7 +279,7 @@ class Tile:
     pair: tuple[str, str] | None = None
 
 
-def tiles(shown: Shown, pairs: Sequence[tuple[str, str]] | None = None) -> tuple[Tile, ...]:
+def tiles(shown: ShownSample, pairs: Sequence[tuple[str, str]] | None = None) -> tuple[Tile, ...]:
     """The pictures of one sample: itself, every map, every mask, and the ``pairs`` of masks held against each other.
 
     ``pairs`` are of column labels; None means the first three pairs there are.
@@ -298,13 +298,13 @@ def tiles(shown: Shown, pairs: Sequence[tuple[str, str]] | None = None) -> tuple
     )
 
 
-def _with_doubt(tile: Tile, item: Drawn, first: Drawn) -> Tile:
+def _with_doubt(tile: Tile, item: DrawnExplanation, first: DrawnExplanation) -> Tile:
     """The picture kept is the first column's view of it; a map that lies on another view is drawn on it and says so."""
     places = [getattr(one, "geometry", None) for one in (item, first)]
     return tile if places[0] == places[1] else replace(tile, lines=(*tile.lines, "made from another view of the picture"))
 
 
-def map_tile(picture: Array, item: Drawn) -> Tile:
+def map_tile(picture: Array, item: DrawnExplanation) -> Tile:
     """A map over its picture; superpixels with their borders where the explanation has them."""
     picture = _in_frame(picture, item.values)
     segments, weights = item.extras.get("segments"), item.extras.get("weights")
@@ -322,7 +322,7 @@ def map_tile(picture: Array, item: Drawn) -> Tile:
     return Tile(image, item.column, f"{item.column}: {what} over the picture", _certainty(item), scale=painted)
 
 
-def _certainty(item: Drawn) -> tuple[str, ...]:
+def _certainty(item: DrawnExplanation) -> tuple[str, ...]:
     """How sure an explainer is of its top superpixels, and what marks them; nothing where it does not say."""
     verdict = str(getattr(item, "provenance", {}).get("verdict", ""))
     lines = [verdict] if verdict else []
@@ -334,7 +334,7 @@ def _certainty(item: Drawn) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def mask_tile(picture: Array, item: Drawn) -> Tile:
+def mask_tile(picture: Array, item: DrawnExplanation) -> Tile:
     """What the mask of an explanation keeps of the picture, and how much that is."""
     assert item.mask is not None
     area = f"{100 * item.mask.mean():.3g} % of the frame"
@@ -342,7 +342,7 @@ def mask_tile(picture: Array, item: Drawn) -> Tile:
     return Tile(image, f"{item.column} mask", f"mask of {item.column}: {area}", (area,))
 
 
-def pair_tile(picture: Array, a: Drawn, b: Drawn) -> Tile:
+def pair_tile(picture: Array, a: DrawnExplanation, b: DrawnExplanation) -> Tile:
     """Two masks over each other, with their IoU."""
     assert a.mask is not None
     assert b.mask is not None
@@ -374,7 +374,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def panel(shown: Shown, pairs: Sequence[tuple[str, str]] | None = None, heading: str | None = None) -> bytes:
+def panel(shown: ShownSample, pairs: Sequence[tuple[str, str]] | None = None, heading: str | None = None) -> bytes:
     """PNG of one sample in one row: picture, maps, masks, masks over each other, each with its words."""
     return row(tiles(shown, pairs), shown.name if heading is None else heading)
 

@@ -17,16 +17,16 @@ from consilience.show.plots import GREY, PALETTE, Bar
 from consilience.types import Array
 
 AREA = "(area of the evidence)"
-CONTROLS = ("random", "centre", "edges", "constant")
-Row = Mapping[str, Any]
+CONTROL_NAMES = ("random", "centre", "edges", "constant")
+PlantedRow = Mapping[str, Any]
 
 
-def page(found: Row, version: str, command: str = "") -> str:
+def planted_page(found: PlantedRow, version: str, command: str = "") -> str:
     """The suite's results as one HTML document that loads nothing from anywhere."""
-    return _environment().get_template("planted.html.j2").render(context(found, version, command))
+    return _environment().get_template("planted.html.j2").render(planted_context(found, version, command))
 
 
-def context(found: Row, version: str, command: str) -> dict[str, Any]:
+def planted_context(found: PlantedRow, version: str, command: str) -> dict[str, Any]:
     """Everything the template shows."""
     return {
         "version": version,
@@ -38,31 +38,31 @@ def context(found: Row, version: str, command: str) -> dict[str, Any]:
         "verified": found["verified"],
         "notes": found["notes"],
         "methods": found["methods"],
-        "controls": (AREA, *CONTROLS),
+        "controls": (AREA, *CONTROL_NAMES),
         "metrics": found["metrics"],
-        "forest": forest(found["methods"]),
+        "forest": planted_forest(found["methods"]),
     }
 
 
-def forest(methods: Sequence[Row]) -> Markup:
+def planted_forest(methods: Sequence[PlantedRow]) -> Markup:
     """Mean share on the evidence by method, with its interval; what knows nothing is grey and last."""
     rows = sorted(methods, key=_knows_nothing)
     numbers = [(row["method"], row["mean"], row["low"], row["high"]) for row in rows]
     bars = [Bar(*mine, _ink(at, row), _knows_nothing(row)) for at, (mine, row) in enumerate(zip(numbers, rows, strict=True))]
-    return plots.forest(bars, "Share of the map on the planted evidence, mean and 95 % interval")
+    return plots.plot_forest(bars, "Share of the map on the planted evidence, mean and 95 % interval")
 
 
-def _knows_nothing(row: Row) -> bool:
-    return row["method"] == AREA or parse(row["method"]).name in CONTROLS
+def _knows_nothing(row: PlantedRow) -> bool:
+    return row["method"] == AREA or parse(row["method"]).name in CONTROL_NAMES
 
 
-def _ink(place: int, row: Row) -> str:
+def _ink(place: int, row: PlantedRow) -> str:
     return GREY if _knows_nothing(row) else PALETTE[place % len(PALETTE)]
 
 
 def _tiles(name: str, seed: int) -> list[Any]:
     """A world's first picture, and the same with all but the evidence faded."""
-    sample = planted.world(name).samples(1, seed)[0]
+    sample = planted.world_named(name).samples(1, seed)[0]
     faded = np.where(sample.masks["1"][..., None], sample.pixels, 255 - (255 - sample.pixels) // 5).astype(np.uint8)
     return [_tile(sample.pixels, f"{name}: a picture"), _tile(faded, f"{name}: its evidence")]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from consilience.show.drawings import WIDE, _svg, _text, shortened, width_of
+from consilience.show.drawings import DRAWING_WIDTH, _svg, _text, shortened, width_of
 
 PALETTE = ("#2f80c2", "#d9640c", "#1a936f", "#b5489b", "#b58900", "#6a5acd")
 GREY = "#8a939d"
@@ -30,7 +30,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """A mean curve with half the width of its band."""
 
     label: str
@@ -62,7 +62,7 @@ def _axis(x0: float, x1: float, y: float, low: float, high: float, top: float) -
     return parts
 
 
-def forest(bars: Sequence[Bar], title: str) -> Markup:
+def plot_forest(bars: Sequence[Bar], title: str) -> Markup:
     """Means with their 95 % intervals, a row each; controls are grey, with open marks."""
     known = [bar for bar in bars if math.isfinite(bar.mean)]
     if not known:
@@ -72,16 +72,16 @@ def forest(bars: Sequence[Bar], title: str) -> Markup:
     pad = 0.04 * (high - low) or 0.5
     low, high = low - pad, high + pad
     room = min(230.0, max(width_of(bar.label) for bar in known) + 12)
-    parts = _axis(room, WIDE - 10, 24 * len(known) + 6, low, high, 0)
+    parts = _axis(room, DRAWING_WIDTH - 10, 24 * len(known) + 6, low, high, 0)
     for row, bar in enumerate(known):
         parts += _interval(bar, 24 * row + 13, room, low, high)
     said = "; ".join(f"{bar.label} {bar.mean:.3f}" for bar in known)
-    return _svg(WIDE, 24 * len(known) + 30, parts, f"{title}. {said}")
+    return _svg(DRAWING_WIDTH, 24 * len(known) + 30, parts, f"{title}. {said}")
 
 
 def _interval(bar: Bar, y: float, room: float, low: float, high: float) -> list[str]:
     def at(value: float) -> float:
-        return room + (WIDE - 10 - room) * (value - low) / (high - low)
+        return room + (DRAWING_WIDTH - 10 - room) * (value - low) / (high - low)
 
     parts = [_text(room - 8, y + 4, shortened(bar.label, room - 8), "end")]
     if math.isfinite(bar.low) and math.isfinite(bar.high):
@@ -92,12 +92,12 @@ def _interval(bar: Bar, y: float, room: float, low: float, high: float) -> list[
     return [*parts, f"<circle {mark}/>"]
 
 
-def critical_difference(
+def plot_critical_difference(
     labels: Sequence[str], ranks: Sequence[float], difference: float, groups: Sequence[Sequence[int]]
 ) -> Markup:
     """Mean ranks on a line, 1 (best) on the left; bars join what cannot be told apart (Demsar 2006, figure 1)."""
     order = sorted(range(len(labels)), key=lambda i: ranks[i])
-    count, left, right = len(labels), 190.0, WIDE - 190.0
+    count, left, right = len(labels), 190.0, DRAWING_WIDTH - 190.0
 
     def at(rank: float) -> float:
         return left + (right - left) * (rank - 1) / max(count - 1, 1)
@@ -120,7 +120,7 @@ def critical_difference(
         y = below + 20 * (place if on_left else count - 1 - place) + 14
         parts += _ranked(at(ranks[i]), line, y, left if on_left else right, f"{labels[i]} {ranks[i]:.2f}", on_left)
     said = ", ".join(f"{labels[i]} {ranks[i]:.2f}" for i in order)
-    return _svg(WIDE, below + 20 * half + 16, parts, f"Mean ranks: {said}; critical difference {difference:.2f}")
+    return _svg(DRAWING_WIDTH, below + 20 * half + 16, parts, f"Mean ranks: {said}; critical difference {difference:.2f}")
 
 
 def _bracket(x: float, width: float, difference: float) -> list[str]:
@@ -136,9 +136,9 @@ def _ranked(x: float, line: float, y: float, edge: float, words: str, on_left: b
     return [f'<path d="{path}" stroke="currentColor" stroke-opacity=".45" fill="none"/>', text]
 
 
-def curves(lines: Sequence[Line], title: str, height: float = 240) -> Markup:
+def plot_curves(lines: Sequence[CurveLine], title: str, height: float = 240) -> Markup:
     """Mean curves with their 95 % bands; controls are thin and dashed, without bands."""
-    left, right = 44.0, WIDE - 10.0
+    left, right = 44.0, DRAWING_WIDTH - 10.0
     bounds = [value for line in lines for value in _reach(line)]
     low, high = min(bounds), max(bounds)
     first, last = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
@@ -155,15 +155,15 @@ def curves(lines: Sequence[Line], title: str, height: float = 240) -> Markup:
     for line in sorted(lines, key=lambda one: not one.control):
         parts += _curve(line, point)
     parts += _legend(lines, height + 32)
-    return _svg(WIDE, height + 36 + 20 * math.ceil(len(lines) / 2), parts, title)
+    return _svg(DRAWING_WIDTH, height + 36 + 20 * math.ceil(len(lines) / 2), parts, title)
 
 
-def _reach(line: Line) -> list[float]:
+def _reach(line: CurveLine) -> list[float]:
     halves = [0.0 if half is None or line.control else half for half in line.half]
     return [m + sign * h for m, h in zip(line.mean, halves, strict=True) for sign in (-1, 1)]
 
 
-def _curve(line: Line, point: object) -> list[str]:
+def _curve(line: CurveLine, point: object) -> list[str]:
     at = point
     assert callable(at)
     parts = []
@@ -177,11 +177,11 @@ def _curve(line: Line, point: object) -> list[str]:
     return [*parts, f'<polyline points="{points}" fill="none" stroke="{line.colour}" {style}/>']
 
 
-def _legend(lines: Sequence[Line], y: float) -> list[str]:
+def _legend(lines: Sequence[CurveLine], y: float) -> list[str]:
     parts = []
     for number, line in enumerate(lines):
-        x, top = (WIDE / 2) * (number % 2), y + 20 * (number // 2)
+        x, top = (DRAWING_WIDTH / 2) * (number % 2), y + 20 * (number // 2)
         style = 'stroke-width="1.3" stroke-dasharray="4 3"' if line.control else 'stroke-width="3"'
         parts.append(f'<line x1="{x}" y1="{top}" x2="{x + 24}" y2="{top}" stroke="{line.colour}" {style}/>')
-        parts.append(_text(x + 30, top + 4, shortened(line.label, WIDE / 2 - 40)))
+        parts.append(_text(x + 30, top + 4, shortened(line.label, DRAWING_WIDTH / 2 - 40)))
     return parts

@@ -26,7 +26,7 @@ SIDE, GAP, PICTURES, UNITS, QUALITY = 88, 3, 4, 300, 72
 """Pixels of a tile and between tiles, tiles in a strip, strips in a page (some 8 kB each), and the quality they are kept in."""
 WIDTH = PICTURES * (SIDE + GAP) - GAP
 
-Unit = tuple[str, int]
+UnitKey = tuple[str, int]
 
 
 def strip_path(folder: Path, layer: str, unit: int) -> Path:
@@ -34,10 +34,10 @@ def strip_path(folder: Path, layer: str, unit: int) -> Path:
     return folder / FOLDER / file_stem(layer) / f"{unit}.webp"
 
 
-def shown_units(found: Dissection, most: int = UNITS) -> list[Unit]:
+def shown_units(found: Dissection, most: int = UNITS) -> list[UnitKey]:
     """The units that get a strip: detectors first, then by IoU, the best of every layer alike."""
     share = max(1, most // max(1, len(found.layers)))
-    units: list[Unit] = []
+    units: list[UnitKey] = []
     for layer in found.layers:
         rows = found.table()
         rows = rows[rows["layer"] == layer.layer].sort_values(["detector", "iou"], ascending=False, kind="stable")
@@ -70,14 +70,14 @@ def _webp(strip: Array) -> bytes:
 class _Wanted:
     """A tile: of which unit, and the how-manieth of its strip."""
 
-    unit: Unit
+    unit: UnitKey
     place: int
 
 
-def _strips(model: Network, found: Dissection, concepts: ConceptSet, units: Sequence[Unit]) -> dict[Unit, Array]:
+def _strips(model: Network, found: Dissection, concepts: ConceptSet, units: Sequence[UnitKey]) -> dict[UnitKey, Array]:
     """Strips (SIDE, WIDTH, 3) uint8 by unit; a picture is shown to the model once, whoever wants it."""
     by_picture = _wanted(found.top(), set(units))
-    strips: dict[Unit, Array] = {unit: np.full((SIDE, WIDTH, 3), 255, np.uint8) for unit in units}
+    strips: dict[UnitKey, Array] = {unit: np.full((SIDE, WIDTH, 3), 255, np.uint8) for unit in units}
     layers = list(dict.fromkeys(layer for layer, _ in units))
     view = found.facts.get("view", "squash")
     with progress.task("drawing units", len(by_picture)) as running:
@@ -91,9 +91,9 @@ def _strips(model: Network, found: Dissection, concepts: ConceptSet, units: Sequ
     return strips
 
 
-def _wanted(top: pd.DataFrame, units: set[Unit]) -> dict[int, list[_Wanted]]:
+def _wanted(top: pd.DataFrame, units: set[UnitKey]) -> dict[int, list[_Wanted]]:
     wanted: dict[int, list[_Wanted]] = {}
-    counts: dict[Unit, int] = {}
+    counts: dict[UnitKey, int] = {}
     for layer, number, index in zip(top["layer"], top["unit"], top["index"], strict=True):
         unit = (str(layer), int(number))
         place = counts.get(unit, 0)
@@ -109,7 +109,7 @@ def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _cut(
-    strips: dict[Unit, Array], wanted: Sequence[_Wanted], picture: Array, maps: Mapping[str, torch.Tensor], found: Dissection
+    strips: dict[UnitKey, Array], wanted: Sequence[_Wanted], picture: Array, maps: Mapping[str, torch.Tensor], found: Dissection
 ) -> None:
     """Draw one picture into the strips that want it, cut by each unit's mask."""
     upsample = found.facts.get("upsample", "half-pixel")

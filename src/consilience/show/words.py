@@ -12,8 +12,8 @@ from markupsafe import Markup
 DASH = "–"
 NBSP = "\N{NO-BREAK SPACE}"
 """Keeps a number and its unit on one line."""
-Kind = Literal["better", "even", "worse", "open"]
-Row = Mapping[Any, Any]
+VerdictKind = Literal["better", "even", "worse", "open"]
+SummaryRow = Mapping[Any, Any]
 
 
 # ---------------------------------------------------------------- numbers
@@ -24,30 +24,30 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def iou(value: Any) -> str:
+def format_share(value: Any) -> str:
     """A share or a difference of shares, three decimals, with a true minus sign."""
     return DASH if missing(value) else f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
 
 
-def percent(value: Any) -> str:
+def format_percent(value: Any) -> str:
     """A share as per cent, three significant digits."""
     return DASH if missing(value) else f"{100 * value:.3g}{NBSP}%".replace("-", "−")
 
 
-def p_value(value: Any) -> str:
+def format_p(value: Any) -> str:
     """Two significant digits; below .001 the size no longer matters."""
     if missing(value):
         return DASH
     return "< 0.001" if value < 0.001 else f"{value:.2f}" if value >= 0.0995 else f"{value:#.2g}"
 
 
-def p_equals(value: float) -> str:
+def p_clause(value: float) -> str:
     """``p = 0.031`` or ``p < 0.001``."""
-    text = p_value(value)
+    text = format_p(value)
     return (f"p {text}" if text.startswith("<") else f"p = {text}").replace(" ", NBSP)
 
 
-def seconds(value: Any) -> str:
+def format_seconds(value: Any) -> str:
     """A duration with its unit, two or three digits."""
     if missing(value):
         return DASH
@@ -61,7 +61,7 @@ def seconds(value: Any) -> str:
     )
 
 
-def date(value: Any) -> str:
+def format_date(value: Any) -> str:
     """An ISO time as people write it; anything else as it is."""
     try:
         when = datetime.fromisoformat(str(value))
@@ -71,7 +71,7 @@ def date(value: Any) -> str:
     return f"{when.day} {when:%B %Y, %H:%M}{zone}"
 
 
-def count(number: int, thing: str) -> str:
+def count_of(number: int, thing: str) -> str:
     """``1 picture``, ``5 pictures``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
@@ -90,7 +90,7 @@ _WHY = {
 }
 
 
-def why_missing(row: Row, key: str) -> str:
+def why_missing(row: SummaryRow, key: str) -> str:
     """The reason why a pair of a picture has no number under ``key``."""
     areas = (row.get("area_a"), row.get("area_b"))
     if any(missing(area) for area in areas):
@@ -109,7 +109,7 @@ _BADGE = {
 }
 
 
-def kind(verdict: Any) -> Kind:
+def verdict_kind(verdict: Any) -> VerdictKind:
     """Which of the four a verdict is, from its wording in the summary."""
     text = str(verdict).lower()
     if text.startswith(("worse", "below")):
@@ -119,14 +119,14 @@ def kind(verdict: Any) -> Kind:
     return "even" if text.startswith(("not better", "no better")) else "open"
 
 
-def badge(which: Kind) -> str:
+def verdict_badge(which: VerdictKind) -> str:
     """The verdict in three words."""
     return _BADGE[which]
 
 
-def sentence(row: Row, pairs: int = 1) -> Markup:
+def verdict_sentence(row: SummaryRow, pairs: int = 1) -> Markup:
     """One pair over all pictures in a sentence, from a row of the summary; ``pairs`` is the size of its family of tests."""
-    which, names = kind(row.get("verdict")), {"a": row["a"], "b": row["b"]}
+    which, names = verdict_kind(row.get("verdict")), {"a": row["a"], "b": row["b"]}
     if not row["n"]:
         return Markup("<b>{a}</b> and <b>{b}</b> have no picture on which their IoU is defined.").format(**names)
     numbers = _numbers(row)
@@ -138,25 +138,25 @@ def sentence(row: Row, pairs: int = 1) -> Markup:
     return text.format(**names, on=_pictures(row), agree=_AGREE[which], numbers=numbers, p=_p_clause(row, pairs))
 
 
-def _numbers(row: Row) -> Markup:
+def _numbers(row: SummaryRow) -> Markup:
     what = "mean IoU" if row["n"] > 1 else "the IoU is"
     bounds = (row.get("iou_low"), row.get("iou_high"))
-    interval = "" if any(missing(end) for end in bounds) else f" (95{NBSP}% interval {iou(bounds[0])} to {iou(bounds[1])})"
+    interval = "" if any(missing(end) for end in bounds) else f" (95{NBSP}% interval {format_share(bounds[0])} to {format_share(bounds[1])})"
     text = Markup("{what} <b>{mean}</b>{interval}, where independent masks of these areas would reach <b>{chance}</b>")
-    return text.format(what=what, mean=iou(row["iou_mean"]), interval=interval, chance=iou(row["expected_mean"]))
+    return text.format(what=what, mean=format_share(row["iou_mean"]), interval=interval, chance=format_share(row["expected_mean"]))
 
 
-def _pictures(row: Row) -> str:
+def _pictures(row: SummaryRow) -> str:
     known, whole = int(row["n"]), int(row.get("pictures") or row["n"])
-    return count(known, "picture") if known == whole else f"{known:,} of {whole:,} pictures (the rest have no defined IoU)"
+    return count_of(known, "picture") if known == whole else f"{known:,} of {whole:,} pictures (the rest have no defined IoU)"
 
 
-def _p_clause(row: Row, pairs: int) -> str:
+def _p_clause(row: SummaryRow, pairs: int) -> str:
     adjusted = row.get("p_holm")
     if pairs > 1 and not missing(adjusted):
-        return f"; {p_equals(float(adjusted or 0))} by permuting pictures, adjusted for {pairs} pairs (Holm)"
+        return f"; {p_clause(float(adjusted or 0))} by permuting pictures, adjusted for {pairs} pairs (Holm)"
     p = row.get("p_pictures")
-    return "" if p is None or missing(p) else f"; {p_equals(p)} by permuting pictures"
+    return "" if p is None or missing(p) else f"; {p_clause(p)} by permuting pictures"
 
 
 # ---------------------------------------------------------------- what was asked
@@ -168,11 +168,11 @@ _VIEWS = {
 }
 
 
-def target(name: Any) -> str:
+def target_words(name: Any) -> str:
     """What the explainers were asked to explain."""
     return _TARGETS.get(str(name), str(name))
 
 
-def view(mode: Any) -> str:
+def view_words(mode: Any) -> str:
     """What the model was shown of a picture."""
     return _VIEWS.get(str(mode), "crop or squash, as each model's default is" if mode is None else str(mode))

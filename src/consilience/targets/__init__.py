@@ -16,8 +16,8 @@ from torch import Tensor
 
 from consilience import registry
 from consilience.models.network import TorchNetwork
-from consilience.models.readouts import Reading, read_again
-from consilience.targets.classes import check_class, class_index, class_target, plain
+from consilience.models.readouts import Readout, read_again
+from consilience.targets.classes import check_class, class_index, class_target, plain_name
 from consilience.targets.places import file_digest
 from consilience.types import ClassTarget, ConsilienceError, Model, NotApplicable, Sample, Target, View
 
@@ -35,19 +35,19 @@ class Posed(Protocol):
         """The same with words as class numbers and the digests of files; ``outputs`` (1, K) are the picture's."""
 
 
-def resolve(model: Model, sample: Sample, target: str | int | Target, outputs: Tensor) -> Target:
+def resolve_target(model: Model, sample: Sample, target: str | int | Target, outputs: Tensor) -> Target:
     """The target that a word, a number, a class name or a spelling means for this picture; ``outputs`` (1, K) are its own."""
     if isinstance(target, str) and is_spelled(model, target):
-        target = built(target)
+        target = build_target(target)
     if not isinstance(target, str | int):
         return target.resolved(model, sample, outputs) if hasattr(target, "resolved") else target
     return class_target(model, class_index(model, sample, target, outputs)).scored("logit")
 
 
-def check(model: Model, target: str | int | Target) -> None:
+def check_target(model: Model, target: str | int | Target) -> None:
     """Refuse a class, layer, unit or file that is not there, before any picture is read."""
     if isinstance(target, str) and is_spelled(model, target):
-        target = built(target)
+        target = build_target(target)
     if isinstance(target, str):
         check_class(model, target)
     elif hasattr(target, "check"):
@@ -57,15 +57,15 @@ def check(model: Model, target: str | int | Target) -> None:
 def is_spelled(model: Model, text: str) -> bool:
     """Whether a text spells a target of a kind: ``name:...`` with a name that is registered, and no class is called so."""
     name, colon, _ = text.partition(":")
-    return bool(colon) and name.strip() in targets.names() and plain(text) not in map(plain, model.classes)
+    return bool(colon) and name.strip() in targets.names() and plain_name(text) not in map(plain_name, model.classes)
 
 
-def built(text: str) -> Any:
+def build_target(text: str) -> Any:
     """A target from its spelling."""
     return targets.build(text)
 
 
-def asked(model: Model, view: View, target: Target) -> tuple[Model, Target]:
+def ask_where_read(model: Model, view: View, target: Target) -> tuple[Model, Target]:
     """The model and the target to ask it for ``view``: these themselves for class outputs, else the network read elsewhere.
 
     Whoever explains or scores pictures for a target asks this first: `ReadElsewhere` targets refuse class outputs.
@@ -79,7 +79,7 @@ def asked(model: Model, view: View, target: Target) -> tuple[Model, Target]:
 class ReadElsewhere:
     """What targets share that are not read from class outputs: they refuse those, which would give another number."""
 
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
+    def reading(self, model: TorchNetwork, view: View) -> Readout:
         """What is taken from a pass, for this picture."""
         raise NotImplementedError
 
@@ -124,22 +124,22 @@ def network_of(model: Model, what: Any) -> TorchNetwork:
     raise ConsilienceError(f"target {name} needs the layers of a torch network; {model.id} offers scores only")
 
 
-def full_spelling(target: Target) -> str:
+def target_spelling(target: Target) -> str:
     """Everything a target depends on, spelled; empty for classes and for targets made in Python, which have no spelling."""
     return registry.spell(target, full=True) if type(target).__dict__.get("registry") is targets else ""
 
 
-def pinned(target: str | None) -> str | None:
+def pinned_spelling(target: str | None) -> str | None:
     """A spelled target with the digests of the files that it names, so that another content is another job."""
     if target is None or ":" not in target or target.partition(":")[0].strip() not in targets.names():
         return target
-    goal = built(target)
+    goal = build_target(target)
     files = [str(getattr(goal, name, "")) for name in ("mask", "reference")]
     return "#".join([target, *(file_digest(file) for file in files if file and Path(file).is_file())])
 
 
 @dataclass(frozen=True)
-class Kept:
+class PythonTarget:
     """What is known of a target that was made in Python, when its run is read from disk: it cannot be asked again."""
 
     name: str
@@ -151,18 +151,18 @@ class Kept:
         raise ConsilienceError(f"target {self.name!r} was made in Python and is not kept with the run; give it again")
 
 
-def as_facts(target: Target) -> dict[str, Any]:
+def target_facts(target: Target) -> dict[str, Any]:
     """What a run keeps of a target, besides its class and name, so that `from_facts` makes it again."""
-    known = {"target_score": target.score, "target_spelled": full_spelling(target)}
+    known = {"target_score": target.score, "target_spelled": target_spelling(target)}
     return known | ({"target_outputs": target.outputs} if isinstance(target, ClassTarget) else {})
 
 
-def from_facts(index: int | None, name: str, facts: Mapping[str, Any]) -> Target:
+def target_from_facts(index: int | None, name: str, facts: Mapping[str, Any]) -> Target:
     """The target of a stored explanation."""
     spelled = facts.get("target_spelled")
     if spelled:
-        goal: Target = built(spelled)
+        goal: Target = build_target(spelled)
         return goal
     if index is None:
-        return Kept(name, facts["target_score"])
+        return PythonTarget(name, facts["target_score"])
     return ClassTarget(index, name, facts["target_score"], facts.get("target_outputs", "logits"))

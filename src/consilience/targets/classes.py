@@ -9,8 +9,8 @@ from torch import Tensor
 from consilience import registry
 from consilience.types import ClassTarget, ConsilienceError, Model, Outputs, Sample
 
-WORDS = ("predicted", "true", "second")
-Score = Literal["logit", "probability", "value"]
+TARGET_WORDS = ("predicted", "true", "second")
+ScoreName = Literal["logit", "probability", "value"]
 
 
 def class_name(model: Model, index: int) -> str:
@@ -33,7 +33,7 @@ def class_index(model: Model, sample: Sample, target: str | int, outputs: Tensor
 
 def check_class(model: Model, target: str) -> None:
     """Refuse a name that no class has."""
-    if target not in WORDS and not target.lstrip("-").isdigit():
+    if target not in TARGET_WORDS and not target.lstrip("-").isdigit():
         _named_class(model, target)
 
 
@@ -52,8 +52,8 @@ def _class_index(model: Model, sample: Sample, target: str | int, outputs: Tenso
 
 
 def _named_class(model: Model, name: str) -> int:
-    wanted = plain(name)
-    found = [index for index, known in enumerate(model.classes) if plain(known) == wanted]
+    wanted = plain_name(name)
+    found = [index for index, known in enumerate(model.classes) if plain_name(known) == wanted]
     if not found:
         raise ConsilienceError(registry.unknown("class", name, model.classes, limit=12))
     if len(found) > 1:
@@ -61,12 +61,12 @@ def _named_class(model: Model, name: str) -> int:
     return found[0]
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A class name as it is compared."""
     return name.lower().replace("_", " ").strip()
 
 
-def readable(wanted: str, outputs: Outputs) -> Score:
+def readable(wanted: str, outputs: Outputs) -> ScoreName:
     """What can be read of outputs: logits cannot be had from probabilities."""
     if outputs != "logits":
         return "value" if outputs == "values" else "probability"

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from consilience.registry import option
 from consilience.targets import targets
-from consilience.targets.classes import Score, check_class, class_index, class_name, readable
+from consilience.targets.classes import ScoreName, check_class, class_index, class_name, readable
 from consilience.types import Model, NotApplicable, Outputs, Sample
 
 
 @targets.register("difference")
 @dataclass(frozen=True)
-class Difference:
+class DifferenceTarget:
     """One class against another: the difference of their logits, or of their probabilities where an explainer reads those.
 
     Classes are names, numbers, ``predicted``, ``second`` (the runner-up) or ``true``.
@@ -25,7 +25,7 @@ class Difference:
     b: str = option(MISSING, help="class whose evidence is negative")
     a_name: str = option("", help="its name; found")
     b_name: str = option("", help="its name; found")
-    score: Score = option("logit", help="what is subtracted; settled by the explainer")
+    score: ScoreName = option("logit", help="what is subtracted; settled by the explainer")
     outputs: Outputs = option("logits", help="what the model's outputs are; found")
     index: ClassVar[None] = None
 
@@ -39,7 +39,7 @@ class Difference:
         for one in (self.a, self.b):
             check_class(model, one)
 
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Difference:
+    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> DifferenceTarget:
         """Both as numbers; `NotApplicable` where they are the same class."""
         first, second = (class_index(model, sample, one, outputs) for one in (self.a, self.b))
         names = (class_name(model, first), class_name(model, second))
@@ -48,7 +48,7 @@ class Difference:
         score = readable(self.score, model.outputs)
         return replace(self, a=str(first), b=str(second), a_name=names[0], b_name=names[1], score=score, outputs=model.outputs)
 
-    def scored(self, score: str) -> Difference:
+    def scored(self, score: str) -> DifferenceTarget:
         """The same classes read as ``score``, as far as the outputs allow."""
         return replace(self, score=readable(score, self.outputs))
 

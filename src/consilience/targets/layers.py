@@ -12,15 +12,15 @@ from torch import Tensor
 
 from consilience.data import read_image
 from consilience.models.network import TorchNetwork
-from consilience.models.readouts import CosineReading, LayerReading, Reading, form_of_layer, read, reading_of
+from consilience.models.readouts import CosineReading, LayerReading, Readout, form_of_layer, with_readout, reading_of
 from consilience.models.tasks import is_detector
 from consilience.registry import option
 from consilience.targets import ReadElsewhere, network_of, targets
-from consilience.targets.places import Corners, Place, file_digest, read_array, same_file
+from consilience.targets.places import Corners, GridPlace, file_digest, read_array, same_file
 from consilience.types import ConsilienceError, Model, NotApplicable, Sample, View
 
 
-def layer_reading(model: TorchNetwork, view: View, layer: str, place: Place) -> LayerReading:
+def layer_reading(model: TorchNetwork, view: View, layer: str, place: GridPlace) -> LayerReading:
     """The means of a layer's units over a place."""
     form = form_of_layer(model, layer)
     if place.words and form.grid is None:
@@ -42,9 +42,9 @@ class _Placed(ReadElsewhere):
     score: ClassVar[str] = "value"
 
     @property
-    def place(self) -> Place:
+    def place(self) -> GridPlace:
         """Where on its grid."""
-        return Place(self.at, self.box, self.mask)
+        return GridPlace(self.at, self.box, self.mask)
 
     def check(self, model: Model) -> None:
         """The layer is there."""
@@ -56,14 +56,14 @@ class _Placed(ReadElsewhere):
         self.check(model)
         return replace(self, digest=same_file(self.mask, self.digest))  # type: ignore[type-var]
 
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
+    def reading(self, model: TorchNetwork, view: View) -> Readout:
         """Every unit's mean; the unit is picked by `pick`."""
         return layer_reading(model, view, self.layer, self.place)
 
 
 @targets.register("unit")
 @dataclass(frozen=True)
-class Unit(_Placed):
+class UnitTarget(_Placed):
     """A unit of a layer: its mean over the map, or at one place.
 
     ``at`` is row and column of a cell, ``box`` four edges in pixels of the picture, ``mask`` a file of the picture's size;
@@ -121,7 +121,7 @@ class WholeLayer(_Placed):
 
 @targets.register("cosine")
 @dataclass(frozen=True)
-class Cosine(ReadElsewhere):
+class CosineTarget(ReadElsewhere):
     """The cosine of the picture's embedding to a reference: another picture's embedding, or a vector in a .npy file.
 
     The embedding is a ``layer``'s mean over its map, or a vector as it is; ``outputs`` is what the model returns, and what
@@ -147,29 +147,29 @@ class Cosine(ReadElsewhere):
         if self.layer not in ("auto", "outputs"):
             form_of_layer(network, self.layer)
 
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Cosine:
+    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> CosineTarget:
         """With ``auto`` settled and the digest of the reference."""
         self.check(model)
         auto = "outputs" if model.outputs == "values" else network_of(model, self).target_layer()
         layer = auto if self.layer == "auto" else self.layer
         return replace(self, layer=layer, digest=same_file(self.reference, self.digest))
 
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
+    def reading(self, model: TorchNetwork, view: View) -> Readout:
         """The cosine to the reference, as it is in its file now: the one that was resolved, or an error."""
         same_file(self.reference, self.digest)
-        base: Reading = reading_of(model)
+        base: Readout = reading_of(model)
         if self.layer != "outputs":
             base = LayerReading(self.layer, form_of_layer(model, self.layer), None, base)
         return CosineReading(base, self._vector(model, view, base))
 
-    def _vector(self, model: TorchNetwork, view: View, base: Reading) -> Tensor:
+    def _vector(self, model: TorchNetwork, view: View, base: Readout) -> Tensor:
         """The reference's embedding (C,)."""
         if Path(self.reference).suffix == ".npy":
             vector = torch.from_numpy(read_array(Path(self.reference)).astype(np.float32)).flatten()
         else:
             other = model.view(read_image(self.reference), view.mode)
             with torch.no_grad():
-                vector = read(model, base).logits(other.pixels)[0].detach().cpu()
+                vector = with_readout(model, base).logits(other.pixels)[0].detach().cpu()
         size = form_of_layer(model, self.layer).channels if self.layer != "outputs" else model.anatomy.outputs
         if len(vector) != size:
             raise ConsilienceError(f"{self.reference!r} has {len(vector)} numbers; the embedding at {self.layer} has {size}")

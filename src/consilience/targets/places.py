@@ -17,7 +17,7 @@ Corners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Place:
+class GridPlace:
     """One cell of a grid (row, column), or a box in pixels of the picture, or a mask file of its size; or everywhere."""
 
     at: tuple[int, int] | None = None

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from consilience.models.layers import borrowed
 from consilience.models.network import TorchNetwork
-from consilience.models.readouts import Reading
+from consilience.models.readouts import Readout
 from consilience.models.tasks import BoxReading, PixelReading, detections, is_detector, is_segmentation, pixel_logits
 from consilience.registry import option
 from consilience.targets import ReadElsewhere, targets
-from consilience.targets.classes import Score, check_class, class_index, class_name, readable
-from consilience.targets.places import Corners, Place, same_file
+from consilience.targets.classes import ScoreName, check_class, class_index, class_name, readable
+from consilience.targets.places import Corners, GridPlace, same_file
 from consilience.types import Box, ConsilienceError, Model, NotApplicable, Sample, View
 
 # ---------------------------------------------------------------- a set of pixels
@@ -23,7 +23,7 @@ from consilience.types import Box, ConsilienceError, Model, NotApplicable, Sampl
 
 @targets.register("pixels")
 @dataclass(frozen=True)
-class Pixels(ReadElsewhere):
+class PixelsTarget(ReadElsewhere):
     """A class of a segmentation network over a set of pixels: the mean of its logits there, or of its probabilities.
 
     The set is all pixels that the network gives to the class in the picture as it is (Seg-Grad-CAM: Vinogradova et al., AAAI
@@ -35,13 +35,13 @@ class Pixels(ReadElsewhere):
     mask: str = option("", help="file of a mask of the picture's size (.npy, or a picture)")
     digest: str = option("", help="of the mask's file; found")
     label: str = option("", help="the class's name; found")
-    score: Score = option("logit", help="what is averaged; settled by the explainer")
+    score: ScoreName = option("logit", help="what is averaged; settled by the explainer")
     index: ClassVar[None] = None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> GridPlace:
         """The set of pixels, where it is not that of the class."""
-        return Place(box=self.box, mask=self.mask)
+        return GridPlace(box=self.box, mask=self.mask)
 
     @property
     def name(self) -> str:
@@ -55,17 +55,17 @@ class Pixels(ReadElsewhere):
         self.place.check()
         check_class(model, self.category)
 
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Pixels:
+    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> PixelsTarget:
         """The class as a number, and the digest of the mask."""
         self.check(model)
         index = class_index(model, sample, self.category, outputs)
         return replace(self, digest=same_file(self.mask, self.digest), category=str(index), label=class_name(model, index))
 
-    def scored(self, score: str) -> Pixels:
+    def scored(self, score: str) -> PixelsTarget:
         """The same pixels, read as ``score``."""
         return replace(self, score=readable(score, "logits"))
 
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
+    def reading(self, model: TorchNetwork, view: View) -> Readout:
         """Every class's mean over the set of pixels."""
         with borrowed(model.module), torch.no_grad():
             logits = pixel_logits(model.module(model.recipe.normalised(view.pixels.to(model.device))))[0]
@@ -89,7 +89,7 @@ class Pixels(ReadElsewhere):
 
 @targets.register("detection")
 @dataclass(frozen=True)
-class Detection(ReadElsewhere):
+class DetectionTarget(ReadElsewhere):
     """One box of a detector: the score of the detection of its class that matches it, times how well (IoU).
 
     The box is the class's surest detection in the picture as it is (``rank=2``: the next), or ``box`` in pixels of the
@@ -106,7 +106,7 @@ class Detection(ReadElsewhere):
     @property
     def name(self) -> str:
         """Class and box."""
-        return f"{self.label or self.category}{Place(box=self.box).suffix or f' (detection {self.rank})'}"
+        return f"{self.label or self.category}{GridPlace(box=self.box).suffix or f' (detection {self.rank})'}"
 
     def check(self, model: Model) -> None:
         """The model is a detector, and has the class."""
@@ -116,7 +116,7 @@ class Detection(ReadElsewhere):
             raise ConsilienceError(f"detection: rank counts from 1; got {self.rank}")
         check_class(model, self.category)
 
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Detection:
+    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> DetectionTarget:
         """The class as a number; `NotApplicable` where ``predicted`` is asked for and nothing is found."""
         self.check(model)
         if self.category == "predicted" and not bool((outputs > 0).any()):
@@ -124,7 +124,7 @@ class Detection(ReadElsewhere):
         index = class_index(model, sample, self.category, outputs)
         return replace(self, category=str(index), label=class_name(model, index))
 
-    def reading(self, model: TorchNetwork, view: View) -> Reading:
+    def reading(self, model: TorchNetwork, view: View) -> Readout:
         """The score that matches the box."""
         if self.box is not None:
             moved = view.geometry.to_input(Box(None, *self.box))

@@ -16,11 +16,11 @@ import numpy as np
 
 from consilience import images
 from consilience.dissection.concepts import (
-    GRID,
+    LABEL_GRID,
     ConceptSet,
     Plane,
     concept_sets,
-    digest_of,
+    concept_digest,
     numbered,
     refuse_missing,
     spec_of,
@@ -28,7 +28,7 @@ from consilience.dissection.concepts import (
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
-Rows = list[dict[str, str]]
+CsvRows = list[dict[str, str]]
 
 
 @concept_sets.register("broden")
@@ -54,7 +54,7 @@ class Broden:
         notes = (f"labels without a name, which never win: {nameless}",) if nameless else ()
         tables = (folder / name for name in ("index.csv", "label.csv"))
         return ConceptSet(
-            spec_of(self), digest_of(self.split, *(table.read_bytes() for table in tables)), concepts, categories,
+            spec_of(self), concept_digest(self.split, *(table.read_bytes() for table in tables)), concepts, categories,
             tuple(row["image"] for row in index), source, _grid(index), notes, _largest(labels),
         )  # fmt: skip
 
@@ -68,7 +68,7 @@ class Broden:
 # ---------------------------------------------------------------- the tables
 
 
-def _table(file: Path, needed: tuple[str, ...]) -> Rows:
+def _table(file: Path, needed: tuple[str, ...]) -> CsvRows:
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.DictReader(text)
@@ -122,14 +122,14 @@ def _number(text: str, file: Path) -> int:
     return int(text)
 
 
-def _grid(index: Rows) -> tuple[int, int]:
+def _grid(index: CsvRows) -> tuple[int, int]:
     """The size of the label maps where all have one, else the common one."""
     sizes = {(row.get("sh") or "", row.get("sw") or "") for row in index}
     if len(sizes) == 1:
         height, width = sizes.pop()
         if height.isdecimal() and width.isdecimal() and min(int(height), int(width)) > 0:
             return int(height), int(width)
-    return GRID
+    return LABEL_GRID
 
 
 # ---------------------------------------------------------------- pictures and maps
@@ -138,12 +138,12 @@ def _grid(index: Rows) -> tuple[int, int]:
 @dataclass(frozen=True, eq=False)
 class _Source:
     folder: Path
-    index: Rows
+    index: CsvRows
     categories: tuple[str, ...]
     largest: int
 
     def picture(self, index: int) -> Array:
-        return images.read(self.folder / "images" / self.index[index]["image"])[0]
+        return images.read_pixels(self.folder / "images" / self.index[index]["image"])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         row = self.index[index]
@@ -152,7 +152,7 @@ class _Source:
 
     def _map(self, row: dict[str, str], name: str) -> Array:
         file = self.folder / "images" / name
-        pixels, _ = images.read(file)
+        pixels, _ = images.read_pixels(file)
         size = (row.get("sh") or "", row.get("sw") or "")
         if all(size) and tuple(map(str, pixels.shape[:2])) != size:
             raise ConsilienceError(f"{file} is {pixels.shape[0]} x {pixels.shape[1]}; index.csv says {size[0]} x {size[1]}")

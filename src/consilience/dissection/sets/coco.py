@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from consilience import images
-from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, digest_of, numbered, refuse_missing, spec_of
+from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, concept_digest, numbered, refuse_missing, spec_of
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
-KINDS = ("object", "stuff")
+COCO_KINDS = ("object", "stuff")
 
 
 @concept_sets.register("coco")
@@ -45,8 +45,8 @@ class Coco:
             shown.setdefault(int(item["image_id"]), []).append(item)
         pictures = [item for item in told["images"] if int(item["id"]) in shown]
         refuse_missing(str(folder), [folder / item["file_name"] for item in pictures])
-        rows = [(str(item["name"]), KINDS[not item.get("isthing", 1)], int(item["id"])) for item in told["categories"]]
-        categories = tuple(kind for kind in KINDS if kind in {row[1] for row in rows})
+        rows = [(str(item["name"]), COCO_KINDS[not item.get("isthing", 1)], int(item["id"])) for item in told["categories"]]
+        categories = tuple(kind for kind in COCO_KINDS if kind in {row[1] for row in rows})
         known = {number: categories.index(kind) for _, kind, number in rows}
         _refuse_unknown(file, shown, known)
         annotations = [shown[int(item["id"])] for item in pictures]
@@ -57,7 +57,7 @@ class Coco:
         else:
             _masks_module()
         names = tuple(str(item["file_name"]) for item in pictures)
-        return ConceptSet(spec_of(self), digest_of(names, rows), numbered(rows), categories, names, source)
+        return ConceptSet(spec_of(self), concept_digest(names, rows), numbered(rows), categories, names, source)
 
     def _images(self, file: Path) -> Path:
         if self.images:
@@ -111,7 +111,7 @@ class _Instances:
     known: dict[int, int]
 
     def picture(self, index: int) -> Array:
-        return images.read(self.folder / self.pictures[index]["file_name"])[0]
+        return images.read_pixels(self.folder / self.pictures[index]["file_name"])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         size = int(self.pictures[index]["height"]), int(self.pictures[index]["width"])
@@ -144,12 +144,12 @@ class _Panoptic:
     maps: Path
 
     def picture(self, index: int) -> Array:
-        return images.read(self.folder / self.pictures[index]["file_name"])[0]
+        return images.read_pixels(self.folder / self.pictures[index]["file_name"])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         """Segment numbers R + 256 G + 65536 B become the numbers of their classes."""
         item = self.annotations[index][0]
-        pixels = images.read(self.maps / item["file_name"])[0].astype(np.int64)
+        pixels = images.read_pixels(self.maps / item["file_name"])[0].astype(np.int64)
         segments = pixels[:, :, 0] + 256 * pixels[:, :, 1] + 65536 * pixels[:, :, 2]
         numbers = {int(part["id"]): int(part["category_id"]) for part in item["segments_info"]}
         found, inverse = np.unique(segments, return_inverse=True)

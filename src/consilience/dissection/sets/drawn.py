@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy import ndimage
 
-from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, digest_of, numbered, spec_of
+from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, concept_digest, numbered, spec_of
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -59,7 +59,7 @@ _FIRST = (1, 1 + len(COLOURS), 1 + len(COLOURS) + len(TEXTURES))
 
 @concept_sets.register("drawn")
 @dataclass(frozen=True)
-class Drawn:
+class DrawnConcepts:
     """Colours, textures and shapes drawn by the program; the label grid has the pictures' own resolution."""
 
     pictures: int = option(240, help="how many")
@@ -84,12 +84,12 @@ class Drawn:
         ]
         names = tuple(f"drawn/{index:05d}" for index in range(self.pictures))
         grid = (self.size, self.size)
-        return ConceptSet(spec_of(self), digest_of(self), numbered(rows), CATEGORIES, names, _Source(self), grid)
+        return ConceptSet(spec_of(self), concept_digest(self), numbered(rows), CATEGORIES, names, _Source(self), grid)
 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    spec: Drawn
+    spec: DrawnConcepts
 
     def picture(self, index: int) -> Array:
         return _draw(self.spec, index)[0].copy()
@@ -99,7 +99,7 @@ class _Source:
 
 
 @lru_cache(maxsize=4)
-def _draw(spec: Drawn, index: int) -> tuple[Array, Array]:
+def _draw(spec: DrawnConcepts, index: int) -> tuple[Array, Array]:
     """A picture (size, size, 3) uint8 and its label maps (3, size, size)."""
     rng = np.random.default_rng((spec.seed, index))
     ground = ndimage.gaussian_filter(rng.normal(size=(spec.size, spec.size)), 4)

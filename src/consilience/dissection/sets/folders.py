@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from consilience import data, images
-from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, digest_of, numbered, refuse_missing, spec_of
+from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, concept_digest, numbered, refuse_missing, spec_of
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -20,7 +20,7 @@ from consilience.types import Array, ConsilienceError
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConsilienceError(f"concepts {folder.parent}: there is no folder {folder.name}")
-    return data.find([folder])
+    return data.find_images([folder])
 
 
 # ---------------------------------------------------------------- masks by concept
@@ -48,7 +48,7 @@ class MaskFolders:
         categories = tuple(dict.fromkeys(category for category, _ in keys))
         concepts = numbered((name, category, number) for number, (category, name) in enumerate(keys, start=1))
         source = _MaskSource(pictures, _by_picture(masks, names, folder, categories, keys))
-        return ConceptSet(spec_of(self), digest_of(names, keys, len(masks)), concepts, categories, names, source)
+        return ConceptSet(spec_of(self), concept_digest(names, keys, len(masks)), concepts, categories, names, source)
 
 
 def _key(mask: Path, folder: Path) -> tuple[str, str]:
@@ -80,11 +80,11 @@ class _MaskSource:
     masks: list[list[tuple[int, int, Path]]]
 
     def picture(self, index: int) -> Array:
-        return images.read(self.files[index])[0]
+        return images.read_pixels(self.files[index])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         return [
-            Plane(category, np.where(images.read(file)[0].any(axis=2), number, 0).astype(np.int64))
+            Plane(category, np.where(images.read_pixels(file)[0].any(axis=2), number, 0).astype(np.int64))
             for category, number, file in self.masks[index]
         ]
 
@@ -121,7 +121,7 @@ class ADE20K:
         refuse_missing(str(folder / "annotations"), maps)
         objects = _object_info(folder / "objectInfo150.txt")
         concepts = numbered((name, "object", number) for number, name in sorted(objects.items()))
-        digest = digest_of(names, sorted(objects.items()))
+        digest = concept_digest(names, sorted(objects.items()))
         return ConceptSet(spec_of(self), digest, concepts, ("object",), names, _Parsing(pictures, maps))
 
     def _full(self, pictures: list[Path], names: tuple[str, ...]) -> ConceptSet:
@@ -135,7 +135,7 @@ class ADE20K:
         largest = max((number for _, _, number in listed), default=0)
         source = _Full(pictures, maps, categories)
         return ConceptSet(
-            spec_of(self), digest_of(names, listed), numbered(listed), categories, names, source, largest=max(largest, 6655)
+            spec_of(self), concept_digest(names, listed), numbered(listed), categories, names, source, largest=max(largest, 6655)
         )
 
 
@@ -157,10 +157,10 @@ class _Parsing:
     maps: list[Path]
 
     def picture(self, index: int) -> Array:
-        return images.read(self.files[index])[0]
+        return images.read_pixels(self.files[index])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
-        return [Plane(0, images.read(self.maps[index])[0][:, :, 0].astype(np.int64))]
+        return [Plane(0, images.read_pixels(self.maps[index])[0][:, :, 0].astype(np.int64))]
 
 
 def _maps(picture: Path) -> list[Path]:
@@ -171,7 +171,7 @@ def _maps(picture: Path) -> list[Path]:
 
 def _numbers(file: Path) -> tuple[Array, Array]:
     """Class numbers and instance numbers (H, W)."""
-    pixels = images.read(file)[0].astype(np.int64)
+    pixels = images.read_pixels(file)[0].astype(np.int64)
     return pixels[:, :, 0] // 10 * 256 + pixels[:, :, 1], pixels[:, :, 2]
 
 
@@ -223,7 +223,7 @@ class _Full:
     categories: tuple[str, ...]
 
     def picture(self, index: int) -> Array:
-        return images.read(self.files[index])[0]
+        return images.read_pixels(self.files[index])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         kinds = ["object", *("part" for _ in self.maps[index][1:])]

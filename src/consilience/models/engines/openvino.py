@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from consilience.models.digest import _hash
 from consilience.models.engines.openvino_runtime import _core, _openvino, _openvino_capabilities
-from consilience.models.engines.plan import Runnable, filled
+from consilience.models.engines.plan import Runnable, filled_batch
 from consilience.models.layers import borrowed
 from consilience.progress import say
 
@@ -32,7 +32,7 @@ class OpenVINOEngine:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs of up to a batch of pictures."""
-        batch = filled(pixels, self._batch).contiguous().numpy()
+        batch = filled_batch(pixels, self._batch).contiguous().numpy()
         with self._lock:
             outputs = self._compiled(batch, share_inputs=True, share_outputs=True)[0]
             return torch.tensor(outputs[: len(pixels)], dtype=torch.float32)  # a copy: the next pass writes there again

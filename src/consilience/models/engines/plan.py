@@ -27,12 +27,12 @@ BACKWARD = 215_000_000
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 PRECISIONS = ("f32", "bf16", "f16")
 TINY = 8
-TOLERANCE = {"f32": 1e-4, "bf16": 0.1, "f16": 0.02}
+ENGINE_TOLERANCE = {"f32": 1e-4, "bf16": 0.1, "f16": 0.02}
 _LOW = {"bf16": torch.bfloat16, "f16": torch.float16}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BLOCK = 32 << 20
 
-Run = Callable[[Tensor], Tensor]
+ForwardPass = Callable[[Tensor], Tensor]
 
 
 class Engine(Protocol):
@@ -86,7 +86,7 @@ class Runnable(Protocol):
 # ---------------------------------------------------------------- devices, and what can be asked for
 
 
-def check(engine: str, precision: str, memory: int, device: torch.device) -> None:
+def check_engine(engine: str, precision: str, memory: int, device: torch.device) -> None:
     """Refuse what no engine can do, in one line."""
     if engine not in ENGINES:
         raise ConsilienceError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}")
@@ -104,7 +104,7 @@ def check(engine: str, precision: str, memory: int, device: torch.device) -> Non
         raise ConsilienceError("engine openvino is not installed; pip install openvino, or take engine=torch")
 
 
-def device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """A device by name; ``auto`` is the first cuda accelerator there is, else the cpu."""
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -142,7 +142,7 @@ def _has_openvino() -> bool:
     return find_spec("openvino") is not None
 
 
-def plan(engine: str, precision: str, device: torch.device) -> dict[str, Any]:
+def plan_engine(engine: str, precision: str, device: torch.device) -> dict[str, Any]:
     """What will run: ``auto`` resolved, and the precision that the machine has."""
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" and _has_openvino() else "torch"
@@ -198,7 +198,7 @@ _ran: ContextVar[set[tuple[str, str]] | None] = ContextVar("consilience_ran", de
 
 
 @contextmanager
-def recorded() -> Iterator[set[tuple[str, str]]]:
+def recorded_passes() -> Iterator[set[tuple[str, str]]]:
     """The (engine, precision) of every pass inside, as it ran."""
     ran: set[tuple[str, str]] = set()
     token = _ran.set(ran)
@@ -208,14 +208,14 @@ def recorded() -> Iterator[set[tuple[str, str]]]:
         _ran.reset(token)
 
 
-def record(engine: str, precision: str) -> None:
+def record_pass(engine: str, precision: str) -> None:
     """A pass has run."""
     ran = _ran.get()
     if ran is not None:
         ran.add((engine, precision))
 
 
-def filled(pixels: Tensor, batch: int) -> Tensor:
+def filled_batch(pixels: Tensor, batch: int) -> Tensor:
     """Black pictures after the last, up to a whole batch."""
     if len(pixels) == batch:
         return pixels

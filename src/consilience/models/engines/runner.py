@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consilience.models.digest import Watch, digest
+from consilience.models.digest import ModuleWatch, module_digest
 from consilience.models.engines.openvino import OpenVINOEngine
-from consilience.models.engines.plan import TINY, TOLERANCE, Engine, Runnable, plan, record
+from consilience.models.engines.plan import TINY, ENGINE_TOLERANCE, Engine, Runnable, plan_engine, record_pass
 from consilience.models.engines.torch import CompiledEngine, TorchEngine
 from consilience.progress import say
 from consilience.types import ConsilienceError
@@ -24,7 +24,7 @@ class Runner:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._made_for = ""
-        self._watch: Watch | None = None
+        self._watch: ModuleWatch | None = None
         self._digest = ""
         self._lock = RLock()
 
@@ -32,14 +32,14 @@ class Runner:
         """`digest`, computed again only where `Watch` sees a change: it is asked for at every batch."""
         with self._lock:
             if self._watch is None or not self._watch.same():
-                self._watch, self._digest = Watch(module), digest(module, settings)
+                self._watch, self._digest = ModuleWatch(module), module_digest(module, settings)
             return self._digest
 
     def facts(self, network: Runnable) -> dict[str, Any]:
         """What ran, or will."""
         if self._engine is not None:
             return dict(self._engine.facts)
-        return plan(network.engine, network.precision, network.device)
+        return plan_engine(network.engine, network.precision, network.device)
 
     def scores(self, network: Runnable, pixels: Tensor) -> Tensor:
         """Raw outputs (N, K) float32.
@@ -59,7 +59,7 @@ class Runner:
         small = not fits or len(pixels) <= min(TINY, network.batch - 1)
         engine = plain if small else self._ready(network, plain, pixels)
         outputs = engine(pixels)
-        record(engine.facts["engine"], engine.facts["precision"])
+        record_pass(engine.facts["engine"], engine.facts["precision"])
         return outputs
 
     def _ready(self, network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
@@ -71,14 +71,14 @@ class Runner:
 
 def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
     """The engine that was asked for, proven on a few of the pictures at hand."""
-    planned = plan(network.engine, network.precision, network.device)
+    planned = plan_engine(network.engine, network.precision, network.device)
     if planned["engine"] == "torch":
         return plain
     try:
         engine: Engine = (OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine)(network, planned)
         _verify(engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"])
     except Exception as error:  # whatever a converter trips over, torch can run the model
-        why = reason(error)
+        why = first_cause(error)
         if network.engine == "openvino":
             raise ConsilienceError(f"engine {network.engine} cannot run this model: {why}; take engine=torch") from error
         say(f"{planned['engine']} cannot run this model, torch does: {why}")
@@ -87,7 +87,7 @@ def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
     return engine
 
 
-def reason(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """The first line of what went wrong first."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
@@ -99,7 +99,7 @@ def _verify(engine: Engine, plain: Engine, pixels: Tensor, precision: str) -> No
     expected = plain(pixels[[0, -1]])
     scale = float(expected.abs().max().clamp(min=1e-3))
     apart = float((got - expected).abs().max()) / scale
-    if not apart <= TOLERANCE[precision]:
+    if not apart <= ENGINE_TOLERANCE[precision]:
         raise ConsilienceError(
-            f"its outputs are {apart:.1e} of their size away from torch's, {TOLERANCE[precision]:.0e} allowed"
+            f"its outputs are {apart:.1e} of their size away from torch's, {ENGINE_TOLERANCE[precision]:.0e} allowed"
         )

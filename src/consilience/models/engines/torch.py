@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consilience.models.engines.plan import _BLOCK, _LOW, Run, Runnable, filled, plan
+from consilience.models.engines.plan import _BLOCK, _LOW, ForwardPass, Runnable, filled_batch, plan_engine
 from consilience.models.layers import borrowed
 from consilience.progress import say
 
@@ -20,7 +20,7 @@ class TorchEngine:
     """Plain torch without gradients; bf16 and f16 by autocast."""
 
     def __init__(self, network: Runnable, precision: str | None = None) -> None:
-        planned = plan(network.engine, network.precision, network.device)
+        planned = plan_engine(network.engine, network.precision, network.device)
         self._network, self._precision = network, precision or planned["precision"]
         self.facts: dict[str, Any] = planned | {
             "engine": "torch",
@@ -67,10 +67,10 @@ class CompiledEngine:
         network = self._network
         with borrowed(network.module), torch.no_grad(), autocast(network.device, self._precision), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return self._run(filled(pixels, network.batch))[: len(pixels)].float()
+            return self._run(filled_batch(pixels, network.batch))[: len(pixels)].float()
 
 
-def _torch_compiled(run: Run) -> Run:
+def _torch_compiled(run: ForwardPass) -> ForwardPass:
     def forward(pixels: Tensor) -> Tensor:
         return run(pixels)
 
