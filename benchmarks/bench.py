@@ -1,10 +1,12 @@
-"""Our explainers against the libraries in use, on the same pictures, model, target, layer and draws, in one run.
+"""Our explainers against the libraries in use, on the same images, model, target, layer
+and draws, in one run.
 
     python benchmarks/bench.py                     # everything that takes minutes
     python benchmarks/bench.py ablation --full     # one group; peers that take many minutes run whole instead of a part
 
-Times are medians of interleaved repetitions with warm engines. A peer that would take many minutes is stopped after some of its
-batches and its time scaled by their number, which the table says. Ratios are within a row only.
+Times are medians of interleaved repetitions with warm engines. A peer that would take
+many minutes is stopped after some of its batches and its time scaled by their number,
+which the table says. Ratios are within a row only.
 """
 
 from __future__ import annotations
@@ -50,7 +52,15 @@ class Row:
     def cells(self) -> list[str]:
         """As printed."""
         ratio = f"{self.theirs / self.ours:.1f}x"
-        return [self.what, self.peer, seconds(self.theirs), seconds(self.ours), ratio, self.difference, self.note]
+        return [
+            self.what,
+            self.peer,
+            seconds(self.theirs),
+            seconds(self.ours),
+            ratio,
+            self.difference,
+            self.note,
+        ]
 
 
 HEAD = ["what", "peer", "theirs", "ours", "ratio", "largest difference", "note"]
@@ -62,7 +72,9 @@ def seconds(value: float) -> str:
 
 
 def interleaved(repeats: int, *calls: Callable[[], object]) -> list[float]:
-    """Median seconds of each call; one round of all after the other, after one that is not counted."""
+    """Median seconds of each call; one round of all after the other, after one that is
+    not counted.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for number in range(repeats + 1):
         for place, call in enumerate(calls):
@@ -80,7 +92,7 @@ def scaled(values: np.ndarray) -> np.ndarray:
 
 
 @cache
-def picture() -> Sample:
+def image() -> Sample:
     """The cat that scikit-image carries."""
     import skimage.data
 
@@ -98,15 +110,17 @@ def resnet50(precision: str = "f32"):
 
     torch.manual_seed(0)
     module = torchvision.models.resnet50().eval()
-    return wrap(module, mean=MEAN, std=STD, size=224, resize=256, name="resnet50-random").using(precision=precision)
+    return wrap(
+        module, mean=MEAN, std=STD, size=224, resize=256, name="resnet50-random"
+    ).using(precision=precision)
 
 
 MODELS = {"EfficientNet-Lite0": (lite0, "blocks.6"), "ResNet-50": (resnet50, "layer4")}
 
 
 def shown(model):
-    """The view, and the same picture normalised as the peers want it."""
-    view = model.view(picture())
+    """The view, and the same image normalised as the peers want it."""
+    view = model.view(image())
     return view, model.recipe.normalised(view.pixels)
 
 
@@ -125,7 +139,10 @@ def quiet() -> Iterator[None]:
 
     import tqdm
 
-    before, tqdm.tqdm.__init__.__defaults__ = tqdm.tqdm.__init__.__defaults__, tqdm.tqdm.__init__.__defaults__
+    before, tqdm.tqdm.__init__.__defaults__ = (
+        tqdm.tqdm.__init__.__defaults__,
+        tqdm.tqdm.__init__.__defaults__,
+    )
     os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
@@ -135,7 +152,7 @@ def quiet() -> Iterator[None]:
 
 
 class CountedTarget:
-    """pytorch-grad-cam's class target, which may stop the peer after some pictures."""
+    """pytorch-grad-cam's class target, which may stop the peer after some images."""
 
     def __init__(self, index: int, limit: int | None = None) -> None:
         self.index, self.limit, self.seen = index, limit, 0
@@ -154,10 +171,21 @@ def peer_cam(cls, model, layer: str, normalised, index: int, batch: int = 32):
         return cam(input_tensor=normalised, targets=[CountedTarget(index)])[0]
 
 
-def peer_part(cls, model, layer: str, normalised, index: int, channels: int, batches: int, batch: int = 32):
+def peer_part(
+    cls,
+    model,
+    layer: str,
+    normalised,
+    index: int,
+    channels: int,
+    batches: int,
+    batch: int = 32,
+):
     """Seconds a peer would take for all channels, from its first batches."""
     target = CountedTarget(index, limit=batches * batch)
-    module = copy.deepcopy(model.module)  # a peer that is stopped half-way leaves the module changed
+    module = copy.deepcopy(
+        model.module
+    )  # a peer that is stopped half-way leaves the module changed
     start = time.perf_counter()
     try:
         cam = cls(model=module, target_layers=[module.get_submodule(layer)])
@@ -166,11 +194,11 @@ def peer_part(cls, model, layer: str, normalised, index: int, channels: int, bat
             cam(input_tensor=normalised, targets=[target])
     except Enough:
         pass
-    # The pass that raised counts, as its pictures were scored.
+    # The pass that raised counts, as its images were scored.
     return (time.perf_counter() - start) * channels / ((batches + 1) * batch)
 
 
-# ---------------------------------------------------------------- groups
+# ---- groups
 
 
 def forward(full: bool) -> Iterator[Row]:
@@ -189,12 +217,24 @@ def forward(full: bool) -> Iterator[Row]:
                     model.module(part)
 
         plain, channels_last, ours_torch, ours = interleaved(
-            3, lambda: bare(flat), lambda: bare(last), lambda: eager.scores(pixels), lambda: model.scores(pixels)
+            3,
+            lambda: bare(flat),
+            lambda: bare(last),
+            lambda: eager.scores(pixels),
+            lambda: model.scores(pixels),
         )
-        for peer, theirs in (("torch eager", plain), ("torch channels-last", channels_last), ("our torch engine", ours_torch)):
-            rate = f"{64 / theirs:.0f} against {64 / ours:.0f} pictures/s"
-            gap = float((eager.scores(pixels[:32]) - model.scores(pixels[:32])).abs().max())
-            yield Row(f"64 pictures, {name}", peer, theirs, ours, f"{gap:.1e} on logits", rate)
+        for peer, theirs in (
+            ("torch eager", plain),
+            ("torch channels-last", channels_last),
+            ("our torch engine", ours_torch),
+        ):
+            rate = f"{64 / theirs:.0f} against {64 / ours:.0f} images/s"
+            gap = float(
+                (eager.scores(pixels[:32]) - model.scores(pixels[:32])).abs().max()
+            )
+            yield Row(
+                f"64 images, {name}", peer, theirs, ours, f"{gap:.1e} on logits", rate
+            )
 
 
 def gradcam(full: bool) -> Iterator[Row]:
@@ -207,14 +247,21 @@ def gradcam(full: bool) -> Iterator[Row]:
         index = predicted(model, view)
 
         def ours(model=model, layer=layer, index=index):
-            return api.explain(model, picture(), f"gradcam:{layer}", target=index)
+            return api.explain(model, image(), f"gradcam:{layer}", target=index)
 
         def theirs(model=model, layer=layer, normalised=normalised, index=index):
             return peer_cam(GradCAM, model, layer, normalised, index)
 
         gap = np.abs(scaled(ours().values) - theirs()).max()
         peer, own = interleaved(9, theirs, ours)
-        yield Row(f"Grad-CAM, {name} {layer}", "grad-cam", peer, own, f"{gap:.1e}", "ours includes view and prediction")
+        yield Row(
+            f"Grad-CAM, {name} {layer}",
+            "grad-cam",
+            peer,
+            own,
+            f"{gap:.1e}",
+            "ours includes view and prediction",
+        )
         yield from _captum(name, model, layer, normalised, index, ours)
         yield from _torchcam(name, model, layer, normalised, index, ours)
 
@@ -229,9 +276,18 @@ def _captum(name, model, layer, normalised, index, ours) -> Iterator[Row]:
     def theirs():
         return explainer.attribute(normalised, target=index, relu_attributions=True)
 
-    gap = np.abs(scaled(ours().extras["grid"]) - scaled(theirs()[0, 0].detach().numpy())).max()
+    gap = np.abs(
+        scaled(ours().extras["grid"]) - scaled(theirs()[0, 0].detach().numpy())
+    ).max()
     peer, own = interleaved(9, theirs, ours)
-    yield Row(f"Grad-CAM, {name} {layer}", "captum", peer, own, f"{gap:.1e}", "ours includes view and prediction")
+    yield Row(
+        f"Grad-CAM, {name} {layer}",
+        "captum",
+        peer,
+        own,
+        f"{gap:.1e}",
+        "ours includes view and prediction",
+    )
 
 
 def _torchcam(name, model, layer, normalised, index, ours) -> Iterator[Row]:
@@ -245,9 +301,18 @@ def _torchcam(name, model, layer, normalised, index, ours) -> Iterator[Row]:
             outputs = model.module(normalised.requires_grad_())
             return extractor(index, outputs)[0]
 
-    gap = np.abs(scaled(ours().extras["grid"]) - scaled(theirs()[0].detach().numpy())).max()
+    gap = np.abs(
+        scaled(ours().extras["grid"]) - scaled(theirs()[0].detach().numpy())
+    ).max()
     peer, own = interleaved(9, theirs, ours)
-    yield Row(f"Grad-CAM, {name} {layer}", "torchcam", peer, own, f"{gap:.1e}", "ours includes view and prediction")
+    yield Row(
+        f"Grad-CAM, {name} {layer}",
+        "torchcam",
+        peer,
+        own,
+        f"{gap:.1e}",
+        "ours includes view and prediction",
+    )
 
 
 def ablation(full: bool) -> Iterator[Row]:
@@ -265,7 +330,7 @@ def ablation(full: bool) -> Iterator[Row]:
         index = predicted(model, view)
 
         def ours(model=model, layer=layer, index=index):
-            return api.explain(model, picture(), f"ablationcam:{layer}", target=index)
+            return api.explain(model, image(), f"ablationcam:{layer}", target=index)
 
         whole = full or channels <= 320
         if whole:
@@ -276,42 +341,74 @@ def ablation(full: bool) -> Iterator[Row]:
                 "" if zero_floor else " (the peer does not ablate to zero)"
             )
             if channels <= 320:
-                again = interleaved(2, lambda m=model, n=normalised, i=index, l=layer: peer_cam(AblationCAM, m, l, n, i))[0]
+                again = interleaved(
+                    2,
+                    lambda m=model, n=normalised, i=index, l=layer: peer_cam(
+                        AblationCAM, m, l, n, i
+                    ),
+                )[0]
                 peer = statistics.median([peer, again])
             note = ""
         else:
             batches = 4
-            peer = peer_part(AblationCAM, model, layer, normalised, index, channels, batches)
-            gap, note = "", f"peer scaled from {(batches + 1) * 32} of {channels} channels"
+            peer = peer_part(
+                AblationCAM, model, layer, normalised, index, channels, batches
+            )
+            gap, note = (
+                "",
+                f"peer scaled from {(batches + 1) * 32} of {channels} channels",
+            )
         own = interleaved(7, ours)[0]
-        yield Row(f"Ablation-CAM, {name} {layer} ({channels})", "grad-cam", peer, own, gap, note)
+        yield Row(
+            f"Ablation-CAM, {name} {layer} ({channels})",
+            "grad-cam",
+            peer,
+            own,
+            gap,
+            note,
+        )
 
 
 def score(full: bool) -> Iterator[Row]:
     """One Score-CAM: a forward pass a channel."""
     from pytorch_grad_cam import ScoreCAM
 
-    for name, layer, channels in [("EfficientNet-Lite0", "blocks.6", 320), ("ResNet-50", "layer4", 2048)]:
+    for name, layer, channels in [
+        ("EfficientNet-Lite0", "blocks.6", 320),
+        ("ResNet-50", "layer4", 2048),
+    ]:
         model = MODELS[name][0]()
         view, normalised = shown(model)
         index = predicted(model, view)
 
         def ours(model=model, layer=layer, index=index, more=""):
-            return api.explain(model, picture(), f"scorecam:layer={layer}{more}", target=index)
+            return api.explain(
+                model, image(), f"scorecam:layer={layer}{more}", target=index
+            )
 
         if full or channels <= 320:
             peer_map = peer_cam(ScoreCAM, model, layer, normalised, index, batch=16)
             gap = f"{np.abs(scaled(ours(more=',align_corners=true').values) - peer_map).max():.1e} with align_corners"
             repeats = 3 if channels <= 320 else 1
             peer, own = interleaved(
-                repeats, lambda m=model, n=normalised, i=index, l=layer: peer_cam(ScoreCAM, m, l, n, i, 16), ours
+                repeats,
+                lambda m=model, n=normalised, i=index, l=layer: peer_cam(
+                    ScoreCAM, m, l, n, i, 16
+                ),
+                ours,
             )
-            yield Row(f"Score-CAM, {name} {layer} ({channels})", "grad-cam", peer, own, gap)
+            yield Row(
+                f"Score-CAM, {name} {layer} ({channels})", "grad-cam", peer, own, gap
+            )
         else:
             ours()
             peers, owns = [], []
             for _ in range(3):
-                peers.append(peer_part(ScoreCAM, model, layer, normalised, index, channels, 6, batch=16))
+                peers.append(
+                    peer_part(
+                        ScoreCAM, model, layer, normalised, index, channels, 6, batch=16
+                    )
+                )
                 start = time.perf_counter()
                 pixels = view.pixels.expand(128, -1, -1, -1).contiguous()
                 model.scores(pixels)
@@ -320,41 +417,61 @@ def score(full: bool) -> Iterator[Row]:
             ours()
             own = time.perf_counter() - start
             note = f"peer scaled from 112 of {channels} channels; the bare forward alone takes {statistics.median(owns):.3g} s"
-            yield Row(f"Score-CAM, {name} {layer} ({channels})", "grad-cam", statistics.median(peers), own, "", note)
+            yield Row(
+                f"Score-CAM, {name} {layer} ({channels})",
+                "grad-cam",
+                statistics.median(peers),
+                own,
+                "",
+                note,
+            )
 
 
 STUDY = "segments=quickshift(kernel_size=5,max_dist=150,ratio=.3)"
 
 
 def lime(full: bool) -> Iterator[Row]:
-    """The study's protocol: 700 draws, quickshift, the same draws and fill on both sides."""
+    """The study's protocol: 700 draws, quickshift, the same draws and fill on both
+    sides.
+    """
     from lime.lime_image import LimeImageExplainer
     from lime.wrappers.scikit_image import SegmentationAlgorithm
 
     model = lite0()
-    view = model.view(picture(), "squash")
+    view = model.view(image(), "squash")
     array = images.to_array(view.pixels)
     outputs = api.raw_outputs(model, view)
     index = int(outputs[0].argmax())
     fill = np.percentile(array, 20, axis=(0, 1))
 
     def classify(batch):
-        pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).float()
+        pixels = torch.from_numpy(
+            np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        ).float()
         with torch.inference_mode():
             return model.module(model.recipe.normalised(pixels)).softmax(dim=1).numpy()
 
     def theirs():
-        cut = SegmentationAlgorithm("quickshift", kernel_size=5, max_dist=150, ratio=0.3, random_seed=42)
+        cut = SegmentationAlgorithm(
+            "quickshift", kernel_size=5, max_dist=150, ratio=0.3, random_seed=42
+        )
         with quiet():
             return LimeImageExplainer(random_state=1).explain_instance(
-                array, classify, labels=(index,), top_labels=None, hide_color=fill, num_features=10, num_samples=700,
-                segmentation_fn=cut, random_seed=42,
-            )  # fmt: skip
+                array,
+                classify,
+                labels=(index,),
+                top_labels=None,
+                hide_color=fill,
+                num_features=10,
+                num_samples=700,
+                segmentation_fn=cut,
+                random_seed=42,
+            )
 
     spec = f"lime:samples=700,{STUDY},fill=percentile(20),draw=lime,seed=1"
 
     def ours(model=model):
-        return api.explain(model, picture(), spec, target=index, view="squash")
+        return api.explain(model, image(), spec, target=index, view="squash")
 
     mine, peer = ours(), theirs()
     refit = dict(peer.local_exp[index])
@@ -367,9 +484,20 @@ def lime(full: bool) -> Iterator[Row]:
     cut = statistics.median(ours().provenance["segmentation_seconds"] for _ in range(3))
     share = own / (bare + cut)
     note = f"same ten superpixels: {same}; {share:.2f} times bare forward ({bare:.2f} s) plus segmentation ({cut:.2f} s)"
-    yield Row("LIME, 700 draws, EfficientNet-Lite0", "lime", peer_time, own, f"{gap:.1e} on weights", note)
+    yield Row(
+        "LIME, 700 draws, EfficientNet-Lite0",
+        "lime",
+        peer_time,
+        own,
+        f"{gap:.1e} on weights",
+        note,
+    )
     paired = f"lime:samples=500,{STUDY},fill=percentile(20),seed=1"
-    peer_time, own = interleaved(3, theirs, lambda: api.explain(model, picture(), paired, target=index, view="squash"))
+    peer_time, own = interleaved(
+        3,
+        theirs,
+        lambda: api.explain(model, image(), paired, target=index, view="squash"),
+    )
     note = "ours with 500 draws of orthogonal arrays, whose top ten are closer to the limit's (docs/lime.md)"
     yield Row("LIME, EfficientNet-Lite0", "lime, 700 draws", peer_time, own, note=note)
     yield from _lime_without_model()
@@ -380,11 +508,17 @@ def _lime_without_model() -> Iterator[Row]:
     from lime.lime_image import LimeImageExplainer
 
     model = lite0()
-    view = model.view(picture(), "squash")
+    view = model.view(image(), "squash")
     array = images.to_array(view.pixels)
 
     class Nothing:
-        id, classes, outputs, can, batch = "nothing", ("a", "b"), "values", frozenset(), 32
+        id, classes, outputs, can, batch = (
+            "nothing",
+            ("a", "b"),
+            "values",
+            frozenset(),
+            32,
+        )
         spec, facts = None, {}
 
         def view(self, sample, mode=None):
@@ -394,53 +528,87 @@ def _lime_without_model() -> Iterator[Row]:
             return torch.zeros(len(pixels), 2) + pixels[:, :1, 0, :2].mean(dim=1)
 
     for side in (5, 10, 17):
-        labels = np.add.outer(np.arange(224) * side // 224 * side, np.arange(224) * side // 224)
+        labels = np.add.outer(
+            np.arange(224) * side // 224 * side, np.arange(224) * side // 224
+        )
 
         def theirs(labels=labels):
             with quiet():
                 return LimeImageExplainer(random_state=1).explain_instance(
-                    array, lambda batch: np.zeros((len(batch), 2)) + batch[:, :1, 0, 0], labels=(1,), top_labels=None,
-                    num_samples=700, num_features=10, segmentation_fn=lambda _: labels, random_seed=1,
-                )  # fmt: skip
+                    array,
+                    lambda batch: np.zeros((len(batch), 2)) + batch[:, :1, 0, 0],
+                    labels=(1,),
+                    top_labels=None,
+                    num_samples=700,
+                    num_features=10,
+                    segmentation_fn=lambda _: labels,
+                    random_seed=1,
+                )
 
         def ours(side=side):
-            return api.explain(Nothing(), picture(), f"lime:samples=700,segments=grid({side}),draw=lime,seed=1", target=1)
+            return api.explain(
+                Nothing(),
+                image(),
+                f"lime:samples=700,segments=grid({side}),draw=lime,seed=1",
+                target=1,
+            )
 
         peer, own = interleaved(3, theirs, ours)
-        yield Row(f"LIME without a model, 700 draws, {side * side} segments", "lime", peer, own)
+        yield Row(
+            f"LIME without a model, 700 draws, {side * side} segments",
+            "lime",
+            peer,
+            own,
+        )
 
 
 def gradients(full: bool, steps: int = 50, repeats: int = 5) -> Iterator[Row]:
-    """Integrated gradients and SmoothGrad against as many bare forward and backward passes, and captum's, in plain torch."""
+    """Integrated gradients and SmoothGrad against as many bare forward and backward
+    passes, and captum's, in plain torch.
+    """
     for name, (make, _) in MODELS.items():
         model = make().using(engine="torch")
         view, normalised = shown(model)
         index = predicted(model, view)
         best, rates = _best_batch(model, view, index)
         for method in (_integrated, _smoothed):
-            yield from method(name, model, view, normalised, index, steps, repeats, best, rates)
+            yield from method(
+                name, model, view, normalised, index, steps, repeats, best, rates
+            )
 
 
 def _bare(model, view, index: int, count: int, batch: int) -> None:
-    """Forward and backward passes to the pixels and nothing else; parameters ask for no gradient."""
+    """Forward and backward passes to the pixels and nothing else; parameters ask for no
+    gradient.
+    """
     from consilience.models.layers import borrowed, frozen
 
     with borrowed(model.module), frozen(model.module):
         for start in range(0, count, batch):
-            leaf = view.pixels.repeat(min(batch, count - start), 1, 1, 1).requires_grad_()
+            leaf = view.pixels.repeat(
+                min(batch, count - start), 1, 1, 1
+            ).requires_grad_()
             torch.autograd.grad(model.run(leaf)[:, index].sum(), [leaf])
 
 
 def _best_batch(model, view, index: int) -> tuple[int, str]:
     """The batch at which bare passes are fastest, and what was tried."""
     sizes = (1, 2, 4, 8, 16) if model.device.type == "cpu" else (8, 32, 64, 128)
-    times = interleaved(3, *(lambda size=size: _bare(model, view, index, sizes[-1], size) for size in sizes))
+    times = interleaved(
+        3,
+        *(
+            lambda size=size: _bare(model, view, index, sizes[-1], size)
+            for size in sizes
+        ),
+    )
     rates = {size: sizes[-1] / time for size, time in zip(sizes, times, strict=True)}
     said = ", ".join(f"{size}: {rate:.1f}" for size, rate in rates.items())
     return max(rates, key=lambda size: rates[size]), f"bare passes/s by batch {said}"
 
 
-def _integrated(name, model, view, normalised, index, steps, repeats, best, rates) -> Iterator[Row]:
+def _integrated(
+    name, model, view, normalised, index, steps, repeats, best, rates
+) -> Iterator[Row]:
     from captum.attr import IntegratedGradients
 
     explainer = api.resolve_explainer(model, f"integrated-gradients:steps={steps}")
@@ -448,34 +616,59 @@ def _integrated(name, model, view, normalised, index, steps, repeats, best, rate
     peer = IntegratedGradients(model.module)
 
     def theirs():
-        return peer.attribute(normalised, black, target=index, n_steps=steps, internal_batch_size=best)
+        return peer.attribute(
+            normalised, black, target=index, n_steps=steps, internal_batch_size=best
+        )
 
     what = f"integrated gradients, {steps} steps, {name}"
-    yield from _beside(what, model, view, index, steps, repeats, best, rates, explainer, theirs)
+    yield from _beside(
+        what, model, view, index, steps, repeats, best, rates, explainer, theirs
+    )
 
 
-def _smoothed(name, model, view, normalised, index, steps, repeats, best, rates) -> Iterator[Row]:
-    """Other draws than captum's, so the maps differ by chance; without noise they do not."""
+def _smoothed(
+    name, model, view, normalised, index, steps, repeats, best, rates
+) -> Iterator[Row]:
+    """Other draws than captum's, so the maps differ by chance; without noise they do
+    not.
+    """
     from captum.attr import NoiseTunnel, Saliency
 
     explainer = api.resolve_explainer(model, f"smoothgrad:samples={steps},channels=sum")
     spread = 0.15 * float(view.pixels.max() - view.pixels.min())
-    peer = NoiseTunnel(Saliency(lambda pixels: model.module(model.recipe.normalised(pixels))))
+    peer = NoiseTunnel(
+        Saliency(lambda pixels: model.module(model.recipe.normalised(pixels)))
+    )
 
     def theirs(noise=spread):
-        options = {"nt_samples": steps, "nt_samples_batch_size": best, "stdevs": noise, "target": index, "abs": False}
+        options = {
+            "nt_samples": steps,
+            "nt_samples_batch_size": best,
+            "stdevs": noise,
+            "target": index,
+            "abs": False,
+        }
         return peer.attribute(view.pixels, **options)
 
     what = f"SmoothGrad, {steps} draws, {name}"
-    yield from _beside(what, model, view, index, steps, repeats, best, rates, explainer, theirs)
+    yield from _beside(
+        what, model, view, index, steps, repeats, best, rates, explainer, theirs
+    )
 
 
-def _beside(what, model, view, index, steps, repeats, best, rates, explainer, theirs) -> Iterator[Row]:
+def _beside(
+    what, model, view, index, steps, repeats, best, rates, explainer, theirs
+) -> Iterator[Row]:
     """A row against bare passes and one against captum; peak memory is in `memory.py`."""
-    target = api.resolve_target(model, picture(), index, torch.zeros(1, len(model.classes)))
+    target = api.resolve_target(
+        model, image(), index, torch.zeros(1, len(model.classes))
+    )
     plain = replace(explainer, noise=0.0) if hasattr(explainer, "noise") else explainer
     same = theirs(1e-12) if plain is not explainer else theirs()
-    gap = np.abs(plain.explain(model, view, target).values.numpy() - same[0].sum(dim=0).detach().numpy())
+    gap = np.abs(
+        plain.explain(model, view, target).values.numpy()
+        - same[0].sum(dim=0).detach().numpy()
+    )
     apart = f"{gap.max() / np.abs(same[0].sum(dim=0).detach().numpy()).max():.1e} of the largest"
     calls = (
         lambda: _bare(model, view, index, steps, best),
@@ -488,15 +681,26 @@ def _beside(what, model, view, index, steps, repeats, best, rates, explainer, th
     yield Row(what, "captum", peer, own, apart)
 
 
-GROUPS = {"gradients": gradients, "forward": forward, "gradcam": gradcam, "ablation": ablation, "score": score, "lime": lime}
+GROUPS = {
+    "gradients": gradients,
+    "forward": forward,
+    "gradcam": gradcam,
+    "ablation": ablation,
+    "score": score,
+    "lime": lime,
+}
 
 
-# ---------------------------------------------------------------- printing
+# ---- printing
 
 
 def machine() -> str:
     name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else ()
+    ):
         if line.startswith("model name"):
             name = line.partition(":")[2].strip()
             break
@@ -504,8 +708,12 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)} (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "groups", nargs="*", help=f"of {', '.join(GROUPS)} (default: all)"
+    )
     parser.add_argument("--full", action="store_true", help="run slow peers whole")
     parser.add_argument("--json", metavar="FILE", help="keep the rows too")
     arguments = parser.parse_args()
@@ -517,7 +725,9 @@ def main() -> None:
             rows.append(row)
             print("| " + " | ".join(row.cells()) + " |", flush=True)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps([replace(row).__dict__ for row in rows], indent=1))
+        Path(arguments.json).write_text(
+            json.dumps([replace(row).__dict__ for row in rows], indent=1)
+        )
 
 
 if __name__ == "__main__":

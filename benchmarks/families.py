@@ -1,10 +1,13 @@
-"""Which layer and grid each family of networks gets, and which methods work on it: writes docs/families.md.
+"""Which layer and grid each family of networks gets, and which methods work on it:
+writes docs/families.md.
 
     python benchmarks/families.py [--only resnet,vit] [--rows FILE]
 
-One small member of every family of timm and torchvision, with random weights (nothing is downloaded), is shown one noisy
-picture. A method counts as working when its map is finite; what it says otherwise is listed, and so is what was not tried
-because the family's time was spent. Rows are kept as they are found, so that a run that was stopped goes on.
+One small member of every family of timm and torchvision, with random weights (nothing
+is downloaded), is shown one noisy image. A method counts as working when its map is
+finite; what it says otherwise is listed, and so is what was not tried because the
+family's time was spent. Rows are kept as they are found, so that a run that was stopped
+goes on.
 """
 
 from __future__ import annotations
@@ -55,10 +58,28 @@ QUICK = {
     "smoothgradcam++": "samples=2",
 }
 TORCHVISION = (
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t",
-    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5",
-    "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2",
-)  # fmt: skip
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11",
+    "vit_b_32",
+    "wide_resnet50_2",
+)
 
 
 @dataclass
@@ -77,28 +98,44 @@ class Found:
 def cams() -> list[str]:
     """Every method that looks at a layer's map."""
     names = [name for name in registry.explainers.names() if name not in attentions()]
-    return [name for name in names if any(item.name == "layer" for item in registry.options_of(registry.explainers.get(name)))]
+    return [
+        name
+        for name in names
+        if any(
+            item.name == "layer"
+            for item in registry.options_of(registry.explainers.get(name))
+        )
+    ]
 
 
 def attentions() -> list[str]:
     """Every method that needs attention."""
-    return [name for name in registry.explainers.names() if getattr(registry.explainers.get(name), "attention", False)]
+    return [
+        name
+        for name in registry.explainers.names()
+        if getattr(registry.explainers.get(name), "attention", False)
+    ]
 
 
 def smallest(module: str) -> str | None:
     """A small member of a timm module; None where none can be built offline.
 
-    Parameters are counted without memory. Of a family of many, some are looked at: those whose names do not say that they are
-    large, shortest names first.
+    Parameters are counted without memory. Of a family of many, some are looked at:
+    those whose names do not say that they are large, shortest names first.
     """
     names = timm.list_models(module=module, exclude_filters="test_*")
-    names.sort(key=lambda name: (any(word in f"{name}_" for word in LARGE), len(name), name))
+    names.sort(
+        key=lambda name: (any(word in f"{name}_" for word in LARGE), len(name), name)
+    )
     sizes: list[tuple[int, str]] = []
     for name in names:
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                size = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+                size = sum(
+                    p.numel()
+                    for p in timm.create_model(name, pretrained=False).parameters()
+                )
         except Exception:  # some members do not build without their weights
             continue
         if 0 < size <= MOST_PARAMETERS:
@@ -108,13 +145,17 @@ def smallest(module: str) -> str | None:
     return min(sizes)[1] if sizes else None
 
 
-def look(found: Found, picture: Sample) -> Found:
+def look(found: Found, image: Sample) -> Found:
     """Try every method that was not yet tried on one network."""
     spec = found.model
     try:
-        model = load_model(f"{spec}{':' if ':' not in spec else ','}weights=random", engine="torch")
+        model = load_model(
+            f"{spec}{':' if ':' not in spec else ','}weights=random", engine="torch"
+        )
         found.layer = model.target_layer()
-        spatial = next(layer.spatial for layer in model.layers() if layer.name == found.layer)
+        spatial = next(
+            layer.spatial for layer in model.layers() if layer.name == found.layer
+        )
         found.grid = f"{spatial[0]} x {spatial[1]}" if spatial else "vector"
     except Exception as error:
         found.error = f"{type(error).__name__}: {error}".splitlines()[0][:160]
@@ -122,10 +163,17 @@ def look(found: Found, picture: Sample) -> Found:
     start = time.process_time()
     for name in untried(found):
         if time.process_time() - start > MOST_SECONDS:
-            found.refused[name] = f"not tried: {MOST_SECONDS:.0f} s of processor a family were spent"
+            found.refused[name] = (
+                f"not tried: {MOST_SECONDS:.0f} s of processor a family were spent"
+            )
             continue
         try:
-            values = api.explain(model, picture, f"{name}:{QUICK[name]}" if name in QUICK else name, target=1).values
+            values = api.explain(
+                model,
+                image,
+                f"{name}:{QUICK[name]}" if name in QUICK else name,
+                target=1,
+            ).values
             if np.isfinite(values).all():
                 found.works.append(name)
             else:
@@ -133,21 +181,30 @@ def look(found: Found, picture: Sample) -> Found:
         except ConsilienceError as error:
             found.refused[name] = str(error).splitlines()[0]
         except Exception as error:
-            found.refused[name] = f"FAULT {type(error).__name__}: {error}".splitlines()[0][:200]
+            found.refused[name] = f"FAULT {type(error).__name__}: {error}".splitlines()[
+                0
+            ][:200]
     return found
 
 
 def untried(found: Found) -> list[str]:
     """Methods that a row says nothing of."""
     tried = {*found.works, *found.refused}
-    return [] if found.error else [name for name in (*cams(), *attentions()) if name not in tried]
+    return (
+        []
+        if found.error
+        else [name for name in (*cams(), *attentions()) if name not in tried]
+    )
 
 
 def kept(file: Path) -> dict[str, Found]:
     """Rows of an earlier try, by family."""
     if not file.is_file():
         return {}
-    rows = [Found(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        Found(**json.loads(line))
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     return {row.family: row for row in rows}
 
 
@@ -182,10 +239,21 @@ def families(only: set[str], known: set[str]) -> Iterator[tuple[str, str]]:
 
 def working(row: Found, names: list[str]) -> str:
     """Which of these work, in few words; what was not tried counts neither way."""
-    tried = [name for name in names if name in row.works or not row.refused.get(name, "not tried").startswith("not tried")]
+    tried = [
+        name
+        for name in names
+        if name in row.works
+        or not row.refused.get(name, "not tried").startswith("not tried")
+    ]
     missing = [name for name in tried if name not in row.works]
     works = [name for name in names if name in row.works]
-    said = "all" if not missing else "none" if not works else f"all but {', '.join(missing)}"
+    said = (
+        "all"
+        if not missing
+        else "none"
+        if not works
+        else f"all but {', '.join(missing)}"
+    )
     if works and len(works) < len(missing):
         said = ", ".join(works)
     rest = [name for name in names if name not in tried]
@@ -200,7 +268,8 @@ def page(rows: list[Found]) -> str:
     lines = [
         "# What works with which family of networks",
         "",
-        "Made by `make families`: one small member of each family, random weights, one picture. *Layer* is what Grad-CAM and",
+        "Made by `make families`: one small member of each family, random weights, one image. "
+        "*Layer* is what Grad-CAM and",
         "its kin take when nothing is said (`layer=auto`), *grid* its resolution.",
         f"*All* means: {', '.join(f'`{name}`' for name in names)}.",
         f"*By attention* are: {', '.join(f'`{name}`' for name in attentions())}.",
@@ -211,27 +280,44 @@ def page(rows: list[Found]) -> str:
     for row in rows:
         methods = f"none: {row.error}" if row.error else working(row, names)
         lines.append(
-            f"| {row.family} | `{row.model}` | `{row.layer}` | {row.grid} | {methods} | {working(row, attentions())} |"
+            f"| {row.family} | `{row.model}` | `{row.layer}` | {row.grid} | {methods} | "
+            f"{working(row, attentions())} |"
         )
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for name, reason in row.refused.items():
-            plain = re.sub(r"\S+@[0-9a-f]+", "MODEL", reason).replace(row.layer, "LAYER").replace(row.model, "MODEL")
+            plain = (
+                re.sub(r"\S+@[0-9a-f]+", "MODEL", reason)
+                .replace(row.layer, "LAYER")
+                .replace(row.model, "MODEL")
+            )
             reasons.setdefault(f"`{name}`: {plain}", []).append(row.model)
     lines += ["", "## Why not", ""]
     for reason, models in reasons.items():
-        lines.append(f"- {reason} ({len(models)}: {', '.join(models[:3])}{' ...' if len(models) > 3 else ''})")
+        lines.append(
+            f"- {reason} ({len(models)}: "
+            f"{', '.join(models[:3])}{' ...' if len(models) > 3 else ''})"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="families, joined by commas; the page is not written")
-    parser.add_argument("--rows", type=Path, default=Path("families.jsonl"), help="where rows are kept (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default="", help="families, joined by commas; the page is not written"
+    )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        default=Path("families.jsonl"),
+        help="where rows are kept (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     only = set(filter(None, arguments.only.split(",")))
     rng = np.random.default_rng(0)
-    picture = Sample("noise", rng.integers(0, 256, (260, 300, 3), dtype=np.uint8))
+    image = Sample("noise", rng.integers(0, 256, (260, 300, 3), dtype=np.uint8))
     known = {} if only else kept(arguments.rows)
     rows = []
     for family, spec in families(only, {*known}):
@@ -240,7 +326,7 @@ def main() -> None:
         if family in known and not untried(row):
             continue
         start = time.perf_counter()
-        say(look(row, picture), time.perf_counter() - start)
+        say(look(row, image), time.perf_counter() - start)
         if not only:
             with arguments.rows.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(row)) + "\n")

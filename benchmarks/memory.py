@@ -1,4 +1,5 @@
-"""Peak memory of one explanation above the model's own footprint, each in a process of its own.
+"""Peak memory of one explanation above the model's own footprint, each in a process of
+its own.
 
 python benchmarks/memory.py
 """
@@ -10,16 +11,56 @@ import subprocess
 import sys
 
 CASES = {
-    "scorecam, EfficientNet-Lite0 blocks.6": ("ours", "efficientnet_lite0", "scorecam:layer=blocks.6"),
-    "scorecam, EfficientNet-Lite0 blocks.6, grad-cam": ("peer", "efficientnet_lite0", "ScoreCAM blocks.6"),
-    "lime 700, EfficientNet-Lite0": ("ours", "efficientnet_lite0", "lime:samples=700,seed=1"),
-    "ablationcam, EfficientNet-Lite0 blocks.6": ("ours", "efficientnet_lite0", "ablationcam:blocks.6"),
-    "integrated gradients, 50 steps, EfficientNet-Lite0": ("plain", "efficientnet_lite0", "integrated-gradients:steps=50"),
-    "integrated gradients, 500 steps, EfficientNet-Lite0": ("plain", "efficientnet_lite0", "integrated-gradients:steps=500"),
-    "integrated gradients, 50 steps at once, captum": ("captum", "efficientnet_lite0", "50"),
-    "SmoothGrad, 50 draws, EfficientNet-Lite0": ("plain", "efficientnet_lite0", "smoothgrad:samples=50"),
-    "integrated gradients, 50 steps, ResNet-50": ("plain", "timm:resnet50,weights=random", "integrated-gradients:steps=50"),
-    "1,000 Grad-CAMs in a row, EfficientNet-Lite0": ("thousand", "efficientnet_lite0", "gradcam"),
+    "scorecam, EfficientNet-Lite0 blocks.6": (
+        "ours",
+        "efficientnet_lite0",
+        "scorecam:layer=blocks.6",
+    ),
+    "scorecam, EfficientNet-Lite0 blocks.6, grad-cam": (
+        "peer",
+        "efficientnet_lite0",
+        "ScoreCAM blocks.6",
+    ),
+    "lime 700, EfficientNet-Lite0": (
+        "ours",
+        "efficientnet_lite0",
+        "lime:samples=700,seed=1",
+    ),
+    "ablationcam, EfficientNet-Lite0 blocks.6": (
+        "ours",
+        "efficientnet_lite0",
+        "ablationcam:blocks.6",
+    ),
+    "integrated gradients, 50 steps, EfficientNet-Lite0": (
+        "plain",
+        "efficientnet_lite0",
+        "integrated-gradients:steps=50",
+    ),
+    "integrated gradients, 500 steps, EfficientNet-Lite0": (
+        "plain",
+        "efficientnet_lite0",
+        "integrated-gradients:steps=500",
+    ),
+    "integrated gradients, 50 steps at once, captum": (
+        "captum",
+        "efficientnet_lite0",
+        "50",
+    ),
+    "SmoothGrad, 50 draws, EfficientNet-Lite0": (
+        "plain",
+        "efficientnet_lite0",
+        "smoothgrad:samples=50",
+    ),
+    "integrated gradients, 50 steps, ResNet-50": (
+        "plain",
+        "timm:resnet50,weights=random",
+        "integrated-gradients:steps=50",
+    ),
+    "1,000 Grad-CAMs in a row, EfficientNet-Lite0": (
+        "thousand",
+        "efficientnet_lite0",
+        "gradcam",
+    ),
 }
 
 
@@ -49,12 +90,16 @@ def watched(call) -> float:
 
 def one(kind: str, name: str, what: str) -> float:
     import torch
-    from bench import peer_cam, picture, predicted, shown
+    from bench import image, peer_cam, predicted, shown
 
     from consilience import api
     from consilience.models.load import load_model
 
-    model = load_model(name, engine="torch") if kind in ("plain", "captum") else load_model(name)
+    model = (
+        load_model(name, engine="torch")
+        if kind in ("plain", "captum")
+        else load_model(name)
+    )
     view, normalised = shown(model)
     index = predicted(model, view)
     if kind == "peer":
@@ -63,24 +108,35 @@ def one(kind: str, name: str, what: str) -> float:
         cls, layer = what.split()
         with torch.no_grad():
             model.module(normalised.expand(16, -1, -1, -1))
-        return watched(lambda: peer_cam(getattr(pytorch_grad_cam, cls), model, layer, normalised, index, batch=16))
+        return watched(
+            lambda: peer_cam(
+                getattr(pytorch_grad_cam, cls),
+                model,
+                layer,
+                normalised,
+                index,
+                batch=16,
+            )
+        )
     if kind == "captum":
         from captum.attr import IntegratedGradients
 
         black = model.recipe.normalised(torch.zeros_like(view.pixels))
         peer = IntegratedGradients(model.module)
-        return watched(lambda: peer.attribute(normalised, black, target=index, n_steps=int(what)))
+        return watched(
+            lambda: peer.attribute(normalised, black, target=index, n_steps=int(what))
+        )
     if kind == "plain":
-        return watched(lambda: api.explain(model, picture(), what, target=index))
+        return watched(lambda: api.explain(model, image(), what, target=index))
     if kind == "thousand":
         for _ in range(20):
-            api.explain(model, picture(), what, target=index)
+            api.explain(model, image(), what, target=index)
         before = resident()
         for _ in range(1000):
-            api.explain(model, picture(), what, target=index)
+            api.explain(model, image(), what, target=index)
         return resident() - before
     model.scores(view.pixels.expand(model.batch, -1, -1, -1).contiguous())
-    return watched(lambda: api.explain(model, picture(), what, target=index))
+    return watched(lambda: api.explain(model, image(), what, target=index))
 
 
 def main() -> None:
@@ -89,9 +145,23 @@ def main() -> None:
         return
     print("| what | MB above the model's own |\n|---|---|")
     for what, case in CASES.items():
-        done = subprocess.run([sys.executable, __file__, *case], capture_output=True, text=True, check=False)
-        last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
-        print(f"| {what} | {float(last):.0f} |" if done.returncode == 0 else f"| {what} | {last} |", flush=True)
+        done = subprocess.run(
+            [sys.executable, __file__, *case],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        last = (
+            done.stdout.strip().splitlines()[-1]
+            if done.returncode == 0
+            else done.stderr.strip().splitlines()[-1]
+        )
+        print(
+            f"| {what} | {float(last):.0f} |"
+            if done.returncode == 0
+            else f"| {what} | {last} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

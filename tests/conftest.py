@@ -1,4 +1,4 @@
-"""Shared pictures and networks of known answers."""
+"""Shared images and networks of known answers."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of study pictures, where this machine has it."""
+    """The folder of study images, where this machine has it."""
     if not SHARED.is_dir():
         pytest.skip(f"the data folder {SHARED} is absent")
     return SHARED
@@ -28,13 +28,17 @@ def shared():
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """Converted models of the tests stay among themselves, and are shared by the whole run."""
+    """Converted models of the tests stay among themselves, and are shared by the whole
+    run.
+    """
     base = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("CONSILIENCE_CACHE", str(base))
 
 
 class RedFinder(nn.Module):
-    """Two classes, "nothing" and "red"; the second is decided by red pixels alone, on an 8 x 8 grid of a 64 x 64 input."""
+    """Two classes, "nothing" and "red"; the second is decided by red pixels alone, on
+    an 8 x 8 grid of a 64 x 64 input.
+    """
 
     def __init__(self):
         super().__init__()
@@ -47,10 +51,19 @@ class RedFinder(nn.Module):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.zero_()
-            centre = torch.tensor([[2.0, -2.0, -2.0], [-2.0, 2.0, -2.0], [-2.0, -2.0, 2.0], [0.3, 0.3, 0.3]])
+            centre = torch.tensor(
+                [
+                    [2.0, -2.0, -2.0],
+                    [-2.0, 2.0, -2.0],
+                    [-2.0, -2.0, 2.0],
+                    [0.3, 0.3, 0.3],
+                ]
+            )
             self.colours.weight[:, :, 1, 1] = centre
             self.mix.weight[:, :, 0, 0] = torch.eye(4)
-            self.head.weight[:] = torch.tensor([[0.0, 0.0, 0.0, 1.0], [20.0, 0.0, 0.0, 0.0]])
+            self.head.weight[:] = torch.tensor(
+                [[0.0, 0.0, 0.0, 1.0], [20.0, 0.0, 0.0, 0.0]]
+            )
 
     def forward(self, x):
         x = self.pool(self.act(self.colours(x)))
@@ -59,7 +72,9 @@ class RedFinder(nn.Module):
 
 
 class RedAttention(nn.Module):
-    """Two heads whose class token looks at red tokens, and sees how red they are; patches look at each other evenly."""
+    """Two heads whose class token looks at red tokens, and sees how red they are;
+    patches look at each other evenly.
+    """
 
     def __init__(self):
         super().__init__()
@@ -73,14 +88,22 @@ class RedAttention(nn.Module):
             self.proj.weight[1] = torch.tensor([0.5, 0.0, 0.5, 0.0])
 
     def forward(self, x):
-        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
-        return x + self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        q, k, v = (
+            self.qkv(x).reshape(len(x), -1, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        return x + self.proj(
+            functional.scaled_dot_product_attention(q, k, v)
+            .transpose(1, 2)
+            .reshape(x.shape)
+        )
 
 
 class RedTransformer(nn.Module):
-    """The red finder as a transformer: a class token and 8 x 8 patches of redness, two blocks of attention, fused.
+    """The red finder as a transformer: a class token and 8 x 8 patches of redness, two
+    blocks of attention, fused.
 
-    Of four channels the first holds how red a token is, the second what attention brings, the last marks the class token.
+    Of four channels the first holds how red a token is, the second what attention
+    brings, the last marks the class token.
     """
 
     def __init__(self):
@@ -105,7 +128,7 @@ class RedTransformer(nn.Module):
 PATCH = (slice(8, 24), slice(40, 56))
 
 
-def planted_picture(seed=0):
+def planted_image(seed=0):
     """Grey noise with one red square at PATCH."""
     rng = np.random.default_rng(seed)
     pixels = np.repeat(rng.integers(90, 160, (64, 64, 1)), 3, axis=2).astype(np.uint8)
@@ -119,7 +142,14 @@ def red_model():
     from consilience.models.network import wrap
 
     torch.manual_seed(0)
-    network = wrap(RedFinder(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="red-finder")
+    network = wrap(
+        RedFinder(),
+        classes=("nothing", "red"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=64,
+        name="red-finder",
+    )
     return network.using(engine="torch")
 
 
@@ -128,11 +158,18 @@ def red_transformer():
     """The red finder as a transformer, plain torch."""
     from consilience.models.network import wrap
 
-    network = wrap(RedTransformer(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="red-transformer")
+    network = wrap(
+        RedTransformer(),
+        classes=("nothing", "red"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=64,
+        name="red-transformer",
+    )
     return network.using(engine="torch")
 
 
 @pytest.fixture
 def planted():
-    """A picture whose evidence for "red" lies in PATCH."""
-    return planted_picture()
+    """An image whose evidence for "red" lies in PATCH."""
+    return planted_image()

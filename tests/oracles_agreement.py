@@ -1,4 +1,6 @@
-"""Slow, literal formulas for masks, intervals and agreement, and explanations made by hand."""
+"""Slow, literal formulas for masks, intervals and agreement, and explanations made by
+hand.
+"""
 
 import itertools
 import math
@@ -13,20 +15,36 @@ from scipy.stats import norm
 from consilience.images import Placement
 from consilience.types import ClassTarget, Explanation, Sample
 
-# ---------------------------------------------------------------- explanations by hand
+# ---- explanations by hand
 
 
 def explanation(
-    values, explainer="gradcam", name="dog", shade=None, model="net@1a2b", index=3, score="logit", extras=None, view="squash"
+    values,
+    explainer="gradcam",
+    name="dog",
+    shade=None,
+    model="net@1a2b",
+    index=3,
+    score="logit",
+    extras=None,
+    view="squash",
 ):
-    """An explanation of a plain picture; the picture's colour follows from its name, so that pictures differ as names do."""
+    """An explanation of a plain image; the image's colour follows from its name, so
+    that images differ as names do.
+    """
     values = np.asarray(values, dtype=np.float32)
     size = values.shape
     shade = sum(name.encode()) % 256 if shade is None else shade
     sample = Sample(name, np.full((*size, 3), shade, dtype=np.uint8))
-    geometry = Placement.squash(size, size) if view == "squash" else Placement(size, (2 * size[0], 2 * size[1]), (0, 0), size)
+    geometry = (
+        Placement.squash(size, size)
+        if view == "squash"
+        else Placement(size, (2 * size[0], 2 * size[1]), (0, 0), size)
+    )
     target = ClassTarget(index, f"class {index}", score)
-    return Explanation(sample, model, explainer, target, geometry, values, extras or {}, {"view": view})
+    return Explanation(
+        sample, model, explainer, target, geometry, values, extras or {}, {"view": view}
+    )
 
 
 def superpixel_explanation(segments, weights, refit=None, selected=None, **more):
@@ -37,7 +55,12 @@ def superpixel_explanation(segments, weights, refit=None, selected=None, **more)
         extras["refit"] = np.asarray(refit, dtype=float)
     if selected is not None:
         extras["selected"] = np.asarray(selected)
-    return explanation(weights[extras["segments"]], explainer=more.pop("explainer", "lime"), extras=extras, **more)
+    return explanation(
+        weights[extras["segments"]],
+        explainer=more.pop("explainer", "lime"),
+        extras=extras,
+        **more,
+    )
 
 
 def smooth(rng, size=32, sigma=4.0, centred=False):
@@ -50,12 +73,17 @@ def smooth(rng, size=32, sigma=4.0, centred=False):
     return field
 
 
-# ---------------------------------------------------------------- masks
+# ---- masks
 
 
 def literal_top(values, fraction):
-    """Sort all pixels by falling value, equal ones as they stand, and take the first ones."""
-    flat = [(-float(value), place) for place, value in enumerate(np.asarray(values, dtype=np.float32).ravel())]
+    """Sort all pixels by falling value, equal ones as they stand, and take the first
+    ones.
+    """
+    flat = [
+        (-float(value), place)
+        for place, value in enumerate(np.asarray(values, dtype=np.float32).ravel())
+    ]
     exact = Fraction(str(fraction)) * len(flat)
     count = math.floor(exact + Fraction(1, 2))
     on = np.zeros(len(flat), dtype=bool)
@@ -65,13 +93,19 @@ def literal_top(values, fraction):
 
 
 def lime_mask(segments, pairs, k):
-    """The mask of lime itself; ``pairs`` are (superpixel, weight) in the order in which they were selected."""
+    """The mask of lime itself; ``pairs`` are (superpixel, weight) in the order in which
+    they were selected.
+    """
     found = ImageExplanation(np.zeros((*segments.shape, 3)), segments)
-    found.local_exp[0] = sorted(pairs, key=lambda pair: np.abs(pair[1]), reverse=True)  # as lime_base ends
-    return found.get_image_and_mask(0, positive_only=True, num_features=k, hide_rest=False, min_weight=0.0)[1].astype(bool)
+    found.local_exp[0] = sorted(
+        pairs, key=lambda pair: np.abs(pair[1]), reverse=True
+    )  # as lime_base ends
+    return found.get_image_and_mask(
+        0, positive_only=True, num_features=k, hide_rest=False, min_weight=0.0
+    )[1].astype(bool)
 
 
-# ---------------------------------------------------------------- chance
+# ---- chance
 
 
 def enumerated_iou(pixels, a, b):
@@ -85,7 +119,9 @@ def enumerated_iou(pixels, a, b):
 
 
 def decimal_iou(pixels, a, b):
-    """E[X / (a + b - X)] with X hypergeometric, in 60 digits from the ratios of the binomial coefficients."""
+    """E[X / (a + b - X)] with X hypergeometric, in 60 digits from the ratios of the
+    binomial coefficients.
+    """
     with localcontext() as context:
         context.prec = 60
         weight, mass, total = Decimal(1), Decimal(0), Decimal(0)
@@ -105,20 +141,30 @@ def rolled_p(a, b):
     """Every shift rolled, every IoU computed."""
     observed = literal_iou(a, b)
     height, width = a.shape
-    ious = [literal_iou(a, np.roll(b, (dy, dx), (0, 1))) for dy in range(height) for dx in range(width)]
+    ious = [
+        literal_iou(a, np.roll(b, (dy, dx), (0, 1)))
+        for dy in range(height)
+        for dx in range(width)
+    ]
     return sum(one >= observed - 1e-12 for one in ious) / len(ious)
 
 
 def literal_ranks(values):
     flat = np.asarray(values).ravel().tolist()
-    return [sum(other < one for other in flat) + (sum(other == one for other in flat) + 1) / 2 for one in flat]
+    return [
+        sum(other < one for other in flat)
+        + (sum(other == one for other in flat) + 1) / 2
+        for one in flat
+    ]
 
 
 def literal_spearman(a, b):
     x, y = literal_ranks(a), literal_ranks(b)
     mx, my = sum(x) / len(x), sum(y) / len(y)
     top = sum((p - mx) * (q - my) for p, q in zip(x, y, strict=True))
-    return top / math.sqrt(sum((p - mx) ** 2 for p in x) * sum((q - my) ** 2 for q in y))
+    return top / math.sqrt(
+        sum((p - mx) ** 2 for p in x) * sum((q - my) ** 2 for q in y)
+    )
 
 
 def literal_excess(a, b):
@@ -128,21 +174,27 @@ def literal_excess(a, b):
 
 
 def literal_permutation_p(masks_a, masks_b):
-    """Mean excess of every permutation of the pictures, the identity among them."""
+    """Mean excess of every permutation of the images, the identity among them."""
     count = len(masks_a)
     excess = [[literal_excess(a, b) for b in masks_b] for a in masks_a]
     observed = sum(excess[i][i] for i in range(count)) / count
-    null = [sum(excess[i][pi[i]] for i in range(count)) / count for pi in itertools.permutations(range(count))]
+    null = [
+        sum(excess[i][pi[i]] for i in range(count)) / count
+        for pi in itertools.permutations(range(count))
+    ]
     return sum(one >= observed - 1e-12 for one in null) / len(null)
 
 
-# ---------------------------------------------------------------- statistics
+# ---- statistics
 
 
 def literal_flip_p(x):
     """Two-sided share of all sign patterns whose mean is as far from 0."""
     observed = abs(sum(x))
-    sums = [abs(sum(s * v for s, v in zip(signs, x, strict=True))) for signs in itertools.product((1, -1), repeat=len(x))]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, x, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(x))
+    ]
     return sum(one >= observed - 1e-12 for one in sums) / len(sums)
 
 
@@ -150,20 +202,28 @@ def literal_bca(x, level, resamples, seed):
     """Efron's bias-corrected and accelerated bounds of the mean, in loops."""
     rng = np.random.default_rng(seed)
     n, mean = len(x), sum(x) / len(x)
-    means = np.sort([np.mean([x[i] for i in rng.integers(0, n, n)]) for _ in range(resamples)])
+    means = np.sort(
+        [np.mean([x[i] for i in rng.integers(0, n, n)]) for _ in range(resamples)]
+    )
     z0 = norm.ppf((np.sum(means < mean) + 0.5 * np.sum(means == mean)) / resamples)
     jack = [(sum(x) - one) / (n - 1) for one in x]
     centre = sum(jack) / n
-    acceleration = sum((centre - one) ** 3 for one in jack) / (6 * sum((centre - one) ** 2 for one in jack) ** 1.5)
+    acceleration = sum((centre - one) ** 3 for one in jack) / (
+        6 * sum((centre - one) ** 2 for one in jack) ** 1.5
+    )
     bounds = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
         z = z0 + norm.ppf(tail)
-        bounds.append(float(np.quantile(means, norm.cdf(z0 + z / (1 - acceleration * z)))))
+        bounds.append(
+            float(np.quantile(means, norm.cdf(z0 + z / (1 - acceleration * z))))
+        )
     return tuple(bounds)
 
 
 def literal_holm(p):
-    """Step down from the smallest p, each times the number of hypotheses not yet passed."""
+    """Step down from the smallest p, each times the number of hypotheses not yet
+    passed.
+    """
     adjusted, largest = [0.0] * len(p), 0.0
     for step, place in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         largest = max(largest, min(1.0, p[place] * (len(p) - step)))

@@ -1,6 +1,8 @@
-"""Class activation maps by their papers' formulas, in loops over numpy float64: slow, and as the formulas read.
+"""Class activation maps by their papers' formulas, in loops over numpy float64: slow,
+and as the formulas read.
 
-Activations and gradients are (C, h, w); a ``score`` is a function of what is passed, one picture or one layer at a time.
+Activations and gradients are (C, h, w); a ``score`` is a function of what is passed,
+one image or one layer at a time.
 """
 
 import numpy as np
@@ -14,7 +16,7 @@ def weighted_sum(weights, activations):
     return total
 
 
-# ---------------------------------------------------------------- from gradients
+# ---- from gradients
 
 
 def gradcam(activations, gradients):
@@ -23,11 +25,17 @@ def gradcam(activations, gradients):
 
 
 def gradcam_plus_plus_weights(second_terms, activations):
-    """Chattopadhay et al. 2018, equations 10 and 19, with derivatives (g, g^2, g^3) of exp(S) less the factor exp(S)."""
+    """Chattopadhay et al.
+
+    2018, equations 10 and 19, with derivatives (g, g^2, g^3) of exp(S) less the factor
+    exp(S).
+    """
     first, second, third = second_terms
     weights = []
     for k in range(len(activations)):
-        area = sum(activations[(k, *cell)] for cell in np.ndindex(*activations.shape[1:]))
+        area = sum(
+            activations[(k, *cell)] for cell in np.ndindex(*activations.shape[1:])
+        )
         weight = 0.0
         for cell in np.ndindex(*activations.shape[1:]):
             at = (k, *cell)
@@ -40,12 +48,18 @@ def gradcam_plus_plus_weights(second_terms, activations):
 
 
 def gradcam_plus_plus(activations, gradients):
-    return weighted_sum(gradcam_plus_plus_weights((gradients, gradients**2, gradients**3), activations), activations)
+    return weighted_sum(
+        gradcam_plus_plus_weights((gradients, gradients**2, gradients**3), activations),
+        activations,
+    )
 
 
 def smooth_gradcam_plus_plus(activations, gradients_of_copies):
     """Omeiza et al. 2019, equation 12: each power averaged over noisy copies."""
-    powers = [sum(g**power for g in gradients_of_copies) / len(gradients_of_copies) for power in (1, 2, 3)]
+    powers = [
+        sum(g**power for g in gradients_of_copies) / len(gradients_of_copies)
+        for power in (1, 2, 3)
+    ]
     return weighted_sum(gradcam_plus_plus_weights(powers, activations), activations)
 
 
@@ -54,7 +68,13 @@ def xgradcam(activations, gradients):
     weights = []
     for channel, gradient in zip(activations, gradients, strict=True):
         area = channel.sum()
-        weights.append(0.0 if area == 0 else sum(channel[c] / area * gradient[c] for c in np.ndindex(*channel.shape)))
+        weights.append(
+            0.0
+            if area == 0
+            else sum(
+                channel[c] / area * gradient[c] for c in np.ndindex(*channel.shape)
+            )
+        )
     return weighted_sum(weights, activations)
 
 
@@ -81,7 +101,9 @@ def layercam(activations, gradients):
 
 
 def eigen(activations, centre=False):
-    """The first principal component by power iteration on the channels' (C, C) products; sum over cells not negative."""
+    """The first principal component by power iteration on the channels' (C, C)
+    products; sum over cells not negative.
+    """
     cells = activations.reshape(len(activations), -1).T
     if centre:
         cells = cells - cells.mean(axis=0)
@@ -97,7 +119,7 @@ def eigen(activations, centre=False):
     return (along if up >= 0 else -along).reshape(activations.shape[1:])
 
 
-# ---------------------------------------------------------------- by probing
+# ---- by probing
 
 
 def enlarged(values, size, align_corners=False):
@@ -105,8 +127,15 @@ def enlarged(values, size, align_corners=False):
     out = np.zeros(size)
     for y, x in np.ndindex(*size):
         places = []
-        for at, old, new in ((y, values.shape[0], size[0]), (x, values.shape[1], size[1])):
-            exact = at * (old - 1) / (new - 1) if align_corners else (at + 0.5) * old / new - 0.5
+        for at, old, new in (
+            (y, values.shape[0], size[0]),
+            (x, values.shape[1], size[1]),
+        ):
+            exact = (
+                at * (old - 1) / (new - 1)
+                if align_corners
+                else (at + 0.5) * old / new - 0.5
+            )
             exact = min(max(exact, 0.0), old - 1.0)
             low = min(int(exact), old - 1)
             places.append((low, min(low + 1, old - 1), exact - low))
@@ -124,7 +153,10 @@ def unit(values):
 
 
 def mask(channel, size, align_corners=False):
-    """Score-CAM's H: enlarged, then scaled. A flat channel has none, whatever rounding makes of it when it is enlarged."""
+    """Score-CAM's H: enlarged, then scaled.
+
+    A flat channel has none, whatever rounding makes of it when it is enlarged.
+    """
     flat = channel.max() == channel.min()
     return np.zeros(size) if flat else unit(enlarged(channel, size, align_corners))
 
@@ -135,44 +167,61 @@ def softmax(values):
     return parts / parts.sum()
 
 
-def scorecam(activations, picture, score, align_corners=False):
-    """Wang et al. 2020, algorithm 1, for the normalised picture (3, h, w) and a baseline of zeros; no ReLU."""
-    baseline = score(np.zeros_like(picture))
-    found = [score(picture * mask(channel, picture.shape[1:], align_corners)) - baseline for channel in activations]
+def scorecam(activations, image, score, align_corners=False):
+    """Wang et al.
+
+    2020, algorithm 1, for the normalised image (3, h, w) and a baseline of zeros; no
+    ReLU.
+    """
+    baseline = score(np.zeros_like(image))
+    found = [
+        score(image * mask(channel, image.shape[1:], align_corners)) - baseline
+        for channel in activations
+    ]
     return weighted_sum(softmax(found), activations)
 
 
-def iscam(activations, picture, score, samples):
+def iscam(activations, image, score, samples):
     """Naidu et al. 2020: the score averaged over steps to the mask."""
     found = []
     for channel in activations:
-        whole = mask(channel, picture.shape[1:])
-        found.append(sum(score(picture * whole * step / samples) for step in range(1, samples + 1)) / samples)
+        whole = mask(channel, image.shape[1:])
+        found.append(
+            sum(score(image * whole * step / samples) for step in range(1, samples + 1))
+            / samples
+        )
     return weighted_sum(softmax(found), activations)
 
 
-def sscam_map(activations, picture, score, fields):
-    """Wang et al. 2020 (SS-CAM), first type: noise of so many channel ranges on the enlarged channel, then scaled."""
+def sscam_map(activations, image, score, fields):
+    """Wang et al. 2020 (SS-CAM), first type: noise of so many channel ranges on the
+    enlarged channel, then scaled.
+    """
     found = []
     for channel in activations:
-        big = enlarged(channel, picture.shape[1:])
+        big = enlarged(channel, image.shape[1:])
         spread = 0 if channel.max() == channel.min() else big.max() - big.min()
-        masks = [unit(big + spread * field) if spread else np.zeros_like(big) for field in fields]
-        found.append(sum(score(picture * each) for each in masks) / len(fields))
+        masks = [
+            unit(big + spread * field) if spread else np.zeros_like(big)
+            for field in fields
+        ]
+        found.append(sum(score(image * each) for each in masks) / len(fields))
     return weighted_sum(softmax(found), activations)
 
 
-def sscam_picture(activations, picture, score, fields):
-    """SS-CAM, second type: noise on the masked picture."""
+def sscam_image(activations, image, score, fields):
+    """SS-CAM, second type: noise on the masked image."""
     found = []
     for channel in activations:
-        shown = picture * mask(channel, picture.shape[1:])
+        shown = image * mask(channel, image.shape[1:])
         found.append(sum(score(shown + field) for field in fields) / len(fields))
     return weighted_sum(softmax(found), activations)
 
 
 def ablationcam(activations, score):
-    """Desai & Ramaswamy 2020: what the score of a layer loses without each channel, in parts of its size; no ReLU."""
+    """Desai & Ramaswamy 2020: what the score of a layer loses without each channel, in
+    parts of its size; no ReLU.
+    """
     whole = score(activations)
     weights = []
     for k in range(len(activations)):
@@ -199,18 +248,22 @@ def reciprocam(activations, score, gaussian=False):
     return out
 
 
-# ---------------------------------------------------------------- FullGrad
+# ---- FullGrad
 
 
 def fullgrad(terms, size, rescale):
-    """Srinivas & Fleuret 2019, section 4: psi of every channel's term, one after the other."""
+    """Srinivas & Fleuret 2019, section 4: psi of every channel's term, one after the
+    other.
+    """
     total = np.zeros(size)
     for term in terms:
         sizes = np.abs(term)
         for channel in sizes:
-            low, high = {"layer": (sizes.min(), sizes.max()), "channel": (channel.min(), channel.max()), "none": (0, 1)}[
-                rescale
-            ]
+            low, high = {
+                "layer": (sizes.min(), sizes.max()),
+                "channel": (channel.min(), channel.max()),
+                "none": (0, 1),
+            }[rescale]
             if high > low:
                 total += enlarged((channel - low) / (high - low), size)
     return total

@@ -1,4 +1,6 @@
-"""The papers' formulas for gradients and paths, in slow loops and float64, written apart from the code."""
+"""The papers' formulas for gradients and paths, in slow loops and float64, written
+apart from the code.
+"""
 
 from itertools import pairwise
 
@@ -8,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 
 def score_function(module, index):
-    """S(x) of a picture (3, h, w) as float64, by a module in float64."""
+    """S(x) of an image (3, h, w) as float64, by a module in float64."""
 
     def score(image):
         with torch.no_grad():
@@ -29,7 +31,7 @@ def difference_quotients(score, image, step=1e-5):
 
 
 def gradient(module, image, index):
-    """dS/dx (3, h, w) float64 by autograd, one picture."""
+    """dS/dx (3, h, w) float64 by autograd, one image."""
     leaf = torch.as_tensor(image)[None].double().requires_grad_()
     module(leaf)[0, index].backward()
     return leaf.grad[0].numpy()
@@ -43,18 +45,30 @@ def integrated(module, image, start, index, places, weights):
     return (image - start) * summed
 
 
-def by_steps(module, pictures, index, side):
-    """Gradient times step along a list of pictures; the gradient of a step's start, its end, or the mean of both."""
-    found = np.zeros(pictures[0].shape)
-    for before, after in pairwise(pictures):
+def by_steps(module, images, index, side):
+    """Gradient times step along a list of images; the gradient of a step's start, its
+    end, or the mean of both.
+    """
+    found = np.zeros(images[0].shape)
+    for before, after in pairwise(images):
         left, right = gradient(module, before, index), gradient(module, after, index)
-        found += {"riemann-left": left, "riemann-right": right, "trapezoid": (left + right) / 2}[side] * (after - before)
+        found += {
+            "riemann-left": left,
+            "riemann-right": right,
+            "trapezoid": (left + right) / 2,
+        }[side] * (after - before)
     return found
 
 
 def blurred(image, sigma):
     """(3, h, w) under a Gaussian, mirrored at the borders."""
-    return image if sigma == 0 else np.stack([gaussian_filter(channel, sigma, mode="reflect") for channel in image])
+    return (
+        image
+        if sigma == 0
+        else np.stack(
+            [gaussian_filter(channel, sigma, mode="reflect") for channel in image]
+        )
+    )
 
 
 def xrai(values, masks, least):
@@ -63,7 +77,9 @@ def xrai(values, masks, least):
     found = np.zeros(values.shape)
     while True:
         new = [mask & ~covered for mask in masks]
-        gains = [values[some].mean() if some.sum() >= least else -np.inf for some in new]
+        gains = [
+            values[some].mean() if some.sum() >= least else -np.inf for some in new
+        ]
         if not gains or max(gains) == -np.inf:
             break
         best = int(np.argmax(gains))

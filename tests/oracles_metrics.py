@@ -1,4 +1,6 @@
-"""Slow, literal formulas of metrics: one picture, one pixel and one pass at a time, in float64."""
+"""Slow, literal formulas of metrics: one image, one pixel and one pass at a time, in
+float64.
+"""
 
 import itertools
 import math
@@ -9,27 +11,49 @@ from consilience.types import ClassTarget, Explanation
 
 
 class Shown:
-    """A model of two outputs, plane dot products with the picture, as a function of one picture: what the formulas call f."""
+    """A model of two outputs, plane dot products with the image, as a function of one
+    image: what the formulas call f.
+    """
 
     def __init__(self, planes, reads="probability", index=0):
-        self.planes, self.reads, self.index = np.asarray(planes, dtype=np.float64), reads, index
+        self.planes, self.reads, self.index = (
+            np.asarray(planes, dtype=np.float64),
+            reads,
+            index,
+        )
 
-    def __call__(self, picture):
-        outputs = [float((np.asarray(picture, dtype=np.float64) * plane).sum()) for plane in self.planes]
+    def __call__(self, image):
+        outputs = [
+            float((np.asarray(image, dtype=np.float64) * plane).sum())
+            for plane in self.planes
+        ]
         if self.reads == "logit":
             return outputs[self.index]
         top = max(outputs)
-        return math.exp(outputs[self.index] - top) / sum(math.exp(one - top) for one in outputs)
+        return math.exp(outputs[self.index] - top) / sum(
+            math.exp(one - top) for one in outputs
+        )
 
 
 def explanation(values, sample=None, target=None, by="given", provenance=None):
     """A map as an explanation; the metrics here read nothing else of it."""
     goal = target or ClassTarget(0, "first", "logit")
-    return Explanation(sample, "model", by, goal, None, np.asarray(values, dtype=np.float32), {}, provenance or {})
+    return Explanation(
+        sample,
+        "model",
+        by,
+        goal,
+        None,
+        np.asarray(values, dtype=np.float32),
+        {},
+        provenance or {},
+    )
 
 
 def order_of(values, seed):
-    """Places from the largest value to the least; equal ones as they come in the shuffled list of all places."""
+    """Places from the largest value to the least; equal ones as they come in the
+    shuffled list of all places.
+    """
     flat = np.asarray(values, dtype=np.float64).ravel()
     shuffled = np.random.default_rng([seed, len(flat)]).permutation(len(flat)).tolist()
     turn = {place: when for when, place in enumerate(shuffled)}
@@ -37,12 +61,16 @@ def order_of(values, seed):
 
 
 def replaced(image, other, places):
-    """``image`` (3, h, w) with the pixels at flat ``places`` taken from ``other``, all channels of each."""
+    """``image`` (3, h, w) with the pixels at flat ``places`` taken from ``other``, all
+    channels of each.
+    """
     edited = np.array(image, dtype=np.float64)
     width = image.shape[2]
     for place in places:
         for channel in range(3):
-            edited[channel, place // width, place % width] = other[channel, place // width, place % width]
+            edited[channel, place // width, place % width] = other[
+                channel, place // width, place % width
+            ]
     return edited
 
 
@@ -76,9 +104,14 @@ def aopc(f, image, fill, values, side, regions, seed=0, lerf=False):
     patches = []
     for top in range(0, height, side):
         for left in range(0, width, side):
-            rows, columns = range(top, min(top + side, height)), range(left, min(left + side, width))
+            rows, columns = (
+                range(top, min(top + side, height)),
+                range(left, min(left + side, width)),
+            )
             patches.append([row * width + column for row in rows for column in columns])
-    sums = np.array([sum(values.ravel()[place] for place in patch) for patch in patches])
+    sums = np.array(
+        [sum(values.ravel()[place] for place in patch) for patch in patches]
+    )
     order = order_of(-sums if lerf else sums, seed)
     x, losses = np.array(image, dtype=np.float64), [0.0]
     for patch in order[:regions]:
@@ -98,10 +131,15 @@ def irof(f, image, fill, values, segments, seed=0):
 
 
 def imputed(image, gone):
-    """Every missing pixel the weighted mean of its neighbours inside the picture: a dense system, an equation a pixel."""
+    """Every missing pixel the weighted mean of its neighbours inside the image: a dense
+    system, an equation a pixel.
+    """
     height, width = gone.shape
     unknown = [(y, x) for y in range(height) for x in range(width) if gone[y, x]]
-    matrix, right = np.zeros((len(unknown), len(unknown))), np.zeros((len(unknown), len(image)))
+    matrix, right = (
+        np.zeros((len(unknown), len(unknown))),
+        np.zeros((len(unknown), len(image))),
+    )
     for row, (y, x) in enumerate(unknown):
         for dy, dx in itertools.product((-1, 0, 1), repeat=2):
             if (dy, dx) == (0, 0) or not (0 <= y + dy < height and 0 <= x + dx < width):
@@ -113,13 +151,17 @@ def imputed(image, gone):
             else:
                 right[row] += weight * image[:, y + dy, x + dx]
     whole = np.array(image, dtype=np.float64)
-    for (y, x), colour in zip(unknown, np.linalg.solve(matrix, right) if unknown else [], strict=True):
+    for (y, x), colour in zip(
+        unknown, np.linalg.solve(matrix, right) if unknown else [], strict=True
+    ):
         whole[:, y, x] = colour
     return whole
 
 
 def road(f, image, values, shares, noise=0.01, seed=0, order="combined"):
-    """Mean score by order of removal; the noise is the library's own draw, whose distribution has a test of its own."""
+    """Mean score by order of removal; the noise is the library's own draw, whose
+    distribution has a test of its own.
+    """
     ranked, means = order_of(values, seed), {}
     for which, places in (("morf", ranked), ("lerf", ranked[::-1])):
         found = []
@@ -135,7 +177,7 @@ def road(f, image, values, shares, noise=0.01, seed=0, order="combined"):
 
 
 def masked(image, fill, values):
-    """The picture times the map's positive part, scaled from least to largest."""
+    """The image times the map's positive part, scaled from least to largest."""
     positive = [[max(0.0, value) for value in row] for row in values]
     low, high = min(map(min, positive)), max(map(max, positive))
     out = np.empty_like(np.asarray(image, dtype=np.float64))
@@ -149,11 +191,15 @@ def masked(image, fill, values):
 def correlation(a, b):
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
     top = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
-    return top / math.sqrt(sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b))
+    return top / math.sqrt(
+        sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)
+    )
 
 
 def set_correlation(f, image, fill, values, sets):
-    """Correlation of the map's sums over sets of flat places with what the score loses by each."""
+    """Correlation of the map's sums over sets of flat places with what the score loses
+    by each.
+    """
     sums = [sum(values.ravel()[place] for place in some) for some in sets]
     losses = [f(image) - f(replaced(image, fill, some)) for some in sets]
     return correlation(sums, losses)
@@ -162,7 +208,9 @@ def set_correlation(f, image, fill, values, sets):
 def estimate(f, image, fill, values, stops, seed=0):
     order = order_of(values, seed)
     groups = [order[start:stop] for start, stop in itertools.pairwise(stops)]
-    means = [sum(values.ravel()[place] for place in group) / len(group) for group in groups]
+    means = [
+        sum(values.ravel()[place] for place in group) / len(group) for group in groups
+    ]
     losses = [f(image) - f(replaced(image, fill, group)) for group in groups]
     return correlation(means, losses)
 
@@ -171,7 +219,11 @@ def infidelity(f, image, fill, values, corners, side, gradient=False, scaled=Tru
     forecasts, losses = [], []
     width = values.shape[1]
     for top, left in corners:
-        places = [y * width + x for y in range(top, top + side) for x in range(left, left + side)]
+        places = [
+            y * width + x
+            for y in range(top, top + side)
+            for x in range(left, left + side)
+        ]
         changed = replaced(image, fill, places)
         inner = 0.0
         for place in places:
@@ -181,7 +233,9 @@ def infidelity(f, image, fill, values, corners, side, gradient=False, scaled=Tru
         forecasts.append(inner)
         losses.append(f(image) - f(changed))
     factor = np.dot(forecasts, losses) / np.dot(forecasts, forecasts) if scaled else 1.0
-    return sum((factor * a - b) ** 2 for a, b in zip(forecasts, losses, strict=True)) / len(losses)
+    return sum(
+        (factor * a - b) ** 2 for a, b in zip(forecasts, losses, strict=True)
+    ) / len(losses)
 
 
 def monotonicity(f, image, fill, values, stops, seed=0):
@@ -194,16 +248,24 @@ def monotonicity(f, image, fill, values, stops, seed=0):
 
 def comprehensiveness(f, image, fill, values, shares, seed=0):
     order = order_of(values, seed)
-    return sum(f(image) - f(replaced(image, fill, order[: round(s * len(order))])) for s in shares) / len(shares)
+    return sum(
+        f(image) - f(replaced(image, fill, order[: round(s * len(order))]))
+        for s in shares
+    ) / len(shares)
 
 
 def sufficiency(f, image, fill, values, shares, seed=0):
     order = order_of(values, seed)
-    return sum(f(image) - f(replaced(fill, image, order[: round(s * len(order))])) for s in shares) / len(shares)
+    return sum(
+        f(image) - f(replaced(fill, image, order[: round(s * len(order))]))
+        for s in shares
+    ) / len(shares)
 
 
 def gini(values):
-    """Half the mean absolute difference of all pairs, over the mean: the definition that needs no sorting."""
+    """Half the mean absolute difference of all pairs, over the mean: the definition
+    that needs no sorting.
+    """
     flat = [abs(value) for value in np.ravel(values).tolist()]
     pairs = sum(abs(a - b) for a in flat for b in flat)
     return pairs / (2 * len(flat) * sum(flat))
@@ -216,7 +278,9 @@ def entropy(values):
 
 
 def rise_blur(image, neutral, side=11, sigma=5.0):
-    """Blur by a square kernel, the Gaussian's mass outside of it mirrored back in; outside the picture the neutral colour."""
+    """Blur by a square kernel, the Gaussian's mass outside of it mirrored back in;
+    outside the image the neutral colour.
+    """
     profile = np.zeros(side)
     for offset in range(-round(4 * sigma), round(4 * sigma) + 1):
         at = side // 2 + offset

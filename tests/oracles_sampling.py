@@ -1,4 +1,6 @@
-"""Slow, literal formulas for coalition values and mask methods, and games of known answers."""
+"""Slow, literal formulas for coalition values and mask methods, and games of known
+answers.
+"""
 
 from itertools import combinations, permutations
 from math import comb, factorial
@@ -10,17 +12,34 @@ from consilience.types import ClassTarget
 
 
 class Table:
-    """A model that looks up what it earns: any game at all of the superpixels that are not black."""
+    """A model that looks up what it earns: any game at all of the superpixels that are
+    not black.
+    """
 
-    id, spec, classes, outputs, can = "table", None, ("first", "second"), "logits", frozenset()
+    id, spec, classes, outputs, can = (
+        "table",
+        None,
+        ("first", "second"),
+        "logits",
+        frozenset(),
+    )
 
     def __init__(self, table, segments, batch=32):
-        self.table, self.batch, self.seen = torch.as_tensor(table, dtype=torch.float64), batch, 0
-        self.spots = [np.argwhere(segments == number)[0] for number in range(int(segments.max()) + 1)]
+        self.table, self.batch, self.seen = (
+            torch.as_tensor(table, dtype=torch.float64),
+            batch,
+            0,
+        )
+        self.spots = [
+            np.argwhere(segments == number)[0]
+            for number in range(int(segments.max()) + 1)
+        ]
 
     def scores(self, pixels):
         self.seen += len(pixels)
-        on = torch.stack([pixels[:, 0, y, x] > 0.5 for y, x in self.spots], dim=1).long()
+        on = torch.stack(
+            [pixels[:, 0, y, x] > 0.5 for y, x in self.spots], dim=1
+        ).long()
         earned = self.table[(on << torch.arange(on.shape[1])).sum(dim=1)]
         return torch.stack([earned, -earned], dim=1).float()
 
@@ -34,11 +53,22 @@ def logit():
 
 
 def random_table(players, seed=0, linear=1.0):
-    """A game with main effects, interactions of every order and noise, in float32 as models answer."""
+    """A game with main effects, interactions of every order and noise, in float32 as
+    models answer.
+    """
     rng = np.random.default_rng(seed)
-    on = np.array([[number >> player & 1 for player in range(players)] for number in range(2**players)])
+    on = np.array(
+        [
+            [number >> player & 1 for player in range(players)]
+            for number in range(2**players)
+        ]
+    )
     effects = linear * rng.normal(size=players)
-    return (on @ effects + np.sin(on @ rng.normal(size=players)) + 0.2 * rng.normal(size=2**players)).astype(np.float32)
+    return (
+        on @ effects
+        + np.sin(on @ rng.normal(size=players))
+        + 0.2 * rng.normal(size=2**players)
+    ).astype(np.float32)
 
 
 def number_of(members):
@@ -54,7 +84,9 @@ def exact_shapley(table, players):
             share = factorial(size) * factorial(players - size - 1) / factorial(players)
             for members in combinations(others, size):
                 without = number_of(members)
-                values[player] += share * (float(table[without | 1 << player]) - float(table[without]))
+                values[player] += share * (
+                    float(table[without | 1 << player]) - float(table[without])
+                )
     return values
 
 
@@ -74,7 +106,9 @@ def exact_banzhaf(table, players):
     for player in range(players):
         for number in range(2**players):
             if not number >> player & 1:
-                values[player] += float(table[number | 1 << player]) - float(table[number])
+                values[player] += float(table[number | 1 << player]) - float(
+                    table[number]
+                )
     return values / 2 ** (players - 1)
 
 
@@ -97,7 +131,9 @@ def constrained_least_squares(on, values, weights, none, gain):
 
 
 def rise_mask(on, shift, frame):
-    """One mask of section 3.2: the grid enlarged to one cell more than the frame (half-pixel centres), cut at the offset."""
+    """One mask of section 3.2: the grid enlarged to one cell more than the frame
+    (half-pixel centres), cut at the offset.
+    """
     cell = [int(np.ceil(side / len(on))) for side in frame]
     mask = np.empty(frame)
     for y in range(frame[0]):
@@ -120,6 +156,8 @@ def hsic_of(bits, scores, width):
     """tr(K H L H) / (n - 1)^2 with whole Gram matrices."""
     n = len(scores)
     centring = np.eye(n) - np.ones((n, n)) / n
-    gram = np.array([[np.exp(-((a - b) ** 2) / (2 * width**2)) for b in scores] for a in scores])
+    gram = np.array(
+        [[np.exp(-((a - b) ** 2) / (2 * width**2)) for b in scores] for a in scores]
+    )
     same = np.array([[float(a == b) for b in bits] for a in bits])
     return np.trace(same @ centring @ gram @ centring) / (n - 1) ** 2

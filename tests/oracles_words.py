@@ -1,10 +1,12 @@
-"""CLIP-Dissect's similarities written out from the paper's formulas, one unit, word and picture at a time."""
+"""CLIP-Dissect's similarities written out from the paper's formulas, one unit, word and
+image at a time.
+"""
 
 import math
 
 
-def p_word_given_picture(P, scale):
-    """softmax over the words of a P, for each picture."""
+def p_word_given_image(P, scale):
+    """softmax over the words of a P, for each image."""
     table = []
     for row in P:
         weights = [math.exp(scale * value) for value in row]
@@ -17,33 +19,42 @@ def ranked(values):
 
 
 def expected_p(unit, word, p, top, first, last):
-    """E[p(t|B)] = product over pictures of 1 + p(x in B) (p(t|x) - 1)."""
+    """E[p(t|B)] = product over images of 1 + p(x in B) (p(t|x) - 1)."""
     product = 1.0
-    for rank, picture in enumerate(ranked(unit)):
+    for rank, image in enumerate(ranked(unit)):
         belongs = first - (first - last) * rank / top if rank < top else 0.0
-        product *= 1 + belongs * (p[picture][word] - 1)
+        product *= 1 + belongs * (p[image][word] - 1)
     return product
 
 
 def p_of_set(unit, word, p, top):
     product = 1.0
-    for picture in ranked(unit)[:top]:
-        product *= p[picture][word]
+    for image in ranked(unit)[:top]:
+        product *= p[image][word]
     return product
 
 
 def pmi(units, P, scale, lam, of_unit):
     """log p(t|B) - lam log p(t), p(t) the mean over units."""
-    p = p_word_given_picture(P, scale)
+    p = p_word_given_image(P, scale)
     words = range(len(P[0]))
     given = [[of_unit(unit, word, p) for word in words] for unit in units]
     prior = [sum(row[word] for row in given) / len(units) for word in words]
-    return [[math.log(row[word]) - lam * math.log(prior[word]) for word in words] for row in given]
+    return [
+        [math.log(row[word]) - lam * math.log(prior[word]) for word in words]
+        for row in given
+    ]
 
 
 def soft_wpmi(units, P, top, scale, lam, first, last):
     top = min(top, len(P))
-    return pmi(units, P, scale, lam, lambda unit, word, p: expected_p(unit, word, p, top, first, last))
+    return pmi(
+        units,
+        P,
+        scale,
+        lam,
+        lambda unit, word, p: expected_p(unit, word, p, top, first, last),
+    )
 
 
 def wpmi(units, P, top, scale, lam):
@@ -56,12 +67,15 @@ def rank_reorder(units, P, power, share):
         seen = ranked(unit)[: max(1, int(share * len(unit)))]
         scores.append([])
         for word in range(len(P[0])):
-            near = [P[picture][word] for picture in seen]
-            sorted_values = sorted((unit[picture] for picture in seen), reverse=True)
+            near = [P[image][word] for image in seen]
+            sorted_values = sorted((unit[image] for image in seen), reverse=True)
             reordered = [0.0] * len(seen)
             for rank, place in enumerate(ranked(near)):
                 reordered[place] = sorted_values[rank]
-            moved = sum(abs(new - unit[picture]) ** power for new, picture in zip(reordered, seen, strict=True))
+            moved = sum(
+                abs(new - unit[image]) ** power
+                for new, image in zip(reordered, seen, strict=True)
+            )
             scores[-1].append(-(moved ** (1 / power)))
     return scores
 
@@ -72,7 +86,10 @@ def cosine(a, b):
 
 
 def cos(units, P):
-    return [[cosine(unit, [row[word] for row in P]) for word in range(len(P[0]))] for unit in units]
+    return [
+        [cosine(unit, [row[word] for row in P]) for word in range(len(P[0]))]
+        for unit in units
+    ]
 
 
 def cubed(values):
@@ -81,4 +98,10 @@ def cubed(values):
 
 
 def cos_cubed(units, P):
-    return [[cosine(cubed(unit), cubed([row[word] for row in P])) for word in range(len(P[0]))] for unit in units]
+    return [
+        [
+            cosine(cubed(unit), cubed([row[word] for row in P]))
+            for word in range(len(P[0]))
+        ]
+        for unit in units
+    ]

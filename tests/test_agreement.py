@@ -46,11 +46,14 @@ def blob(rng, shape, share=0.3):
     return field > np.quantile(field, 1 - share)
 
 
-# ---------------------------------------------------------------- overlap and its chance
+# ---- overlap and its chance
 
 
 def test_iou_by_hand():
-    a, b = np.array([[1, 1, 0], [0, 0, 0]], bool), np.array([[0, 1, 1], [1, 0, 0]], bool)
+    a, b = (
+        np.array([[1, 1, 0], [0, 0, 0]], bool),
+        np.array([[0, 1, 1], [1, 0, 0]], bool),
+    )
     assert iou(a, b) == 1 / 4
     assert (iou(a, a), iou(a, ~a), iou(a, np.zeros_like(a))) == (1, 0, 0)
     assert math.isnan(iou(np.zeros_like(a), np.zeros_like(a)))
@@ -63,7 +66,9 @@ def test_expected_iou_is_the_mean_over_all_masks(pixels):
     for a in range(pixels + 1):
         for b in range(pixels + 1):
             if a or b:
-                assert expected_iou(pixels, a, b) == pytest.approx(float(enumerated_iou(pixels, a, b)), abs=1e-14)
+                assert expected_iou(pixels, a, b) == pytest.approx(
+                    float(enumerated_iou(pixels, a, b)), abs=1e-14
+                )
     assert math.isnan(expected_iou(pixels, 0, 0))
 
 
@@ -80,15 +85,21 @@ def test_expected_iou_is_the_mean_over_all_masks(pixels):
     ],
 )
 def test_expected_iou_holds_to_twelve_digits_on_real_frames(pixels, a, b):
-    assert expected_iou(pixels, a, b) == pytest.approx(decimal_iou(pixels, a, b), rel=1e-12)
-    assert expected_iou(pixels, a, b) == pytest.approx(expected_iou(pixels, b, a), rel=1e-12)
+    assert expected_iou(pixels, a, b) == pytest.approx(
+        decimal_iou(pixels, a, b), rel=1e-12
+    )
+    assert expected_iou(pixels, a, b) == pytest.approx(
+        expected_iou(pixels, b, a), rel=1e-12
+    )
 
 
 def test_expected_iou_against_masks_thrown_at_random():
     rng = np.random.default_rng(0)
     base = np.arange(400) < 90
     ious = [literal_iou(base, rng.permutation(400) < 130) for _ in range(3000)]
-    assert expected_iou(400, 90, 130) == pytest.approx(np.mean(ious), abs=4 * np.std(ious) / math.sqrt(3000))
+    assert expected_iou(400, 90, 130) == pytest.approx(
+        np.mean(ious), abs=4 * np.std(ious) / math.sqrt(3000)
+    )
 
 
 def test_the_chance_levels_that_the_study_missed():
@@ -103,7 +114,9 @@ def test_full_and_empty_masks():
     assert expected_iou(100, 100, 100) == 1
     assert math.isnan(overlap.excess(1, 1))
     assert iou_max(20, 45) == 20 / 45
-    assert math.isnan(excess_of_possible(0.4, expected_iou(100, 100, 40), iou_max(100, 40)))
+    assert math.isnan(
+        excess_of_possible(0.4, expected_iou(100, 100, 40), iou_max(100, 40))
+    )
 
 
 @pytest.mark.parametrize(("pixels", "a", "b"), [(10, 11, 1), (10, -1, 1), (0, 0, 0)])
@@ -115,11 +128,25 @@ def test_masks_that_do_not_fit_are_refused(pixels, a, b):
 @pytest.mark.parametrize("pixels", [2500, 50176])
 def test_the_series_stays_within_its_proven_bound(pixels):
     rng = np.random.default_rng(1)
-    areas = np.unique(np.concatenate([[1, 2, 10, pixels - 1, pixels], rng.integers(1, pixels, 12), rng.integers(1, 300, 6)]))
-    series, bound = expected_by_moments(pixels, areas[:, None].astype(float), areas[None, :].astype(float))
-    exact = np.array([[decimal_iou(pixels, int(a), int(b)) for b in areas] for a in areas[:8]])
+    areas = np.unique(
+        np.concatenate(
+            [
+                [1, 2, 10, pixels - 1, pixels],
+                rng.integers(1, pixels, 12),
+                rng.integers(1, 300, 6),
+            ]
+        )
+    )
+    series, bound = expected_by_moments(
+        pixels, areas[:, None].astype(float), areas[None, :].astype(float)
+    )
+    exact = np.array(
+        [[decimal_iou(pixels, int(a), int(b)) for b in areas] for a in areas[:8]]
+    )
     assert (np.abs(series[:8] - exact) <= bound[:8] + 1e-13).all()
-    usual = areas >= pixels / 100  # below one per cent of the frame the bound is wider, and the exact sum short
+    usual = (
+        areas >= pixels / 100
+    )  # below one per cent of the frame the bound is wider, and the exact sum short
     assert bound[np.ix_(usual, usual)].max() < (2e-6 if pixels == 2500 else 1e-8)
 
 
@@ -135,11 +162,13 @@ def test_many_areas_give_what_single_calls_give(monkeypatch):
 def test_pairs_without_a_proof_are_computed_exactly(monkeypatch):
     monkeypatch.setattr(overlap, "EXACT_PAIRS", 1)
     found = expected_matrix(16, np.array([0, 1, 8, 16]), np.array([0, 3, 16]))
-    single = np.array([[expected_iou(16, a, b) for b in (0, 3, 16)] for a in (0, 1, 8, 16)])
+    single = np.array(
+        [[expected_iou(16, a, b) for b in (0, 3, 16)] for a in (0, 1, 8, 16)]
+    )
     np.testing.assert_allclose(found, single, atol=1e-15)
 
 
-# ---------------------------------------------------------------- shifts and ranks
+# ---- shifts and ranks
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (7, 12), (1, 9), (13, 5)])
@@ -163,7 +192,9 @@ def test_shift_p_at_its_ends():
 
 def test_shifts_know_that_a_smooth_mask_has_few_places():
     rng = np.random.default_rng(3)
-    p = np.array([shift_p(blob(rng, (24, 24)), blob(rng, (24, 24))) for _ in range(300)])
+    p = np.array(
+        [shift_p(blob(rng, (24, 24)), blob(rng, (24, 24))) for _ in range(300)]
+    )
     assert np.mean(p <= 0.1) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 300))
     assert np.mean(p) == pytest.approx(0.5, abs=0.07)
 
@@ -177,20 +208,30 @@ def test_spearman_is_that_of_literal_ranks(seed):
 
 
 def test_spearman_by_hand():
-    assert spearman(np.array([[1.0, 5.0], [9.0, 70.0]]), np.array([[-3.0, 0.0], [0.5, 0.6]])) == pytest.approx(1)
+    assert spearman(
+        np.array([[1.0, 5.0], [9.0, 70.0]]), np.array([[-3.0, 0.0], [0.5, 0.6]])
+    ) == pytest.approx(1)
     # ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15)
-    assert spearman(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[1.0, 2.0, 4.0, 3.0]])) == pytest.approx(0.8)
+    assert spearman(
+        np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[1.0, 2.0, 4.0, 3.0]])
+    ) == pytest.approx(0.8)
     assert math.isnan(spearman(np.zeros((3, 3)), np.eye(3)))
 
 
-# ---------------------------------------------------------------- one pair
+# ---- one pair
 
 
 def test_every_number_of_a_pair():
     rng = np.random.default_rng(4)
-    a, b = explanation(rng.normal(size=(12, 10))), explanation(rng.normal(size=(12, 10)), "rise:masks=50")
+    a, b = (
+        explanation(rng.normal(size=(12, 10))),
+        explanation(rng.normal(size=(12, 10)), "rise:masks=50"),
+    )
     pair = compare_pair(a, b, "top:.3", "top:.25")
-    on_a, on_b = a.values > np.sort(a.values.ravel())[-37], b.values > np.sort(b.values.ravel())[-31]
+    on_a, on_b = (
+        a.values > np.sort(a.values.ravel())[-37],
+        b.values > np.sort(b.values.ravel())[-31],
+    )
     expected, largest = decimal_iou(120, 36, 30), 30 / 36
     observed = literal_iou(on_a, on_b)
     assert (pair.sample, pair.a, pair.b, pair.rule_a, pair.rule_b) == (
@@ -200,24 +241,41 @@ def test_every_number_of_a_pair():
         "top:fraction=0.3",
         "top:fraction=0.25",
     )
-    assert (pair.area_a, pair.area_b, pair.tied_a, pair.mismatch, pair.notes) == (0.3, 0.25, 0, "", ())
+    assert (pair.area_a, pair.area_b, pair.tied_a, pair.mismatch, pair.notes) == (
+        0.3,
+        0.25,
+        0,
+        "",
+        (),
+    )
     assert pair.iou == pytest.approx(observed)
     assert pair.expected_iou == pytest.approx(expected, rel=1e-12)
-    assert pair.excess == pytest.approx((observed - expected) / (1 - expected), rel=1e-9)
-    assert pair.excess_of_possible == pytest.approx((observed - expected) / (largest - expected), rel=1e-9)
+    assert pair.excess == pytest.approx(
+        (observed - expected) / (1 - expected), rel=1e-9
+    )
+    assert pair.excess_of_possible == pytest.approx(
+        (observed - expected) / (largest - expected), rel=1e-9
+    )
     assert pair.p == rolled_p(on_a, on_b)
-    assert pair.spearman == pytest.approx(literal_spearman(a.values, b.values), abs=1e-12)
+    assert pair.spearman == pytest.approx(
+        literal_spearman(a.values, b.values), abs=1e-12
+    )
     for share, area in ((10, 12), (20, 24), (30, 36)):
         one, two = (x.values > np.sort(x.values.ravel())[-area - 1] for x in (a, b))
         assert getattr(pair, f"iou_at_{share}") == pytest.approx(literal_iou(one, two))
-        assert getattr(pair, f"expected_at_{share}") == pytest.approx(decimal_iou(120, area, area), rel=1e-12)
+        assert getattr(pair, f"expected_at_{share}") == pytest.approx(
+            decimal_iou(120, area, area), rel=1e-12
+        )
         assert getattr(pair, f"area_at_{share}") == share / 100
 
 
 def test_equal_areas_follow_whole_superpixels():
     segments = np.repeat(np.arange(5), 20).reshape(10, 10)
     rng = np.random.default_rng(0)
-    lime, cam = superpixel_explanation(segments, [0.5, -1, 2, 1, 0]), explanation(rng.normal(size=(10, 10)))
+    lime, cam = (
+        superpixel_explanation(segments, [0.5, -1, 2, 1, 0]),
+        explanation(rng.normal(size=(10, 10))),
+    )
     pair = compare_pair(cam, lime)
     assert (pair.rule_a, pair.rule_b, pair.area_b) == ("top", "superpixels", 0.6)
     assert (pair.area_at_10, pair.area_at_20, pair.area_at_30) == (0.2, 0.2, 0.4)
@@ -230,17 +288,37 @@ def test_equal_areas_follow_whole_superpixels():
 def test_a_map_and_itself_agree_wholly():
     one = explanation(np.random.default_rng(0).normal(size=(10, 10)))
     pair = compare_pair(one, one)
-    assert (pair.iou, pair.excess, pair.excess_of_possible, pair.p) == (1, 1, pytest.approx(1), 0.01)
+    assert (pair.iou, pair.excess, pair.excess_of_possible, pair.p) == (
+        1,
+        1,
+        pytest.approx(1),
+        0.01,
+    )
     assert pair.spearman == pytest.approx(1)
 
 
 def test_swapping_two_maps_swaps_only_the_names():
     rng = np.random.default_rng(1)
     a, b = explanation(smooth(rng, 20)), explanation(smooth(rng, 20), "rise")
-    one, two = compare_pair(a, b, "top:.1", "top:.3"), compare_pair(b, a, "top:.3", "top:.1")
-    renamed = replace(one, a=one.b, b=one.a, rule_a=one.rule_b, rule_b=one.rule_a, area_a=one.area_b, area_b=one.area_a)
+    one, two = (
+        compare_pair(a, b, "top:.1", "top:.3"),
+        compare_pair(b, a, "top:.3", "top:.1"),
+    )
+    renamed = replace(
+        one,
+        a=one.b,
+        b=one.a,
+        rule_a=one.rule_b,
+        rule_b=one.rule_a,
+        area_a=one.area_b,
+        area_b=one.area_a,
+    )
     for key, value in two.row().items():
-        same = pytest.approx(renamed.row()[key], rel=1e-12) if isinstance(value, float) else renamed.row()[key]
+        same = (
+            pytest.approx(renamed.row()[key], rel=1e-12)
+            if isinstance(value, float)
+            else renamed.row()[key]
+        )
         assert value == same, key
 
 
@@ -255,7 +333,10 @@ def test_not_every_fraction_is_needed_nor_known():
 
 def test_flat_and_empty_maps_are_noted():
     segments = np.repeat(np.arange(4), 4).reshape(4, 4)
-    empty, flat = superpixel_explanation(segments, -np.arange(4)), explanation(np.zeros((4, 4)))
+    empty, flat = (
+        superpixel_explanation(segments, -np.arange(4)),
+        explanation(np.zeros((4, 4))),
+    )
     pair = compare_pair(flat, empty)
     assert (pair.iou, pair.expected_iou, pair.excess, pair.p) == (0, 0, 0, 1)
     assert pair.notes == (
@@ -269,7 +350,7 @@ def test_flat_and_empty_maps_are_noted():
     assert both.notes[-1] == "both masks are empty: their IoU is undefined"
 
 
-# ---------------------------------------------------------------- what cannot be compared
+# ---- what cannot be compared
 
 BASE = explanation(np.arange(100.0).reshape(10, 10))
 
@@ -277,11 +358,14 @@ BASE = explanation(np.arange(100.0).reshape(10, 10))
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "cat"}, "different pictures (dog and cat)"),
-        ({"model": "net@9f9f"}, "different weights of one model (net@1a2b and net@9f9f)"),
+        ({"name": "cat"}, "different images (dog and cat)"),
+        (
+            {"model": "net@9f9f"},
+            "different weights of one model (net@1a2b and net@9f9f)",
+        ),
         ({"model": "other@1a2b"}, "different models (net@1a2b and other@1a2b)"),
         ({"index": 4}, "different classes explained (3 class 3 and 4 class 4)"),
-        ({"view": "crop"}, "different views of the picture (squash and crop)"),
+        ({"view": "crop"}, "different views of the image (squash and crop)"),
     ],
 )
 def test_each_mismatch_is_found_and_only_it(changes, words):
@@ -298,11 +382,15 @@ def test_each_mismatch_is_found_and_only_it(changes, words):
 def test_a_different_score_of_the_same_class_is_allowed_and_noted():
     other = explanation(BASE.values, "lime", score="probability")
     assert mismatches(BASE, other) == ()
-    assert compare_pair(BASE, other).notes == ("scores differ: logit and probability of the same class",)
+    assert compare_pair(BASE, other).notes == (
+        "scores differ: logit and probability of the same class",
+    )
 
 
-def test_pictures_of_one_name_are_told_apart_by_their_pixels():
-    assert mismatches(BASE, explanation(BASE.values, shade=1)) == ("different pictures (dog and dog)",)
+def test_images_of_one_name_are_told_apart_by_their_pixels():
+    assert mismatches(BASE, explanation(BASE.values, shade=1)) == (
+        "different images (dog and dog)",
+    )
 
 
 def test_the_same_class_may_be_named_differently():
@@ -317,16 +405,24 @@ def test_frames_that_differ_can_never_be_laid_over_each_other():
         compare_pair(BASE, other, allow_mismatch=True)
 
 
-# ---------------------------------------------------------------- many pictures
+# ---- many images
 
 
 def two_methods(rng, count, shared, centred=False, size=24):
-    """Maps of two methods for ``count`` pictures; ``shared`` is how much of a picture's own field both show."""
+    """Maps of two methods for ``count`` images; ``shared`` is how much of an image's
+    own field both show.
+    """
     found = []
     for place in range(count):
         own = smooth(rng, size, 3)
-        maps = [shared * own + (1 - shared) * smooth(rng, size, 3, centred) for _ in range(2)]
-        found += [explanation(maps[0], "gradcam", f"p{place}"), explanation(maps[1], "rise", f"p{place}")]
+        maps = [
+            shared * own + (1 - shared) * smooth(rng, size, 3, centred)
+            for _ in range(2)
+        ]
+        found += [
+            explanation(maps[0], "gradcam", f"p{place}"),
+            explanation(maps[1], "rise", f"p{place}"),
+        ]
     return found
 
 
@@ -335,14 +431,22 @@ def two_methods(rng, count, shared, centred=False, size=24):
 def test_the_permutation_test_is_the_literal_one(seed, count):
     rng = np.random.default_rng(seed)
     a = [blob(rng, (9, 8), rng.uniform(0.1, 0.6)) for _ in range(count)]
-    b = [one | blob(rng, (9, 8), 0.2) for one in a] if seed % 2 else [blob(rng, (9, 8)) for _ in a]
-    assert permutation_p([pack(one) for one in a], [pack(one) for one in b]) == pytest.approx(literal_permutation_p(a, b))
+    b = (
+        [one | blob(rng, (9, 8), 0.2) for one in a]
+        if seed % 2
+        else [blob(rng, (9, 8)) for _ in a]
+    )
+    assert permutation_p(
+        [pack(one) for one in a], [pack(one) for one in b]
+    ) == pytest.approx(literal_permutation_p(a, b))
 
 
 def test_drawn_permutations_estimate_the_exact_p(monkeypatch):
     rng = np.random.default_rng(7)
     a = [blob(rng, (12, 12)) for _ in range(7)]
-    b = [np.roll(one, 2, 0) if i < 2 else blob(rng, (12, 12)) for i, one in enumerate(a)]
+    b = [
+        np.roll(one, 2, 0) if i < 2 else blob(rng, (12, 12)) for i, one in enumerate(a)
+    ]
     a, b = [pack(one) for one in a], [pack(one) for one in b]
     exact = permutation_p(a, b)
     monkeypatch.setattr(overlap, "ALL_PERMUTATIONS", 1)
@@ -354,19 +458,31 @@ def test_drawn_permutations_estimate_the_exact_p(monkeypatch):
 
 def test_excesses_of_all_exchanges_are_literal_ones():
     rng = np.random.default_rng(8)
-    a, b = ([blob(rng, (9, 7), share) for share in rng.uniform(0.05, 0.9, 6)] for _ in range(2))
+    a, b = (
+        [blob(rng, (9, 7), share) for share in rng.uniform(0.05, 0.9, 6)]
+        for _ in range(2)
+    )
     found = excess_matrix([pack(one) for one in a], [pack(one) for one in b])
-    np.testing.assert_allclose(found, [[literal_excess(x, y) for y in b] for x in a], atol=1e-12)
+    np.testing.assert_allclose(
+        found, [[literal_excess(x, y) for y in b] for x in a], atol=1e-12
+    )
 
 
 def test_excesses_in_several_blocks_are_those_in_one(monkeypatch):
     rng = np.random.default_rng(9)
-    masks = [pack(rng.random((1500, 1000)) < share) for share in np.linspace(0.1, 0.9, 12)]  # blocks of five masks
+    masks = [
+        pack(rng.random((1500, 1000)) < share) for share in np.linspace(0.1, 0.9, 12)
+    ]  # blocks of five masks
     found = excess_matrix(masks, masks)
     bits = [np.unpackbits(mask.bits).astype(bool) for mask in masks]
     for i, j in ((0, 0), (0, 11), (4, 5), (11, 3)):
-        observed, expected = literal_overlap(bits[i], bits[j]), expected_iou(1_500_000, masks[i].area, masks[j].area)
-        assert found[i, j] == pytest.approx((observed - expected) / (1 - expected), abs=1e-6)
+        observed, expected = (
+            literal_overlap(bits[i], bits[j]),
+            expected_iou(1_500_000, masks[i].area, masks[j].area),
+        )
+        assert found[i, j] == pytest.approx(
+            (observed - expected) / (1 - expected), abs=1e-6
+        )
 
 
 def literal_overlap(a, b):
@@ -374,115 +490,170 @@ def literal_overlap(a, b):
 
 
 def test_empty_and_full_masks_count_nothing_when_exchanged():
-    empty, full, half = pack(np.zeros((4, 4), bool)), pack(np.ones((4, 4), bool)), pack(np.eye(4, dtype=bool))
+    empty, full, half = (
+        pack(np.zeros((4, 4), bool)),
+        pack(np.ones((4, 4), bool)),
+        pack(np.eye(4, dtype=bool)),
+    )
     found = excess_matrix([empty, full, half], [empty, full, half])
     np.testing.assert_allclose(found[:2], 0, atol=1e-15)
     assert found[2, 2] == 1
 
 
-def test_one_mask_for_all_pictures_is_never_better_than_chance():
-    """A centred control agrees with centred maps far above the chance of areas; exchanging pictures sees through it."""
+def test_one_mask_for_all_images_is_never_better_than_chance():
+    """A centred control agrees with centred maps far above the chance of areas;
+    exchanging images sees through it.
+    """
     rng = np.random.default_rng(10)
     y, x = np.mgrid[:24, :24] - 11.5
     centre = -(x**2 + y**2)
     maps = [smooth(rng, 24, 3, centred=True) for _ in range(12)]
     named = [(f"p{i}", one) for i, one in enumerate(maps)]
     found = agree(
-        [explanation(one, "gradcam", name) for name, one in named] + [explanation(centre, "centre", n) for n, _ in named]
+        [explanation(one, "gradcam", name) for name, one in named]
+        + [explanation(centre, "centre", n) for n, _ in named]
     )
     row = found.summary().iloc[0]
     assert row.excess_low > 0.2
-    assert row.p_pictures == 1.0
+    assert row.p_images == 1.0
     assert row.verdict == "not better than chance"
 
 
 def test_permutations_within_groups_find_what_is_there_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(overlap, "GROUP", 10)
+    monkeypatch.setattr(overlap, "PERMUTATIONS_AT_ONCE", 10)
     rng = np.random.default_rng(11)
     a = [blob(rng, (10, 10)) for _ in range(25)]
     near = [pack(one & blob(rng, (10, 10), 0.8)) for one in a]
     assert permutation_p([pack(one) for one in a], near) == 1 / 10_000
-    p = [permutation_p([pack(one) for one in a], [pack(blob(rng, (10, 10))) for _ in a], draws=200) for _ in range(120)]
+    p = [
+        permutation_p(
+            [pack(one) for one in a], [pack(blob(rng, (10, 10))) for _ in a], draws=200
+        )
+        for _ in range(120)
+    ]
     assert np.mean(p) == pytest.approx(0.5, abs=0.12)
 
 
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("count", [5, 9])
 def test_calibration_of_independent_smooth_maps(count, centred):
-    """With nothing shared beyond what all maps of a method share, p is uniform; the chance of areas alone is not."""
+    """With nothing shared beyond what all maps of a method share, p is uniform; the
+    chance of areas alone is not.
+    """
     rng = np.random.default_rng(12)
     p, above = [], []
     for _ in range(200):
         maps = [[smooth(rng, 16, 2, centred) for _ in range(count)] for _ in range(2)]
-        masks = [[pack(one > np.quantile(one, 0.8)) for one in method] for method in maps]
+        masks = [
+            [pack(one > np.quantile(one, 0.8)) for one in method] for method in maps
+        ]
         p.append(permutation_p(*masks, draws=199))
         above.append(np.mean(np.diag(excess_matrix(*masks))))
     p = np.array(p)
     for level in (0.05, 0.25, 0.5, 0.75):
-        assert np.mean(p <= level) == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 200))
+        assert np.mean(p <= level) == pytest.approx(
+            level, abs=4 * math.sqrt(level * (1 - level) / 200)
+        )
     assert (np.mean(above) > 0.2) == centred
 
 
 def test_agreement_that_is_there_is_found():
     row = agree(two_methods(np.random.default_rng(13), 8, shared=0.7)).summary().iloc[0]
-    assert (row.verdict, row.n, row.pictures) == ("better than chance", 8, 8)
-    assert row.p_pictures <= 0.001
+    assert (row.verdict, row.n, row.images) == ("better than chance", 8, 8)
+    assert row.p_images <= 0.001
     assert row.excess_low > 0
 
 
 def test_masks_that_avoid_each_other_are_worse_than_chance():
     rng = np.random.default_rng(14)
     maps = [(f"p{i}", smooth(rng, 24, 3)) for i in range(8)]
-    found = agree([x for name, one in maps for x in (explanation(one, "gradcam", name), explanation(-one, "rise", name))])
+    found = agree(
+        [
+            x
+            for name, one in maps
+            for x in (
+                explanation(one, "gradcam", name),
+                explanation(-one, "rise", name),
+            )
+        ]
+    )
     row = found.summary().iloc[0]
     assert row.verdict == "worse than chance"
     assert row.iou_mean == 0
-    assert row.p_pictures == 1.0
-    assert f"mean IoU 0.000 is below the {decimal_iou(576, 115, 115):.3f} of independent masks" in row.why
+    assert row.p_images == 1.0
+    assert (
+        f"mean IoU 0.000 is below the {decimal_iou(576, 115, 115):.3f} of independent masks"
+        in row.why
+    )
 
 
 @pytest.mark.parametrize(
-    ("count", "verdict"), [(1, "not testable this way"), (3, "not testable this way"), (4, "better than chance")]
+    ("count", "verdict"),
+    [
+        (1, "not testable this way"),
+        (3, "not testable this way"),
+        (4, "better than chance"),
+    ],
 )
-def test_few_pictures_can_prove_nothing(count, verdict):
-    row = agree(two_methods(np.random.default_rng(0), count, shared=0.9)).summary().iloc[0]
+def test_few_images_can_prove_nothing(count, verdict):
+    row = (
+        agree(two_methods(np.random.default_rng(0), count, shared=0.9))
+        .summary()
+        .iloc[0]
+    )
     assert row.verdict == verdict
     if count == 1:
-        assert (row.iou_method, row.why) == ("one value: no interval", "one picture: nothing to exchange")
-        assert math.isnan(row.p_pictures)
+        assert (row.iou_method, row.why) == (
+            "one value: no interval",
+            "one image: nothing to exchange",
+        )
+        assert math.isnan(row.p_images)
     if count == 3:
-        assert row.p_pictures == pytest.approx(1 / 6)
-        assert row.why == "too few pictures for 1 pair: no p below 0.17 is possible"
+        assert row.p_images == pytest.approx(1 / 6)
+        assert row.why == "too few images for 1 pair: no p below 0.17 is possible"
     if count == 4:
-        assert row.p_pictures == smallest_p(4) == 1 / 24
+        assert row.p_images == smallest_p(4) == 1 / 24
 
 
 def test_several_pairs_are_paid_for():
     explanations = two_methods(np.random.default_rng(0), 4, shared=0.9)
-    more = [replace(one, explainer="scorecam") for one in explanations if one.explainer == "rise"]
+    more = [
+        replace(one, explainer="scorecam")
+        for one in explanations
+        if one.explainer == "rise"
+    ]
     rows = agree(explanations + more).summary()
     assert len(rows) == 3
-    np.testing.assert_allclose(rows.p_pictures, 1 / 24)
+    np.testing.assert_allclose(rows.p_images, 1 / 24)
     np.testing.assert_allclose(rows.p_holm, 3 / 24)
     assert set(rows.verdict) == {"not testable this way"}
 
 
-def test_pictures_of_different_frames_cannot_be_exchanged():
+def test_images_of_different_frames_cannot_be_exchanged():
     rng = np.random.default_rng(15)
     sizes = [20, 20, 24, 24, 20]
     maps = [(f"p{i}", smooth(rng, size, 3)) for i, size in enumerate(sizes)]
-    found = agree([x for name, one in maps for x in (explanation(one, "a", name), explanation(one + 1, "b", name))])
+    found = agree(
+        [
+            x
+            for name, one in maps
+            for x in (explanation(one, "a", name), explanation(one + 1, "b", name))
+        ]
+    )
     row = found.summary().iloc[0]
     assert (row.verdict, row.n) == ("not testable this way", 5)
-    assert row.why == "pictures of different frames: their masks cannot be exchanged"
+    assert row.why == "images of different frames: their masks cannot be exchanged"
 
 
-def test_the_summary_is_the_mean_over_pictures():
+def test_the_summary_is_the_mean_over_images():
     found = agree(two_methods(np.random.default_rng(16), 6, shared=0.4))
     table, row = found.table(), found.summary().iloc[0]
     half = 2.570582 * table.iou.std(ddof=1) / math.sqrt(6)  # t(.975, 5)
     assert row.iou_mean == pytest.approx(table.iou.mean())
-    assert (row.iou_low, row.iou_high) == (pytest.approx(row.iou_mean - half), pytest.approx(row.iou_mean + half))
+    assert (row.iou_low, row.iou_high) == (
+        pytest.approx(row.iou_mean - half),
+        pytest.approx(row.iou_mean + half),
+    )
     assert row.iou_method == row.excess_method == "Student's t"
     assert row.expected_mean == pytest.approx(table.expected_iou.mean())
     assert row.excess_mean == pytest.approx(table.excess.mean())
@@ -490,14 +661,18 @@ def test_the_summary_is_the_mean_over_pictures():
     assert row.spearman_mean == pytest.approx(table.spearman.mean())
     masks = {
         name: [
-            x.values > np.quantile(x.values, 0.8) for x in two_methods(np.random.default_rng(16), 6, 0.4) if x.explainer == name
+            x.values > np.quantile(x.values, 0.8)
+            for x in two_methods(np.random.default_rng(16), 6, 0.4)
+            if x.explainer == name
         ]
         for name in ("gradcam", "rise")
     }
-    assert row.p_pictures == pytest.approx(literal_permutation_p(masks["gradcam"], masks["rise"]))
+    assert row.p_images == pytest.approx(
+        literal_permutation_p(masks["gradcam"], masks["rise"])
+    )
 
 
-def test_an_undefined_picture_is_left_out_and_counted():
+def test_an_undefined_image_is_left_out_and_counted():
     segments = np.repeat(np.arange(4), 36).reshape(12, 12)
     rng = np.random.default_rng(17)
     weights = [rng.normal(size=4) for _ in range(5)] + [-np.ones(4)]
@@ -507,7 +682,7 @@ def test_an_undefined_picture_is_left_out_and_counted():
         for name in ("lime", "kernelshap")
     ]
     row = agree(group).summary().iloc[0]
-    assert (row.pictures, row.n) == (6, 5)
+    assert (row.images, row.n) == (6, 5)
     assert row.iou_mean == 1.0
 
 
@@ -524,20 +699,35 @@ def test_one_by_one_is_all_at_once():
 def test_the_order_of_explanations_does_not_split_a_pair():
     explanations = two_methods(np.random.default_rng(19), 4, shared=0.5)
     explanations[2], explanations[3] = explanations[3], explanations[2]
-    assert [(pair.a, pair.b) for pair in agree(explanations).pairs] == [("gradcam", "rise")] * 4
+    assert [(pair.a, pair.b) for pair in agree(explanations).pairs] == [
+        ("gradcam", "rise")
+    ] * 4
 
 
 def test_masks_that_were_cut_before_are_taken_as_they_are():
     a, b = explanation(np.eye(8)), explanation(np.eye(8), "rise")
     left, top = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     left[:, :4], top[:4] = True, True
-    (pair,) = Agreement().add([a, b], [Mask(left, "hand:1"), Mask(top, "hand:2", tied=3, note="by hand")], ["one", "two"])
-    assert (pair.a, pair.b, pair.rule_b, pair.tied_b, pair.iou) == ("one", "two", "hand:2", 3, 1 / 3)
+    (pair,) = Agreement().add(
+        [a, b],
+        [Mask(left, "hand:1"), Mask(top, "hand:2", tied=3, note="by hand")],
+        ["one", "two"],
+    )
+    assert (pair.a, pair.b, pair.rule_b, pair.tied_b, pair.iou) == (
+        "one",
+        "two",
+        "hand:2",
+        3,
+        1 / 3,
+    )
     assert pair.notes == ("two: by hand",)
 
 
 def test_cutters_are_found_by_spelling_by_name_or_for_all():
-    a, b = explanation(np.arange(100.0).reshape(10, 10)), explanation(np.eye(10), "rise:masks=9")
+    a, b = (
+        explanation(np.arange(100.0).reshape(10, 10)),
+        explanation(np.eye(10), "rise:masks=9"),
+    )
     for cutters, areas in (
         ("top:.3", (0.3, 0.3)),
         ({"gradcam": "top:.1", "rise": "top:.4"}, (0.1, 0.4)),
@@ -563,9 +753,7 @@ def test_one_spelling_twice_is_told_apart(changes, labels):
 
 def test_the_table_has_the_columns_of_the_stored_one():
     table = agree([BASE, replace(BASE, explainer="rise")]).table()
-    promised = (
-        "sample a b area_a area_b iou expected_iou excess p spearman iou_at_10 iou_at_20 iou_at_30 rule_a rule_b mismatch"
-    )
+    promised = "sample a b area_a area_b iou expected_iou excess p spearman iou_at_10 iou_at_20 iou_at_30 rule_a rule_b mismatch"
     assert set(promised.split()) <= set(table.columns)
     assert len(table) == 1
     assert list(Agreement().table().columns) == list(table.columns)
@@ -576,17 +764,29 @@ def test_what_cannot_be_added_leaves_nothing_behind():
     found = Agreement()
     found.add([BASE, replace(BASE, explainer="rise")])
     for group, words in (
-        ([BASE, replace(BASE, explainer="rise")], "dog: this picture was added before"),
-        ([explanation(BASE.values, name="cat"), explanation(BASE.values, "rise", "cat", index=7)], "different classes"),
+        ([BASE, replace(BASE, explainer="rise")], "dog: this image was added before"),
         (
-            [explanation(BASE.values, n, "cat", model="net@77") for n in ("gradcam", "rise")],
-            "gradcam is of net@1a2b in pictures",
+            [
+                explanation(BASE.values, name="cat"),
+                explanation(BASE.values, "rise", "cat", index=7),
+            ],
+            "different classes",
+        ),
+        (
+            [
+                explanation(BASE.values, n, "cat", model="net@77")
+                for n in ("gradcam", "rise")
+            ],
+            "gradcam is of net@1a2b in images",
         ),
     ):
         with pytest.raises(ConsilienceError, match=words):
             found.add(group)
     with pytest.raises(ConsilienceError, match="as many masks and different labels"):
-        found.add([explanation(BASE.values, n, "cat") for n in ("gradcam", "rise")], labels=["x", "x"])
+        found.add(
+            [explanation(BASE.values, n, "cat") for n in ("gradcam", "rise")],
+            labels=["x", "x"],
+        )
     assert (len(found.pairs), found.summary().n.tolist()) == (1, [1])
     found.add([explanation(BASE.values, n, "cat") for n in ("gradcam", "rise")])
     assert found.summary().n.tolist() == [2]
@@ -598,6 +798,8 @@ def test_mismatches_that_are_allowed_mark_the_summary():
     assert row.mismatch == "different weights of one model (net@1a2b and net@9f9f)"
 
 
-def test_single_explanations_of_different_pictures_are_no_pair():
-    with pytest.raises(ConsilienceError, match="nothing to compare: one explanation each of dog, cat"):
+def test_single_explanations_of_different_images_are_no_pair():
+    with pytest.raises(
+        ConsilienceError, match="nothing to compare: one explanation each of dog, cat"
+    ):
         agree([BASE, explanation(BASE.values, "rise", "cat")])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import planted_picture
+from conftest import planted_image
 
 import consilience as cs
 from consilience import api
@@ -25,16 +25,31 @@ def test_targets_by_word_number_and_name(red_model, planted):
         return api.resolve_target(red_model, sample, target, outputs).index
 
     labelled = Sample("l", planted.pixels, label=0)
-    assert [index("predicted"), index("red"), index("RED"), index(0), index("0")] == [first, 1, 1, 0, 0]
+    assert [index("predicted"), index("red"), index("RED"), index(0), index("0")] == [
+        first,
+        1,
+        1,
+        0,
+        0,
+    ]
     assert index("true", labelled) == 0
-    for target, said in [("blue", "There is|there is: nothing, red"), ("7", "0 to 1"), ("-1", "0 to 1"), ("true", "--truth")]:
+    for target, said in [
+        ("blue", "There is|there is: nothing, red"),
+        ("7", "0 to 1"),
+        ("-1", "0 to 1"),
+        ("true", "--truth"),
+    ]:
         with pytest.raises(ConsilienceError, match=said):
             index(target)
 
 
 def test_an_ambiguous_class_name_is_refused(planted):
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    twins = wrap(module, classes=("crane", "dog", "crane"), size=32).using(engine="torch")
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    twins = wrap(module, classes=("crane", "dog", "crane"), size=32).using(
+        engine="torch"
+    )
     with pytest.raises(ConsilienceError, match="number 0 and 2"):
         api.explain(twins, planted, "gradcam", target="crane")
 
@@ -44,7 +59,9 @@ def test_scores_of_a_class_target():
     logit = ClassTarget(1, "b")
     assert logit.of(outputs).tolist() == [3.0, 0.0]
     expected = [np.exp(3) / (np.exp(1) + np.exp(3)), 0.5]
-    np.testing.assert_allclose(logit.scored("probability").of(outputs), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        logit.scored("probability").of(outputs), expected, rtol=1e-6
+    )
     already = ClassTarget(1, "b", outputs="probabilities").scored("logit")
     assert already.score == "probability"
     assert already.of(outputs).tolist() == [3.0, 0.0]
@@ -62,18 +79,28 @@ def test_prediction_is_the_softmax_of_the_model(red_model, planted):
 
 def test_key_changes_with_everything_the_map_depends_on(red_model, planted):
     base = api.explain(red_model, planted, "gradcam", target="red").provenance["key"]
-    other_module = wrap(red_model.module, classes=("nothing", "red"), mean=(0, 0, 0), std=(2, 1, 1), size=64)
+    other_module = wrap(
+        red_model.module,
+        classes=("nothing", "red"),
+        mean=(0, 0, 0),
+        std=(2, 1, 1),
+        size=64,
+    )
     others = [
-        api.explain(red_model, planted_picture(1), "gradcam", target="red"),
+        api.explain(red_model, planted_image(1), "gradcam", target="red"),
         api.explain(red_model, planted, "gradcam:relu=false", target="red"),
         api.explain(red_model, planted, "gradcam:layer=act", target="red"),
         api.explain(red_model, planted, "gradcam", target="nothing"),
         api.explain(red_model, planted, "gradcam", target="red", view="squash"),
-        api.explain(other_module.using(engine="torch"), planted, "gradcam", target="red"),
+        api.explain(
+            other_module.using(engine="torch"), planted, "gradcam", target="red"
+        ),
     ]
     keys = [base, *(one.provenance["key"] for one in others)]
     assert len(set(keys)) == len(keys)
-    auto_spelled_out = api.explain(red_model, planted, "gradcam:layer=last", target="red")
+    auto_spelled_out = api.explain(
+        red_model, planted, "gradcam:layer=last", target="red"
+    )
     assert auto_spelled_out.provenance["key"] == base
 
 
@@ -92,5 +119,8 @@ def test_provenance_says_how(red_model, planted):
 def test_unknown_explainer_and_option_list_what_there_is(red_model, planted):
     with pytest.raises(ConsilienceError, match=r"did you mean 'gradcam'"):
         api.explain(red_model, planted, "grad-cam")
-    with pytest.raises(ConsilienceError, match=r"lime has no option 'sample' \(did you mean samples\?\)"):
+    with pytest.raises(
+        ConsilienceError,
+        match=r"lime has no option 'sample' \(did you mean samples\?\)",
+    ):
         api.explain(red_model, planted, "lime:sample=3")

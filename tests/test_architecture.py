@@ -36,11 +36,19 @@ def rooms_imported(file):
     """Top-level rooms of consilience that a file imports, anywhere in it."""
     rooms = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "consilience":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "consilience"
+        ):
             rest = node.module.split(".")[1:]
             rooms |= {rest[0]} if rest else {alias.name for alias in node.names}
         if isinstance(node, ast.Import):
-            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("consilience.")}
+            rooms |= {
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("consilience.")
+            }
     return rooms
 
 
@@ -67,6 +75,11 @@ def test_order_names_only_rooms_that_exist():
 @pytest.mark.parametrize("room", ["types", "registry", "progress", "cli", "stats"])
 def test_light_rooms_do_not_import_torch_at_the_top(room):
     tree = ast.parse((SOURCE / f"{room}.py").read_text(encoding="utf-8"))
-    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    names = {
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert not any(name and name.split(".")[0] == "torch" for name in names)

@@ -1,4 +1,6 @@
-"""Each finding where it belongs and not where it does not; the six errors of the study, by name."""
+"""Each finding where it belongs and not where it does not; the six errors of the study,
+by name.
+"""
 
 import math
 import string
@@ -17,17 +19,34 @@ from consilience.images import Placement
 from consilience.types import ClassTarget, Explanation, Sample
 
 SIZE = (20, 20)
-PICTURE = np.random.default_rng(0).integers(60, 200, (30, 40, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(60, 200, (30, 40, 3), dtype=np.uint8)
 CAM, LIME = "Grad-CAM", "LIME"
 
 
 def explained(
-    by="gradcam", sample="a", model="net@1", target=0, values=None, pixels=PICTURE, view="squash", geometry=None, **made
+    by="gradcam",
+    sample="a",
+    model="net@1",
+    target=0,
+    values=None,
+    pixels=IMAGE,
+    view="squash",
+    geometry=None,
+    **made,
 ):
     values = np.random.default_rng(1).normal(size=SIZE) if values is None else values
     geometry = geometry or Placement.squash(pixels.shape[:2], values.shape)
     goal = ClassTarget(target, f"class {target}")
-    return Explanation(Sample(sample, pixels), model, by, goal, geometry, values.astype(np.float32), {}, {"view": view, **made})
+    return Explanation(
+        Sample(sample, pixels),
+        model,
+        by,
+        goal,
+        geometry,
+        values.astype(np.float32),
+        {},
+        {"view": view, **made},
+    )
 
 
 def covering(share, rule="top:fraction=0.2", tied=0, at=0):
@@ -36,13 +55,22 @@ def covering(share, rule="top:fraction=0.2", tied=0, at=0):
     return Mask(on.reshape(SIZE), rule, tied)
 
 
-SURE = {"index": 0, "name": "class 0", "probability": 0.9, "margin": 0.85, "true": 0, "true_name": "class 0"}
+SURE = {
+    "index": 0,
+    "name": "class 0",
+    "probability": 0.9,
+    "margin": 0.85,
+    "true": 0,
+    "true_name": "class 0",
+}
 
 
-def found(*pictures, summary=None, labels=(CAM, LIME)):
-    """Findings of pictures, each (explanations, masks) or (explanations, masks, prediction)."""
+def found(*images, summary=None, labels=(CAM, LIME)):
+    """Findings of images, each (explanations, masks) or (explanations, masks,
+    prediction).
+    """
     auditor = Auditor()
-    for explanations, masks, *said in pictures:
+    for explanations, masks, *said in images:
         auditor.add(explanations, masks, *(said or [SURE]), labels=labels[: len(masks)])
     return auditor.findings(None, summary)
 
@@ -57,13 +85,24 @@ def one(findings, code):
 
 
 def sound(sample="a"):
-    """A picture of which there is nothing to say."""
+    """An image of which there is nothing to say."""
     by = "lime:samples=700,fill=percentile(20),seed=0"
-    return [explained(sample=sample), explained(by, sample, seed=0)], [covering(0.2), covering(0.2, "superpixels")]
+    return [explained(sample=sample), explained(by, sample, seed=0)], [
+        covering(0.2),
+        covering(0.2, "superpixels"),
+    ]
 
 
 def summary_of(**changed):
-    row = {"a": CAM, "b": LIME, "pictures": 10, "n": 10, "iou_mean": 0.3, "expected_mean": 0.15, "share_p05": 0.9}
+    row = {
+        "a": CAM,
+        "b": LIME,
+        "images": 10,
+        "n": 10,
+        "iou_mean": 0.3,
+        "expected_mean": 0.15,
+        "share_p05": 0.9,
+    }
     row |= {"excess_mean": 0.18, "excess_low": 0.12, "excess_high": 0.24}
     return pd.DataFrame([row | changed])
 
@@ -78,7 +117,10 @@ def test_nothing_seen_nothing_said():
     assert auditor.findings() == []
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.009, None), (0.06, "6 %"), (float("nan"), None), (None, None)])
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.009, None), (0.06, "6 %"), (float("nan"), None), (None, None)],
+)
 def test_attributions_that_do_not_add_up(share, said):
     known = {} if share is None else {"completeness_share": share}
     ours = explained("integrated-gradients", **known)
@@ -105,12 +147,19 @@ def test_a_gap_is_found_in_a_real_explanation(red_model, planted):
 
 
 def test_every_rule_reads():
-    """Places in the texts are those that are filled; order is by severity; every code is met in this file."""
-    severities = [("error", "warning", "note").index(rule.severity) for rule in FINDING_RULES.values()]
+    """Places in the texts are those that are filled; order is by severity; every code
+    is met in this file.
+    """
+    severities = [
+        ("error", "warning", "note").index(rule.severity)
+        for rule in FINDING_RULES.values()
+    ]
     assert severities == sorted(severities)
     for code, rule in FINDING_RULES.items():
-        assert {name for _, name, _, _ in string.Formatter().parse(rule.text) if name} <= {
-            "pictures",
+        assert {
+            name for _, name, _, _ in string.Formatter().parse(rule.text) if name
+        } <= {
+            "images",
             "first",
             "second",
             "words",
@@ -118,42 +167,68 @@ def test_every_rule_reads():
         assert f'"{code}"' in open(__file__, encoding="utf-8").read()  # noqa: PTH123, SIM115
 
 
-# ---------------------------------------------------------------- one explanation
+# ---- one explanation
 
 
 def test_rendered_mask_with_its_area_and_its_ties():
-    pages = [covering(0.22, "luminance:percentile=80", 80), covering(0.32, "luminance:percentile=80", 100)]
-    finding = one(found(*[([explained(sample=name)], [page]) for name, page in zip("ab", pages, strict=True)]), "rendered-mask")
+    pages = [
+        covering(0.22, "luminance:percentile=80", 80),
+        covering(0.32, "luminance:percentile=80", 100),
+    ]
+    finding = one(
+        found(
+            *[
+                ([explained(sample=name)], [page])
+                for name, page in zip("ab", pages, strict=True)
+            ]
+        ),
+        "rendered-mask",
+    )
     assert finding.severity == "error"
     assert finding.where == CAM
     assert "22-32 % of the frame, and 20-25 % of the frame share" in finding.message
-    assert "in all 2 pictures" in finding.message
+    assert "in all 2 images" in finding.message
 
 
 def test_flat_map_and_empty_mask():
-    flat = found(([explained(values=np.zeros(SIZE))], [covering(0.0)]), ([explained(sample="b")], [covering(0.02)]))
+    flat = found(
+        ([explained(values=np.zeros(SIZE))], [covering(0.0)]),
+        ([explained(sample="b")], [covering(0.02)]),
+    )
     assert codes(flat) == ["empty-mask", "flat-map"]
-    assert "in 1 of 2 pictures (a)" in one(flat, "flat-map").message
+    assert "in 1 of 2 images (a)" in one(flat, "flat-map").message
     assert "empty" in one(flat, "empty-mask").message
     nearly = np.zeros(SIZE)
     nearly[3, 3] = 1e-20
     assert codes(found(([explained(values=nearly)], [covering(0.1)]))) == []
 
 
-@pytest.mark.parametrize(("rule", "what"), [("top:fraction=0.2", "pixels"), ("superpixels:k=10", "superpixels")])
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [("top:fraction=0.2", "pixels"), ("superpixels:k=10", "superpixels")],
+)
 def test_ties_at_the_cut(rule, what):
     finding = one(found(([explained()], [covering(0.2, rule, 1234)])), "ties-at-cut")
     assert f"1,234 {what} share the value at the cut" in finding.message
     assert "ties-at-cut" not in codes(found(([explained()], [covering(0.2, rule, 0)])))
-    assert "ties-at-cut" not in codes(found(([explained()], [covering(0.2, "luminance:percentile=80", 9)])))
+    assert "ties-at-cut" not in codes(
+        found(([explained()], [covering(0.2, "luminance:percentile=80", 9)]))
+    )
 
 
 def test_fill_truncated_says_what_it_should_have_been():
-    finding = one(found(([explained("lime:fill=truncated(20)")], [covering(0.2)])), "fill-truncated")
+    finding = one(
+        found(([explained("lime:fill=truncated(20)")], [covering(0.2)])),
+        "fill-truncated",
+    )
     assert finding.severity == "error"
     assert "(0.00 0.00 0.00) instead of (" in finding.message
-    assert "fill-truncated" not in codes(found(([explained("lime:fill=percentile(20)")], [covering(0.2)])))
-    assert "fill-truncated" not in codes(found(([explained("lime:fill=black")], [covering(0.2)])))
+    assert "fill-truncated" not in codes(
+        found(([explained("lime:fill=percentile(20)")], [covering(0.2)]))
+    )
+    assert "fill-truncated" not in codes(
+        found(([explained("lime:fill=black")], [covering(0.2)]))
+    )
     assert "fill-truncated" not in codes(found(([explained("lime")], [covering(0.2)])))
 
 
@@ -161,7 +236,9 @@ def test_a_percentile_that_is_black_by_right_is_noted_and_no_error():
     dark = np.zeros((30, 40, 3), dtype=np.uint8)
     dark[:20] = 200
     for fill in ("truncated(20)", "percentile(20)"):
-        findings = found(([explained(f"lime:fill={fill}", pixels=dark)], [covering(0.2)]))
+        findings = found(
+            ([explained(f"lime:fill={fill}", pixels=dark)], [covering(0.2)])
+        )
         assert codes(findings) == ["fill-black"]
         assert findings[0].severity == "note"
 
@@ -172,19 +249,28 @@ def test_fill_out_of_range(monkeypatch):
             return view.pixels * 255
 
     monkeypatch.setattr(registry.fills, "build", lambda spec: Wrong())
-    finding = one(found(([explained("lime:fill=wrong")], [covering(0.2)])), "fill-out-of-range")
+    finding = one(
+        found(([explained("lime:fill=wrong")], [covering(0.2)])), "fill-out-of-range"
+    )
     assert finding.severity == "error"
     high = audit._view(explained()).pixels.max().item() * 255
     assert f" to {high:g}" in finding.message
 
 
 def test_unseeded_draws():
-    findings = found(([explained("lime:seed=5", unseeded=True, seed=5)], [covering(0.2)]))
+    findings = found(
+        ([explained("lime:seed=5", unseeded=True, seed=5)], [covering(0.2)])
+    )
     finding = one(findings, "seed-without-effect")
     assert finding.severity == "error"
     assert "reaches only its own default segmentation" in finding.message
     assert "seeds drawn this time: 5" in finding.message
-    assert codes(found(([explained("lime:seed=5", unseeded=False, seed=5)], [covering(0.2)]))) == []
+    assert (
+        codes(
+            found(([explained("lime:seed=5", unseeded=False, seed=5)], [covering(0.2)]))
+        )
+        == []
+    )
 
 
 def unsettled(p_top, sample="a", **made):
@@ -193,32 +279,63 @@ def unsettled(p_top, sample="a", **made):
 
 def test_superpixels_that_are_not_settled():
     tie = "not stable after 700 draws: superpixels 1 and 2 are tied for place 2"
-    pictures = [
-        ([unsettled([1, 0.6, 0.4, 0], "a", stable=False, verdict=tie)], [covering(0.2)]),
-        ([unsettled([0.99, 0.96, 0.05, 0], "b", stable=True, verdict="stable after 256 draws")], [covering(0.2)]),
-        ([unsettled([0.5, 0.6, 0.9, 0], "c", stable=False, verdict=tie)], [covering(0.2)]),
+    images = [
+        (
+            [unsettled([1, 0.6, 0.4, 0], "a", stable=False, verdict=tie)],
+            [covering(0.2)],
+        ),
+        (
+            [
+                unsettled(
+                    [0.99, 0.96, 0.05, 0],
+                    "b",
+                    stable=True,
+                    verdict="stable after 256 draws",
+                )
+            ],
+            [covering(0.2)],
+        ),
+        (
+            [unsettled([0.5, 0.6, 0.9, 0], "c", stable=False, verdict=tie)],
+            [covering(0.2)],
+        ),
     ]
-    finding = one(found(*pictures, labels=(LIME,)), "unstable-superpixels")
+    finding = one(found(*images, labels=(LIME,)), "unstable-superpixels")
     assert (finding.severity, finding.where) == ("warning", LIME)
-    assert "in 2 of 3 pictures (a, c): 0-50 % of the top ones are sure" in finding.message
-    assert "(after 700 draws: superpixels 1 and 2 are tied for place 2)" in finding.message
+    assert "in 2 of 3 images (a, c): 0-50 % of the top ones are sure" in finding.message
+    assert (
+        "(after 700 draws: superpixels 1 and 2 are tied for place 2)" in finding.message
+    )
 
 
 def test_settled_superpixels_are_no_finding():
     for made in ({"stable": True}, {}):
-        assert codes(found(([unsettled([1, 0.97, 0.03], **made)], [covering(0.2)]))) == []
-    few = unsettled([np.nan] * 3, stable=False, verdict="not stable: 20 draws are too few to tell 3 superpixels apart")
-    assert "0 % of the top ones are sure" in one(found(([few], [covering(0.2)])), "unstable-superpixels").message
+        assert (
+            codes(found(([unsettled([1, 0.97, 0.03], **made)], [covering(0.2)]))) == []
+        )
+    few = unsettled(
+        [np.nan] * 3,
+        stable=False,
+        verdict="not stable: 20 draws are too few to tell 3 superpixels apart",
+    )
+    assert (
+        "0 % of the top ones are sure"
+        in one(found(([few], [covering(0.2)])), "unstable-superpixels").message
+    )
 
 
-# ---------------------------------------------------------------- columns of a picture
+# ---- columns of an image
 
 
 @pytest.mark.parametrize(
     ("other", "code", "words"),
     [
         ({"model": "net@2"}, "mixed-weights", "Grad-CAM net@1 against LIME net@2"),
-        ({"view": "crop", "geometry": Placement.crop((30, 40), 24, SIZE)}, "mixed-views", "Grad-CAM squash against LIME crop"),
+        (
+            {"view": "crop", "geometry": Placement.crop((30, 40), 24, SIZE)},
+            "mixed-views",
+            "Grad-CAM squash against LIME crop",
+        ),
         ({"target": 4}, "mixed-targets", "Grad-CAM class 0 against LIME class 4"),
     ],
 )
@@ -236,15 +353,24 @@ def test_another_score_of_the_same_class_is_no_mismatch():
     assert codes(found(([first, second], [covering(0.2)] * 2))) == []
 
 
-def test_pictures_with_mismatches_are_counted_and_the_first_few_named():
-    pictures = [
-        ([explained(sample=name), explained("lime", name, target=int(name in "bcde"))], [covering(0.2)] * 2)
+def test_images_with_mismatches_are_counted_and_the_first_few_named():
+    images = [
+        (
+            [
+                explained(sample=name),
+                explained("lime", name, target=int(name in "bcde")),
+            ],
+            [covering(0.2)] * 2,
+        )
         for name in "abcdef"
     ]
-    assert "in 4 of 6 pictures (b, c, d, ...)" in one(found(*pictures), "mixed-targets").message
+    assert (
+        "in 4 of 6 images (b, c, d, ...)"
+        in one(found(*images), "mixed-targets").message
+    )
 
 
-# ---------------------------------------------------------------- predictions
+# ---- predictions
 
 
 @pytest.mark.parametrize(
@@ -267,10 +393,17 @@ def test_predictions(said, expected):
 
 def test_predictions_are_said_in_words():
     findings = found(
-        ([explained()], [covering(0.2)], SURE | {"true": 3, "true_name": "kite", "probability": 0.3, "margin": 0.05})
+        (
+            [explained()],
+            [covering(0.2)],
+            SURE | {"true": 3, "true_name": "kite", "probability": 0.3, "margin": 0.05},
+        )
     )
     assert "kite is called class 0" in one(findings, "prediction-wrong").message
-    assert "class 0 at 0.30, 0.05 before the next" in one(findings, "prediction-unsure").message
+    assert (
+        "class 0 at 0.30, 0.05 before the next"
+        in one(findings, "prediction-unsure").message
+    )
 
 
 def test_no_prediction_no_finding():
@@ -279,96 +412,161 @@ def test_no_prediction_no_finding():
     assert auditor.findings() == []
 
 
-# ---------------------------------------------------------------- all pictures
+# ---- all images
 
 
 def test_below_chance_names_both_numbers():
     findings = found(
-        summary=summary_of(iou_mean=0.1198, expected_mean=0.19, excess_mean=-0.09, excess_low=-0.12, excess_high=-0.06)
+        summary=summary_of(
+            iou_mean=0.1198,
+            expected_mean=0.19,
+            excess_mean=-0.09,
+            excess_low=-0.12,
+            excess_high=-0.06,
+        )
     )
     assert codes(findings) == ["below-chance"]
-    assert "mean IoU 0.120 is below chance: independent masks of the same areas reach 0.190" in findings[0].message
+    assert (
+        "mean IoU 0.120 is below chance: independent masks of the same areas reach 0.190"
+        in findings[0].message
+    )
     assert findings[0].where == "Grad-CAM | LIME"
     assert codes(found(summary=summary_of(iou_mean=0.1901, expected_mean=0.19))) == []
 
 
 def test_bare_iou_that_chance_can_explain_is_said():
     findings = found(
-        summary=summary_of(iou_mean=0.2, expected_mean=0.19, excess_mean=0.01, excess_low=-0.005, excess_high=0.025)
+        summary=summary_of(
+            iou_mean=0.2,
+            expected_mean=0.19,
+            excess_mean=0.01,
+            excess_low=-0.005,
+            excess_high=0.025,
+        )
     )
     assert "chance-level" in codes(findings)
-    assert "the mean IoU of 0.200 is not clearly above chance" in one(findings, "chance-level").message
+    assert (
+        "the mean IoU of 0.200 is not clearly above chance"
+        in one(findings, "chance-level").message
+    )
     assert "0.190" in one(findings, "chance-level").message
 
 
 def test_published_numbers_below_chance_are_named():
-    table = pd.DataFrame({"published_iou": [0.09, 0.15, np.nan], "expected_iou": [0.18, 0.20, 0.9]})
+    table = pd.DataFrame(
+        {"published_iou": [0.09, 0.15, np.nan], "expected_iou": [0.18, 0.20, 0.9]}
+    )
     auditor = Auditor()
     findings = auditor.findings(table, summary_of())
-    assert [(found.code, found.where) for found in findings] == [("below-chance", "as published")]
-    assert "mean IoU 0.120 is below chance: independent masks of the same areas reach 0.190" in findings[0].message
+    assert [(found.code, found.where) for found in findings] == [
+        ("below-chance", "as published")
+    ]
+    assert (
+        "mean IoU 0.120 is below chance: independent masks of the same areas reach 0.190"
+        in findings[0].message
+    )
     assert auditor.findings(table.assign(expected_iou=0.1), summary_of()) == []
 
 
 def test_area_that_varies_names_its_range():
     shares = {"a": 0.28, "b": 0.45, "c": 0.70}
-    pictures = [
-        ([explained(sample=name), explained(sample=name)], [covering(0.2), covering(share)]) for name, share in shares.items()
+    images = [
+        (
+            [explained(sample=name), explained(sample=name)],
+            [covering(0.2), covering(share)],
+        )
+        for name, share in shares.items()
     ]
-    finding = one(found(*pictures), "area-varies")
+    finding = one(found(*images), "area-varies")
     assert finding.where == LIME
     assert "cover 28-70 % of the frame" in finding.message
-    steady = [([explained(sample=name)], [covering(share)]) for name, share in (("a", 0.2), ("b", 0.245))]
+    steady = [
+        ([explained(sample=name)], [covering(share)])
+        for name, share in (("a", 0.2), ("b", 0.245))
+    ]
     assert codes(found(*steady)) == []
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"n": 0, "excess_mean": math.nan, "excess_low": math.nan, "excess_high": math.nan}, "no picture has a defined IoU"),
-        ({"n": 1, "excess_low": math.nan, "excess_high": math.nan}, "one picture has no interval"),
-        ({"n": 4}, "4 pictures are too few"),
+        (
+            {
+                "n": 0,
+                "excess_mean": math.nan,
+                "excess_low": math.nan,
+                "excess_high": math.nan,
+            },
+            "no image has a defined IoU",
+        ),
+        (
+            {"n": 1, "excess_low": math.nan, "excess_high": math.nan},
+            "one image has no interval",
+        ),
+        ({"n": 4}, "4 images are too few"),
         ({"n": 5, "share_p05": 0.8}, ""),
         (
             {"n": 10, "excess_mean": 0.02, "excess_low": -0.01, "excess_high": 0.05},
-            "10 pictures give a mean excess of 0.020 +- 0.030",
+            "10 images give a mean excess of 0.020 +- 0.030",
         ),
-        ({"n": 10, "excess_mean": -0.02, "excess_low": -0.03, "excess_high": -0.01}, ""),
+        (
+            {"n": 10, "excess_mean": -0.02, "excess_low": -0.03, "excess_high": -0.01},
+            "",
+        ),
     ],
 )
-def test_few_pictures(changed, words):
-    findings = [finding for finding in found(summary=summary_of(**changed)) if finding.code != "chance-level"]
-    assert codes(findings) == (["few-pictures"] if words else [])
+def test_few_images(changed, words):
+    findings = [
+        finding
+        for finding in found(summary=summary_of(**changed))
+        if finding.code != "chance-level"
+    ]
+    assert codes(findings) == (["few-images"] if words else [])
     assert all(words in finding.message for finding in findings)
 
 
 def test_overlap_that_shifted_shapes_have_too():
     finding = one(found(summary=summary_of(share_p05=0.3)), "shift-explains")
-    assert "in only 30 % of the pictures" in finding.message
+    assert "in only 30 % of the images" in finding.message
     assert codes(found(summary=summary_of(share_p05=0.5))) == []
-    assert codes(found(summary=summary_of(share_p05=0.3, excess_mean=0.1, excess_low=0.0, excess_high=0.2))) == ["chance-level"]
+    assert codes(
+        found(
+            summary=summary_of(
+                share_p05=0.3, excess_mean=0.1, excess_low=0.0, excess_high=0.2
+            )
+        )
+    ) == ["chance-level"]
 
 
-# ---------------------------------------------------------------- together
+# ---- together
 
 
 def test_most_serious_first_and_equal_codes_by_place():
-    pictures = [
-        ([explained("lime:fill=truncated(20)", model="x@1"), explained("lime:fill=truncated(20)")], [covering(0.2)] * 2, {})
+    images = [
+        (
+            [
+                explained("lime:fill=truncated(20)", model="x@1"),
+                explained("lime:fill=truncated(20)"),
+            ],
+            [covering(0.2)] * 2,
+            {},
+        )
     ]
-    findings = found(*pictures, labels=("B", "A"), summary=summary_of(n=3))
+    findings = found(*images, labels=("B", "A"), summary=summary_of(n=3))
     assert [(finding.code, finding.where) for finding in findings] == [
         ("mixed-weights", "B | A"),
         ("fill-truncated", "A"),
         ("fill-truncated", "B"),
-        ("few-pictures", "Grad-CAM | LIME"),
+        ("few-images", "Grad-CAM | LIME"),
     ]
 
 
 def test_unnamed_columns_go_by_their_spelling():
     auditor = Auditor()
     auditor.add([explained("lime:fill=truncated(20)")], [covering(0.2)])
-    assert [finding.where for finding in auditor.findings()] == ["lime:fill=truncated(20)"]
+    assert [finding.where for finding in auditor.findings()] == [
+        "lime:fill=truncated(20)"
+    ]
 
 
 def test_no_array_is_kept():
@@ -382,26 +580,54 @@ def test_no_array_is_kept():
 def superpixels(weights, sample, **made):
     """A LIME explanation over a grid of squares, as the study's code made it."""
     segments = np.kron(np.arange(25).reshape(5, 5), np.ones((4, 4), dtype=int))
-    base = explained("lime:samples=700,fill=truncated(20),draw=lime,seed=7", sample, values=weights[segments], **made)
-    extras = {"segments": segments, "weights": weights, "refit": weights, "selected": np.argsort(-np.abs(weights))[:10]}
+    base = explained(
+        "lime:samples=700,fill=truncated(20),draw=lime,seed=7",
+        sample,
+        values=weights[segments],
+        **made,
+    )
+    extras = {
+        "segments": segments,
+        "weights": weights,
+        "refit": weights,
+        "selected": np.argsort(-np.abs(weights))[:10],
+    }
     return Explanation(
-        base.sample, base.model_id, base.explainer, base.target, base.geometry, base.values, extras, base.provenance
+        base.sample,
+        base.model_id,
+        base.explainer,
+        base.target,
+        base.geometry,
+        base.values,
+        extras,
+        base.provenance,
     )
 
 
 def test_the_six_errors_of_the_study_are_all_named():
-    """The real cutters, the real table: a page's margins held against superpixels of another network."""
+    """The real cutters, the real table: a page's margins held against superpixels of
+    another network.
+    """
     rng = np.random.default_rng(3)
-    cam_cutter, lime_cutter = registry.cutters.build("luminance:80"), registry.cutters.build("superpixels:10")
+    cam_cutter, lime_cutter = (
+        registry.cutters.build("luminance:80"),
+        registry.cutters.build("superpixels:10"),
+    )
     auditor, agreement = Auditor(), Agreement(allow_mismatch=True)
     labels = (CAM, LIME)
     for n in range(6):
-        sample = f"picture {n}"
+        sample = f"image {n}"
         weights = rng.normal(size=25)
-        weights[:10] = np.where(np.arange(10) < 4 + n, 2.0, -2.0) + 0.01 * rng.normal(size=10)
+        weights[:10] = np.where(np.arange(10) < 4 + n, 2.0, -2.0) + 0.01 * rng.normal(
+            size=10
+        )
         weights[:10] = weights[:10][::-1] if n % 2 else weights[:10]
         shuffled = np.full(25, 0.01)
-        shuffled[6:9], shuffled[11:14], shuffled[16:19] = weights[:3], weights[3:6], weights[6:9]
+        shuffled[6:9], shuffled[11:14], shuffled[16:19] = (
+            weights[:3],
+            weights[3:6],
+            weights[6:9],
+        )
         pair = [
             explained("gradcam", sample, model="resnet50@v1"),
             superpixels(shuffled, sample, model="resnet50@v2", unseeded=True, seed=7),
@@ -418,7 +644,10 @@ def test_the_six_errors_of_the_study_are_all_named():
         "below-chance",
         "area-varies",
     } <= set(codes(findings))
-    assert all(isinstance(finding, Finding) and "{" not in finding.message for finding in findings)
+    assert all(
+        isinstance(finding, Finding) and "{" not in finding.message
+        for finding in findings
+    )
     row = agreement.summary().iloc[0]
     assert f"{row['iou_mean']:.3f}" in one(findings, "below-chance").message
     assert f"{row['expected_mean']:.3f}" in one(findings, "below-chance").message

@@ -1,4 +1,6 @@
-"""The command line on real pictures and a real (small) model: what is printed, what is kept, how it fails."""
+"""The command line on real images and a real (small) model: what is printed, what is
+kept, how it fails.
+"""
 
 import json
 import subprocess
@@ -30,7 +32,7 @@ from consilience.types import Heat
 @explainers.register("brightness")
 @dataclass(frozen=True)
 class Brightness:
-    """The picture's own brightness, as an explanation nobody needs."""
+    """The image's own brightness, as an explanation nobody needs."""
 
     gain: float = option(1.0)
 
@@ -44,13 +46,15 @@ QUICK = ("--by", "gradcam", "--by", "lime:samples=60,segments=grid(5)")
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in ("one", "two", "three"):
         low = rng.integers(0, 255, (6, 7, 3), dtype=np.uint8)
-        Image.fromarray(low).resize((90, 70), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+        Image.fromarray(low).resize((90, 70), Image.Resampling.BICUBIC).save(
+            folder / f"{name}.png"
+        )
     return folder
 
 
@@ -66,9 +70,26 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def test_explain_keeps_a_run_and_prints_what_it_found(pictures, factory, tmp_path, capsys):
+def test_explain_keeps_a_run_and_prints_what_it_found(
+    images, factory, tmp_path, capsys
+):
     out = tmp_path / "run"
-    assert run("explain", pictures, "-m", factory, *QUICK, "--target", "1", "--engine", "torch", "-o", out) == 0
+    assert (
+        run(
+            "explain",
+            images,
+            "-m",
+            factory,
+            *QUICK,
+            "--target",
+            "1",
+            "--engine",
+            "torch",
+            "-o",
+            out,
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "report.html" in printed
     assert "mean IoU" in printed
@@ -82,11 +103,24 @@ def test_explain_keeps_a_run_and_prints_what_it_found(pictures, factory, tmp_pat
     kept = finished.load("two")
     assert kept.items[0].values.dtype == np.float32
     again = pd.read_parquet(out / "explanations.parquet")
-    assert list(again["key"]) == [item.key for name in finished.samples for item in finished.load(name).items]
+    assert list(again["key"]) == [
+        item.key for name in finished.samples for item in finished.load(name).items
+    ]
 
 
-def test_json_is_the_only_thing_on_stdout(pictures, factory, tmp_path, capsys):
-    code = run("explain", pictures / "one.png", "-m", factory, *QUICK, "--engine", "torch", "-o", tmp_path / "r", "--json")
+def test_json_is_the_only_thing_on_stdout(images, factory, tmp_path, capsys):
+    code = run(
+        "explain",
+        images / "one.png",
+        "-m",
+        factory,
+        *QUICK,
+        "--engine",
+        "torch",
+        "-o",
+        tmp_path / "r",
+        "--json",
+    )
     assert code == 0
     result = json.loads(capsys.readouterr().out)
     assert result["agreement"][0]["sample"] == "one"
@@ -94,21 +128,34 @@ def test_json_is_the_only_thing_on_stdout(pictures, factory, tmp_path, capsys):
     assert result["summary"][0]["verdict"].startswith("not testable this way")
 
 
-def test_a_bad_picture_is_named_and_the_rest_is_done(pictures, factory, tmp_path, capsys):
-    (pictures / "broken.jpg").write_bytes(b"not a picture")
+def test_a_bad_image_is_named_and_the_rest_is_done(images, factory, tmp_path, capsys):
+    (images / "broken.jpg").write_bytes(b"not an image")
     out = tmp_path / "run"
-    assert run("explain", pictures, "-m", factory, *QUICK, "--engine", "torch", "-o", out) == 1
+    assert (
+        run("explain", images, "-m", factory, *QUICK, "--engine", "torch", "-o", out)
+        == 1
+    )
     captured = capsys.readouterr()
-    assert "broken.jpg: not a picture in any format" in captured.err
-    assert "1 of 4 pictures failed" in captured.err
+    assert "broken.jpg: not an image in any format" in captured.err
+    assert "1 of 4 images failed" in captured.err
     assert Run(out).samples == ["one", "three", "two"]
     assert Run(out).manifest["failures"][0]["name"] == "broken"
 
 
-def test_a_killed_run_continues_where_it_was(pictures, factory, tmp_path, monkeypatch):
+def test_a_killed_run_continues_where_it_was(images, factory, tmp_path, monkeypatch):
     from consilience import api
 
-    arguments = ("explain", pictures, "-m", factory, *QUICK, "--engine", "torch", "-o", tmp_path / "run")
+    arguments = (
+        "explain",
+        images,
+        "-m",
+        factory,
+        *QUICK,
+        "--engine",
+        "torch",
+        "-o",
+        tmp_path / "run",
+    )
     plain = api.explain
     calls = []
 
@@ -128,10 +175,38 @@ def test_a_killed_run_continues_where_it_was(pictures, factory, tmp_path, monkey
     pd.testing.assert_frame_equal(Run(whole).agreement, Run(tmp_path / "run").agreement)
 
 
-def test_another_job_in_the_folder_is_refused(pictures, factory, tmp_path, capsys):
+def test_another_job_in_the_folder_is_refused(images, factory, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run("explain", pictures, "-m", factory, "--by", "gradcam", "--engine", "torch", "-o", out) == 0
-    assert run("explain", pictures, "-m", factory, "--by", "centre", "--engine", "torch", "-o", out) == 1
+    assert (
+        run(
+            "explain",
+            images,
+            "-m",
+            factory,
+            "--by",
+            "gradcam",
+            "--engine",
+            "torch",
+            "-o",
+            out,
+        )
+        == 0
+    )
+    assert (
+        run(
+            "explain",
+            images,
+            "-m",
+            factory,
+            "--by",
+            "centre",
+            "--engine",
+            "torch",
+            "-o",
+            out,
+        )
+        == 1
+    )
     assert "holds another job (columns differ)" in capsys.readouterr().err
 
 
@@ -147,8 +222,18 @@ def test_another_job_in_the_folder_is_refused(pictures, factory, tmp_path, capsy
         (("--truth", "nowhere.csv"), "nowhere.csv"),
     ],
 )
-def test_bad_words_are_one_line(arguments, said, pictures, factory, tmp_path, capsys):
-    code = run("explain", pictures, "-m", factory, "--engine", "torch", "-o", tmp_path / "run", *arguments)
+def test_bad_words_are_one_line(arguments, said, images, factory, tmp_path, capsys):
+    code = run(
+        "explain",
+        images,
+        "-m",
+        factory,
+        "--engine",
+        "torch",
+        "-o",
+        tmp_path / "run",
+        *arguments,
+    )
     captured = capsys.readouterr()
     assert code == 1
     assert said in captured.err
@@ -156,8 +241,8 @@ def test_bad_words_are_one_line(arguments, said, pictures, factory, tmp_path, ca
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_unknown_model_and_nothing_found(pictures, tmp_path, capsys):
-    assert run("explain", pictures, "-m", "resnet5", "-o", tmp_path / "r") == 1
+def test_unknown_model_and_nothing_found(images, tmp_path, capsys):
+    assert run("explain", images, "-m", "resnet5", "-o", tmp_path / "r") == 1
     assert "resnet50" in capsys.readouterr().err
     assert run("explain", tmp_path / "nowhere" / "*.jpg", "-o", tmp_path / "r") == 1
     assert "nowhere" in capsys.readouterr().err
@@ -169,25 +254,40 @@ def test_wrong_usage_is_exit_2(capsys):
     assert stopped.value.code == 2
 
 
-def test_a_plugin_is_found_listed_and_run(pictures, factory, tmp_path, capsys):
+def test_a_plugin_is_found_listed_and_run(images, factory, tmp_path, capsys):
     plugin = tmp_path / "bright.py"
     plugin.write_text(PLUGIN)
     from consilience import registry
 
     try:
         assert run("list", "explainers", "--plugin", plugin, "--json") == 0
-        assert "brightness" in {row["explainer"] for row in json.loads(capsys.readouterr().out)}
+        assert "brightness" in {
+            row["explainer"] for row in json.loads(capsys.readouterr().out)
+        }
         out = tmp_path / "run"
-        code = run("explain", pictures / "one.png", "-m", factory, "--plugin", plugin, "--by", "brightness:2", "-o", out)
+        code = run(
+            "explain",
+            images / "one.png",
+            "-m",
+            factory,
+            "--plugin",
+            plugin,
+            "--by",
+            "brightness:2",
+            "-o",
+            out,
+        )
         assert code == 0
         item = Run(out).load("one").items[0]
-        picture = Run(out).load("one").picture
-        np.testing.assert_allclose(item.values, picture.mean(axis=2) / 255 * 2, atol=1e-6)
+        image = Run(out).load("one").image
+        np.testing.assert_allclose(item.values, image.mean(axis=2) / 255 * 2, atol=1e-6)
     finally:
         registry.explainers._entries.pop("brightness", None)
 
 
-@pytest.mark.parametrize("what", ["models", "explainers", "segmenters", "fills", "masks", "presets"])
+@pytest.mark.parametrize(
+    "what", ["models", "explainers", "segmenters", "fills", "masks", "presets"]
+)
 def test_lists(what, capsys):
     assert run("list", what, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
@@ -201,9 +301,9 @@ def test_layers_are_listed_with_the_choice_marked(factory, capsys):
     assert [row["layer"] for row in rows if row["auto"]] == ["last"]
 
 
-def test_report_is_written_anew(pictures, factory, tmp_path, capsys):
+def test_report_is_written_anew(images, factory, tmp_path, capsys):
     out = tmp_path / "run"
-    run("explain", pictures, "-m", factory, *QUICK, "--engine", "torch", "-o", out)
+    run("explain", images, "-m", factory, *QUICK, "--engine", "torch", "-o", out)
     first = (out / "report.html").read_text(encoding="utf-8")
     (out / "report.html").unlink()
     capsys.readouterr()

@@ -1,4 +1,6 @@
-"""Comparing dissections: every number counted by hand; plots hold what the tables hold, under the right names."""
+"""Comparing dissections: every number counted by hand; plots hold what the tables hold,
+under the right names.
+"""
 
 import math
 import re
@@ -33,25 +35,46 @@ UNITS_B = [
     ("low", 0, "dog", "object", 0.1, True),
     ("low", 1, "red-c", "color", 0.06, True),
     ("high", 0, "bed", "object", 0.2, True),
-    ("high", 1, "dog", "part", 0.2, True),  # another concept: the same name in another category
+    (
+        "high",
+        1,
+        "dog",
+        "part",
+        0.2,
+        True,
+    ),  # another concept: the same name in another category
 ]
 POSSIBLE = pd.DataFrame(
     {
         "concept": ["red-c", "blue-c", "dog", "sky", "bed", "wheel", "dog", "cat"],
-        "category": ["color", "color", "object", "object", "object", "part", "part", "object"],
+        "category": [
+            "color",
+            "color",
+            "object",
+            "object",
+            "object",
+            "part",
+            "part",
+            "object",
+        ],
         "eligible": [True, True, True, True, True, True, True, False],
     }
 )
 
 
 def table(units):
-    frame = pd.DataFrame(units, columns=["layer", "unit", "concept", "category", "iou", "detector"])
+    frame = pd.DataFrame(
+        units, columns=["layer", "unit", "concept", "category", "iou", "detector"]
+    )
     return frame.assign(significant=frame["detector"] & (frame["iou"] > 0.08))
 
 
 @pytest.fixture
 def two():
-    return compare_sides(side("Places", table(UNITS_A), POSSIBLE), side("ImageNet", table(UNITS_B), POSSIBLE))
+    return compare_sides(
+        side("Places", table(UNITS_A), POSSIBLE),
+        side("ImageNet", table(UNITS_B), POSSIBLE),
+    )
 
 
 def test_jaccard_counted_by_hand(two):
@@ -60,17 +83,27 @@ def test_jaccard_counted_by_hand(two):
     assert rows.loc["low", "jaccard"] == 1
     assert tuple(rows.loc["high", ["concepts_a", "concepts_b", "shared"]]) == (2, 2, 0)
     assert rows.loc["high", "jaccard"] == 0
-    assert tuple(rows.loc["all layers", ["concepts_a", "concepts_b", "shared"]]) == (3, 4, 2)
+    assert tuple(rows.loc["all layers", ["concepts_a", "concepts_b", "shared"]]) == (
+        3,
+        4,
+        2,
+    )
     assert rows.loc["all layers", "jaccard"] == 2 / 5
 
 
 def test_chance_over_all_draws(two):
     """Every way of drawing 3 and 4 of the 7 concepts that could be detected."""
     rows = two.jaccard().set_index("a")
-    draws = [set(a) & set(b) for a in combinations(range(7), 3) for b in combinations(range(7), 4)]
+    draws = [
+        set(a) & set(b)
+        for a in combinations(range(7), 3)
+        for b in combinations(range(7), 4)
+    ]
     expected = np.mean([len(x) / (7 - len(x)) for x in draws])
     assert rows.loc["all layers", "expected"] == pytest.approx(expected)
-    assert rows.loc["all layers", "p"] == pytest.approx(np.mean([len(x) >= 2 for x in draws]))
+    assert rows.loc["all layers", "p"] == pytest.approx(
+        np.mean([len(x) >= 2 for x in draws])
+    )
 
 
 def test_concepts_shared_and_own(two):
@@ -82,9 +115,17 @@ def test_concepts_shared_and_own(two):
         ("bed", "object"): "b",
         ("dog", "part"): "b",
     }
-    assert tuple(found.loc[("red-c", "color"), ["units_a", "units_b", "best_a", "best_b"]]) == (2, 1, 0.3, 0.06)
+    assert tuple(
+        found.loc[("red-c", "color"), ["units_a", "units_b", "best_a", "best_b"]]
+    ) == (2, 1, 0.3, 0.06)
     assert math.isnan(found.loc[("bed", "object"), "best_a"])
-    assert list(two.concepts()["units_a"] + two.concepts()["units_b"]) == [3, 3, 1, 1, 1]
+    assert list(two.concepts()["units_a"] + two.concepts()["units_b"]) == [
+        3,
+        3,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_counts_by_category_layer_and_frequency(two):
@@ -93,32 +134,47 @@ def test_counts_by_category_layer_and_frequency(two):
     assert tuple(categories.loc["color"]) == (2, 1, 1, 1)
     assert tuple(categories.loc["part"]) == (1, 1, 1, 1)
     layers = two.layers().set_index(["side", "layer"])
-    assert tuple(layers.loc[("Places", "low"), ["units", "labelled", "unique"]]) == (4, 3, 2)
-    assert layers.loc[("Places", "low"), "mean_score"] == pytest.approx((0.3 + 0.2 + 0.05) / 3)
+    assert tuple(layers.loc[("Places", "low"), ["units", "labelled", "unique"]]) == (
+        4,
+        3,
+        2,
+    )
+    assert layers.loc[("Places", "low"), "mean_score"] == pytest.approx(
+        (0.3 + 0.2 + 0.05) / 3
+    )
     heat = two.by_layer(2)
     assert set(heat.index) == {"red-c", "dog"}
     assert heat.loc["red-c", ("Places", "low")] == 2
-    assert heat.loc["dog", ("ImageNet", "high")] == 0  # the part called dog is another concept
+    assert (
+        heat.loc["dog", ("ImageNet", "high")] == 0
+    )  # the part called dog is another concept
     frequencies = two.frequencies().set_index("units")
     assert frequencies.loc[1].tolist() == [1, 4]
     assert frequencies.loc[2].tolist() == [2, 0]
 
 
 def test_significant_units_alone():
-    a, b = (side(name, table(units), POSSIBLE, "significant") for name, units in (("Places", UNITS_A), ("ImageNet", UNITS_B)))
+    a, b = (
+        side(name, table(units), POSSIBLE, "significant")
+        for name, units in (("Places", UNITS_A), ("ImageNet", UNITS_B))
+    )
     rows = compare_sides(a, b).jaccard().set_index("a")
     assert tuple(rows.loc["low", ["concepts_a", "concepts_b", "shared"]]) == (1, 1, 0)
 
 
 def test_the_headline_says_who_is_who(two):
     said = two.headline()
-    assert said.startswith("Places detects 3 concepts and ImageNet 4; they share 2 (Jaccard 0.400;")
+    assert said.startswith(
+        "Places detects 3 concepts and ImageNet 4; they share 2 (Jaccard 0.400;"
+    )
     swapped = comparing.compare_sides(two.b, two.a).headline()
     assert swapped.startswith("ImageNet detects 4 concepts and Places 3;")
 
 
 def test_layers_of_other_names_go_by_their_order():
-    other = table([("c1", *row[1:]) if row[0] == "low" else ("c2", *row[1:]) for row in UNITS_B])
+    other = table(
+        [("c1", *row[1:]) if row[0] == "low" else ("c2", *row[1:]) for row in UNITS_B]
+    )
     found = compare_sides(side("a", table(UNITS_A)), side("b", other))
     assert found.pairs == (("low", "c1"), ("high", "c2"))
     assert found.jaccard()["expected"].isna().all()
@@ -129,16 +185,30 @@ def test_layers_of_other_names_go_by_their_order():
 
 def test_two_layers_of_one_run():
     whole = side("m", table(UNITS_A), POSSIBLE)
-    low, high = (replace(whole.only([name]), name=f"m {name}") for name in ("low", "high"))
+    low, high = (
+        replace(whole.only([name]), name=f"m {name}") for name in ("low", "high")
+    )
     found = compare_sides(low, high)
     assert found.pairs == (("low", "high"),)
     assert found.jaccard().iloc[0]["shared"] == 1
 
 
 def test_words_are_compared_like_concepts():
-    words = pd.DataFrame({"layer": "l", "unit": [0, 1, 2], "word": ["dog", "", "cat"], "word_score": [1.0, np.nan, 2.0]})
-    other = pd.DataFrame({"layer": "l", "unit": [0, 1], "word": ["dog", "sky"], "word_score": [1.0, 3.0]})
-    found = compare_sides(side_of_words("a", words, ["dog", "cat", "sky"]), side_of_words("b", other, ["dog", "cat", "sky"]))
+    words = pd.DataFrame(
+        {
+            "layer": "l",
+            "unit": [0, 1, 2],
+            "word": ["dog", "", "cat"],
+            "word_score": [1.0, np.nan, 2.0],
+        }
+    )
+    other = pd.DataFrame(
+        {"layer": "l", "unit": [0, 1], "word": ["dog", "sky"], "word_score": [1.0, 3.0]}
+    )
+    found = compare_sides(
+        side_of_words("a", words, ["dog", "cat", "sky"]),
+        side_of_words("b", other, ["dog", "cat", "sky"]),
+    )
     assert found.jaccard().iloc[0]["jaccard"] == pytest.approx(1 / 3)
     assert found.layers().iloc[0]["labelled"] == 2
 
@@ -162,20 +232,45 @@ def test_what_cannot_be_compared_is_refused(two):
         side("a", table(UNITS_A).drop(columns="significant"), POSSIBLE, "significant")
 
 
-# ---------------------------------------------------------------- the Places365 checkpoint as published
+# ---- the Places365 checkpoint as published
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A checkpoint of the published form: an old-style file with module. prefixes beside epoch, arch and best_prec1."""
+    """A checkpoint of the published form: an old-style file with module.
+
+    prefixes beside epoch, arch and best_prec1.
+    """
     folder = tmp_path_factory.mktemp("places")
     torch.manual_seed(1)
     module = load_model("resnet18:weights=random").module
-    state = OrderedDict((f"module.{name}", value) for name, value in module.state_dict().items() if "num_batches" not in name)
-    state["module.fc.weight"], state["module.fc.bias"] = torch.randn(365, 512) / 30, torch.randn(365)
-    content = {"epoch": 90, "arch": "resnet18", "state_dict": state, "best_prec1": torch.tensor(54.65)}
-    torch.save(content, folder / "resnet18_places365.pth.tar", _use_new_zipfile_serialization=False, pickle_protocol=2)
-    names = ["airfield", "airplane_cabin", "apartment_building/outdoor", *(f"place_{number}" for number in range(3, 365))]
+    state = OrderedDict(
+        (f"module.{name}", value)
+        for name, value in module.state_dict().items()
+        if "num_batches" not in name
+    )
+    state["module.fc.weight"], state["module.fc.bias"] = (
+        torch.randn(365, 512) / 30,
+        torch.randn(365),
+    )
+    content = {
+        "epoch": 90,
+        "arch": "resnet18",
+        "state_dict": state,
+        "best_prec1": torch.tensor(54.65),
+    }
+    torch.save(
+        content,
+        folder / "resnet18_places365.pth.tar",
+        _use_new_zipfile_serialization=False,
+        pickle_protocol=2,
+    )
+    names = [
+        "airfield",
+        "airplane_cabin",
+        "apartment_building/outdoor",
+        *(f"place_{number}" for number in range(3, 365)),
+    ]
     lines = [f"/{name[0]}/{name} {number}" for number, name in enumerate(names)]
     (folder / "categories_places365.txt").write_text("\n".join(lines) + "\n")
     return folder, names, state
@@ -184,11 +279,17 @@ def places(tmp_path_factory):
 def test_the_places365_checkpoint_loads(places):
     folder, names, state = places
     model = load_model(
-        "resnet18", weights=folder / "resnet18_places365.pth.tar", labels=folder / "categories_places365.txt", engine="torch"
+        "resnet18",
+        weights=folder / "resnet18_places365.pth.tar",
+        labels=folder / "categories_places365.txt",
+        engine="torch",
     )
     assert model.classes == tuple(names)
     own = model.module.state_dict()
-    assert all(torch.equal(own[name.removeprefix("module.")], value) for name, value in state.items())
+    assert all(
+        torch.equal(own[name.removeprefix("module.")], value)
+        for name, value in state.items()
+    )
     assert model.scores(torch.rand(1, 3, 224, 224)).shape == (1, 365)
 
 
@@ -201,33 +302,55 @@ def test_lines_that_only_look_like_places_are_names(tmp_path):
         weights.read_labels(file)
 
 
-# ---------------------------------------------------------------- drawings
+# ---- drawings
 
 
 def text_of(svg):
     return re.findall(r"<text[^>]*>([^<]*)</text>", str(svg))
 
 
-@pytest.mark.parametrize(("only_a", "shared", "only_b"), [(3, 2, 5), (10, 1, 1), (0, 4, 6), (4, 0, 3), (7, 7, 0), (5, 5, 5)])
+@pytest.mark.parametrize(
+    ("only_a", "shared", "only_b"),
+    [(3, 2, 5), (10, 1, 1), (0, 4, 6), (4, 0, 3), (7, 7, 0), (5, 5, 5)],
+)
 def test_areas_of_the_venn_diagram_are_the_counts(only_a, shared, only_b):
     r1, r2, apart = drawings.circles(only_a, shared, only_b)
     y, x = np.mgrid[-130:130:0.5, -130:400:0.5]
     in_a, in_b = x**2 + y**2 < r1**2, (x - apart) ** 2 + y**2 < r2**2
-    areas = np.array([(in_a & ~in_b).sum(), (in_a & in_b).sum(), (in_b & ~in_a).sum()], float)
+    areas = np.array(
+        [(in_a & ~in_b).sum(), (in_a & in_b).sum(), (in_b & ~in_a).sum()], float
+    )
     counts = np.array([only_a, shared, only_b], float)
     np.testing.assert_allclose(areas / areas.sum(), counts / counts.sum(), atol=2e-3)
 
 
 def test_the_venn_labels_follow_the_data():
-    one, other = text_of(drawings.venn("Places", "ImageNet", 3, 2, 5)), text_of(drawings.venn("ImageNet", "Places", 5, 2, 3))
-    assert one[:2] == ["Places: 5, of which 3 are its own", "ImageNet: 7, of which 5 are its own"]
+    one, other = (
+        text_of(drawings.venn("Places", "ImageNet", 3, 2, 5)),
+        text_of(drawings.venn("ImageNet", "Places", 5, 2, 3)),
+    )
+    assert one[:2] == [
+        "Places: 5, of which 3 are its own",
+        "ImageNet: 7, of which 5 are its own",
+    ]
     assert other[:2] == one[1::-1]
     assert "shared: 2" in one
 
 
 def test_bars_are_as_long_as_their_numbers():
-    svg = str(drawings.grouped_bars(["object", "part"], [("Places", [4, 1]), ("ImageNet", [2, float("nan")])], "units"))
-    widths = [float(width) for width in re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)" height="14"', svg)]
+    svg = str(
+        drawings.grouped_bars(
+            ["object", "part"],
+            [("Places", [4, 1]), ("ImageNet", [2, float("nan")])],
+            "units",
+        )
+    )
+    widths = [
+        float(width)
+        for width in re.findall(
+            r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)" height="14"', svg
+        )
+    ]
     np.testing.assert_allclose(np.array(widths) / widths[0], [1, 0.5, 0.25], atol=1e-3)
     assert text_of(svg)[:2] == ["Places", "ImageNet"]
     assert "–" in text_of(svg)
@@ -235,25 +358,44 @@ def test_bars_are_as_long_as_their_numbers():
 
 def test_the_heat_map_holds_every_number(two):
     table = two.by_layer()
-    svg = drawings.heat_table(list(table.index), list(table.columns), table.to_numpy().tolist(), "t")
+    svg = drawings.heat_table(
+        list(table.index), list(table.columns), table.to_numpy().tolist(), "t"
+    )
     shown = [said for said in text_of(svg) if said.isdigit() or said == "·"]
     assert shown == [str(count) if count else "·" for count in table.to_numpy().ravel()]
 
 
 def test_words_of_the_cloud_do_not_overlap():
     rng = np.random.default_rng(0)
-    words = [(f"concept {number}" if number % 3 else f"c{number}", float(rng.integers(1, 30))) for number in range(60)]
+    words = [
+        (
+            f"concept {number}" if number % 3 else f"c{number}",
+            float(rng.integers(1, 30)),
+        )
+        for number in range(60)
+    ]
     placed = drawings.laid_out(words)
     assert len(placed) > 25
     assert placed[0].word == max(words, key=lambda item: item[1])[0]
     for one, other in combinations(placed, 2):
         apart = one.x + one.width <= other.x or other.x + other.width <= one.x
         assert apart or one.y + one.height <= other.y or other.y + other.height <= one.y
-    assert all(0 <= spot.x <= drawings.DRAWING_WIDTH - spot.width and 0 <= spot.y <= 300 - spot.height for spot in placed)
-    share = {word: weight / max(weight for _, weight in words) for word, weight in words}
-    assert all(math.isclose(spot.size, max(9, 44 * math.sqrt(share[spot.word]))) for spot in placed)
+    assert all(
+        0 <= spot.x <= drawings.DRAWING_WIDTH - spot.width
+        and 0 <= spot.y <= 300 - spot.height
+        for spot in placed
+    )
+    share = {
+        word: weight / max(weight for _, weight in words) for word, weight in words
+    }
+    assert all(
+        math.isclose(spot.size, max(9, 44 * math.sqrt(share[spot.word])))
+        for spot in placed
+    )
     left = len(words) - len(placed)
-    assert (f"{left} more found no room" in text_of(drawings.cloud("m", words, "#000"))) == bool(left)
+    assert (
+        f"{left} more found no room" in text_of(drawings.cloud("m", words, "#000"))
+    ) == bool(left)
 
 
 def test_names_are_escaped():
@@ -269,7 +411,11 @@ def test_names_are_escaped():
 
 def test_frequencies_are_shown_in_doubling_bins(two):
     table = pd.DataFrame(
-        {"units": [1, 2, 3, 4, 5, 8, 9], "concepts_a": [1, 2, 3, 4, 5, 6, 7], "concepts_b": [0, 0, 1, 0, 0, 0, 1]}
+        {
+            "units": [1, 2, 3, 4, 5, 8, 9],
+            "concepts_a": [1, 2, 3, 4, 5, 6, 7],
+            "concepts_b": [0, 0, 1, 0, 0, 0, 1],
+        }
     )
     labels, counts = page._in_doubling_bins(table)
     assert labels == ["1 unit", "2 units", "3–4 units", "5–8 units", "9–16 units"]
@@ -284,7 +430,9 @@ def test_the_comparisons_page_holds_every_plot_and_loads_nothing(two):
     assert "Places detects 3 concepts and ImageNet 4" in text
     jaccard = two.jaccard().iloc[-1]
     assert f'<td class="n">{jaccard["jaccard"]:.3f}</td>' in text
-    shown = re.findall(r'<tr><th scope="row">(\S+)</th><td>\w+</td><td>(\w+)</td>', text)
+    shown = re.findall(
+        r'<tr><th scope="row">(\S+)</th><td>\w+</td><td>(\w+)</td>', text
+    )
     assert ("bed", "ImageNet") in shown
     assert ("wheel", "Places") in shown
     assert ("dog", "both") in shown

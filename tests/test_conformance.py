@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import PATCH, planted_picture
+from conftest import PATCH, planted_image
 
 from consilience import api, registry
 from consilience.types import NotApplicable
@@ -24,9 +24,9 @@ SMALL = {
     "sobol": "sobol:grid=8,design=4",
     "xrai": "xrai:steps=10,segments=grid(8)+grid(4),grow=0",
 }
-"""Spellings that make a slow explainer quick on a 64 x 64 picture."""
+"""Spellings that make a slow explainer quick on a 64 x 64 image."""
 ELSEWHERE = {
-    "deconvnet": "it sees the picture through the switches of max pooling alone, and the red finder has none",
+    "deconvnet": "it sees the image through the switches of max pooling alone, and the red finder has none",
     "vargrad": "it marks where the gradient changes; in the patch the red unit is always on, and the gradient constant",
 }
 """Methods that by their definition point elsewhere than at the evidence, and why."""
@@ -51,8 +51,12 @@ def name(request):
 
 @pytest.fixture
 def model(name, request):
-    """The network with planted evidence that the method is for: a transformer for those that read attention, else a CNN."""
-    return request.getfixturevalue("red_transformer" if of_attention(name) else "red_model")
+    """The network with planted evidence that the method is for: a transformer for those
+    that read attention, else a CNN.
+    """
+    return request.getfixturevalue(
+        "red_transformer" if of_attention(name) else "red_model"
+    )
 
 
 def test_attention_is_not_made_up(name, red_model, planted):
@@ -81,13 +85,15 @@ def test_map_fills_the_frame_and_is_finite(name, model, planted):
     assert np.isfinite(explanation.values).all()
 
 
-def test_flat_picture_gives_finite_maps(name, model, planted):
+def test_flat_image_gives_finite_maps(name, model, planted):
     flat = type(planted)("flat", np.full((64, 64, 3), 128, dtype=np.uint8))
     assert np.isfinite(api.explain(model, flat, spec(name), target="red").values).all()
 
 
 def test_same_seed_same_bytes(name, model, planted):
-    first, second = (api.explain(model, planted, spec(name), target="red") for _ in range(2))
+    first, second = (
+        api.explain(model, planted, spec(name), target="red") for _ in range(2)
+    )
     assert first.values.tobytes() == second.values.tobytes()
     assert first.provenance["key"] == second.provenance["key"]
 
@@ -95,10 +101,13 @@ def test_same_seed_same_bytes(name, model, planted):
 def test_a_batch_is_many_batches_of_one(name, model):
     explainer = api.resolve_explainer(model, spec(name))
     if not hasattr(explainer, "explain_batch"):
-        pytest.skip(f"{name} takes one picture at a time")
-    samples = [planted_picture(seed) for seed in range(3)]
+        pytest.skip(f"{name} takes one image at a time")
+    samples = [planted_image(seed) for seed in range(3)]
     views = [model.view(sample) for sample in samples]
-    targets = [api.resolve_target(model, sample, "red", torch.zeros(1, 2)) for sample in samples]
+    targets = [
+        api.resolve_target(model, sample, "red", torch.zeros(1, 2))
+        for sample in samples
+    ]
     together = explainer.explain_batch(model, views, targets)
     for heat, view, target in zip(together, views, targets, strict=True):
         alone = explainer.explain(model, view, target)
@@ -120,9 +129,15 @@ def test_model_comes_back_as_it_was(name, model, planted):
 
 
 def state_of(module):
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in module.modules()]
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+        for m in module.modules()
+    ]
     modes = [m.training for m in module.modules()]
-    parameters = [(p.requires_grad, p.grad is None, p.detach().numpy().tobytes()) for p in module.parameters()]
+    parameters = [
+        (p.requires_grad, p.grad is None, p.detach().numpy().tobytes())
+        for p in module.parameters()
+    ]
     return copy.deepcopy((hooks, modes, parameters))
 
 
@@ -137,12 +152,22 @@ def test_finds_planted_evidence(name, model, planted):
     assert values[inside].mean() > values[~inside].mean() + 2 * values[~inside].std()
 
 
-def test_flipped_picture_flips_the_map(name, model, planted):
-    if is_control(name) or "seed=" in registry.spell(registry.explainers.build(name), full=True):
+def test_flipped_image_flips_the_map(name, model, planted):
+    if is_control(name) or "seed=" in registry.spell(
+        registry.explainers.build(name), full=True
+    ):
         pytest.skip(f"{name} is drawn at random or knows nothing of the model")
     flipped = type(planted)("flipped", np.ascontiguousarray(planted.pixels[:, ::-1]))
-    straight, mirrored = (api.explain(model, one, spec(name), target="red").values for one in (planted, flipped))
-    np.testing.assert_allclose(mirrored[:, ::-1], straight, rtol=1e-4, atol=1e-6 + 1e-4 * np.abs(straight).max())
+    straight, mirrored = (
+        api.explain(model, one, spec(name), target="red").values
+        for one in (planted, flipped)
+    )
+    np.testing.assert_allclose(
+        mirrored[:, ::-1],
+        straight,
+        rtol=1e-4,
+        atol=1e-6 + 1e-4 * np.abs(straight).max(),
+    )
 
 
 def test_refused_for_a_model_that_cannot(name, planted):

@@ -26,8 +26,12 @@ def test_controls_ask_neither_model_nor_target(name):
     assert "cannot beat it" in " ".join(registry.explainers.get(name).__doc__.split())
 
 
-def test_random_is_the_pictures_own_noise():
-    first, again, other = values("random"), values("random"), values("random", view_of(textured(seed=9, shape=SHAPE)))
+def test_random_is_the_images_own_noise():
+    first, again, other = (
+        values("random"),
+        values("random"),
+        values("random", view_of(textured(seed=9, shape=SHAPE))),
+    )
     assert first.shape == (7, 7)
     assert first.numpy().tobytes() == again.numpy().tobytes()
     assert abs(np.corrcoef(first.numpy().ravel(), other.numpy().ravel())[0, 1]) < 0.6
@@ -53,13 +57,15 @@ def test_centre_is_a_gaussian_in_shares_of_the_frame():
     for y in range(SHAPE[0]):
         for x in range(SHAPE[1]):
             down, across = (y + 0.5) / SHAPE[0] - 0.5, (x + 0.5) / SHAPE[1] - 0.5
-            assert blob[y, x] == pytest.approx(math.exp(-(down**2 + across**2) / (2 * 0.2**2)), rel=1e-5)
+            assert blob[y, x] == pytest.approx(
+                math.exp(-(down**2 + across**2) / (2 * 0.2**2)), rel=1e-5
+            )
     np.testing.assert_allclose(blob, blob[::-1, ::-1], rtol=1e-6)
 
 
 def test_edges_are_sobels_of_luminance():
-    picture = VIEW.pixels[0].double().numpy()
-    grey = 0.2125 * picture[0] + 0.7154 * picture[1] + 0.0721 * picture[2]
+    image = VIEW.pixels[0].double().numpy()
+    grey = 0.2125 * image[0] + 0.7154 * image[1] + 0.0721 * image[2]
     edges = values("edges").double().numpy()
     assert edges.shape == SHAPE
     for y in range(1, SHAPE[0] - 1):
@@ -67,18 +73,25 @@ def test_edges_are_sobels_of_luminance():
             near = grey[y - 1 : y + 2, x - 1 : x + 2]
             across = (near[:, 2] - near[:, 0]) @ [1, 2, 1] / 4
             down = (near[2] - near[0]) @ [1, 2, 1] / 4
-            assert edges[y, x] == pytest.approx(math.sqrt((across**2 + down**2) / 2), abs=1e-6)
+            assert edges[y, x] == pytest.approx(
+                math.sqrt((across**2 + down**2) / 2), abs=1e-6
+            )
 
 
-def test_edges_of_a_flat_picture_are_none():
-    assert values("edges", view_of(np.full((9, 9, 3), 90, dtype=np.uint8))).abs().max() < 1e-6
+def test_edges_of_a_flat_image_are_none():
+    assert (
+        values("edges", view_of(np.full((9, 9, 3), 90, dtype=np.uint8))).abs().max()
+        < 1e-6
+    )
 
 
 def test_constant_is_one_everywhere():
     assert torch.equal(values("constant"), torch.ones(SHAPE))
 
 
-@pytest.mark.parametrize("spec", ["random:seed=-1", "random:grid=0", "centre:sigma=0", "centre:sigma=nan"])
+@pytest.mark.parametrize(
+    "spec", ["random:seed=-1", "random:grid=0", "centre:sigma=0", "centre:sigma=nan"]
+)
 def test_options_out_of_range_are_refused(spec):
     with pytest.raises(ConsilienceError, match="got"):
         registry.explainers.build(spec)

@@ -8,10 +8,27 @@ import pytest
 from PIL import Image
 
 from consilience import data
-from consilience.data import Failure, find_images, label_from_name, names_of, read_image, read_truth, read_samples
+from consilience.data import (
+    Failure,
+    find_images,
+    label_from_name,
+    names_of,
+    read_image,
+    read_samples,
+    read_truth,
+)
 from consilience.types import Box, ConsilienceError
 
-CLASSES = ("tench", "goldfish", "great white shark", "kite", "crane", "crane", "Jack-o'-lantern", "coot, marsh hen")
+CLASSES = (
+    "tench",
+    "goldfish",
+    "great white shark",
+    "kite",
+    "crane",
+    "crane",
+    "Jack-o'-lantern",
+    "coot, marsh hen",
+)
 
 
 def save(path, colour=(10, 20, 30), size=(8, 6)):
@@ -20,7 +37,7 @@ def save(path, colour=(10, 20, 30), size=(8, 6)):
     return path
 
 
-# ---------------------------------------------------------------- reading and finding
+# ---- reading and finding
 
 
 def test_read_image_names_by_stem_unless_told(tmp_path):
@@ -31,7 +48,14 @@ def test_read_image_names_by_stem_unless_told(tmp_path):
 
 
 def test_folders_are_searched_to_the_bottom_in_order_without_hidden_files(tmp_path):
-    for name in ("b/2.png", "b/1.JPG", "a.jpeg", "b/deep/er/3.webp", ".hidden.png", ".git/4.png"):
+    for name in (
+        "b/2.png",
+        "b/1.JPG",
+        "a.jpeg",
+        "b/deep/er/3.webp",
+        ".hidden.png",
+        ".git/4.png",
+    ):
         save(tmp_path / name)
     (tmp_path / "b" / "notes.txt").write_text("x")
     found = [str(path.relative_to(tmp_path)) for path in find_images([tmp_path])]
@@ -39,8 +63,16 @@ def test_folders_are_searched_to_the_bottom_in_order_without_hidden_files(tmp_pa
 
 
 def test_a_named_file_is_tried_whatever_its_suffix_and_order_is_kept(tmp_path):
-    text, hidden, last = save(tmp_path / "z.txt"), save(tmp_path / ".a.png"), save(tmp_path / "a.png")
-    assert find_images([str(text), str(hidden), str(last), str(text)]) == [text, hidden, last]
+    text, hidden, last = (
+        save(tmp_path / "z.txt"),
+        save(tmp_path / ".a.png"),
+        save(tmp_path / "a.png"),
+    )
+    assert find_images([str(text), str(hidden), str(last), str(text)]) == [
+        text,
+        hidden,
+        last,
+    ]
 
 
 def test_patterns(tmp_path, monkeypatch):
@@ -50,8 +82,16 @@ def test_patterns(tmp_path, monkeypatch):
     assert [str(path) for path in find_images(["x/*"])] == ["x/1.png", "x/2.png"]
     assert [str(path) for path in find_images(["x/*.dat"])] == ["x/odd.dat"]
     assert [str(path) for path in find_images(["**/1.png"])] == ["x/1.png", "y/1.png"]
-    assert [str(path) for path in find_images(["?"])] == ["x/1.png", "x/2.png", "y/1.png"]
-    assert [str(path) for path in find_images(["**"])] == ["x/1.png", "x/2.png", "y/1.png"]
+    assert [str(path) for path in find_images(["?"])] == [
+        "x/1.png",
+        "x/2.png",
+        "y/1.png",
+    ]
+    assert [str(path) for path in find_images(["**"])] == [
+        "x/1.png",
+        "x/2.png",
+        "y/1.png",
+    ]
 
 
 def test_a_file_named_like_a_pattern_is_a_file(tmp_path):
@@ -105,7 +145,7 @@ def test_names_are_unique_and_as_short_as_that_allows(files, names):
     assert found == names
 
 
-# ---------------------------------------------------------------- samples
+# ---- samples
 
 
 def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_on(tmp_path):
@@ -120,16 +160,20 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_on(tmp_path):
     assert found[2].reason.endswith("c.png: no such file")
 
 
-def test_nothing_found_is_said_at_once_not_at_the_first_picture(tmp_path):
+def test_nothing_found_is_said_at_once_not_at_the_first_image(tmp_path):
     with pytest.raises(ConsilienceError):
         read_samples([tmp_path])
 
 
-def test_pictures_are_read_one_by_one(tmp_path, monkeypatch):
+def test_images_are_read_one_by_one(tmp_path, monkeypatch):
     for n in range(3):
         save(tmp_path / f"{n}.png")
     read = []
-    monkeypatch.setattr(data, "read_image", lambda path, name: read.append(name) or read_image(path, name))
+    monkeypatch.setattr(
+        data,
+        "read_image",
+        lambda path, name: read.append(name) or read_image(path, name),
+    )
     stream = read_samples([tmp_path])
     next(stream)
     assert read == ["0"]
@@ -142,7 +186,7 @@ def test_hostile_folder(shared):
     assert "with space & ünïcode" in {one.name for one in found} - failed
 
 
-# ---------------------------------------------------------------- labels by name
+# ---- labels by name
 
 
 @pytest.mark.parametrize(
@@ -175,7 +219,7 @@ def test_the_studys_ten_names_are_found_in_torchvisions_classes(shared):
         assert one.label == by_wnid[one.name.partition("_")[0]]
 
 
-# ---------------------------------------------------------------- box files
+# ---- box files
 
 
 def write(tmp_path, text, encoding="utf-8"):
@@ -184,7 +228,7 @@ def write(tmp_path, text, encoding="utf-8"):
     return path
 
 
-def test_rows_of_a_picture_are_its_boxes(tmp_path):
+def test_rows_of_an_image_are_its_boxes(tmp_path):
     text = "image,wnid,class_index,x0,y0,x1,y1\na.png,n1,3,0,1,4.5,6\nb.png,n2,1,0,0,2,2\na.png,n1,3,2,2,3,3\n"
     truth = read_truth(write(tmp_path, text), CLASSES)
     assert truth.of("dir/a.png").boxes == (Box(3, 0, 1, 4.5, 6), Box(3, 2, 2, 3, 3))
@@ -197,16 +241,22 @@ def test_rows_of_a_picture_are_its_boxes(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_order_case_marks_and_byte_order_mark_do_not_matter(tmp_path, encoding, mark):
-    text = "Y1,x0,CLASS,image,x1,y0\n6,0,Great_white_shark,./d\\a.png,4,1\n\n".replace(",", mark)
+    text = "Y1,x0,CLASS,image,x1,y0\n6,0,Great_white_shark,./d\\a.png,4,1\n\n".replace(
+        ",", mark
+    )
     known = read_truth(write(tmp_path, text, encoding), CLASSES).of("x/d/a.png")
     assert known.boxes == (Box(2, 0, 1, 4, 6),)
 
 
 def test_boxes_are_optional_and_unused_columns_are_said(tmp_path):
-    truth = read_truth(write(tmp_path, "image,class_index,pose,difficult\na,0,l,1\n"), CLASSES)
+    truth = read_truth(
+        write(tmp_path, "image,class_index,pose,difficult\na,0,l,1\n"), CLASSES
+    )
     assert truth.of("a.jpg") == data.KnownTruth(0)
     assert truth.notes == ("columns not used: pose, difficult",)
-    mixed = read_truth(write(tmp_path, "image,class_index,x0,y0,x1,y1\na,0,,,,\nb,1,0,0,1,1\n"))
+    mixed = read_truth(
+        write(tmp_path, "image,class_index,x0,y0,x1,y1\na,0,,,,\nb,1,0,0,1,1\n")
+    )
     assert mixed.of("a").boxes == ()
     assert mixed.of("b").boxes == (Box(1, 0, 0, 1, 1),)
 
@@ -218,9 +268,14 @@ def test_the_longest_path_wins(tmp_path):
     assert truth.of("/set/interval/a.png").label == 0
 
 
-def test_several_classes_in_a_picture_the_first_is_its_label_and_it_is_noted(tmp_path):
+def test_several_classes_in_an_image_the_first_is_its_label_and_it_is_noted(tmp_path):
     save(tmp_path / "a.png")
-    truth = read_truth(write(tmp_path, "image,class_index,x0,y0,x1,y1\na.png,4,0,0,2,2\na.png,1,1,1,3,3\n"))
+    truth = read_truth(
+        write(
+            tmp_path,
+            "image,class_index,x0,y0,x1,y1\na.png,4,0,0,2,2\na.png,1,1,1,3,3\n",
+        )
+    )
     (sample,) = read_samples([tmp_path / "a.png"], truth)
     assert sample.label == 4
     assert [box.index for box in sample.boxes] == [4, 1]
@@ -241,12 +296,21 @@ def test_several_classes_in_a_picture_the_first_is_its_label_and_it_is_noted(tmp
         ("image,class_index\na,-1\n", "line 2: class_index is 0 to 7; got '-1'"),
         ("image,class_index\na,1.5\n", "got '1.5'"),
         ("image,class_index\na,\n", "no class ''"),
-        ("image,class\na,goldfsh\n", "line 2: no class 'goldfsh'; did you mean 'goldfish'"),
+        (
+            "image,class\na,goldfsh\n",
+            "line 2: no class 'goldfsh'; did you mean 'goldfish'",
+        ),
         ("image,class\na,crane\n", "class 'crane' is number 4 and 5; give class_index"),
         ("image,class_index\n,1\n", "line 2 names no image"),
-        ("image,class_index,x0,y0,x1,y1\na,0,0,0,x,1\n", "line 2: a box is four numbers; got 0, 0, x, 1"),
+        (
+            "image,class_index,x0,y0,x1,y1\na,0,0,0,x,1\n",
+            "line 2: a box is four numbers; got 0, 0, x, 1",
+        ),
         ("image,class_index,x0,y0,x1,y1\na,0,0,,1,1\n", "a box is four numbers"),
-        ("image,class_index,x0,y0,x1,y1\na,0,4,0,2,1\n", "a box has x0 < x1 and y0 < y1; got 4, 0, 2, 1"),
+        (
+            "image,class_index,x0,y0,x1,y1\na,0,4,0,2,1\n",
+            "a box has x0 < x1 and y0 < y1; got 4, 0, 2, 1",
+        ),
         ("image,class_index,x0,y0,x1,y1\na,0,0,1,2,1\n", "a box has x0 < x1"),
         ("image,class_index,x0,y0,x1,y1\na,0,0,0,nan,1\n", "a box has x0 < x1"),
         ("image,class_index,x0,y0,x1,y1\na,0,0,0,inf,1\n", "a box has x0 < x1"),
@@ -265,39 +329,57 @@ def test_a_box_file_that_cannot_be_read(tmp_path):
         read_truth(tmp_path / "bad.csv")
 
 
-def test_boxes_are_held_to_the_picture_and_foreign_sizes_are_refused(tmp_path):
+def test_boxes_are_held_to_the_image_and_foreign_sizes_are_refused(tmp_path):
     save(tmp_path / "a.png", size=(8, 6))
     save(tmp_path / "b.png", size=(8, 6))
     rows = "a.png,0,-0.4,0,8.6,6.9\nb.png,0,0,0,16,12\n"
-    first, second = read_samples([tmp_path], read_truth(write(tmp_path, f"image,class_index,x0,y0,x1,y1\n{rows}")))
+    first, second = read_samples(
+        [tmp_path],
+        read_truth(write(tmp_path, f"image,class_index,x0,y0,x1,y1\n{rows}")),
+    )
     assert first.boxes == (Box(0, 0, 0, 8, 6),)
     assert isinstance(second, Failure)
-    assert "box 0, 0, 16, 12 lies outside of the picture's 8 x 6 pixels" in second.reason
+    assert "box 0, 0, 16, 12 lies outside of the image's 8 x 6 pixels" in second.reason
 
 
 def test_truth_goes_before_the_files_name(tmp_path):
     save(tmp_path / "n01443537_goldfish.JPEG")
-    truth = read_truth(write(tmp_path, "image,class_index\nn01443537_goldfish.JPEG,0\n"))
-    assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], truth, CLASSES)).label == 0
-    assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], None, CLASSES)).label == 1
+    truth = read_truth(
+        write(tmp_path, "image,class_index\nn01443537_goldfish.JPEG,0\n")
+    )
+    assert (
+        next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], truth, CLASSES)).label
+        == 0
+    )
+    assert (
+        next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], None, CLASSES)).label
+        == 1
+    )
     assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"])).label is None
 
 
-def test_the_three_hundred_pictures_and_their_boxes(shared):
+def test_the_three_hundred_images_and_their_boxes(shared):
     folder = shared / "imagenet-boxes"
     truth = read_truth(folder / "boxes.csv", [str(n) for n in range(1000)])
     with (folder / "boxes.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert sum(len(known.boxes) for known in truth.pictures.values()) == len(rows)
+    assert sum(len(known.boxes) for known in truth.images.values()) == len(rows)
     found = list(read_samples([folder / "images"], truth))
     assert len(found) == 300
     assert not [one.reason for one in found if isinstance(one, Failure)]
-    kept = sum((box.x1 - box.x0) * (box.y1 - box.y0) for one in found for box in one.boxes)
-    told = sum((float(r["x1"]) - float(r["x0"])) * (float(r["y1"]) - float(r["y0"])) for r in rows)
+    kept = sum(
+        (box.x1 - box.x0) * (box.y1 - box.y0) for one in found for box in one.boxes
+    )
+    told = sum(
+        (float(r["x1"]) - float(r["x0"])) * (float(r["y1"]) - float(r["y0"]))
+        for r in rows
+    )
     assert kept == pytest.approx(told, rel=1e-3)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everybody may read everything here")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="everybody may read everything here"
+)
 def test_a_folder_that_may_not_be_read(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(ConsilienceError, match="the folder cannot be read"):

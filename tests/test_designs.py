@@ -1,4 +1,6 @@
-"""Designs: every row is uniform, pairs are complements, blocks are orthogonal, and no design moves what is estimated."""
+"""Designs: every row is uniform, pairs are complements, blocks are orthogonal, and no
+design moves what is estimated.
+"""
 
 from itertools import combinations, product
 
@@ -32,7 +34,9 @@ def test_a_longer_design_begins_with_the_shorter_and_the_seed_matters(how, count
 @pytest.mark.parametrize("how", OURS)
 @pytest.mark.parametrize("row", [0, 1, 63, 70, 127, 128])
 def test_each_row_is_each_of_all_masks_as_often(how, row):
-    """3,000 seeds over the 2**5 masks: chi-squared; the first row is a draw as any other."""
+    """3,000 seeds over the 2**5 masks: chi-squared; the first row is a draw as any
+    other.
+    """
     seen = np.zeros(32)
     for seed in range(3000):
         seen[int(draws(how, 129, 5, seed)[row] @ (1 << np.arange(5)))] += 1
@@ -42,21 +46,35 @@ def test_each_row_is_each_of_all_masks_as_often(how, row):
 @pytest.mark.parametrize("how", OURS)
 @pytest.mark.parametrize(("count", "samples"), [(3, 7), (9, 100), (12, 300)])
 def test_weighted_moments_are_those_of_all_masks_on_average(how, count, samples):
-    """Everything a weighted fit uses, sum w, w z, w z z' and w z y, held against the mean over all 2**S masks."""
+    """Everything a weighted fit uses, sum w, w z, w z z' and w z y, held against the
+    mean over all 2**S masks.
+    """
     rng = np.random.default_rng(count)
     triple, main = rng.normal(size=3), rng.normal(size=count)
 
     def moments(on):
         weights = cosine_kernel(on, 0.25)[:, None]
         z = np.hstack([np.ones((len(on), 1)), on])
-        scores = on @ main + on[:, :3].prod(axis=1) * triple[0] + (on[:, 0] ^ on[:, 1]) * triple[1]
-        return np.concatenate([((z * weights).T @ z).ravel(), (z * weights).T @ scores]) / len(on)
+        scores = (
+            on @ main
+            + on[:, :3].prod(axis=1) * triple[0]
+            + (on[:, 0] ^ on[:, 1]) * triple[1]
+        )
+        return np.concatenate(
+            [((z * weights).T @ z).ravel(), (z * weights).T @ scores]
+        ) / len(on)
 
     exact = moments(every_mask(count))
     found = np.array([moments(draws(how, samples, count, seed)) for seed in range(150)])
-    error = (found.mean(axis=0) - exact) / np.maximum(found.std(axis=0) / np.sqrt(len(found)), 1e-12)
+    error = (found.mean(axis=0) - exact) / np.maximum(
+        found.std(axis=0) / np.sqrt(len(found)), 1e-12
+    )
     assert np.abs(error[found.std(axis=0) > 1e-12]).max() < 4.7
-    np.testing.assert_allclose(found.mean(axis=0)[found.std(axis=0) <= 1e-12], exact[found.std(axis=0) <= 1e-12], atol=1e-9)
+    np.testing.assert_allclose(
+        found.mean(axis=0)[found.std(axis=0) <= 1e-12],
+        exact[found.std(axis=0) <= 1e-12],
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("how", ["antithetic", "hadamard"])
@@ -71,14 +89,19 @@ def test_pairs_are_complements_and_grouped(how):
     np.testing.assert_array_equal(groups("independent", 5), np.arange(5)[:, None])
 
 
-@pytest.mark.parametrize(("count", "block"), [(4, 128), (25, 128), (64, 128), (65, 256)])
+@pytest.mark.parametrize(
+    ("count", "block"), [(4, 128), (25, 128), (64, 128), (65, 256)]
+)
 def test_blocks_are_orthogonal_arrays_of_strength_three(count, block):
     """In every block any three columns show each of the eight patterns equally often."""
     on = draws("hadamard", 3 * block, count, 0)
     columns = list(combinations(range(count), 3))[:: max(1, count**3 // 3000)]
     for part in np.split(on, 3):
         for triple in columns:
-            seen = [int((part[:, triple] == pattern).all(axis=1).sum()) for pattern in product([False, True], repeat=3)]
+            seen = [
+                int((part[:, triple] == pattern).all(axis=1).sum())
+                for pattern in product([False, True], repeat=3)
+            ]
             assert seen == [block // 8] * 8
     assert (on[:block] != on[block : 2 * block]).any()
 
@@ -93,7 +116,9 @@ def test_independent_draws_are_fair_coins():
 @pytest.mark.parametrize("how", ["independent", "antithetic"])
 def test_sizes_follow_the_kernel_of_shapley_values(how):
     count = 6
-    on = np.concatenate([draws(how, 501, count, seed, sized=True) for seed in range(40)])
+    on = np.concatenate(
+        [draws(how, 501, count, seed, sized=True) for seed in range(40)]
+    )
     odds = np.array([1 / (k * (count - k)) for k in range(1, count)])
     expected = len(on) * odds / odds.sum()
     seen = np.bincount(on.sum(axis=1), minlength=count)[1:count]
@@ -101,12 +126,17 @@ def test_sizes_follow_the_kernel_of_shapley_values(how):
     np.testing.assert_allclose(seen, expected, atol=5 * np.sqrt(2 * expected.max()))
     ones = on[on.sum(axis=1) == 1].mean(axis=0)
     np.testing.assert_allclose(ones, 1 / count, atol=0.02)
-    np.testing.assert_array_equal(draws(how, 100, count, 1, sized=True), draws(how, 301, count, 1, sized=True)[:100])
+    np.testing.assert_array_equal(
+        draws(how, 100, count, 1, sized=True),
+        draws(how, 301, count, 1, sized=True)[:100],
+    )
     if how == "antithetic":
         pair = draws(how, 10, count, 1, sized=True)
         np.testing.assert_array_equal(pair[::2], ~pair[1::2])
 
 
 def test_hadamard_has_no_sizes():
-    with pytest.raises(ConsilienceError, match="kernel=shap takes draw=antithetic or independent"):
+    with pytest.raises(
+        ConsilienceError, match="kernel=shap takes draw=antithetic or independent"
+    ):
         draws("hadamard", 10, 5, 0, sized=True)

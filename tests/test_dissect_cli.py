@@ -1,4 +1,6 @@
-"""The verbs dissect and compare on drawn concepts and a small network: what is kept, how it goes on, what the page shows."""
+"""The verbs dissect and compare on drawn concepts and a small network: what is kept,
+how it goes on, what the page shows.
+"""
 
 import base64
 import io
@@ -41,13 +43,24 @@ COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 
 class Colours:
     id = "colours@1"
-    def pictures(self, pictures):
-        return torch.stack([torch.from_numpy(picture / 255).float().mean(dim=(0, 1)) + 0.01 for picture in pictures])
+    def images(self, images):
+        return torch.stack([torch.from_numpy(image / 255).float().mean(dim=(0, 1)) + 0.01 for image in images])
     def words(self, words):
         return torch.tensor([COLOURS[word] for word in words]).float()
 """
-CONCEPTS = "drawn:pictures=30,size=64"
-QUICK = ("--permutations", "19", "--min-pictures", "3", "--engine", "torch", "-l", "mix", "-l", "last")
+CONCEPTS = "drawn:images=30,size=64"
+QUICK = (
+    "--permutations",
+    "19",
+    "--min-images",
+    "3",
+    "--engine",
+    "torch",
+    "-l",
+    "mix",
+    "-l",
+    "last",
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,10 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dissect")
     (folder / "own_dissected.py").write_text(MODULE)
     (folder / "words.txt").write_text("red\ngreen\nblue\n")
-    (folder / "groups.csv").write_text("concept,class\n" + "".join(f"{name},class 1\n" for name in ("red", "green", "blue")))
+    (folder / "groups.csv").write_text(
+        "concept,class\n"
+        + "".join(f"{name},class 1\n" for name in ("red", "green", "blue"))
+    )
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
@@ -74,19 +90,37 @@ def dissect(here, name, *more, model="own_dissected:red"):
 @pytest.fixture(scope="module")
 def whole(here):
     """A run with everything."""
-    words = ("--words", here / "words.txt", "--encoder", "own_dissected:Colours", "--similarity", "soft-wpmi:top=8")
-    code = dissect(here, "whole", *words, "--knockout", "--knockout-pictures", "12", "--groups", here / "groups.csv")
+    words = (
+        "--words",
+        here / "words.txt",
+        "--encoder",
+        "own_dissected:Colours",
+        "--similarity",
+        "soft-wpmi:top=8",
+    )
+    code = dissect(
+        here,
+        "whole",
+        *words,
+        "--knockout",
+        "--knockout-images",
+        "12",
+        "--groups",
+        here / "groups.csv",
+    )
     assert code == 0
     return DissectionRun(here / "whole")
 
 
 @pytest.fixture(scope="module")
 def second(here):
-    assert dissect(here, "second", "--against", "random", model="own_dissected:other") == 0
+    assert (
+        dissect(here, "second", "--against", "random", model="own_dissected:other") == 0
+    )
     return DissectionRun(here / "second")
 
 
-# ---------------------------------------------------------------- what is kept
+# ---- what is kept
 
 
 def test_a_run_keeps_everything_and_the_manifest_is_last(whole):
@@ -101,13 +135,26 @@ def test_a_run_keeps_everything_and_the_manifest_is_last(whole):
         "knockout.parquet",
         "report.html",
     }
-    assert {"mix.csv", "last.csv", "top.parquet", "scores.parquet", "concepts.parquet"} <= kept
+    assert {
+        "mix.csv",
+        "last.csv",
+        "top.parquet",
+        "scores.parquet",
+        "concepts.parquet",
+    } <= kept
     assert not [name for name in kept if name.endswith(".part")]
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["kind"] == "dissection"
-    last = max(folder.rglob("*"), key=lambda path: path.stat().st_mtime_ns if path.is_file() else 0)
+    last = max(
+        folder.rglob("*"),
+        key=lambda path: path.stat().st_mtime_ns if path.is_file() else 0,
+    )
     assert last.name == "report.html"
-    made = sorted((path.stat().st_mtime_ns, path.name) for path in folder.rglob("*") if path.is_file())
+    made = sorted(
+        (path.stat().st_mtime_ns, path.name)
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
     assert [name for _, name in made][-2:] == ["run.json", "report.html"]
 
 
@@ -131,8 +178,22 @@ def test_nothing_of_a_dissection_passes_for_a_run_of_explanations(whole):
 
 def test_json_is_printed(here, whole, capsys):
     capsys.readouterr()
-    again = ("--words", here / "words.txt", "--encoder", "own_dissected:Colours", "--similarity", "soft-wpmi:top=8")
-    again += ("--knockout", "--knockout-pictures", "12", "--groups", here / "groups.csv", "--json")
+    again = (
+        "--words",
+        here / "words.txt",
+        "--encoder",
+        "own_dissected:Colours",
+        "--similarity",
+        "soft-wpmi:top=8",
+    )
+    again += (
+        "--knockout",
+        "--knockout-images",
+        "12",
+        "--groups",
+        here / "groups.csv",
+        "--json",
+    )
     assert dissect(here, "whole", *again) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["headlines"]["mix"] == whole.dissection.headline("mix")
@@ -140,7 +201,7 @@ def test_json_is_printed(here, whole, capsys):
     assert said["knocked_out"]
 
 
-# ---------------------------------------------------------------- going on after a kill
+# ---- going on after a kill
 
 
 def test_a_killed_run_goes_on_where_it_was(here, monkeypatch, capsys):
@@ -149,15 +210,19 @@ def test_a_killed_run_goes_on_where_it_was(here, monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(jobs.knockout, "knock_out", stop)
-        assert dissect(here, "killed", "--knockout", "--knockout-pictures", "3") == 130
+        assert dissect(here, "killed", "--knockout", "--knockout-images", "3") == 130
     assert "same command again" in capsys.readouterr().err
     folder = here / "killed"
     assert not (folder / "run.json").exists()
     kept = (folder / "dissection.json").stat().st_mtime_ns
     with pytest.raises(ConsilienceError, match="same command again"):
         DissectionRun(folder)
-    monkeypatch.setattr(jobs, "dissect", lambda *_args, **_options: pytest.fail("it was dissected already"))
-    assert dissect(here, "killed", "--knockout", "--knockout-pictures", "3") == 0
+    monkeypatch.setattr(
+        jobs,
+        "dissect",
+        lambda *_args, **_options: pytest.fail("it was dissected already"),
+    )
+    assert dissect(here, "killed", "--knockout", "--knockout-images", "3") == 0
     assert (folder / "dissection.json").stat().st_mtime_ns == kept
     assert DissectionRun(folder).knockout is not None
 
@@ -186,22 +251,41 @@ def test_an_edited_word_list_is_another_job(here, tmp_path, capsys):
     [
         (("-l", "nothing"), "no layer"),
         (("--encoder", "x:y"), "--encoder goes with --words"),
-        (("--words", "absent.txt", "--encoder", "own_dissected:Colours"), "cannot be read"),
+        (
+            ("--words", "absent.txt", "--encoder", "own_dissected:Colours"),
+            "cannot be read",
+        ),
         (("--knockout", "--groups", "absent.csv"), "no such file"),
         (("--groups", "absent.csv"), "--groups goes with --knockout"),
-        (("--knockout", "--truth", "t.csv", "--knockout-pictures", "9"), "--knockout-pictures FOLDER"),
+        (
+            ("--knockout", "--truth", "t.csv", "--knockout-images", "9"),
+            "--knockout-images FOLDER",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_kept(here, tmp_path, capsys, arguments, said):
-    assert run("dissect", CONCEPTS, "-m", "own_dissected:red", *arguments, "-o", tmp_path / "none") == 1
+def test_what_cannot_be_done_is_said_before_anything_is_kept(
+    here, tmp_path, capsys, arguments, said
+):
+    assert (
+        run(
+            "dissect",
+            CONCEPTS,
+            "-m",
+            "own_dissected:red",
+            *arguments,
+            "-o",
+            tmp_path / "none",
+        )
+        == 1
+    )
     assert said in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
-# ---------------------------------------------------------------- the pictures and the page
+# ---- the images and the page
 
 
-def test_tiles_are_top_pictures_cut_by_the_units_mask(whole):
+def test_tiles_are_top_images_cut_by_the_units_mask(whole):
     model = load_model("own_dissected:red", engine="torch")
     found, concepts = whole.dissection, load_concepts(CONCEPTS)
     path = unit_tiles.strip_path(whole.folder, "last", 0)
@@ -211,14 +295,25 @@ def test_tiles_are_top_pictures_cut_by_the_units_mask(whole):
     view = model.view(concepts.sample(int(best["index"])), "squash")
     maps = model.activations(view.pixels, ["last"])["last"][0, :1]
     cut = unit_masks(
-        maps, maps.new_tensor(found.layer("last").thresholds[:1]), (unit_tiles.SIDE, unit_tiles.SIDE), "half-pixel"
+        maps,
+        maps.new_tensor(found.layer("last").thresholds[:1]),
+        (unit_tiles.SIDE, unit_tiles.SIDE),
+        "half-pixel",
     )[0]
     pixels = (view.pixels[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    picture = np.asarray(Image.fromarray(pixels).resize((unit_tiles.SIDE, unit_tiles.SIDE), Image.Resampling.BILINEAR))
-    expected = panels.mask(picture, cut.numpy().astype(bool)).astype(float)
-    assert np.abs(strip[:, : unit_tiles.SIDE] - expected).mean() < 6  # WebP is not exact
-    assert np.abs(strip[:, : unit_tiles.SIDE] - picture).mean() > 12
-    assert (strip[:, unit_tiles.SIDE : unit_tiles.SIDE + unit_tiles.GAP] > 200).mean() > 0.9
+    image = np.asarray(
+        Image.fromarray(pixels).resize(
+            (unit_tiles.SIDE, unit_tiles.SIDE), Image.Resampling.BILINEAR
+        )
+    )
+    expected = panels.mask(image, cut.numpy().astype(bool)).astype(float)
+    assert (
+        np.abs(strip[:, : unit_tiles.SIDE] - expected).mean() < 6
+    )  # WebP is not exact
+    assert np.abs(strip[:, : unit_tiles.SIDE] - image).mean() > 12
+    assert (
+        strip[:, unit_tiles.SIDE : unit_tiles.SIDE + unit_tiles.GAP] > 200
+    ).mean() > 0.9
 
 
 def test_the_page_shows_the_tables_numbers_and_loads_nothing(whole):
@@ -227,26 +322,39 @@ def test_the_page_shows_the_tables_numbers_and_loads_nothing(whole):
     assert not re.search(r'(src|href)="(?!#|data:)', text)
     for layer in ("mix", "last"):
         assert whole.dissection.headline(layer) in text
-    cards = re.findall(r'<li data-text="([^"]*)" data-layer="(\w+)".*?data-iou="([^"]*)".*?data-unit="(\d+)"', text)
+    cards = re.findall(
+        r'<li data-text="([^"]*)" data-layer="(\w+)".*?data-iou="([^"]*)".*?data-unit="(\d+)"',
+        text,
+    )
     units = whole.units.set_index(["layer", "unit"])
     assert len(cards) == 8
     for words, layer, iou, unit in cards:
         row = units.loc[(layer, int(unit))]
         assert float(iou) == row["iou"]
         assert row["concept"] in words
-    pictures = re.findall(r'src="data:image/webp;base64,([^"]+)"', text)
-    assert len(pictures) == 8
-    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size == (unit_tiles.WIDTH, unit_tiles.SIDE)
+    images = re.findall(r'src="data:image/webp;base64,([^"]+)"', text)
+    assert len(images) == 8
+    assert Image.open(io.BytesIO(base64.b64decode(images[0]))).size == (
+        unit_tiles.WIDTH,
+        unit_tiles.SIDE,
+    )
 
 
 def test_the_page_is_bounded(whole, tmp_path):
-    model, concepts = load_model("own_dissected:red", engine="torch"), load_concepts(CONCEPTS)
+    model, concepts = (
+        load_model("own_dissected:red", engine="torch"),
+        load_concepts(CONCEPTS),
+    )
     shown = unit_tiles.draw_tiles(model, whole.dissection, concepts, tmp_path, most=4)
     assert (shown["shown"], shown["left_out"]) == (4, 4)
     drawn = {(path.parent.name, path.stem) for path in tmp_path.rglob("*.webp")}
-    table = whole.dissection.table().sort_values(["detector", "iou"], ascending=False, kind="stable")
+    table = whole.dissection.table().sort_values(
+        ["detector", "iou"], ascending=False, kind="stable"
+    )
     best = table.groupby("layer").head(2)
-    assert drawn == {(str(row["layer"]), str(row["unit"])) for row in best.to_dict("records")}
+    assert drawn == {
+        (str(row["layer"]), str(row["unit"])) for row in best.to_dict("records")
+    }
 
 
 def test_the_script_may_run_and_no_other(whole):
@@ -287,32 +395,59 @@ def test_random_weights_stand_beside_and_are_no_null(second):
 
 
 def test_nothing_detected_and_no_null_is_said(here, capsys):
-    more = ("--threshold", ".99", "--knockout", "--knockout-pictures", "2")
-    assert run("dissect", CONCEPTS, "-m", "own_dissected:red", "-l", "last", "--engine", "torch", "--permutations", "0", *more,
-               "-o", here / "none") == 0  # fmt: skip
+    more = ("--threshold", ".99", "--knockout", "--knockout-images", "2")
+    assert (
+        run(
+            "dissect",
+            CONCEPTS,
+            "-m",
+            "own_dissected:red",
+            "-l",
+            "last",
+            "--engine",
+            "torch",
+            "--permutations",
+            "0",
+            *more,
+            "-o",
+            here / "none",
+        )
+        == 0
+    )
     assert "last: 0 of 4 units detect a concept" in capsys.readouterr().out
     text = (here / "none" / "report.html").read_text()
     assert "No null was made" in text
     assert "Knocked out: what classes lose" not in text
 
 
-def test_accuracy_over_labelled_pictures(here, tmp_path):
-    from conftest import planted_picture
+def test_accuracy_over_labelled_images(here, tmp_path):
+    from conftest import planted_image
 
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     rows = ["image,class_index"]
     for seed in range(4):
-        sample = planted_picture(seed)
-        Image.fromarray(sample.pixels).save(tmp_path / "pictures" / f"{sample.name}.png")
+        sample = planted_image(seed)
+        Image.fromarray(sample.pixels).save(tmp_path / "images" / f"{sample.name}.png")
         rows.append(f"{sample.name}.png,1")
     (tmp_path / "truth.csv").write_text("\n".join(rows))
-    more = ("--knockout", "--knockout-pictures", tmp_path / "pictures", "--truth", tmp_path / "truth.csv")
-    (tmp_path / "groups.csv").write_text((here / "groups.csv").read_text() + "orange,class 1\npink,class 1\nyellow,class 1\n")
+    more = (
+        "--knockout",
+        "--knockout-images",
+        tmp_path / "images",
+        "--truth",
+        tmp_path / "truth.csv",
+    )
+    (tmp_path / "groups.csv").write_text(
+        (here / "groups.csv").read_text()
+        + "orange,class 1\npink,class 1\nyellow,class 1\n"
+    )
     assert dissect(here, "labelled", *more, "--groups", tmp_path / "groups.csv") == 0
     lost = DissectionRun(here / "labelled").knockout.set_index(["layer", "unit"])
     assert (lost["n"] == 4).all()
-    assert lost.loc[("last", 0), "own_pictures"] == 4
-    assert lost.loc[("last", 0), "own_accuracy_lost"] == 1  # without its red unit the network no longer says red
+    assert lost.loc[("last", 0), "own_images"] == 4
+    assert (
+        lost.loc[("last", 0), "own_accuracy_lost"] == 1
+    )  # without its red unit the network no longer says red
 
 
 def test_units_without_concept_or_word_are_shown(whole, monkeypatch):
@@ -327,12 +462,14 @@ def test_units_without_concept_or_word_are_shown(whole, monkeypatch):
     units = beside(words, table)
     monkeypatch.setattr(DissectionRun, "units", property(lambda _run: units))
     assert "no concept" in page.dissection_page(whole)
-    rows = json.loads(json.dumps(console.dissection_as_json(whole), allow_nan=False))["units"]
+    rows = json.loads(json.dumps(console.dissection_as_json(whole), allow_nan=False))[
+        "units"
+    ]
     assert [row["same"] for row in rows[:2]] == [None, None]
     assert rows[1]["margin"] is None
 
 
-# ---------------------------------------------------------------- compare
+# ---- compare
 
 
 def test_compare_two_runs(here, whole, second, capsys):
@@ -341,17 +478,30 @@ def test_compare_two_runs(here, whole, second, capsys):
     assert "own_dissected:red" in said
     jaccard = pd.read_csv(here / "versus" / "jaccard.csv")
     concepts = [
-        set(zip(rows["concept"], rows["category"], strict=True)) for rows in (r.dissection.detectors() for r in (whole, second))
+        set(zip(rows["concept"], rows["category"], strict=True))
+        for rows in (r.dissection.detectors() for r in (whole, second))
     ]
     assert jaccard.iloc[-1]["shared"] == len(concepts[0] & concepts[1])
-    assert jaccard.iloc[-1]["jaccard"] == pytest.approx(len(concepts[0] & concepts[1]) / len(concepts[0] | concepts[1]))
+    assert jaccard.iloc[-1]["jaccard"] == pytest.approx(
+        len(concepts[0] & concepts[1]) / len(concepts[0] | concepts[1])
+    )
     told = json.loads((here / "versus" / "comparison.json").read_text())
     assert (told["a"], told["b"]) == ("own_dissected:red", "own_dissected:other")
     assert (here / "versus" / "report.html").stat().st_size > 10_000
 
 
 def test_compare_two_layers_of_a_run(here, whole, capsys):
-    assert run("compare", f"{whole.folder}:mix", f"{whole.folder}:last", "-o", here / "layers", "--json") == 0
+    assert (
+        run(
+            "compare",
+            f"{whole.folder}:mix",
+            f"{whole.folder}:last",
+            "-o",
+            here / "layers",
+            "--json",
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert (told["a"], told["b"]) == ("own_dissected:red mix", "own_dissected:red last")
     assert [row["a"] for row in told["jaccard"]] == ["mix", "all layers"]
@@ -366,7 +516,10 @@ def test_compare_says_what_there_is(here, whole, second, tmp_path, capsys):
     assert "compared with itself" in capsys.readouterr().err
     assert run("compare", f"{whole.folder}:nowhere", second.folder) == 1
     assert "no layer 'nowhere'; there is: mix, last" in capsys.readouterr().err
-    assert run("compare", whole.folder, second.folder, "--words", "-o", tmp_path / "w") == 1
+    assert (
+        run("compare", whole.folder, second.folder, "--words", "-o", tmp_path / "w")
+        == 1
+    )
     assert "has no words" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
@@ -374,26 +527,41 @@ def test_compare_says_what_there_is(here, whole, second, tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- explain with a dissection at hand
+# ---- explain with a dissection at hand
 
 
 @pytest.fixture(scope="module")
-def picture(here):
-    from conftest import planted_picture
+def image(here):
+    from conftest import planted_image
 
-    Image.fromarray(planted_picture().pixels).save(here / "square.png")
+    Image.fromarray(planted_image().pixels).save(here / "square.png")
     return here / "square.png"
 
 
-def explain(here, picture, name, by, whole, *more):
+def explain(here, image, name, by, whole, *more):
     return run(
-        "explain", picture, "-m", "own_dissected:red", "--engine", "torch", "--target", "1", "--by", by,
-        "--by", "centre", "--dissection", whole.folder, *more, "-o", here / name,
-    )  # fmt: skip
+        "explain",
+        image,
+        "-m",
+        "own_dissected:red",
+        "--engine",
+        "torch",
+        "--target",
+        "1",
+        "--by",
+        by,
+        "--by",
+        "centre",
+        "--dissection",
+        whole.folder,
+        *more,
+        "-o",
+        here / name,
+    )
 
 
-def test_explain_names_the_units_that_carry_a_map(here, whole, picture, capsys):
-    assert explain(here, picture, "carried", "gradcam:layer=last", whole) == 0
+def test_explain_names_the_units_that_carry_a_map(here, whole, image, capsys):
+    assert explain(here, image, "carried", "gradcam:layer=last", whole) == 0
     said = capsys.readouterr().out
     units = whole.dissection.table().set_index(["layer", "unit"])
     row = units.loc[("last", 0)]
@@ -409,14 +577,23 @@ def test_explain_names_the_units_that_carry_a_map(here, whole, picture, capsys):
     assert sentence in page_text
 
 
-def test_a_layer_that_was_not_dissected_is_a_reason_and_no_failure(here, whole, picture, capsys):
-    assert explain(here, picture, "elsewhere", "gradcam:layer=colours", whole) == 0
+def test_a_layer_that_was_not_dissected_is_a_reason_and_no_failure(
+    here, whole, image, capsys
+):
+    assert explain(here, image, "elsewhere", "gradcam:layer=colours", whole) == 0
     kept = Run(here / "elsewhere").load("square")
-    assert "the dissection is of mix, last" in kept.items[0].provenance["units"]["reason"]
+    assert (
+        "the dissection is of mix, last" in kept.items[0].provenance["units"]["reason"]
+    )
 
 
-def test_a_dissection_of_another_model_is_refused(here, second, picture, tmp_path, capsys):
-    assert explain(here, picture, "refused", "gradcam:layer=last", second) == 1
+def test_a_dissection_of_another_model_is_refused(
+    here, second, image, tmp_path, capsys
+):
+    assert explain(here, image, "refused", "gradcam:layer=last", second) == 1
     assert "is of own_dissected:other@" in capsys.readouterr().err
-    assert run("explain", picture, "--dissection", tmp_path / "none", "-o", tmp_path / "r") == 1
+    assert (
+        run("explain", image, "--dissection", tmp_path / "none", "-o", tmp_path / "r")
+        == 1
+    )
     assert "holds no dissection" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The docs are true: their Python runs, their commands parse, their links lead somewhere."""
+"""The docs are true: their Python runs, their commands parse, their links lead
+somewhere.
+"""
 
 import re
 import shlex
@@ -10,14 +12,26 @@ from consilience import registry
 from consilience.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```",
+        page.read_text(encoding="utf-8"),
+        flags=re.MULTILINE | re.DOTALL,
+    )
 
 
-PYTHON = [(page, number, code) for page in PAGES for number, code in enumerate(blocks(page, "python"))]
+PYTHON = [
+    (page, number, code)
+    for page in PAGES
+    for number, code in enumerate(blocks(page, "python"))
+]
 COMMANDS = [
     (page, line.partition("   #")[0].partition("  #")[0].strip())
     for page in PAGES
@@ -27,7 +41,9 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("page", "number", "code"), PYTHON, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("page", "number", "code"), PYTHON, ids=lambda value: getattr(value, "name", None)
+)
 def test_python_runs(page, number, code):
     try:
         exec(compile(code, f"{page.name}[{number}]", "exec"), {"__name__": "docs"})
@@ -35,7 +51,11 @@ def test_python_runs(page, number, code):
         registry.explainers._entries.pop("example-gradient", None)
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
+@pytest.mark.parametrize(
+    ("page", "command"),
+    COMMANDS,
+    ids=lambda value: value if isinstance(value, str) else None,
+)
 def test_commands_parse(page, command):
     arguments = build_parser().parse_args(shlex.split(command)[1:])
     for spec in getattr(arguments, "by", None) or []:
@@ -52,14 +72,18 @@ def test_there_are_examples_to_check():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(
+        r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")
+    ):
         assert link.startswith("http") or (page.parent / link).exists(), link
 
 
 def test_every_verb_and_registered_name_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     names = [*registry.explainers.names(), *registry.metrics.names()]
-    names = [name for name in names if not name.startswith("test-")]  # other test files' own
+    names = [
+        name for name in names if not name.startswith("test-")
+    ]  # other test files' own
     missing = [name for name in names if f"`{name}`" not in text]
     assert not missing
     for verb in ("demo", "explain", "evaluate", "dissect", "compare", "report", "list"):

@@ -1,4 +1,6 @@
-"""Engines: every one says what torch says, is kept by content, and gives way to torch where it cannot."""
+"""Engines: every one says what torch says, is kept by content, and gives way to torch
+where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -55,43 +57,56 @@ def make(seed: int = 0, width: int = 8) -> nn.Module:
 
 
 def oracle(module: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalisation and module in double precision, picture by picture."""
+    """Normalisation and module in double precision, image by image."""
     double = make(width=module[0].out_channels).double().eval()
     double.load_state_dict(module.state_dict())
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
     with torch.no_grad():
-        return torch.cat([double((one[None].double() - mean) / std) for one in pixels]).float()
+        return torch.cat(
+            [double((one[None].double() - mean) / std) for one in pixels]
+        ).float()
 
 
-def pictures(count: int, size: int = 24) -> torch.Tensor:
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+def images(count: int, size: int = 24) -> torch.Tensor:
+    return torch.rand(
+        count, 3, size, size, generator=torch.Generator().manual_seed(count)
+    )
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino", "auto"])
 @pytest.mark.parametrize("count", [1, 8, 9, 31, 32, 33, 45, 70])
-def test_scores_are_those_of_each_picture_alone(engine, count):
+def test_scores_are_those_of_each_image_alone(engine, count):
     module = make()
     model = wrap(module, size=24, engine=engine)
-    pixels = pictures(count)
+    pixels = images(count)
     scores = model.scores(pixels)
-    assert (scores.shape, scores.dtype, scores.requires_grad) == ((count, 7), torch.float32, False)
+    assert (scores.shape, scores.dtype, scores.requires_grad) == (
+        (count, 7),
+        torch.float32,
+        False,
+    )
     torch.testing.assert_close(scores, oracle(module, pixels), atol=2e-6, rtol=1e-4)
 
 
-def test_no_pictures_have_no_scores():
-    assert wrap(make(), size=24).scores(pictures(1)[:0]).shape == (0, 7)
+def test_no_images_have_no_scores():
+    assert wrap(make(), size=24).scores(images(1)[:0]).shape == (0, 7)
 
 
-def test_a_picture_of_another_size_goes_to_torch():
+def test_a_image_of_another_size_goes_to_torch():
     module = make()
-    pixels = pictures(32, size=40)
-    torch.testing.assert_close(wrap(module, size=24).scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    pixels = images(32, size=40)
+    torch.testing.assert_close(
+        wrap(module, size=24).scores(pixels),
+        oracle(module, pixels),
+        atol=2e-6,
+        rtol=1e-4,
+    )
 
 
 def test_scores_do_not_depend_on_what_ran_before():
     """The same bytes from a fresh adapter and from one that has its engine already."""
-    module, few, many = make(), pictures(5), pictures(40)
+    module, few, many = make(), images(5), images(40)
     fresh = wrap(module, size=24).scores(few)
     used = wrap(module, size=24)
     used.scores(many)
@@ -102,28 +117,36 @@ def test_scores_do_not_depend_on_what_ran_before():
 def test_facts_resolve_auto():
     model = wrap(make(), size=24)
     planned = model.facts
-    assert (planned["engine"], planned["precision"], planned["device"]) == ("openvino", "f32", "cpu")
-    model.scores(pictures(32))
+    assert (planned["engine"], planned["precision"], planned["device"]) == (
+        "openvino",
+        "f32",
+        "cpu",
+    )
+    model.scores(images(32))
     ran = model.facts
     assert {key: ran[key] for key in planned} == planned
     assert (ran["batch"], ran["openvino"]) == (32, version("openvino"))
     assert ran["threads"] >= 1
     plain = model.using(engine="torch")
-    plain.scores(pictures(32))
+    plain.scores(images(32))
     assert (plain.facts["engine"], plain.facts["torch"]) == ("torch", torch.__version__)
 
 
 def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
-    """Also the few pictures that go straight to torch; and it is what the compiled network itself says."""
+    """Also the few images that go straight to torch; and it is what the compiled
+    network itself says.
+    """
     monkeypatch.setattr(plan, "_openvino_capabilities", lambda: ("FP32",))
     model = wrap(make(), size=24, precision="bf16")
     assert model.facts["precision"] == "f32"
     assert "no bf16 arithmetic, so f32 runs" in model.facts["note"]
     for count in (4, 32):
         with plan.recorded_passes() as ran:
-            scores = model.scores(pictures(count))
+            scores = model.scores(images(count))
         assert ran == {("torch" if count == 4 else "openvino", "f32")}
-        torch.testing.assert_close(scores, oracle(make(), pictures(count)), atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            scores, oracle(make(), images(count)), atol=2e-6, rtol=1e-4
+        )
     assert model.facts["precision"] == "f32"
     compiled = model._runner._engine._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
@@ -133,7 +156,7 @@ def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
 def test_torch_in_bf16_says_where_it_is_emulated(monkeypatch, native):
     monkeypatch.setattr(plan, "native_bf16", lambda device: native)
     low = wrap(make(), size=24, engine="torch", precision="bf16")
-    error = (low.scores(pictures(32)) - oracle(make(), pictures(32))).abs().max()
+    error = (low.scores(images(32)) - oracle(make(), images(32))).abs().max()
     assert low.facts["precision"] == "bf16"
     assert 1e-5 < error < 0.05
     assert ("torch emulates it" in low.facts.get("note", "")) is not native
@@ -142,10 +165,20 @@ def test_torch_in_bf16_says_where_it_is_emulated(monkeypatch, native):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"precision": "f16"}, "precision f16 needs an accelerator .*; the model is on cpu, which has f32 and bf16"),
-        ({"precision": "f16", "engine": "openvino"}, "precision f16 needs an accelerator"),
+        (
+            {"precision": "f16"},
+            "precision f16 needs an accelerator .*; the model is on cpu, which has f32 and "
+            "bf16",
+        ),
+        (
+            {"precision": "f16", "engine": "openvino"},
+            "precision f16 needs an accelerator",
+        ),
         ({"precision": "fp8"}, "precision is one of f32, bf16, f16; got 'fp8'"),
-        ({"engine": "tensorrt"}, "engine is one of auto, torch, torch-compile, openvino; got 'tensorrt'"),
+        (
+            {"engine": "tensorrt"},
+            "engine is one of auto, torch, torch-compile, openvino; got 'tensorrt'",
+        ),
     ],
 )
 def test_what_the_device_cannot_do_is_refused(asked, message):
@@ -155,29 +188,46 @@ def test_what_the_device_cannot_do_is_refused(asked, message):
 
 @pytest.mark.slow
 def test_torch_compile_says_what_torch_says():
-    """Nine networks: torch compiles one piece of code for eight at most, and then stops in silence."""
-    pixels = pictures(32)
+    """Nine networks: torch compiles one piece of code for eight at most, and then stops
+    in silence.
+    """
+    pixels = images(32)
     for seed in range(9):
         model = wrap(make(seed), size=24, engine="torch-compile")
-        torch.testing.assert_close(model.scores(pixels[:20]), oracle(make(seed), pixels[:20]), atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            model.scores(pixels[:20]),
+            oracle(make(seed), pixels[:20]),
+            atol=2e-6,
+            rtol=1e-4,
+        )
         assert (model.facts["engine"], model.facts["batch"]) == ("torch-compile", 32)
         assert "note" not in model.facts
         with torch._dynamo.config.patch(error_on_recompile=True):
-            torch.testing.assert_close(model.scores(pixels), oracle(make(seed), pixels), atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(
+                model.scores(pixels), oracle(make(seed), pixels), atol=2e-6, rtol=1e-4
+            )
 
 
 def test_a_compiled_network_follows_its_weights(monkeypatch):
     """Traced for real, run by torch's own operators: no C++ compiler is waited for."""
     compiled = []
     eager = partial(torch.compile, backend="eager")
-    monkeypatch.setattr(torch, "compile", lambda run, **options: compiled.append(options) or eager(run, **options))
-    module, pixels = make(), pictures(33)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda run, **options: compiled.append(options) or eager(run, **options),
+    )
+    module, pixels = make(), images(33)
     model = wrap(module, size=24, engine="torch-compile")
-    torch.testing.assert_close(model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4
+    )
     assert model.facts["engine"] == "torch-compile"
     with torch.no_grad():
         module[6].bias += 1
-    torch.testing.assert_close(model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4
+    )
     assert compiled == [{"dynamic": False, "fullgraph": True}] * 2
     assert all(part.training for part in module.modules())
 
@@ -190,44 +240,57 @@ def test_where_torch_compile_cannot_torch_does_and_it_is_said_once(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    model, pixels, listener = wrap(make(), size=24, engine="torch-compile"), pictures(32), Listener()
+    model, pixels, listener = (
+        wrap(make(), size=24, engine="torch-compile"),
+        images(32),
+        Listener(),
+    )
     with progress.listening(listener):
         for _ in range(2):
-            torch.testing.assert_close(model.scores(pixels), oracle(make(), pixels), atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(
+                model.scores(pixels), oracle(make(), pixels), atol=2e-6, rtol=1e-4
+            )
     assert [line for line in listener.said if "cannot run" in line] == [
         "torch-compile cannot run this model, torch does: no compiler found"
     ]
-    assert (model.facts["engine"], model.facts["note"]) == ("torch", "torch-compile was tried: no compiler found")
+    assert (model.facts["engine"], model.facts["note"]) == (
+        "torch",
+        "torch-compile was tried: no compiler found",
+    )
 
 
 def test_passes_are_recorded_as_they_ran():
     model = wrap(make(), size=24)
     with plan.recorded_passes() as ran:
         assert not ran
-        model.scores(pictures(40))
+        model.scores(images(40))
         assert ran == {("openvino", "f32"), ("torch", "f32")}  # 32, and a rest of 8
     with plan.recorded_passes() as ran:
-        model.activations(pictures(1), ["0"])
+        model.activations(images(1), ["0"])
     assert ran == {("torch", "f32")}
-    model.logits(pictures(1))
+    model.logits(images(1))
     assert len(ran) == 1
 
 
 def test_weights_changed_after_the_first_scores_count():
-    module, pixels = make(), pictures(32)
+    module, pixels = make(), images(32)
     model = wrap(module, size=24)
     model.scores(pixels)
     with torch.no_grad():
         module[6].bias += 1
-    torch.testing.assert_close(model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4
+    )
 
 
 def test_a_converted_model_is_found_again_by_content(monkeypatch, tmp_path):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     conversions = []
     convert = openvino._convert
-    monkeypatch.setattr(openvino, "_convert", lambda network: conversions.append(1) or convert(network))
-    pixels = pictures(32)
+    monkeypatch.setattr(
+        openvino, "_convert", lambda network: conversions.append(1) or convert(network)
+    )
+    pixels = images(32)
     first = wrap(make(), size=24).scores(pixels)
     assert torch.equal(wrap(make(), size=24).scores(pixels), first)
     assert len(conversions) == 1
@@ -237,7 +300,11 @@ def test_a_converted_model_is_found_again_by_content(monkeypatch, tmp_path):
     blobs = list(tmp_path.rglob("*.blob"))
     assert len(blobs) == 3
     assert not [file for file in tmp_path.rglob("*") if "making" in file.name]
-    assert all(file.suffix in (".blob", ".xml", ".bin") for file in tmp_path.rglob("*") if file.is_file())
+    assert all(
+        file.suffix in (".blob", ".xml", ".bin")
+        for file in tmp_path.rglob("*")
+        if file.is_file()
+    )
     for file in blobs:
         file.write_bytes(b"damaged")
     assert torch.equal(wrap(make(), size=24).scores(pixels), first)
@@ -247,8 +314,10 @@ def test_a_converted_model_is_found_again_by_content(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / "file"))
-    model, pixels = wrap(make(), size=24), pictures(32)
-    torch.testing.assert_close(model.scores(pixels), oracle(make(), pixels), atol=2e-6, rtol=1e-4)
+    model, pixels = wrap(make(), size=24), images(32)
+    torch.testing.assert_close(
+        model.scores(pixels), oracle(make(), pixels), atol=2e-6, rtol=1e-4
+    )
     assert model.facts["engine"] == "openvino"
 
 
@@ -271,11 +340,16 @@ class Stubborn(Deceptive):
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(Deceptive, "away from torch's"), (Stubborn, "cannot be traced")])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Deceptive, "away from torch's"), (Stubborn, "cannot be traced")],
+)
 def test_where_openvino_cannot_torch_does_and_it_is_said_once(kind, reason):
     torch.manual_seed(0)
     module = kind().train()
-    pixels = torch.cat([torch.ones(20, 3, 24, 24) - 0.01 * pictures(20), torch.ones(20, 3, 24, 24)])
+    pixels = torch.cat(
+        [torch.ones(20, 3, 24, 24) - 0.01 * images(20), torch.ones(20, 3, 24, 24)]
+    )
     model = wrap(module, size=24)
     expected = module.eval()(model.recipe.normalised(pixels)).detach()
     module.train()
@@ -296,10 +370,14 @@ def test_conversion_leaves_the_module_as_it_was():
     module = make().train()
     hooks = {name: len(part._forward_hooks) for name, part in module.named_modules()}
     attributes = {name: set(vars(part)) for name, part in module.named_modules()}
-    wrap(module, size=24, engine="openvino").scores(pictures(32))
+    wrap(module, size=24, engine="openvino").scores(images(32))
     assert all(part.training for part in module.modules())
-    assert hooks == {name: len(part._forward_hooks) for name, part in module.named_modules()}
-    assert attributes == {name: set(vars(part)) for name, part in module.named_modules()}
+    assert hooks == {
+        name: len(part._forward_hooks) for name, part in module.named_modules()
+    }
+    assert attributes == {
+        name: set(vars(part)) for name, part in module.named_modules()
+    }
 
 
 def test_the_batch_keeps_to_the_memory():
@@ -307,15 +385,21 @@ def test_the_batch_keeps_to_the_memory():
     largest = 64 * 111 * 111
     assert model.largest == largest
     assert model.batch == 32
-    assert model.using(memory=40_000_000).batch == 40_000_000 // (12 * (largest + 3 * 224 * 224)) == 3
+    assert (
+        model.using(memory=40_000_000).batch
+        == 40_000_000 // (12 * (largest + 3 * 224 * 224))
+        == 3
+    )
     assert model.using(memory=1 << 20).batch == 1
 
 
-def test_one_picture_a_batch_works():
-    module, pixels = make(width=64), pictures(3, size=96)
+def test_one_image_a_batch_works():
+    module, pixels = make(width=64), images(3, size=96)
     model = wrap(module, size=96, memory=2_000_000, engine="openvino")
     assert model.batch == 1
-    torch.testing.assert_close(model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        model.scores(pixels), oracle(module, pixels), atol=2e-6, rtol=1e-4
+    )
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -354,8 +438,12 @@ def slow_digest(module: nn.Module) -> str:
 CHANGES = {
     "in place": lambda module: module[0].weight.detach().mul_(2),
     "through .data": lambda module: module[1].running_var.data.add_(1),
-    "another tensor under .data": lambda module: setattr(module[0].weight, "data", module[0].weight.data + 1),
-    "another parameter": lambda module: setattr(module[6], "bias", nn.Parameter(torch.full((7,), 3.0))),
+    "another tensor under .data": lambda module: setattr(
+        module[0].weight, "data", module[0].weight.data + 1
+    ),
+    "another parameter": lambda module: setattr(
+        module[6], "bias", nn.Parameter(torch.full((7,), 3.0))
+    ),
     "another part": lambda module: module.__setitem__(2, nn.GELU()),
     "one part more": lambda module: module.append(nn.ReLU()),
     "a setting": lambda module: setattr(module[1], "eps", 0.5),
@@ -383,11 +471,15 @@ def test_a_watch_looks_no_closer_than_it_has_to(monkeypatch):
     module = make()
     calls = []
     compute = digest.module_digest
-    monkeypatch.setattr(engine_runner, "digest", lambda *given: calls.append(1) or compute(*given))
+    monkeypatch.setattr(
+        engine_runner,
+        "module_digest",
+        lambda *given: calls.append(1) or compute(*given),
+    )
     model = wrap(module, size=24)
     for _ in range(3):
-        model.scores(pictures(32))
-        model.logits(pictures(1))
+        model.scores(images(32))
+        model.logits(images(1))
         assert model.id
     assert len(calls) == 1
     module.train()
@@ -396,7 +488,14 @@ def test_a_watch_looks_no_closer_than_it_has_to(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("500M", 500 << 20), ("2G", 2 << 30), ("1.5GiB", 3 << 29), ("64000000", 64_000_000), ("7 kb", 7168), (12, 12)],
+    [
+        ("500M", 500 << 20),
+        ("2G", 2 << 30),
+        ("1.5GiB", 3 << 29),
+        ("64000000", 64_000_000),
+        ("7 kb", 7168),
+        (12, 12),
+    ],
 )
 def test_sizes_in_bytes(text, size):
     assert plan.bytes_of(text) == size
@@ -404,7 +503,10 @@ def test_sizes_in_bytes(text, size):
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "1T", "1,5G", "two"])
 def test_what_is_no_size(text):
-    with pytest.raises(ConsilienceError, match="memory is a number of bytes, or one with K, M or G: 500M, 2G; got"):
+    with pytest.raises(
+        ConsilienceError,
+        match="memory is a number of bytes, or one with K, M or G: 500M, 2G; got",
+    ):
         plan.bytes_of(text)
 
 
@@ -439,7 +541,9 @@ def peak(memory: int, masks: int, soft: bool) -> int:
         keeps = Grids(torch.rand(masks, 4, 4, generator=generator))
     else:
         segments = np.arange(64 * 64).reshape(64, 64) // 512
-        keeps = Bits(segments, (torch.rand(masks, 8, generator=generator) > 0.5).numpy())
+        keeps = Bits(
+            segments, (torch.rand(masks, 8, generator=generator) > 0.5).numpy()
+        )
     model.anatomy  # noqa: B018 - made outside
     with Peak() as watched:
         probe(model, view, keeps, ClassTarget(1, "one"), torch.zeros_like(view.pixels))
@@ -449,9 +553,13 @@ def peak(memory: int, masks: int, soft: bool) -> int:
 @pytest.mark.parametrize("soft", [False, True])
 def test_memory_follows_the_budget_and_not_the_number_of_masks(soft):
     budgets = [1 << 20, 2 << 20, 4 << 20]
-    few, many = ([peak(budget, masks, soft) for budget in budgets] for masks in (96, 384))
+    few, many = (
+        [peak(budget, masks, soft) for budget in budgets] for masks in (96, 384)
+    )
     assert all(most <= budget for most, budget in zip(many, budgets, strict=True))
-    assert all(big <= 1.02 * small + 384 * 64 for big, small in zip(many, few, strict=True))
+    assert all(
+        big <= 1.02 * small + 384 * 64 for big, small in zip(many, few, strict=True)
+    )
     assert many[2] > 2 * many[0]
 
 
@@ -475,17 +583,29 @@ def test_cancelling_stops_at_once_and_leaves_everything_as_it_was(engine):
     scored = []
     model = wrap(module, size=24, engine=engine)
     view = model.view(Sample("p", np.full((24, 24, 3), 100, np.uint8)))
-    fill, target, keeps = torch.zeros_like(view.pixels), ClassTarget(1, "one"), Grids(torch.rand(320, 3, 3))
+    fill, target, keeps = (
+        torch.zeros_like(view.pixels),
+        ClassTarget(1, "one"),
+        Grids(torch.rand(320, 3, 3)),
+    )
     whole = probe(model, view, keeps, target, fill)
     state = {name: value.clone() for name, value in module.state_dict().items()}
     keep_count = keeps.chunks
-    object.__setattr__(keeps, "chunks", lambda *given: (scored.append(len(chunk)) or chunk for chunk in keep_count(*given)))
+    object.__setattr__(
+        keeps,
+        "chunks",
+        lambda *given: (
+            scored.append(len(chunk)) or chunk for chunk in keep_count(*given)
+        ),
+    )
     listener = Impatient(64)
     with progress.listening(listener), pytest.raises(progress.Cancelled):
         probe(model, view, keeps, target, fill)
     assert (scored, listener.closed) == ([32, 32], 1)
     assert all(part.training for part in module.modules())
     assert not any(part._forward_hooks for part in module.modules())
-    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert all(
+        torch.equal(value, state[name]) for name, value in module.state_dict().items()
+    )
     assert torch.is_grad_enabled()
     assert torch.equal(probe(model, view, keeps, target, fill), whole)

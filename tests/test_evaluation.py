@@ -1,4 +1,6 @@
-"""Evaluations: means, marks and tests against hand-checked tables, controls, resuming, what is refused, the verb."""
+"""Evaluations: means, marks and tests against hand-checked tables, controls, resuming,
+what is refused, the verb.
+"""
 
 import json
 import math
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PATCH, planted_picture
+from conftest import PATCH, planted_image
 from PIL import Image
 from scipy import stats as scipy_stats
 from torch import nn
@@ -50,7 +52,10 @@ class InPatch:
         CALLS.append(explanation.explainer)
         if explanation.sample.name == "p1" and explanation.name == "edges":
             raise NotApplicable(f"{explanation.sample.name} has no edges today")
-        return Score(self.scale * float(explanation.values[PATCH].mean()), np.array([[0.0, 1.0], [1.0, 0.0]]))
+        return Score(
+            self.scale * float(explanation.values[PATCH].mean()),
+            np.array([[0.0, 1.0], [1.0, 0.0]]),
+        )
 
 
 @registry.metrics.register("test-hit")
@@ -82,11 +87,11 @@ def _only_here():
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for seed in (0, 1, 2):
-        Image.fromarray(planted_picture(seed).pixels).save(folder / f"p{seed}.png")
+        Image.fromarray(planted_image(seed).pixels).save(folder / f"p{seed}.png")
     return folder
 
 
@@ -101,14 +106,20 @@ BY = ("gradcam", "lime:samples=64,segments=grid(4)")
 OPTIONS = explain.LoadOptions(engine="torch")
 
 
-def evaluated(pictures, tmp_path, metrics=("test-in-patch", "test-hit"), folder="run"):
+def evaluated(images, tmp_path, metrics=("test-in-patch", "test-hit"), folder="run"):
     job = explain.job_from_specs(BY, ["my:red"], "red")
-    return evaluate.evaluate_pictures(Asked(metrics), job, [pictures], tmp_path / folder, None, OPTIONS)
+    return evaluate.evaluate_images(
+        Asked(metrics), job, [images], tmp_path / folder, None, OPTIONS
+    )
 
 
-# ---------------------------------------------------------------- tables by hand
+# ---- tables by hand
 
-COLUMNS = (TableColumn("m", "method", "gradcam"), TableColumn("c", "control", "random"), TableColumn("d", "control", "edges"))
+COLUMNS = (
+    TableColumn("m", "method", "gradcam"),
+    TableColumn("c", "control", "random"),
+    TableColumn("d", "control", "edges"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,20 +136,32 @@ def rows(values, metric="low", names=("m", "c", "d")):
     for number, row in enumerate(values):
         for name, value in zip(names, row, strict=True):
             reason = "why" if math.isnan(value) else ""
-            cell = {"sample": f"s{number}", "digest": "", "column": name, "metric": metric, "kind": ""}
+            cell = {
+                "sample": f"s{number}",
+                "digest": "",
+                "column": name,
+                "metric": metric,
+                "kind": "",
+            }
             found.append({**cell, "value": value, "reason": reason})
     return found
 
 
 def test_a_table_by_hand():
-    """Six pictures; the method is lower (better) than c by .5 on each, and than d by .1 on half of them."""
+    """Six images; the method is lower (better) than c by .5 on each, and than d by .1
+    on half of them.
+    """
     values = [[0.1, 0.6, 0.2 if i % 2 else 0.1] for i in range(6)]
     found = summary.summarise(rows(values), {"low": Low()}, COLUMNS)
     against = {row["b"]: row for row in found["against_controls"]}
     assert against["c"]["mean"] == pytest.approx(0.5)
     assert against["d"]["mean"] == pytest.approx(0.05)
-    assert against["c"]["p"] == pytest.approx(1 / 64)  # all six positive: one of 2^6 flips reaches their sum
-    assert against["d"]["p"] == pytest.approx(8 / 64)  # three are 0: any sign; three must stay
+    assert against["c"]["p"] == pytest.approx(
+        1 / 64
+    )  # all six positive: one of 2^6 flips reaches their sum
+    assert against["d"]["p"] == pytest.approx(
+        8 / 64
+    )  # three are 0: any sign; three must stay
     assert against["c"]["p_holm"] == pytest.approx(2 / 64)
     assert against["d"]["p_holm"] == pytest.approx(8 / 64)
     assert against["c"]["tests"] == 2
@@ -156,8 +179,10 @@ def test_a_method_above_every_control_is_not_marked():
     assert cell["not_above"] == []
 
 
-def test_too_few_pictures_are_said_to_be_too_few():
-    cell = summary.summarise(rows([[0.1, 0.6, 0.5]] * 3), {"low": Low()}, COLUMNS)["cells"][0]
+def test_too_few_images_are_said_to_be_too_few():
+    cell = summary.summarise(rows([[0.1, 0.6, 0.5]] * 3), {"low": Low()}, COLUMNS)[
+        "cells"
+    ][0]
     assert cell["above"] is False
     assert cell["reachable"] is False
 
@@ -166,19 +191,30 @@ def test_what_does_not_apply_is_counted_and_its_reason_said():
     values = [[0.1, math.nan, 0.5], [0.2, math.nan, 0.6], [0.3, math.nan, 0.4]]
     found = summary.summarise(rows(values), {"low": Low()}, COLUMNS)
     control = found["cells"][1]
-    assert (control["n"], control["not_applicable"], control["reasons"]) == (0, 3, [{"reason": "why", "pictures": 3}])
+    assert (control["n"], control["not_applicable"], control["reasons"]) == (
+        0,
+        3,
+        [{"reason": "why", "images": 3}],
+    )
     assert found["cells"][0]["untested"] == ["c"]
-    assert found["against_controls"][0]["tests"] == 1  # the family holds what could be tested
+    assert (
+        found["against_controls"][0]["tests"] == 1
+    )  # the family holds what could be tested
 
 
 def test_intervals_are_wilson_for_outcomes_and_students_for_few_values():
     values = [[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     hit = summary.summarise(rows(values, "hit"), {"hit": Hit()}, COLUMNS)["cells"][0]
     n, p, z = 3, 2 / 3, scipy_stats.norm.ppf(0.975)
-    centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    centre, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
     assert (hit["low"], hit["high"]) == pytest.approx((centre - half, centre + half))
     low = summary.summarise(rows(values), {"low": Low()}, COLUMNS)["cells"][0]
-    expected = scipy_stats.t.interval(0.95, 2, np.mean([1, 1, 0]), scipy_stats.sem([1, 1, 0]))
+    expected = scipy_stats.t.interval(
+        0.95, 2, np.mean([1, 1, 0]), scipy_stats.sem([1, 1, 0])
+    )
     assert (low["low"], low["high"]) == pytest.approx(expected)
 
 
@@ -189,88 +225,119 @@ def test_nothing_is_added_up_over_metrics():
 
 
 def test_metrics_of_opposite_sense_correlate_as_turned():
-    both = rows([[0.1, 0, 0], [0.2, 0, 0], [0.3, 0, 0]]) + rows([[0.9, 0, 0], [0.8, 0, 0], [0.7, 0, 0]], "hit")
-    found = summary.summarise(both, {"low": Low(), "hit": Hit()}, COLUMNS)["correlations"]
-    assert found[0]["mean"] == pytest.approx(1.0)  # low falls where hit rises: both call s0 best
+    both = rows([[0.1, 0, 0], [0.2, 0, 0], [0.3, 0, 0]]) + rows(
+        [[0.9, 0, 0], [0.8, 0, 0], [0.7, 0, 0]], "hit"
+    )
+    found = summary.summarise(both, {"low": Low(), "hit": Hit()}, COLUMNS)[
+        "correlations"
+    ]
+    assert found[0]["mean"] == pytest.approx(
+        1.0
+    )  # low falls where hit rises: both call s0 best
 
 
-# ---------------------------------------------------------------- pictures and runs
+# ---- images and runs
 
 
-def test_pictures_are_explained_and_scored_beside_all_controls(pictures, loaded, tmp_path):
-    found = evaluated(pictures, tmp_path)
+def test_images_are_explained_and_scored_beside_all_controls(images, loaded, tmp_path):
+    found = evaluated(images, tmp_path)
     table = found.table
-    labels = ["Grad-CAM", "LIME", "random", "centre", "edges", "constant", "Grad-CAM, another class", "LIME, another class"]
+    labels = [
+        "Grad-CAM",
+        "LIME",
+        "random",
+        "centre",
+        "edges",
+        "constant",
+        "Grad-CAM, another class",
+        "LIME, another class",
+    ]
     assert list(dict.fromkeys(table["column"])) == labels
     assert len(table) == 3 * 8 * 2
-    by_hand = api.explain(loaded, planted_picture(1), "gradcam", "red").values[PATCH].mean()
-    mine = table[(table["sample"] == "p1") & (table["metric"] == "test-in-patch")].set_index("column")
+    by_hand = (
+        api.explain(loaded, planted_image(1), "gradcam", "red").values[PATCH].mean()
+    )
+    mine = table[
+        (table["sample"] == "p1") & (table["metric"] == "test-in-patch")
+    ].set_index("column")
     assert mine.loc["Grad-CAM", "value"] == pytest.approx(by_hand, rel=1e-6)
     assert mine.loc["constant", "value"] == 1.0
     assert math.isnan(mine.loc["edges", "value"])
-    assert mine.loc["edges", "reason"] == "the picture has no edges today"
-    other = api.explain(loaded, planted_picture(1), "gradcam", 0).values[PATCH].mean()
-    assert mine.loc["Grad-CAM, another class", "value"] == pytest.approx(other, rel=1e-6)
+    assert mine.loc["edges", "reason"] == "the image has no edges today"
+    other = api.explain(loaded, planted_image(1), "gradcam", 0).values[PATCH].mean()
+    assert mine.loc["Grad-CAM, another class", "value"] == pytest.approx(
+        other, rel=1e-6
+    )
     curve = next(one for one in found.summary["curves"] if one["column"] == "LIME")
     assert curve["mean"][0] == 1.0
     assert curve["mean"][-1] == 0.0
 
 
-def test_a_finished_run_gives_the_same_numbers(pictures, loaded, tmp_path):
-    first = evaluated(pictures, tmp_path)
+def test_a_finished_run_gives_the_same_numbers(images, loaded, tmp_path):
+    first = evaluated(images, tmp_path)
     job = explain.job_from_specs(BY, ["my:red"], "red")
-    explain.run_explanations(job, [pictures], tmp_path / "again", None, OPTIONS)
-    second = evaluate.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS)
+    explain.run_explanations(job, [images], tmp_path / "again", None, OPTIONS)
+    second = evaluate.evaluate_run(
+        Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS
+    )
     pd.testing.assert_frame_equal(first.table, second.table)
 
 
-def test_what_is_kept_is_not_scored_again(pictures, loaded, tmp_path):
-    evaluated(pictures, tmp_path)
+def test_what_is_kept_is_not_scored_again(images, loaded, tmp_path):
+    evaluated(images, tmp_path)
     count = len(CALLS)
-    again = evaluate.evaluate_run(Asked(("test-in-patch", "test-hit")), tmp_path / "run", None, OPTIONS)
+    again = evaluate.evaluate_run(
+        Asked(("test-in-patch", "test-hit")), tmp_path / "run", None, OPTIONS
+    )
     assert len(CALLS) == count
     (tmp_path / "run" / "metrics" / "p2.json").unlink()
     evaluate.evaluate_run(Asked(("test-in-patch",)), tmp_path / "run", None, OPTIONS)
-    assert len(CALLS) == count + 8  # one picture, eight columns
-    more = evaluate.evaluate_run(Asked(("test-in-patch:scale=2",)), tmp_path / "run", None, OPTIONS)
-    merged = more.table.merge(again.table[again.table["metric"] == "test-in-patch"], on=["sample", "column"])
+    assert len(CALLS) == count + 8  # one image, eight columns
+    more = evaluate.evaluate_run(
+        Asked(("test-in-patch:scale=2",)), tmp_path / "run", None, OPTIONS
+    )
+    merged = more.table.merge(
+        again.table[again.table["metric"] == "test-in-patch"], on=["sample", "column"]
+    )
     known = merged.dropna(subset=["value_x"])
     assert np.allclose(known["value_x"], 2 * known["value_y"])
 
 
-def test_a_picture_killed_halfway_keeps_the_metrics_that_were_done(pictures, loaded, tmp_path, monkeypatch):
+def test_a_image_killed_halfway_keeps_the_metrics_that_were_done(
+    images, loaded, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluate, "PATIENCE", 0.0)
     monkeypatch.setattr(Hit, "score", lambda *_: sys.exit("killed"))
     with pytest.raises(SystemExit):
-        evaluated(pictures, tmp_path)
+        evaluated(images, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(load, "_from_factory", lambda *_: loaded)
     assert CALLS.count("centre") == 1
-    found = evaluated(pictures, tmp_path)
-    assert CALLS.count("centre") == 3  # the first picture's are not made again
+    found = evaluated(images, tmp_path)
+    assert CALLS.count("centre") == 3  # the first image's are not made again
     assert len(found.table) == 3 * 8 * 2
 
 
-def test_a_picture_that_changed_or_went_is_refused(pictures, loaded, tmp_path):
-    evaluated(pictures, tmp_path)
+def test_a_image_that_changed_or_went_is_refused(images, loaded, tmp_path):
+    evaluated(images, tmp_path)
     asked = Asked(("test-hit",))
-    Image.fromarray(planted_picture(9).pixels).save(pictures / "p1.png")
-    with pytest.raises(cs.ConsilienceError, match="p1 is another picture"):
+    Image.fromarray(planted_image(9).pixels).save(images / "p1.png")
+    with pytest.raises(cs.ConsilienceError, match="p1 is another image"):
         evaluate.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
-    (pictures / "p1.png").unlink()
+    (images / "p1.png").unlink()
     with pytest.raises(cs.ConsilienceError, match="is not where it was"):
         evaluate.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
 
 
-def test_other_weights_are_refused(pictures, loaded, tmp_path, monkeypatch):
-    evaluated(pictures, tmp_path)
+def test_other_weights_are_refused(images, loaded, tmp_path, monkeypatch):
+    evaluated(images, tmp_path)
     other = replace(loaded, name="other")
     monkeypatch.setattr(load, "_from_factory", lambda *_: other)
     with pytest.raises(cs.ConsilienceError, match="was made with red-finder@"):
         evaluate.evaluate_run(Asked(("test-hit",)), tmp_path / "run", None, OPTIONS)
 
 
-# ---------------------------------------------------------------- controls
+# ---- controls
 
 
 def test_a_map_that_knows_no_class_has_no_map_of_another(red_model, planted):
@@ -288,7 +355,10 @@ def test_another_class_is_neither_explained_nor_predicted_nor_true(red_model, pl
 
 def test_a_remembering_model_says_the_same_and_asks_once(red_model, planted):
     model = remembering(red_model)
-    plain = [api.explain(red_model, planted, "rise:masks=40", target).values for target in (0, 1)]
+    plain = [
+        api.explain(red_model, planted, "rise:masks=40", target).values
+        for target in (0, 1)
+    ]
     passes = []
     engine = model._runner
     asked = engine.scores
@@ -319,14 +389,18 @@ def test_a_copy_of_a_remembering_model_remembers_nothing(red_model):
     assert not model.with_module(model.module)._memory
 
 
-# ---------------------------------------------------------------- the library's verb
+# ---- the library's verb
 
 
 def test_evaluate_scores_one_explanation(red_model, planted):
     cam = cs.explain(red_model, planted, "gradcam", "red")
-    found = cs.evaluate(red_model, cam, ["test-in-patch", "test-in-patch:scale=2", "pointing-game"])
+    found = cs.evaluate(
+        red_model, cam, ["test-in-patch", "test-in-patch:scale=2", "pointing-game"]
+    )
     assert found["test-in-patch"].value == pytest.approx(cam.values[PATCH].mean())
-    assert found["test-in-patch:scale=2"].value == pytest.approx(2 * found["test-in-patch"].value)
+    assert found["test-in-patch:scale=2"].value == pytest.approx(
+        2 * found["test-in-patch"].value
+    )
     assert isinstance(found["pointing-game"], cs.NotApplicable)  # no box, no mask
     with pytest.raises(cs.ConsilienceError, match="the model given is"):
         cs.evaluate(red_model, replace(cam, model_id="another@1"), "test-hit")
@@ -335,14 +409,18 @@ def test_evaluate_scores_one_explanation(red_model, planted):
 
 
 def test_evaluate_says_what_the_model_lacks(red_model, planted):
-    blind = cs.wrap_callable(lambda pixels: np.tile([0.3, 0.7], (len(pixels), 1)), classes=("a", "b"), size=64)
+    blind = cs.wrap_callable(
+        lambda pixels: np.tile([0.3, 0.7], (len(pixels), 1)),
+        classes=("a", "b"),
+        size=64,
+    )
     flat = cs.explain(blind, planted, "centre")
     found = cs.evaluate(blind, flat, "mprt")["mprt"]
     assert isinstance(found, cs.NotApplicable)
     assert "module" in str(found)
 
 
-# ---------------------------------------------------------------- suites, report, command line
+# ---- suites, report, command line
 
 
 def test_suites_name_metrics_that_there_are():
@@ -354,38 +432,47 @@ def test_suites_name_metrics_that_there_are():
         suites.asked_metrics((), "nothing")
 
 
-def test_the_report_shows_the_table_and_links_numbers_to_pictures(pictures, loaded, tmp_path):
-    found = evaluated(pictures, tmp_path)
+def test_the_report_shows_the_table_and_links_numbers_to_images(
+    images, loaded, tmp_path
+):
+    found = evaluated(images, tmp_path)
     page = (found.folder / "report.html").read_text(encoding="utf-8")
     assert 'id="evaluation"' in page
     assert 'href="#metric-1-values"' in page
     assert 'id="metric-1-values"' in page
     values = page.partition('id="metric-1-values"')[2]
-    assert '<a href="#picture-2">p1</a>' in values
-    assert 'id="picture-2"' in page
-    assert "3 pictures cannot show a method to be better than the controls" in page
+    assert '<a href="#image-2">p1</a>' in values
+    assert 'id="image-2"' in page
+    assert "3 images cannot show a method to be better than the controls" in page
     assert page.count('class="untold"') > 1
-    assert page.count('class="below"') == 1  # in the legend: three pictures tell nothing
+    assert page.count('class="below"') == 1  # in the legend: three images tell nothing
     assert "critical difference" in page
     section = page.partition('id="evaluation"')[2].partition('id="asked-heading"')[0]
-    assert not re.search(r"(src|href)=\"(?!#)", section)  # nothing is loaded, every link stays on the page
+    assert not re.search(
+        r"(src|href)=\"(?!#)", section
+    )  # nothing is loaded, every link stays on the page
 
 
-def test_a_run_without_evaluation_has_no_such_section(pictures, loaded, tmp_path):
-    found = evaluated(pictures, tmp_path)
+def test_a_run_without_evaluation_has_no_such_section(images, loaded, tmp_path):
+    found = evaluated(images, tmp_path)
     (found.folder / "evaluation.json").unlink()
     page = html.report_page(cs.Run(found.folder))
     assert 'id="evaluation"' not in page
 
 
-def test_the_verb_on_pictures_then_on_its_run(pictures, loaded, tmp_path, capsys):
+def test_the_verb_on_images_then_on_its_run(images, loaded, tmp_path, capsys):
     out = str(tmp_path / "run")
     given = ["-m", "my:red", "--target", "red", "--engine", "torch", "--by", BY[0]]
-    assert main(["evaluate", str(pictures), "--metric", "test-hit", *given, "-o", out]) == 0
+    assert (
+        main(["evaluate", str(images), "--metric", "test-hit", *given, "-o", out]) == 0
+    )
     printed = capsys.readouterr().out
     assert "Grad-CAM, another class" in printed
     assert "cannot show a method to be better" in printed
-    assert main(["evaluate", out, "--metric", "test-hit", "--engine", "torch", "--json"]) == 0
+    assert (
+        main(["evaluate", out, "--metric", "test-hit", "--engine", "torch", "--json"])
+        == 0
+    )
     said = json.loads(capsys.readouterr().out)
     assert len(said["values"]) == 3 * 6
     assert Evaluation(out).summary["metrics"][0]["spec"] == "test-hit"
@@ -402,35 +489,45 @@ def test_a_remembering_model_still_offers_everything_else(red_model, planted):
     assert model.target_layer() == red_model.target_layer()
 
 
-# ---------------------------------------------------------------- the grid pointing game
+# ---- the grid pointing game
 
 LEFT = {(0, 0): 0.75, (1, 0): 0.25, (0, 1): 0.0, (1, 1): 0.0}
-"""Share of a map that is 3 in the upper left quarter, 1 in the lower left one, by row and column of a quarter."""
+"""Share of a map that is 3 in the upper left quarter, 1 in the lower left one, by row
+and column of a quarter.
+"""
 
 
 @registry.explainers.register("test-left")
 @dataclass(frozen=True)
 class Left:
-    """The same map for every class: 3 in the upper left quarter, 1 in the lower left one."""
+    """The same map for every class: 3 in the upper left quarter, 1 in the lower left
+    one.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def explain(self, model, view, target):
         LEFTS.append(target.index)
-        return Heat(torch.tensor([[3.0, 0.0], [1.0, 0.0]]).repeat_interleave(32, 0).repeat_interleave(32, 1))
+        return Heat(
+            torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+            .repeat_interleave(32, 0)
+            .repeat_interleave(32, 1)
+        )
 
 
 LEFTS = []
 
 
 class Brightest(nn.Module):
-    """How red, green, blue and grey a picture is; very sure of it."""
+    """How red, green, blue and grey an image is; very sure of it."""
 
     def __init__(self):
         super().__init__()
         self.mix = nn.Conv2d(3, 4, 1)
         with torch.no_grad():
-            self.mix.weight[:, :, 0, 0] = 20 * torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [0.5, 0.5, 0.5]])
+            self.mix.weight[:, :, 0, 0] = 20 * torch.tensor(
+                [[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [0.5, 0.5, 0.5]]
+            )
             self.mix.bias.zero_()
 
     def forward(self, x):
@@ -443,7 +540,12 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
 @pytest.fixture
 def brightest(monkeypatch):
     made = wrap(
-        Brightest(), classes=("red", "green", "blue", "white"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="brightest"
+        Brightest(),
+        classes=("red", "green", "blue", "white"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=64,
+        name="brightest",
     )
     made = replace(made.using(engine="torch"), source="my:brightest")
     monkeypatch.setattr(load, "_from_factory", lambda *_: made)
@@ -458,39 +560,61 @@ def coloured(tmp_path):
     for index, colour in enumerate(COLOURS):
         for shade in range(3):
             level = np.array(colour) * (255 - 4 * shade) // 255
-            Image.new("RGB", (64, 64), tuple(level.tolist())).save(folder / f"{index}-{shade}.png")
+            Image.new("RGB", (64, 64), tuple(level.tolist())).save(
+                folder / f"{index}-{shade}.png"
+            )
     return folder
 
 
 def gridded(folder, out, metrics=("grid-pointing", "sparseness")):
     job = explain.job_from_specs(["test-left"], ["my:brightest"])
-    return evaluate.evaluate_pictures(Asked(metrics), job, [folder], out, None, OPTIONS)
+    return evaluate.evaluate_images(Asked(metrics), job, [folder], out, None, OPTIONS)
 
 
-def test_mosaics_are_made_of_the_pictures_and_scored_beside_controls(brightest, coloured, tmp_path):
-    """Twelve pictures of four colours make three mosaics; where a class lies is read off their pixels."""
+def test_mosaics_are_made_of_the_images_and_scored_beside_controls(
+    brightest, coloured, tmp_path
+):
+    """Twelve images of four colours make three mosaics; where a class lies is read off
+    their pixels.
+    """
     found = gridded(coloured, tmp_path / "run")
     rows = found.table[found.table["metric"] == "grid-pointing"]
     assert rows["sample"].nunique() == 3
-    assert found.summary["pictures"] == 12
+    assert found.summary["images"] == 12
     left = rows[rows["column"] == "test-left"].set_index("sample")["value"]
     asked = LEFTS[-6::2]  # of each mosaic the class that was drawn, then another one
-    assert asked == [one.label for one in mosaics(brightest, cs.data.samples([coloured]))]
+    assert asked == [
+        one.label for one in mosaics(brightest, cs.data.read_samples([coloured]))
+    ]
     for (name, value), index in zip(left.items(), asked, strict=True):
         pixels = np.asarray(Image.open(found.folder / "mosaics" / f"{name}.png"))
         means = pixels.reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).reshape(4, 3)
         lit = (means > 128).sum(axis=1)
-        place = int(lit.argmax()) if index == 3 else int(np.where(lit == 1, means[:, index], 0).argmax())
+        place = (
+            int(lit.argmax())
+            if index == 3
+            else int(np.where(lit == 1, means[:, index], 0).argmax())
+        )
         assert value == pytest.approx(LEFT[divmod(place, 2)], abs=1e-6)
     constant = rows[rows["column"] == "constant"]["value"]
     np.testing.assert_allclose(constant, 0.25)
-    cell = next(c for c in found.summary["cells"] if c["metric"] == "grid-pointing" and c["column"] == "test-left")
+    cell = next(
+        c
+        for c in found.summary["cells"]
+        if c["metric"] == "grid-pointing" and c["column"] == "test-left"
+    )
     assert (cell["n"], cell["mean"]) == (3, pytest.approx(left.mean()))
-    other = next(c for c in found.summary["cells"] if c["column"] == "test-left, another class")
+    other = next(
+        c for c in found.summary["cells"] if c["column"] == "test-left, another class"
+    )
     assert other["reasons"][0]["reason"] == "its map is the same for every class"
     metric = found.summary["metrics"][0]
     assert (metric["unit"], metric["units"]) == ("mosaic", 3)
-    assert {row["b"] for row in found.summary["against_controls"] if row["metric"] == "grid-pointing"} > {"random", "constant"}
+    assert {
+        row["b"]
+        for row in found.summary["against_controls"]
+        if row["metric"] == "grid-pointing"
+    } > {"random", "constant"}
     assert all(row["a"] != "grid-pointing" for row in found.summary["correlations"])
     page = (found.folder / "report.html").read_text(encoding="utf-8")
     assert "3 mosaics" in page
@@ -500,7 +624,9 @@ def test_mosaics_are_made_of_the_pictures_and_scored_beside_controls(brightest, 
 def test_mosaics_are_kept_and_come_of_a_run_too(brightest, coloured, tmp_path):
     first = gridded(coloured, tmp_path / "run")
     LEFTS.clear()
-    again = evaluate.evaluate_run(Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS)
+    again = evaluate.evaluate_run(
+        Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS
+    )
     assert not LEFTS  # nothing is explained again
     pd.testing.assert_frame_equal(first.table, again.table)
     name = first.table.loc[first.table["metric"] == "grid-pointing", "sample"].iloc[0]
@@ -509,65 +635,94 @@ def test_mosaics_are_kept_and_come_of_a_run_too(brightest, coloured, tmp_path):
     assert len(LEFTS) == 2  # one mosaic: its class and another one
 
 
-def test_too_few_sure_pictures_are_one_line(brightest, coloured, tmp_path, capsys):
+def test_too_few_sure_images_are_one_line(brightest, coloured, tmp_path, capsys):
     for path in coloured.glob("3-*.png"):
         path.unlink()
     found = gridded(coloured, tmp_path / "run")
     assert set(found.table["metric"]) == {"sparseness"}
     console.show_evaluation(found, console.output())
     said = " ".join(capsys.readouterr().out.split())
-    line = "No number of Grid pointing game (grid-pointing): a mosaic of 4 cells needs pictures of as many classes that"
+    line = "No number of Grid pointing game (grid-pointing): a mosaic of 4 cells needs images of as many classes that"
     assert said.count(line) == 1
-    assert "of 9 pictures 9, of 3 classes, have a probability of 0.9" in said
+    assert "of 9 images 9, of 3 classes, have a probability of 0.9" in said
     page = (found.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("a mosaic of 4 cells needs") == 1
-    alone = evaluate.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
+    alone = evaluate.evaluate_run(
+        Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS
+    )
     assert len(alone.table) == 0
     assert alone.summary["metrics"][0]["absent"].startswith("a mosaic of 4 cells needs")
 
 
-def test_mosaics_are_of_pictures_that_every_model_is_sure_of(brightest, coloured):
-    """A second model that is sure of no white: the white pictures are left out, and three classes make no mosaic."""
+def test_mosaics_are_of_images_that_every_model_is_sure_of(brightest, coloured):
+    """A second model that is sure of no white: the white images are left out, and three
+    classes make no mosaic.
+    """
     network = Brightest()
     with torch.no_grad():
         network.mix.weight[3] = -10.0
-    other = wrap(network, classes=brightest.classes, mean=(0, 0, 0), std=(1, 1, 1), size=64, name="other").using(engine="torch")
-    samples = list(cs.data.samples([coloured]))
+    other = wrap(
+        network,
+        classes=brightest.classes,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=64,
+        name="other",
+    ).using(engine="torch")
+    samples = list(cs.data.read_samples([coloured]))
     metric = registry.metrics.build("grid-pointing:count=2")
     assert len(list(grid.mosaics_of(metric, [brightest], samples, 0))) == 2
     with pytest.raises(cs.ConsilienceError, match="of 3 classes"):
         list(grid.mosaics_of(metric, [brightest, other], samples, 0))
 
 
-def test_a_data_sets_number_is_named_as_such(pictures, loaded, tmp_path, capsys):
-    """MaxBoxAcc of three pictures by hand: one threshold for all, from the kept curves; below the mean of their own bounds."""
+def test_a_data_sets_number_is_named_as_such(images, loaded, tmp_path, capsys):
+    """MaxBoxAcc of three images by hand: one threshold for all, from the kept curves;
+    below the mean of their own bounds.
+    """
     truth = tmp_path / "truth.csv"
     edges = ["40,8,56,24", "36,8,60,24", "40,0,56,40"]
-    truth.write_text("image,class_index,x0,y0,x1,y1\n" + "".join(f"p{i}.png,1,{edge}\n" for i, edge in enumerate(edges)))
+    truth.write_text(
+        "image,class_index,x0,y0,x1,y1\n"
+        + "".join(f"p{i}.png,1,{edge}\n" for i, edge in enumerate(edges))
+    )
     job = explain.job_from_specs(BY, ["my:red"], "red")
-    found = evaluate.evaluate_pictures(Asked(("max-box-acc",)), job, [pictures], tmp_path / "run", truth, OPTIONS)
+    found = evaluate.evaluate_images(
+        Asked(("max-box-acc",)), job, [images], tmp_path / "run", truth, OPTIONS
+    )
     spec = registry.spell(registry.metrics.build("max-box-acc"), full=True)
-    curves = np.array([one.get(spec, "Grad-CAM").curve for one in found.pictures()])
-    best = [max(float(np.mean([row[t] >= delta for row in curves])) for t in range(100)) for delta in (0.3, 0.5, 0.7)]
+    curves = np.array([one.get(spec, "Grad-CAM").curve for one in found.images()])
+    best = [
+        max(float(np.mean([row[t] >= delta for row in curves])) for t in range(100))
+        for delta in (0.3, 0.5, 0.7)
+    ]
     said = next(row for row in found.summary["gathered"] if row["column"] == "Grad-CAM")
     assert said["value"] == pytest.approx(np.mean(best))
     cell = next(row for row in found.summary["cells"] if row["column"] == "Grad-CAM")
     assert said["value"] <= cell["mean"]
     console.show_evaluation(found, console.output())
     assert "of the data set" in capsys.readouterr().out
-    assert "MaxBoxAcc of the data set" in (found.folder / "report.html").read_text(encoding="utf-8")
+    assert "MaxBoxAcc of the data set" in (found.folder / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
-def test_reasons_of_many_classes_are_one_line(pictures, loaded, tmp_path):
+def test_reasons_of_many_classes_are_one_line(images, loaded, tmp_path):
     from consilience.show import evaluation_page as said_of
 
-    assert said_of.general("the picture has no box of class 3 tiger cat, tabby; it has boxes of class 4, 5 and 0 masks") == (
-        "the picture has no box of the explained class; it has boxes of another class and 0 masks"
+    assert said_of.general(
+        "the image has no box of class 3 tiger cat, tabby; it has boxes of class 4, 5 and 0 "
+        "masks"
+    ) == (
+        "the image has no box of the explained class; it has boxes of another class and 0 masks"
     )
-    seen = "the picture: what is marked as class 3 tiger cat covers no pixel of what the model is shown"
-    assert said_of.general(seen) == "what is marked as the explained class covers no pixel of what the model is shown"
-    found = evaluated(pictures, tmp_path, ("energy", "pointing-game"))
+    seen = "the image: what is marked as class 3 tiger cat covers no pixel of what the model is shown"
+    assert (
+        said_of.general(seen)
+        == "what is marked as the explained class covers no pixel of what the model is shown"
+    )
+    found = evaluated(images, tmp_path, ("energy", "pointing-game"))
     lines = said_of.silent(found.summary)
     assert len(lines) == 1
     assert len(lines[0][0]) == 2
-    assert lines[0][1].endswith("(3 pictures)")
+    assert lines[0][1].endswith("(3 images)")

@@ -1,4 +1,6 @@
-"""Pixels where they belong: reading, resizing, geometry, each against PIL, torchvision, scipy or a literal loop."""
+"""Pixels where they belong: reading, resizing, geometry, each against PIL, torchvision,
+scipy or a literal loop.
+"""
 
 import struct
 import zlib
@@ -16,11 +18,13 @@ from consilience import images
 from consilience.images import Placement
 from consilience.types import Box, ConsilienceError
 
-# ---------------------------------------------------------------- reading
+# ---- reading
 
 
 def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
 
 
 def test_rgb_is_read_as_it_is(tmp_path):
@@ -40,31 +44,39 @@ def test_grey_is_repeated(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
-    grey = np.array([[0, 128, 256, 1000], [32768, 40000, 65407, 65535]], dtype=np.uint16)
+    grey = np.array(
+        [[0, 128, 256, 1000], [32768, 40000, 65407, 65535]], dtype=np.uint16
+    )
     Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
     read, notes = images.read_pixels(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(read[..., 0], np.rint(grey / 257.0))
     assert notes == ("16-bit grey scaled to 8 bits",)
 
 
-def test_one_bit_picture_is_black_and_white(tmp_path):
+def test_one_bit_image_is_black_and_white(tmp_path):
     bits = np.array([[True, False], [False, True]])
     Image.fromarray(bits).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(images.read_pixels(tmp_path / "a.png")[0][..., 1], bits * 255)
+    np.testing.assert_array_equal(
+        images.read_pixels(tmp_path / "a.png")[0][..., 1], bits * 255
+    )
 
 
 def test_cmyk_is_converted(tmp_path):
     """C = 255 alone is cyan: no red, all green and blue."""
     plane = np.zeros((16, 16, 4), dtype=np.uint8)
     plane[..., 0] = 255
-    Image.frombytes("CMYK", (16, 16), plane.tobytes()).save(tmp_path / "a.jpg", quality=100)
+    Image.frombytes("CMYK", (16, 16), plane.tobytes()).save(
+        tmp_path / "a.jpg", quality=100
+    )
     read, _ = images.read_pixels(tmp_path / "a.jpg")
     assert np.abs(read.astype(int) - (0, 255, 255)).max() <= 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    """The corner that is top left to a person is marked; each orientation stores it elsewhere."""
+    """The corner that is top left to a person is marked; each orientation stores it
+    elsewhere.
+    """
     seen = np.zeros((16, 24, 3), dtype=np.uint8)
     seen[:8, :8] = 255
     stored = {
@@ -82,14 +94,22 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
     read, notes = images.read_pixels(tmp_path / "a.png")
     np.testing.assert_array_equal(read, seen)
-    assert notes == (() if orientation == 1 else ("turned upright by its EXIF orientation",))
+    assert notes == (
+        () if orientation == 1 else ("turned upright by its EXIF orientation",)
+    )
 
 
 def test_transparency_is_composited_on_white(tmp_path):
-    pixels = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
+    pixels = np.array(
+        [[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8
+    )
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
     read, notes = images.read_pixels(tmp_path / "a.png")
-    expected = [[200, 100, 0], [255, 255, 255], [0.2 * 200 + 0.8 * 255, 0.2 * 100 + 0.8 * 255, 0.8 * 255]]
+    expected = [
+        [200, 100, 0],
+        [255, 255, 255],
+        [0.2 * 200 + 0.8 * 255, 0.2 * 100 + 0.8 * 255, 0.8 * 255],
+    ]
     np.testing.assert_allclose(read[0], expected, atol=1)
     assert notes == ("transparency composited on white",)
 
@@ -122,18 +142,31 @@ def bomb(width, height):
     """A PNG that claims a size and holds next to nothing."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body))
+            + kind
+            + body
+            + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        + chunk(b"IEND", b"")
+    )
 
 
 REFUSED = {
     "empty.jpg": (lambda: b"", "the file is empty"),
-    "text.jpg": (lambda: b"this is no picture", "not a picture in any format read here"),
-    "svg.png": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+    "text.jpg": (lambda: b"this is no image", "not an image in any format read here"),
+    "svg.png": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     "bomb.png": (lambda: bomb(60000, 60000), "pixels"),
-    "large.png": (lambda: bomb(9000, 9000), "claims 9000 x 9000 pixels; the limit is 64,000,000"),
+    "large.png": (
+        lambda: bomb(9000, 9000),
+        "claims 9000 x 9000 pixels; the limit is 64,000,000",
+    ),
     "short.png": (lambda: bomb(100, 100), "damaged or truncated"),
 }
 
@@ -165,7 +198,7 @@ def test_floating_point_pixels_are_refused(tmp_path):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ConsilienceError, match="no such file"):
         images.read_pixels(tmp_path / "a.png")
-    with pytest.raises(ConsilienceError, match="a folder, not a picture"):
+    with pytest.raises(ConsilienceError, match="a folder, not an image"):
         images.read_pixels(tmp_path)
 
 
@@ -215,15 +248,28 @@ def test_hostile_animation_is_its_first_frame(shared):
         np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("name", ["truncated.jpg", "empty.jpg", "not-an-image.jpg", "bomb.png"])
+@pytest.mark.parametrize(
+    "name", ["truncated.jpg", "empty.jpg", "not-an-image.jpg", "bomb.png"]
+)
 def test_hostile_and_refused(shared, name):
     with pytest.raises(ConsilienceError, match=name):
         images.read_pixels(shared / "hostile" / name)
 
 
-# ---------------------------------------------------------------- resizing as torchvision does
+# ---- resizing as torchvision does
 
-SHAPES = [(300, 400), (400, 300), (224, 224), (257, 999), (1001, 333), (256, 640), (100, 61), (1, 1), (37, 2), (255, 257)]
+SHAPES = [
+    (300, 400),
+    (400, 300),
+    (224, 224),
+    (257, 999),
+    (1001, 333),
+    (256, 640),
+    (100, 61),
+    (1, 1),
+    (37, 2),
+    (255, 257),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -231,22 +277,30 @@ SHAPES = [(300, 400), (400, 300), (224, 224), (257, 999), (1001, 333), (256, 640
 def test_crop_is_torchvisions_resize_and_centre_crop(shape, interpolation):
     pixels = noise(*shape)
     mode = transforms.InterpolationMode(interpolation)
-    peer = transforms.Compose([transforms.Resize(256, mode), transforms.CenterCrop(224)])
+    peer = transforms.Compose(
+        [transforms.Resize(256, mode), transforms.CenterCrop(224)]
+    )
     ours = images.place(pixels, Placement.crop(shape, 256, (224, 224)), interpolation)
     np.testing.assert_array_equal(ours, np.asarray(peer(Image.fromarray(pixels))))
 
 
-@pytest.mark.parametrize(("short", "size"), [(224, 224), (235, 224), (232, 225), (256, 227), (30, 17)])
+@pytest.mark.parametrize(
+    ("short", "size"), [(224, 224), (235, 224), (232, 225), (256, 227), (30, 17)]
+)
 def test_odd_crops_round_as_torchvision_does(short, size):
     for shape in [(300, 401), (99, 98), (64, 333)]:
         pixels = noise(*shape)
-        peer = transforms.Compose([transforms.Resize(short), transforms.CenterCrop(size)])
-        ours = images.place(pixels, Placement.crop(shape, short, (size, size)), "bilinear")
+        peer = transforms.Compose(
+            [transforms.Resize(short), transforms.CenterCrop(size)]
+        )
+        ours = images.place(
+            pixels, Placement.crop(shape, short, (size, size)), "bilinear"
+        )
         np.testing.assert_array_equal(ours, np.asarray(peer(Image.fromarray(pixels))))
 
 
 @pytest.mark.parametrize("shape", [(10, 13), (11, 10), (9, 30)])
-def test_a_crop_larger_than_the_picture_is_padded_as_torchvision_pads(shape):
+def test_a_crop_larger_than_the_image_is_padded_as_torchvision_pads(shape):
     pixels = noise(*shape)
     peer = transforms.Compose([transforms.Resize(9), transforms.CenterCrop((14, 15))])
     ours = images.place(pixels, Placement.crop(shape, 9, (14, 15)), "bilinear", pad=0.0)
@@ -256,17 +310,22 @@ def test_a_crop_larger_than_the_picture_is_padded_as_torchvision_pads(shape):
 def test_squash_is_torchvisions_resize_to_a_pair():
     pixels = noise(123, 77)
     ours = images.place(pixels, Placement.squash((123, 77), (40, 56)), "bilinear")
-    np.testing.assert_array_equal(ours, np.asarray(transforms.Resize((40, 56))(Image.fromarray(pixels))))
+    np.testing.assert_array_equal(
+        ours, np.asarray(transforms.Resize((40, 56))(Image.fromarray(pixels)))
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(60, 3000), (3000, 60), (500, 375), (200, 2500)])
 def test_sliver_gives_what_plain_placement_gives(shape, interpolation, monkeypatch):
-    """Within one grey level; two where the filter overshoots, as Pillow may take (and round) the axes in another order.
+    """Within one grey level; two where the filter overshoots, as Pillow may take (and
+    round) the axes in another order.
 
-    Pictures are kept from black and white, where overshoot is clipped between the axes.
+    Images are kept from black and white, where overshoot is clipped between the axes.
     """
-    smooth = ndimage.gaussian_filter(noise(*shape).astype(float), (3, 3, 0)).astype(np.uint8)
+    smooth = ndimage.gaussian_filter(noise(*shape).astype(float), (3, 3, 0)).astype(
+        np.uint8
+    )
     placement = Placement.crop(shape, 256, (224, 224))
     for pixels in (smooth, 40 + noise(*shape) // 2):
         monkeypatch.setattr(images, "MAX_PIXELS", 10**9)
@@ -295,7 +354,7 @@ def test_an_extreme_sliver_narrower_than_the_crop_is_padded():
     assert (placed[212:] == 255).all()
 
 
-# ---------------------------------------------------------------- geometry
+# ---- geometry
 
 PLACEMENTS = {
     "crop": Placement.crop((300, 400), 256, (224, 224)),
@@ -309,23 +368,37 @@ PLACEMENTS = {
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_impulse_lands_where_the_geometry_says(name):
-    """A large bright square: the centre of its light in the input is that of the moved box."""
+    """A large bright square: the centre of its light in the input is that of the moved
+    box.
+    """
     placement = PLACEMENTS[name]
-    height, width = placement.picture
-    y0, x0, side = round(height * 0.45), round(width * 0.42), max(2, min(placement.picture) // 6)
+    height, width = placement.image
+    y0, x0, side = (
+        round(height * 0.45),
+        round(width * 0.42),
+        max(2, min(placement.image) // 6),
+    )
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[y0 : y0 + side, x0 : x0 + side] = 255
     light = images.place(pixels, placement, "bilinear", pad=0.0)[..., 0].astype(float)
     box = placement.to_input(Box(3, x0, y0, x0 + side, y0 + side))
     rows, columns = (np.arange(length) + 0.5 for length in placement.size)
-    assert light.sum(axis=1) @ rows / light.sum() == pytest.approx((box.y0 + box.y1) / 2, abs=0.05)
-    assert light.sum(axis=0) @ columns / light.sum() == pytest.approx((box.x0 + box.x1) / 2, abs=0.05)
-    assert light.sum() / 255 == pytest.approx((box.x1 - box.x0) * (box.y1 - box.y0), rel=0.01)
+    assert light.sum(axis=1) @ rows / light.sum() == pytest.approx(
+        (box.y0 + box.y1) / 2, abs=0.05
+    )
+    assert light.sum(axis=0) @ columns / light.sum() == pytest.approx(
+        (box.x0 + box.x1) / 2, abs=0.05
+    )
+    assert light.sum() / 255 == pytest.approx(
+        (box.x1 - box.x0) * (box.y1 - box.y0), rel=0.01
+    )
     assert box.index == 3
 
 
 def literal_to_input(thing, placement):
-    """Slow twin of `to_input` for label maps: which label lies under the centre of each input pixel?"""
+    """Slow twin of `to_input` for label maps: which label lies under the centre of each
+    input pixel?
+    """
     moved = np.zeros(placement.size, dtype=thing.dtype)
     for y in range(placement.size[0]):
         for x in range(placement.size[1]):
@@ -336,14 +409,20 @@ def literal_to_input(thing, placement):
     return moved
 
 
-def literal_to_picture(values, placement):
-    """Slow twin of `to_picture`: bilinear between the centres of cells, held at the edges."""
+def literal_to_image(values, placement):
+    """Slow twin of `to_image`: bilinear between the centres of cells, held at the
+    edges.
+    """
     height, width = values.shape
-    moved = np.full(placement.picture, np.nan)
-    for y in range(placement.picture[0]):
-        for x in range(placement.picture[1]):
-            v = (y + 0.5) * placement.resized[0] / placement.picture[0] - placement.offset[0]
-            u = (x + 0.5) * placement.resized[1] / placement.picture[1] - placement.offset[1]
+    moved = np.full(placement.image, np.nan)
+    for y in range(placement.image[0]):
+        for x in range(placement.image[1]):
+            v = (y + 0.5) * placement.resized[0] / placement.image[
+                0
+            ] - placement.offset[0]
+            u = (x + 0.5) * placement.resized[1] / placement.image[
+                1
+            ] - placement.offset[1]
             if not (0 <= v <= placement.size[0] and 0 <= u <= placement.size[1]):
                 continue
             i = min(max(v / placement.size[0] * height - 0.5, 0), height - 1)
@@ -352,7 +431,9 @@ def literal_to_picture(values, placement):
             c, d = min(a + 1, height - 1), min(b + 1, width - 1)
             s, t = i - a, j - b
             top = values[a, b] * (1 - t) + values[a, d] * t
-            moved[y, x] = top * (1 - s) + (values[c, b] * (1 - t) + values[c, d] * t) * s
+            moved[y, x] = (
+                top * (1 - s) + (values[c, b] * (1 - t) + values[c, d] * t) * s
+            )
     return moved
 
 
@@ -370,17 +451,21 @@ SMALL = {
 @pytest.mark.parametrize("scale", [1, 2, 0.5])
 def test_labels_move_to_the_input_by_their_nearest(name, scale):
     placement = SMALL[name]
-    shape = tuple(max(1, int(side * scale)) for side in placement.picture)
+    shape = tuple(max(1, int(side * scale)) for side in placement.image)
     labels = np.random.default_rng(1).integers(1, 9, shape)
-    np.testing.assert_array_equal(placement.to_input(labels), literal_to_input(labels, placement))
+    np.testing.assert_array_equal(
+        placement.to_input(labels), literal_to_input(labels, placement)
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("grid", [(1, 1), (7, 7), (2, 5), None])
-def test_maps_move_to_the_picture_bilinearly(name, grid):
+def test_maps_move_to_the_image_bilinearly(name, grid):
     placement = SMALL[name]
     values = np.random.default_rng(2).normal(size=grid or placement.size)
-    np.testing.assert_allclose(placement.to_picture(values), literal_to_picture(values, placement), atol=1e-5)
+    np.testing.assert_allclose(
+        placement.to_image(values), literal_to_image(values, placement), atol=1e-5
+    )
 
 
 def test_masks_stay_masks():
@@ -390,23 +475,27 @@ def test_masks_stay_masks():
 
 
 def test_half_pixel_centres():
-    """Twice as large: input pixel i lies at (i + .5) / 2 of the picture, so a ramp keeps its slope and its centre."""
+    """Twice as large: input pixel i lies at (i + .5) / 2 of the image, so a ramp keeps
+    its slope and its centre.
+    """
     placement = Placement.squash((4, 4), (8, 8))
     ramp = np.tile(np.arange(8) + 0.5, (8, 1))
-    np.testing.assert_allclose(placement.to_picture(ramp)[0], [1, 3, 5, 7])
+    np.testing.assert_allclose(placement.to_image(ramp)[0], [1, 3, 5, 7])
 
 
 def test_what_the_crop_leaves_out_is_nan():
-    """A 10 x 20 picture at its own size, middle ten columns seen."""
+    """A 10 x 20 image at its own size, middle ten columns seen."""
     placement = Placement.crop((10, 20), 10, (10, 10))
-    moved = placement.to_picture(np.ones((10, 10)))
+    moved = placement.to_image(np.ones((10, 10)))
     assert np.isnan(moved[:, :5]).all()
     assert np.isnan(moved[:, 15:]).all()
     assert (moved[:, 5:15] == 1).all()
 
 
 def test_boxes_move_by_hand():
-    """300 x 400 to 256 x 341, cut at (16, 58): scale .8533 and .8525, then clipped to the frame."""
+    """300 x 400 to 256 x 341, cut at (16, 58): scale .8533 and .8525, then clipped to
+    the frame.
+    """
     placement = PLACEMENTS["crop"]
     assert (placement.resized, placement.offset) == ((256, 341), (16, 58))
     moved = placement.to_input(Box(None, 100, 60, 400, 240))
@@ -424,33 +513,40 @@ def test_boxes_move_by_hand():
 )
 def test_any_geometry_keeps_its_promises(height, width, short, size):
     placement = Placement.crop((height, width), short, size)
-    placed = images.place(np.full((height, width, 3), 7, dtype=np.uint8), placement, "bilinear", pad=7 / 255)
+    placed = images.place(
+        np.full((height, width, 3), 7, dtype=np.uint8),
+        placement,
+        "bilinear",
+        pad=7 / 255,
+    )
     assert placed.shape == (*size, 3)
     assert (placed == 7).all()
     assert Placement.from_dict(placement.as_dict()) == placement
-    back = placement.to_picture(np.full(size, 2.5))
+    back = placement.to_image(np.full(size, 2.5))
     assert back.shape == (height, width)
     assert np.isnan(back).any() or (back == 2.5).all()
     assert (back[~np.isnan(back)] == 2.5).all()
 
 
 def test_there_and_back_again():
-    """A smooth map of the picture, moved to the input and back, is itself where the model looked."""
+    """A smooth map of the image, moved to the input and back, is itself where the model
+    looked.
+    """
     placement = PLACEMENTS["crop"]
     y, x = np.mgrid[:300, :400]
     smooth = np.sin(y / 40) + np.cos(x / 50)
-    back = placement.to_picture(placement.to_input(smooth))
+    back = placement.to_image(placement.to_input(smooth))
     seen = ~np.isnan(back)
     assert seen.mean() == pytest.approx(224 * 224 / (256 * 341), abs=0.01)
     assert np.abs(back - smooth)[seen].max() < 0.03
 
 
-# ---------------------------------------------------------------- maps and tensors
+# ---- maps and tensors
 
 
 def test_enlarge_is_the_literal_bilinear():
     values = np.random.default_rng(3).normal(size=(4, 6))
-    oracle = literal_to_picture(values, Placement.squash((9, 20), (9, 20)))
+    oracle = literal_to_image(values, Placement.squash((9, 20), (9, 20)))
     ours = images.enlarge(torch.from_numpy(values)[None, None], (9, 20))
     np.testing.assert_allclose(ours[0, 0].numpy(), oracle, atol=1e-12)
 
@@ -471,13 +567,22 @@ def test_tensor_and_array_are_inverse():
 
 
 def literal_gaussian(values, sigma):
-    """Separable Gaussian cut at four deviations, mirrored at the borders (the edge sample repeated)."""
+    """Separable Gaussian cut at four deviations, mirrored at the borders (the edge
+    sample repeated).
+    """
     radius = int(4 * sigma + 0.5)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights /= weights.sum()
     for axis in (0, 1):
-        padded = np.pad(values, [(radius, radius) if axis == each else (0, 0) for each in (0, 1)], mode="symmetric")
-        values = sum(w * np.take(padded, range(k, k + values.shape[axis]), axis=axis) for k, w in enumerate(weights))
+        padded = np.pad(
+            values,
+            [(radius, radius) if axis == each else (0, 0) for each in (0, 1)],
+            mode="symmetric",
+        )
+        values = sum(
+            w * np.take(padded, range(k, k + values.shape[axis]), axis=axis)
+            for k, w in enumerate(weights)
+        )
     return values
 
 
@@ -487,4 +592,8 @@ def test_blur_is_the_literal_gaussian(sigma):
     blurred = images.blur(pixels, sigma)
     for n in range(2):
         for c in range(3):
-            np.testing.assert_allclose(blurred[n, c].numpy(), literal_gaussian(pixels[n, c].numpy(), sigma), atol=1e-12)
+            np.testing.assert_allclose(
+                blurred[n, c].numpy(),
+                literal_gaussian(pixels[n, c].numpy(), sigma),
+                atol=1e-12,
+            )

@@ -1,4 +1,6 @@
-"""Knocking units out: against a network with the unit's weights zeroed, and one whose dog unit feeds dogs alone."""
+"""Knocking units out: against a network with the unit's weights zeroed, and one whose
+dog unit feeds dogs alone.
+"""
 
 import copy
 import math
@@ -6,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import planted_picture
+from conftest import planted_image
 from scipy import stats as scipy_stats
 from torch import nn
 
@@ -15,11 +17,20 @@ from consilience.dissection.knockout import knock_out, knockout_sentence
 from consilience.models.network import wrap
 from consilience.types import ConsilienceError, Sample
 
-CLASSES = ("Eskimo dog, husky", "hot rod", "Bernese mountain dog", "car", "sports car", "tree")
+CLASSES = (
+    "Eskimo dog, husky",
+    "hot rod",
+    "Bernese mountain dog",
+    "car",
+    "sports car",
+    "tree",
+)
 
 
 class Kennel(nn.Module):
-    """Unit 0 (red) feeds the dogs, unit 1 (green) the cars, unit 2 (blue) every class alike; unit 3 is never on."""
+    """Unit 0 (red) feeds the dogs, unit 1 (green) the cars, unit 2 (blue) every class
+    alike; unit 3 is never on.
+    """
 
     def __init__(self):
         super().__init__()
@@ -46,14 +57,26 @@ class Kennel(nn.Module):
 
 @pytest.fixture(scope="module")
 def kennel():
-    return wrap(Kennel().eval(), classes=CLASSES, mean=(0, 0, 0), std=(1, 1, 1), size=16, name="kennel").using(engine="torch")
+    return wrap(
+        Kennel().eval(),
+        classes=CLASSES,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=16,
+        name="kennel",
+    ).using(engine="torch")
 
 
 @pytest.fixture(scope="module")
 def samples():
     rng = np.random.default_rng(0)
     labels = [0, 3, 2, 4] * 6
-    return [Sample(f"s{i}", rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), label=labels[i]) for i in range(24)]
+    return [
+        Sample(
+            f"s{i}", rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), label=labels[i]
+        )
+        for i in range(24)
+    ]
 
 
 def outputs_without(model, samples, unit):
@@ -62,7 +85,12 @@ def outputs_without(model, samples, unit):
     with torch.no_grad():
         module.head.weight[:, unit] = 0
     changed = model.with_module(module)
-    return np.stack([changed.logits(changed.view(sample).pixels)[0].detach().double().numpy() for sample in samples])
+    return np.stack(
+        [
+            changed.logits(changed.view(sample).pixels)[0].detach().double().numpy()
+            for sample in samples
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,30 +99,57 @@ def found(kennel, samples):
 
 
 def test_losses_are_those_of_a_network_without_the_unit(kennel, samples, found):
-    whole = np.stack([kennel.logits(kennel.view(sample).pixels)[0].detach().double().numpy() for sample in samples])
+    whole = np.stack(
+        [
+            kennel.logits(kennel.view(sample).pixels)[0].detach().double().numpy()
+            for sample in samples
+        ]
+    )
     for unit in range(4):
         gone = outputs_without(kennel, samples, unit)
-        np.testing.assert_allclose(found.means[unit], (whole - gone).mean(axis=0), atol=1e-6)
-        np.testing.assert_allclose(found.deviations[unit], (whole - gone).std(axis=0, ddof=1), atol=1e-6)
-        probabilities = [np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in (whole, gone)]
+        np.testing.assert_allclose(
+            found.means[unit], (whole - gone).mean(axis=0), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            found.deviations[unit], (whole - gone).std(axis=0, ddof=1), atol=1e-6
+        )
+        probabilities = [
+            np.exp(each) / np.exp(each).sum(axis=1, keepdims=True)
+            for each in (whole, gone)
+        ]
         first = whole.argmax(axis=1)
-        lost = [probabilities[0][i, c] - probabilities[1][i, c] for i, c in enumerate(first)]
+        lost = [
+            probabilities[0][i, c] - probabilities[1][i, c] for i, c in enumerate(first)
+        ]
         np.testing.assert_allclose(found.lost[:, unit], lost, atol=1e-6)
-        np.testing.assert_array_equal(found.flipped[:, unit], gone.argmax(axis=1) != first)
-        np.testing.assert_array_equal(found.correct[:, unit], gone.argmax(axis=1) == [sample.label for sample in samples])
+        np.testing.assert_array_equal(
+            found.flipped[:, unit], gone.argmax(axis=1) != first
+        )
+        np.testing.assert_array_equal(
+            found.correct[:, unit],
+            gone.argmax(axis=1) == [sample.label for sample in samples],
+        )
 
 
 def test_the_dog_unit_hurts_dogs(found):
     table = found.table().set_index("unit")
-    assert table.loc[0, "matched"] == "dog: Eskimo dog, husky, Bernese mountain dog (by name)"
+    assert (
+        table.loc[0, "matched"]
+        == "dog: Eskimo dog, husky, Bernese mountain dog (by name)"
+    )
     assert table.loc[1, "classes"] == 2
     red = np.array([float(value) for value in found.contrast[:, 0]])
     assert table.loc[0, "contrast"] == pytest.approx(red.mean())
     expected = stats.mean_interval(red)
-    assert (table.loc[0, "contrast_low"], table.loc[0, "contrast_high"]) == (expected.low, expected.high)
+    assert (table.loc[0, "contrast_low"], table.loc[0, "contrast_high"]) == (
+        expected.low,
+        expected.high,
+    )
     assert table.loc[0, "p"] < 0.001
     assert table.loc[0, "contrast_rank"] == 1
-    assert "costs its classes more than others" in knockout_sentence(table.reset_index().loc[lambda t: t["unit"] == 0].iloc[0])
+    assert "costs its classes more than others" in knockout_sentence(
+        table.reset_index().loc[lambda t: t["unit"] == 0].iloc[0]
+    )
 
 
 def test_a_unit_that_hurts_all_alike_hurts_none_more(found):
@@ -109,8 +164,12 @@ def test_a_unit_that_hurts_all_alike_hurts_none_more(found):
 def test_contrast_by_hand(kennel):
     red = Sample("red", np.full((16, 16, 3), (255, 0, 0), np.uint8))
     found = knock_out(kennel, "end", [0], [red], ["dog"])
-    assert found.contrast[0, 0] == pytest.approx(2.0)  # both dogs lose 2, the others nothing
-    assert found.lost[0, 0] == pytest.approx(math.exp(2) / (2 * math.exp(2) + 4) - 1 / 6)
+    assert found.contrast[0, 0] == pytest.approx(
+        2.0
+    )  # both dogs lose 2, the others nothing
+    assert found.lost[0, 0] == pytest.approx(
+        math.exp(2) / (2 * math.exp(2) + 4) - 1 / 6
+    )
     np.testing.assert_allclose(found.means[0], [2, 0, 2, 0, 0, 0], atol=1e-6)
 
 
@@ -140,9 +199,15 @@ def test_units_are_ranked_by_their_loss(found):
 def test_accuracy_on_its_own_classes(kennel, samples, found):
     row = found.table().set_index("unit").loc[0]
     dogs = [sample for sample in samples if sample.label in (0, 2)]
-    whole = [int(kennel.logits(kennel.view(sample).pixels).argmax()) == sample.label for sample in dogs]
-    gone = [int(out.argmax()) == sample.label for out, sample in zip(outputs_without(kennel, dogs, 0), dogs, strict=True)]
-    assert row["own_pictures"] == len(dogs) == 12
+    whole = [
+        int(kennel.logits(kennel.view(sample).pixels).argmax()) == sample.label
+        for sample in dogs
+    ]
+    gone = [
+        int(out.argmax()) == sample.label
+        for out, sample in zip(outputs_without(kennel, dogs, 0), dogs, strict=True)
+    ]
+    assert row["own_images"] == len(dogs) == 12
     assert row["own_accuracy_lost"] == pytest.approx(np.mean(whole) - np.mean(gone))
 
 
@@ -153,7 +218,10 @@ def test_the_classes_hurt_most_with_an_interval_for_all(found, samples):
     quantile = scipy_stats.t.ppf(1 - 0.05 / 12, len(samples) - 1)
     half = quantile * found.deviations[1][3] / math.sqrt(len(samples))
     row = hurt[hurt["class_index"] == 3].iloc[0]
-    assert (row["lost_low"], row["lost_high"]) == (pytest.approx(losses - half), pytest.approx(losses + half))
+    assert (row["lost_low"], row["lost_high"]) == (
+        pytest.approx(losses - half),
+        pytest.approx(losses + half),
+    )
     with pytest.raises(ConsilienceError, match="unit 9"):
         found.hurt(9)
 
@@ -166,14 +234,22 @@ def test_groups_overrule_names(kennel, samples):
 
 def test_the_model_comes_back(red_model):
     before = copy.deepcopy(red_model.module.state_dict())
-    knock_out(red_model, "mix", [0, 3], [planted_picture(0), planted_picture(1)])
-    assert all(torch.equal(value, before[name]) for name, value in red_model.module.state_dict().items())
+    knock_out(red_model, "mix", [0, 3], [planted_image(0), planted_image(1)])
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in red_model.module.state_dict().items()
+    )
     assert not any(part._forward_hooks for part in red_model.module.modules())
 
 
 @pytest.mark.parametrize(
     ("units", "concepts", "said"),
-    [([], None, "0 units"), ([0, 0], None, "twice"), ([0], ["a", "b"], "2 concepts for 1"), ([77], None, "channels 0 to 3")],
+    [
+        ([], None, "0 units"),
+        ([0, 0], None, "twice"),
+        ([0], ["a", "b"], "2 concepts for 1"),
+        ([77], None, "channels 0 to 3"),
+    ],
 )
 def test_what_cannot_be_knocked_out_is_refused(kennel, samples, units, concepts, said):
     with pytest.raises(ConsilienceError, match=said):

@@ -31,10 +31,12 @@ def lime(spec):
 
 
 def chelsea(size=200):
-    return (transform.resize(data.chelsea(), (size, size), anti_aliasing=True) * 255).astype(np.uint8)
+    return (
+        transform.resize(data.chelsea(), (size, size), anti_aliasing=True) * 255
+    ).astype(np.uint8)
 
 
-PICTURES = {"textured": textured(shape=(160, 150)), "chelsea": chelsea()}
+IMAGES = {"textured": textured(shape=(160, 150)), "chelsea": chelsea()}
 
 
 def bent(logits):
@@ -46,11 +48,13 @@ def curved(shape, seed=0, batch=32):
     return random_model(shape, seed, batch, scale=0.02, bend=bent)
 
 
-def run_peer(model, view, seed, segmenter, hide=None, samples=700, features=10, ridge=None):
-    """lime itself, on the picture as float64 in [0, 1] and the same scores."""
+def run_peer(
+    model, view, seed, segmenter, hide=None, samples=700, features=10, ridge=None
+):
+    """lime itself, on the image as float64 in [0, 1] and the same scores."""
 
-    def classify(pictures):
-        batch = torch.from_numpy(pictures.transpose(0, 3, 1, 2)).float()
+    def classify(base_images):
+        batch = torch.from_numpy(base_images.transpose(0, 3, 1, 2)).float()
         return model.scores(batch).softmax(dim=-1).numpy()
 
     return LimeImageExplainer(random_state=seed).explain_instance(
@@ -81,24 +85,31 @@ def assert_is_limes(extras, peer, features=10):
     np.testing.assert_array_equal((extras["refit"] > 0)[extras["segments"]], mask == 1)
 
 
-# ---------------------------------------------------------------- against lime
+# ---- against lime
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
-@pytest.mark.parametrize("picture", PICTURES)
-def test_the_study_is_limes(picture, seed):
-    view = view_of(PICTURES[picture])
-    model = curved(PICTURES[picture].shape[:2])
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_study_is_limes(image, seed):
+    view = view_of(IMAGES[image])
+    model = curved(IMAGES[image].shape[:2])
     heat = lime(f"{STUDY},seed={seed}").explain(model, view, target())
-    segmenter = SegmentationAlgorithm("quickshift", kernel_size=5, max_dist=150, ratio=0.3)
+    segmenter = SegmentationAlgorithm(
+        "quickshift", kernel_size=5, max_dist=150, ratio=0.3
+    )
     hide = np.percentile(images.to_array(view.pixels), 20, axis=(0, 1))
-    assert_is_limes(heat.extras, run_peer(model, view, seed, segmenter, hide, ridge=Ridge(alpha=0.5)))
+    assert_is_limes(
+        heat.extras,
+        run_peer(model, view, seed, segmenter, hide, ridge=Ridge(alpha=0.5)),
+    )
 
 
 @pytest.mark.parametrize("features", [5, 6, 7, 100000])
 def test_defaults_are_limes_whatever_the_number_of_features(features):
-    view, model = view_of(PICTURES["chelsea"]), curved((200, 200))
-    heat = lime(f"lime:300,features={features},draw=lime,seed=5").explain(model, view, target())
+    view, model = view_of(IMAGES["chelsea"]), curved((200, 200))
+    heat = lime(f"lime:300,features={features},draw=lime,seed=5").explain(
+        model, view, target()
+    )
     peer = run_peer(model, view, 5, None, samples=300, features=features)
     assert_is_limes(heat.extras, peer, features)
 
@@ -118,7 +129,11 @@ def test_the_fit_over_all_is_limes_on_many_superpixels():
     )
     weights = dict(peer.local_exp[0])
     assert len(weights) == len(heat.extras["weights"]) > 40
-    np.testing.assert_allclose(heat.extras["weights"], [weights[index] for index in range(len(weights))], atol=1e-6)
+    np.testing.assert_allclose(
+        heat.extras["weights"],
+        [weights[index] for index in range(len(weights))],
+        atol=1e-6,
+    )
     np.testing.assert_allclose(heat.extras["weights"], heat.extras["refit"], atol=1e-9)
     assert float(heat.extras["intercept"]) == pytest.approx(peer.intercept[0], abs=1e-6)
     assert float(heat.extras["r2"]) == pytest.approx(peer.score, abs=1e-6)
@@ -129,10 +144,19 @@ def test_lime_cuts_means_of_whole_numbers_and_ours_are_exact():
     view, labels = view_of(pixels), np.zeros((24, 24), dtype=int)
     seen = []
     LimeImageExplainer(random_state=0).data_labels(
-        pixels, pixels.copy(), labels, lambda batch: seen.append(batch) or np.zeros((len(batch), 1)), 2
+        pixels,
+        pixels.copy(),
+        labels,
+        lambda batch: seen.append(batch) or np.zeros((len(batch), 1)),
+        2,
     )
-    assert seen[0].dtype == np.uint8  # so whatever is written into its picture is cut to whole numbers
-    exact = registry.fills.build("mean").image(view, labels)[0, :, 0, 0].double().numpy() * 255
+    assert (
+        seen[0].dtype == np.uint8
+    )  # so whatever is written into its image is cut to whole numbers
+    exact = (
+        registry.fills.build("mean").image(view, labels)[0, :, 0, 0].double().numpy()
+        * 255
+    )
     np.testing.assert_allclose(exact, pixels.mean(axis=(0, 1)), atol=1e-4)
 
 
@@ -155,7 +179,7 @@ def test_forward_selection_never_chooses_twice():
     assert list(forward(on, np.ones(4), np.ones(4), 3)) == [0, 1, 2]
 
 
-# ---------------------------------------------------------------- against formulas
+# ---- against formulas
 
 
 def test_effective_sample_size():
@@ -167,33 +191,47 @@ def test_effective_sample_size():
 @pytest.mark.parametrize("draw", ["independent", "antithetic", "hadamard", "lime"])
 def test_extras_are_what_the_normal_equations_say(draw):
     view, model = view_of(textured(shape=(30, 30))), curved((30, 30))
-    heat = lime(f"lime:150,segments=grid(5),features=8,alpha=.02,refit_alpha=.7,draw={draw},seed=4").explain(
-        model, view, target()
-    )
+    heat = lime(
+        f"lime:150,segments=grid(5),features=8,alpha=.02,refit_alpha=.7,draw={draw},seed=4"
+    ).explain(model, view, target())
     extras = heat.extras
     on = draws(draw, 150, 25, 4)
     fill = registry.fills.build("mean").image(view, extras["segments"])
     keep = torch.from_numpy(on[:, extras["segments"]])[:, None]
-    scores = target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
+    scores = (
+        target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
+    )
     weights = cosine_kernel(on, 0.25)
     coefficients, intercept = normal_equations(on, scores, weights, 0.02)
     np.testing.assert_allclose(extras["weights"], coefficients, atol=1e-9)
     assert float(extras["intercept"]) == pytest.approx(intercept, abs=1e-9)
-    assert float(extras["r2"]) == pytest.approx(weighted_r2(on, scores, weights, coefficients, intercept), abs=1e-9)
-    assert float(extras["ess"]) == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights))
+    assert float(extras["r2"]) == pytest.approx(
+        weighted_r2(on, scores, weights, coefficients, intercept), abs=1e-9
+    )
+    assert float(extras["ess"]) == pytest.approx(
+        sum(weights) ** 2 / sum(w * w for w in weights)
+    )
     kept = sorted(range(25), key=lambda index: -abs(coefficients[index]))[:8]
     part, part_intercept = normal_equations(on[:, kept], scores, weights, 0.7)
     np.testing.assert_allclose(extras["refit"][kept], part, atol=1e-9)
     assert set(extras["selected"]) == set(kept)
-    np.testing.assert_allclose(np.abs(extras["refit"][extras["selected"]]), sorted(np.abs(part), reverse=True), atol=1e-9)
+    np.testing.assert_allclose(
+        np.abs(extras["refit"][extras["selected"]]),
+        sorted(np.abs(part), reverse=True),
+        atol=1e-9,
+    )
     assert np.count_nonzero(extras["refit"]) == 8
     expected = weighted_r2(on[:, kept], scores, weights, part, part_intercept)
     assert float(extras["r2_refit"]) == pytest.approx(expected, abs=1e-9)
-    np.testing.assert_array_equal(heat.values.numpy(), extras["weights"][extras["segments"]].astype(np.float32))
+    np.testing.assert_array_equal(
+        heat.values.numpy(), extras["weights"][extras["segments"]].astype(np.float32)
+    )
 
 
 def additive(segments, coefficients, pixels):
-    """A linear model that says the sum of the coefficients of the superpixels that are there, on a black fill."""
+    """A linear model that says the sum of the coefficients of the superpixels that are
+    there, on a black fill.
+    """
     planes = np.zeros((2, *pixels.shape[1:]))
     for number, coefficient in enumerate(coefficients):
         inside = segments == number
@@ -207,16 +245,22 @@ def test_weights_of_a_linear_model_are_its_weights(draw):
     segments = registry.segmenters.build("grid:5").labels(images.to_array(view.pixels))
     truth = np.random.default_rng(0).normal(size=25)
     spec = f"lime:samples=400,segments=grid(5),alpha=1e-9,refit_alpha=1e-9,fill=black,features=25,score=logit,draw={draw}"
-    heat = lime(spec).explain(additive(segments, truth, view.pixels), view, target("logit"))
+    heat = lime(spec).explain(
+        additive(segments, truth, view.pixels), view, target("logit")
+    )
     np.testing.assert_allclose(heat.extras["weights"], truth, atol=1e-5)
     np.testing.assert_allclose(heat.extras["refit"], truth, atol=1e-5)
     assert float(heat.extras["intercept"]) == pytest.approx(0, abs=1e-5)
     assert float(heat.extras["r2"]) == pytest.approx(1, abs=1e-9)
-    assert list(heat.extras["selected"]) == sorted(range(25), key=lambda index: -abs(truth[index]))
+    assert list(heat.extras["selected"]) == sorted(
+        range(25), key=lambda index: -abs(truth[index])
+    )
 
 
 def test_permuted_labels_permute_the_weights(monkeypatch):
-    """The same edited pictures under other names: labels and columns of the draw are permuted together."""
+    """The same edited images under other names: labels and columns of the draw are
+    permuted together.
+    """
     order = np.random.default_rng(8).permutation(16)
     view, model = view_of(textured(shape=(32, 32))), curved((32, 32))
     plain = lime("lime:200,segments=grid(4)").explain(model, view, target()).extras
@@ -235,11 +279,13 @@ def test_permuted_labels_permute_the_weights(monkeypatch):
     assert float(moved["r2"]) == pytest.approx(float(plain["r2"]))
 
 
-# ---------------------------------------------------------------- how sure it is
+# ---- how sure it is
 
 
 def additive_and_noise(segments, coefficients, pixels, bend):
-    """A sum of coefficients of the superpixels that are there, bent: interactions of every order."""
+    """A sum of coefficients of the superpixels that are there, bent: interactions of
+    every order.
+    """
     linear = additive(segments, coefficients, pixels)
     linear.bend = bend
     return linear
@@ -248,36 +294,68 @@ def additive_and_noise(segments, coefficients, pixels, bend):
 def scores_of(model, view, segments, on, fill="black"):
     made = registry.fills.build(fill).image(view, segments)
     keep = torch.from_numpy(on[:, segments])[:, None]
-    return target("logit").of(model.scores(torch.where(keep, view.pixels, made))).double().numpy()
+    return (
+        target("logit")
+        .of(model.scores(torch.where(keep, view.pixels, made)))
+        .double()
+        .numpy()
+    )
 
 
 def bent_case(gaps=(9, 8, 7, 6, 5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1)):
     view = view_of(np.maximum(textured(shape=(32, 32)), 1))
     segments = registry.segmenters.build("grid:4").labels(images.to_array(view.pixels))
-    return view, segments, additive_and_noise(segments, np.array(gaps), view.pixels, lambda x: x + 0.02 * x**2)
+    return (
+        view,
+        segments,
+        additive_and_noise(
+            segments, np.array(gaps), view.pixels, lambda x: x + 0.02 * x**2
+        ),
+    )
 
 
 SPEC = "lime:segments=grid(4),fill=black,score=logit,features=5"
 
 
-@pytest.mark.parametrize(("draw", "pairs"), [("independent", 1), ("hadamard", 2), ("lime", 1)])
+@pytest.mark.parametrize(
+    ("draw", "pairs"), [("independent", 1), ("hadamard", 2), ("lime", 1)]
+)
 def test_stderr_and_r2_out_are_those_of_deletion(draw, pairs):
     view, segments, model = bent_case()
-    extras = lime(f"{SPEC},samples=150,draw={draw},seed=3").explain(model, view, target("logit")).extras
+    extras = (
+        lime(f"{SPEC},samples=150,draw={draw},seed=3")
+        .explain(model, view, target("logit"))
+        .extras
+    )
     on = draws(draw, 150, 16, 3)
     together = np.arange(150).reshape(-1, pairs)
-    case = (on, scores_of(model, view, segments, on), cosine_kernel(on, 0.25), 0.01, together)
-    np.testing.assert_allclose(extras["stderr"], np.sqrt(np.diag(jackknife(*case))), rtol=1e-6)
-    assert float(extras["r2_out"]) == pytest.approx(told_from_the_others(*case), abs=1e-9)
+    case = (
+        on,
+        scores_of(model, view, segments, on),
+        cosine_kernel(on, 0.25),
+        0.01,
+        together,
+    )
+    np.testing.assert_allclose(
+        extras["stderr"], np.sqrt(np.diag(jackknife(*case))), rtol=1e-6
+    )
+    assert float(extras["r2_out"]) == pytest.approx(
+        told_from_the_others(*case), abs=1e-9
+    )
     assert extras["p_top"].sum() == pytest.approx(5)
     np.testing.assert_array_equal(extras["p_top"][:5], 1)
 
 
-def test_it_stops_where_the_top_is_known_and_shows_no_more_pictures():
+def test_it_stops_where_the_top_is_known_and_shows_no_more_images():
     view, _, model = bent_case()
-    heat = lime(f"{SPEC},samples=2000,until=stable").explain(model, view, target("logit"))
+    heat = lime(f"{SPEC},samples=2000,until=stable").explain(
+        model, view, target("logit")
+    )
     assert heat.facts["passes"] == sum(model.sizes) == 128
-    assert (heat.facts["stable"], heat.facts["verdict"]) == (True, "stable after 128 draws")
+    assert (heat.facts["stable"], heat.facts["verdict"]) == (
+        True,
+        "stable after 128 draws",
+    )
     assert float(heat.extras["p_set"]) > 1 - 0.05 / 5
     short = lime(f"{SPEC},samples=128").explain(model, view, target("logit"))
     for name in short.extras:
@@ -286,11 +364,14 @@ def test_it_stops_where_the_top_is_known_and_shows_no_more_pictures():
 
 def test_a_tie_is_never_called_stable_and_is_named():
     view, _, model = bent_case((9, 8, 7, 6, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0))
-    heat = lime(f"{SPEC},samples=600,until=stable").explain(model, view, target("logit"))
+    heat = lime(f"{SPEC},samples=600,until=stable").explain(
+        model, view, target("logit")
+    )
     assert heat.facts["passes"] == sum(model.sizes) == 600
     assert not heat.facts["stable"]
     assert heat.facts["verdict"] in {
-        f"not stable after 600 draws: superpixels {one} are tied for place 5" for one in ("4 and 6", "6 and 4")
+        f"not stable after 600 draws: superpixels {one} are tied for place 5"
+        for one in ("4 and 6", "6 and 4")
     }
     np.testing.assert_array_equal(heat.extras["p_top"][:4], 1)
     assert 0.02 < heat.extras["p_top"][4] < 0.98
@@ -298,20 +379,26 @@ def test_a_tie_is_never_called_stable_and_is_named():
 
 def test_all_superpixels_are_their_own_top():
     view, _, model = bent_case()
-    facts = lime("lime:segments=grid(4),fill=black,score=logit,features=16,samples=500,until=stable").explain(
-        model, view, target("logit")
-    )
+    facts = lime(
+        "lime:segments=grid(4),fill=black,score=logit,features=16,samples=500,until=stable"
+    ).explain(model, view, target("logit"))
     assert (facts.facts["stable"], facts.facts["passes"]) == (True, 128)
 
 
 def test_repeats_are_the_seeds_after_and_are_fitted_together():
-    view, segments, model = bent_case((9, 8, 7, 2, 1.9, 1.8, 1.7, 1.6, 1, 1, 1, 1, 1, 1, 1, 1))
-    heat = lime(f"{SPEC},samples=81,repeats=3,seed=4").explain(model, view, target("logit"))
+    view, segments, model = bent_case(
+        (9, 8, 7, 2, 1.9, 1.8, 1.7, 1.6, 1, 1, 1, 1, 1, 1, 1, 1)
+    )
+    heat = lime(f"{SPEC},samples=81,repeats=3,seed=4").explain(
+        model, view, target("logit")
+    )
     assert heat.facts["passes"] == 243
     parts = [draws("hadamard", 81, 16, seed) for seed in (4, 5, 6)]
     scores = [scores_of(model, view, segments, part) for part in parts]
     on = np.concatenate(parts)
-    coefficients, _ = normal_equations(on, np.concatenate(scores), cosine_kernel(on, 0.25), 0.01)
+    coefficients, _ = normal_equations(
+        on, np.concatenate(scores), cosine_kernel(on, 0.25), 0.01
+    )
     np.testing.assert_allclose(heat.extras["weights"], coefficients, atol=1e-6)
     tops = []
     for part, score in zip(parts, scores, strict=True):
@@ -319,9 +406,18 @@ def test_repeats_are_the_seeds_after_and_are_fitted_together():
         tops.append(sorted(range(16), key=lambda index: -abs(alone[index]))[:5])
     assert heat.facts["jaccard"] == pytest.approx(mean_jaccard(tops))
     assert heat.facts["jaccard"] < 1
-    pairs = np.concatenate([np.where((at := np.arange(82)) < 81, at + 81 * run, -1).reshape(-1, 2) for run in range(3)])
-    expected = jackknife(on, np.concatenate(scores), cosine_kernel(on, 0.25), 0.01, pairs)
-    np.testing.assert_allclose(heat.extras["stderr"], np.sqrt(np.diag(expected)), rtol=1e-6)
+    pairs = np.concatenate(
+        [
+            np.where((at := np.arange(82)) < 81, at + 81 * run, -1).reshape(-1, 2)
+            for run in range(3)
+        ]
+    )
+    expected = jackknife(
+        on, np.concatenate(scores), cosine_kernel(on, 0.25), 0.01, pairs
+    )
+    np.testing.assert_allclose(
+        heat.extras["stderr"], np.sqrt(np.diag(expected)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -334,32 +430,47 @@ def test_the_kernel_of_shap_shares_the_whole_difference(repeats):
     assert float(heat.extras["intercept"]) == pytest.approx(nothing)
     assert heat.extras["weights"].sum() == pytest.approx(everything - nothing)
     truth = np.array((9, 8, 7, 6, 5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1))
-    np.testing.assert_allclose(heat.extras["weights"], truth + 0.02 * truth * truth.sum(), atol=0.02)  # x^2 shares evenly
+    np.testing.assert_allclose(
+        heat.extras["weights"], truth + 0.02 * truth * truth.sum(), atol=0.02
+    )  # x^2 shares evenly
     assert heat.facts["passes"] == 300 * repeats
 
 
 @pytest.mark.parametrize("surrogate", ["wls", "lasso", "bayesian-ridge"])
 def test_other_surrogates(surrogate):
     view, segments, model = bent_case()
-    extras = lime(f"{SPEC},samples=200,surrogate={surrogate}").explain(model, view, target("logit")).extras
+    extras = (
+        lime(f"{SPEC},samples=200,surrogate={surrogate}")
+        .explain(model, view, target("logit"))
+        .extras
+    )
     on = draws("hadamard", 200, 16, 0)
     data = Scored(
-        on.astype(float), scores_of(model, view, segments, on), cosine_kernel(on, 0.25), np.arange(200).reshape(-1, 2)
+        on.astype(float),
+        scores_of(model, view, segments, on),
+        cosine_kernel(on, 0.25),
+        np.arange(200).reshape(-1, 2),
     )
-    np.testing.assert_allclose(extras["weights"], fit_surrogate(surrogate, data, 0.01, 5)[0].coefficients, atol=1e-9)
+    np.testing.assert_allclose(
+        extras["weights"],
+        fit_surrogate(surrogate, data, 0.01, 5)[0].coefficients,
+        atol=1e-9,
+    )
     assert set(extras["selected"]) == {0, 1, 2, 3, 4}
     if surrogate == "lasso":
         assert np.count_nonzero(extras["weights"]) == 5
         assert extras["path"].shape == (len(extras["path_alpha"]), 16)
 
 
-# ---------------------------------------------------------------- seeds and edges
+# ---- seeds and edges
 
 
 def test_same_seed_same_bytes_whatever_the_chunks():
     view = view_of(textured(shape=(30, 30)))
     found = [
-        lime("lime:300,segments=grid(4),seed=2,until=stable").explain(curved((30, 30), batch=batch), view, target())
+        lime("lime:300,segments=grid(4),seed=2,until=stable").explain(
+            curved((30, 30), batch=batch), view, target()
+        )
         for batch in (1, 7, 32, 500)
     ]
     for heat in found[1:]:
@@ -371,7 +482,10 @@ def test_same_seed_same_bytes_whatever_the_chunks():
 
 def test_the_seed_moves_the_weights_and_never_the_superpixels():
     view, model = view_of(textured(shape=(80, 72))), curved((80, 72))
-    first, second = (lime(f"lime:100,seed={seed}").explain(model, view, target()).extras for seed in (0, 1))
+    first, second = (
+        lime(f"lime:100,seed={seed}").explain(model, view, target()).extras
+        for seed in (0, 1)
+    )
     np.testing.assert_array_equal(first["segments"], second["segments"])
     assert (first["weights"] != second["weights"]).all()
 
@@ -379,13 +493,19 @@ def test_the_seed_moves_the_weights_and_never_the_superpixels():
 def test_the_segmenters_seed_never_reaches_the_draws():
     view, model = view_of(np.full((30, 30, 3), 77, dtype=np.uint8)), curved((30, 30))
     one = "lime:60,fill=black,segments=quickshift(kernel_size=40,max_dist=200,seed={})"
-    first, second = (lime(one.format(seed)).explain(model, view, target()).extras for seed in (1, 2))
+    first, second = (
+        lime(one.format(seed)).explain(model, view, target()).extras for seed in (1, 2)
+    )
     assert first["segments"].max() == second["segments"].max() == 0
     assert first["weights"].tobytes() == second["weights"].tobytes()
 
 
 def test_facts_tell_what_was_done():
-    facts = lime("lime:50,segments=grid(4),seed=6").explain(curved((30, 30)), view_of(textured(shape=(30, 30))), target()).facts
+    facts = (
+        lime("lime:50,segments=grid(4),seed=6")
+        .explain(curved((30, 30)), view_of(textured(shape=(30, 30))), target())
+        .facts
+    )
     assert (facts["passes"], facts["seed"], facts["superpixels"]) == (50, 6, 16)
     assert {"segmentation_seconds", "model_seconds", "fit_seconds"} < facts.keys()
     assert "notes" not in facts
@@ -393,16 +513,25 @@ def test_facts_tell_what_was_done():
 
 def test_one_superpixel_is_its_own_difference():
     view, model = view_of(textured(shape=(20, 20))), curved((20, 20))
-    heat = lime("lime:40,segments=grid(1),alpha=1e-12,fill=black").explain(model, view, target())
-    on, off = target().of(model.scores(torch.cat([view.pixels, torch.zeros_like(view.pixels)]))).double().tolist()
+    heat = lime("lime:40,segments=grid(1),alpha=1e-12,fill=black").explain(
+        model, view, target()
+    )
+    on, off = (
+        target()
+        .of(model.scores(torch.cat([view.pixels, torch.zeros_like(view.pixels)])))
+        .double()
+        .tolist()
+    )
     np.testing.assert_allclose(heat.values, on - off, atol=1e-6)
     assert list(heat.extras["selected"]) == [0]
 
 
-def test_a_flat_picture_has_nothing_to_explain():
+def test_a_flat_image_has_nothing_to_explain():
     view = view_of(np.full((24, 24, 3), 128, dtype=np.uint8))
     for segments in ("felzenszwalb", "grid(4)"):
-        heat = lime(f"lime:40,segments={segments}").explain(curved((24, 24)), view, target())
+        heat = lime(f"lime:40,segments={segments}").explain(
+            curved((24, 24)), view, target()
+        )
         assert np.abs(heat.values.numpy()).max() < 1e-12
         assert np.isnan(heat.extras["r2"])
         assert np.isnan(heat.extras["r2_refit"])
@@ -412,34 +541,58 @@ def test_a_flat_picture_has_nothing_to_explain():
 @pytest.mark.parametrize("selection", ["highest", "forward", "none"])
 def test_fewer_samples_than_superpixels_are_noted_and_finite(selection):
     view, model = view_of(textured(shape=(40, 40))), curved((40, 40))
-    heat = lime(f"lime:20,segments=grid(6),selection={selection}").explain(model, view, target())
+    heat = lime(f"lime:20,segments=grid(6),selection={selection}").explain(
+        model, view, target()
+    )
     assert torch.isfinite(heat.values).all()
     assert "20 samples for 36 superpixels" in heat.facts["notes"][0]
     assert np.isnan([*heat.extras["stderr"], *heat.extras["p_top"]]).all()
-    assert heat.facts["verdict"] == "not stable: 20 draws are too few to tell 36 superpixels apart"
+    assert (
+        heat.facts["verdict"]
+        == "not stable: 20 draws are too few to tell 36 superpixels apart"
+    )
     on = draws("hadamard", 20, 36, 0)
     keep = torch.from_numpy(on[:, heat.extras["segments"]])[:, None]
     fill = registry.fills.build("mean").image(view, heat.extras["segments"])
-    scores = target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
+    scores = (
+        target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
+    )
     expected, _ = normal_equations(on, scores, cosine_kernel(on, 0.25), 0.01)
     np.testing.assert_allclose(heat.extras["weights"], expected, atol=1e-8)
 
 
 def test_a_narrow_kernel_leaves_few_draws_and_no_nan():
     view, model = view_of(textured(shape=(24, 24))), curved((24, 24))
-    heat = lime("lime:40,segments=grid(4),kernel_width=.006").explain(model, view, target())
+    heat = lime("lime:40,segments=grid(4),kernel_width=.006").explain(
+        model, view, target()
+    )
     assert np.isfinite(heat.values).all()
     assert 1 <= float(heat.extras["ess"]) < 2
-    with pytest.raises(ConsilienceError, match="so narrow that no edited picture has any weight"):
-        lime("lime:40,segments=grid(4),kernel_width=1e-4").explain(model, view, target())
+    with pytest.raises(
+        ConsilienceError, match="so narrow that no edited image has any weight"
+    ):
+        lime("lime:40,segments=grid(4),kernel_width=1e-4").explain(
+            model, view, target()
+        )
 
 
 @pytest.mark.parametrize(
-    ("features", "selection", "kept"), [(3, "none", 16), (3, "highest", 3), (3, "forward", 3), (99, "auto", 16), (2, "auto", 2)]
+    ("features", "selection", "kept"),
+    [
+        (3, "none", 16),
+        (3, "highest", 3),
+        (3, "forward", 3),
+        (99, "auto", 16),
+        (2, "auto", 2),
+    ],
 )
 def test_how_many_are_kept(features, selection, kept):
     spec = f"lime:60,segments=grid(4),features={features},selection={selection}"
-    extras = lime(spec).explain(curved((24, 24)), view_of(textured(shape=(24, 24))), target()).extras
+    extras = (
+        lime(spec)
+        .explain(curved((24, 24)), view_of(textured(shape=(24, 24))), target())
+        .extras
+    )
     assert len(extras["selected"]) == len(set(extras["selected"])) == kept
 
 
@@ -454,12 +607,28 @@ def test_how_many_are_kept(features, selection, kept):
         ("lime:refit_alpha=-1", "lime: refit_alpha must not be negative; got -1"),
         ("lime:seed=-1", "lime: seed lies in"),
         ("lime:repeats=0", "lime: repeats must be at least 1; got 0"),
-        ("lime:repeats=2,until=stable", "lime: until=stable stops a single run; got repeats=2"),
+        (
+            "lime:repeats=2,until=stable",
+            "lime: until=stable stops a single run; got repeats=2",
+        ),
         ("lime:seed=4294967295,repeats=2", "lime: seed lies in"),
-        ("lime:kernel=shap", "kernel=shap draws sizes of its own: give draw=antithetic or draw=independent; got draw=hadamard"),
-        ("lime:kernel=shap,draw=antithetic,surrogate=lasso", "kernel=shap is fitted by surrogate=ridge or wls; got lasso"),
-        ("lime:3,kernel=shap,draw=antithetic", "lime: samples must be at least 4; got 3"),
-        ("lime:surrogate=forest", "surrogate is one of ridge, wls, lasso, bayesian-ridge"),
+        (
+            "lime:kernel=shap",
+            "kernel=shap draws sizes of its own: give draw=antithetic or draw=independent; "
+            "got draw=hadamard",
+        ),
+        (
+            "lime:kernel=shap,draw=antithetic,surrogate=lasso",
+            "kernel=shap is fitted by surrogate=ridge or wls; got lasso",
+        ),
+        (
+            "lime:3,kernel=shap,draw=antithetic",
+            "lime: samples must be at least 4; got 3",
+        ),
+        (
+            "lime:surrogate=forest",
+            "surrogate is one of ridge, wls, lasso, bayesian-ridge",
+        ),
         ("lime:draw=dice", "draw is one of independent, antithetic, hadamard, lime"),
         ("lime:segments=tiles", "no segmenter 'tiles'"),
         ("lime:sample=3", "lime has no option 'sample'"),
@@ -475,4 +644,7 @@ def test_spellings():
     study = lime(STUDY)
     assert registry.explainers.build(registry.spell(study)) == study
     assert registry.spell(lime("lime:samples=1000")) == "lime"
-    assert "segments=quickshift(kernel_size=4,max_dist=200,ratio=0.2,seed=42)" in registry.spell(lime("lime"), full=True)
+    assert (
+        "segments=quickshift(kernel_size=4,max_dist=200,ratio=0.2,seed=42)"
+        in registry.spell(lime("lime"), full=True)
+    )

@@ -1,12 +1,27 @@
 import numpy as np
 import pytest
-from oracles_agreement import explanation, lime_mask, literal_top, superpixel_explanation
+from oracles_agreement import (
+    explanation,
+    lime_mask,
+    literal_top,
+    superpixel_explanation,
+)
 
 from consilience import registry
-from consilience.agreement.masks import FLAT_MAP, NONE_POSITIVE, Superpixels, Top, default_cutter, matched, pixels_of
+from consilience.agreement.masks import (
+    FLAT_MAP,
+    NONE_POSITIVE,
+    Superpixels,
+    Top,
+    default_cutter,
+    matched,
+    pixels_of,
+)
 from consilience.types import ConsilienceError, NotApplicable
 
-BLOCKS = np.repeat(np.repeat(np.arange(16).reshape(4, 4), 3, axis=0), 2, axis=1)  # 12 x 8, sixteen superpixels of 6 pixels
+BLOCKS = np.repeat(
+    np.repeat(np.arange(16).reshape(4, 4), 3, axis=0), 2, axis=1
+)  # 12 x 8, sixteen superpixels of 6 pixels
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.145, 0.5, 1.0, 0.001])
@@ -25,7 +40,15 @@ def test_top_takes_what_a_full_sort_takes(fraction, kind):
 
 @pytest.mark.parametrize(
     ("fraction", "pixels", "count"),
-    [(0.2, 50176, 10035), (0.1, 50176, 5018), (0.145, 100, 15), (0.25, 50, 13), (0.35, 10, 4), (0.05, 10, 1), (1.0, 7, 7)],
+    [
+        (0.2, 50176, 10035),
+        (0.1, 50176, 5018),
+        (0.145, 100, 15),
+        (0.25, 50, 13),
+        (0.35, 10, 4),
+        (0.05, 10, 1),
+        (1.0, 7, 7),
+    ],
 )
 def test_the_area_is_rounded_half_up_as_the_decimal_reads(fraction, pixels, count):
     assert pixels_of(fraction, pixels) == count
@@ -33,8 +56,13 @@ def test_the_area_is_rounded_half_up_as_the_decimal_reads(fraction, pixels, coun
 
 def test_ties_at_the_cut_are_counted_only_where_the_choice_was_arbitrary():
     values = [[5, 3, 3, 3], [1, 1, 0, 0]]
-    assert [Top(share).cut(explanation(values)).tied for share in (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)] == [0, 3, 3, 0, 2, 0]
-    np.testing.assert_array_equal(Top(0.375).cut(explanation(values)).on, [[1, 1, 1, 0], [0, 0, 0, 0]])
+    assert [
+        Top(share).cut(explanation(values)).tied
+        for share in (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+    ] == [0, 3, 3, 0, 2, 0]
+    np.testing.assert_array_equal(
+        Top(0.375).cut(explanation(values)).on, [[1, 1, 1, 0], [0, 0, 0, 0]]
+    )
 
 
 def test_a_flat_map_is_cut_to_its_area_and_called_arbitrary():
@@ -67,15 +95,21 @@ def test_superpixels_are_those_of_lime(seed, k):
     weights = rng.normal(size=16)
     selected = np.argsort(-np.abs(weights), kind="stable")[:10]
     refit = np.zeros(16)
-    refit[selected] = rng.normal(size=10).round(1)  # rounded: ties, which lime breaks by the order of selection
+    refit[selected] = rng.normal(size=10).round(
+        1
+    )  # rounded: ties, which lime breaks by the order of selection
     cut = Superpixels(k).cut(superpixel_explanation(BLOCKS, weights, refit, selected))
-    np.testing.assert_array_equal(cut.on, lime_mask(BLOCKS, [(i, refit[i]) for i in selected], k))
+    np.testing.assert_array_equal(
+        cut.on, lime_mask(BLOCKS, [(i, refit[i]) for i in selected], k)
+    )
 
 
 def test_without_a_refit_the_weights_decide_as_in_lime():
     weights = np.random.default_rng(1).normal(size=16).round(1)
     cut = Superpixels(4).cut(superpixel_explanation(BLOCKS, weights))
-    np.testing.assert_array_equal(cut.on, lime_mask(BLOCKS, list(enumerate(weights)), 4))
+    np.testing.assert_array_equal(
+        cut.on, lime_mask(BLOCKS, list(enumerate(weights)), 4)
+    )
 
 
 def test_k_counts_positive_superpixels_only():
@@ -90,7 +124,10 @@ def test_k_counts_positive_superpixels_only():
 def test_ties_at_place_k_are_counted_in_superpixels():
     weights = np.zeros(16)
     weights[[4, 7, 9, 12]] = [3, 2, 2, 2]
-    ties = [Superpixels(k).cut(superpixel_explanation(BLOCKS, weights)).tied for k in (1, 2, 3, 4, 5)]
+    ties = [
+        Superpixels(k).cut(superpixel_explanation(BLOCKS, weights)).tied
+        for k in (1, 2, 3, 4, 5)
+    ]
     assert ties == [0, 3, 3, 0, 0]
 
 
@@ -109,16 +146,22 @@ def test_no_positive_superpixel_gives_an_empty_mask_and_says_so():
 
 
 def test_superpixels_of_a_plain_map_do_not_apply():
-    with pytest.raises(NotApplicable, match="gradcam has no superpixels; cut its map with top"):
+    with pytest.raises(
+        NotApplicable, match="gradcam has no superpixels; cut its map with top"
+    ):
         Superpixels().cut(explanation(np.eye(4)))
 
 
 def test_the_default_follows_the_explanation():
     assert default_cutter(explanation(np.eye(4))) == Top(0.2)
-    assert default_cutter(superpixel_explanation(BLOCKS, np.ones(16))) == Superpixels(10)
+    assert default_cutter(superpixel_explanation(BLOCKS, np.ones(16))) == Superpixels(
+        10
+    )
 
 
-@pytest.mark.parametrize("text", ["top", "top:fraction=0.3", "superpixels", "superpixels:k=12"])
+@pytest.mark.parametrize(
+    "text", ["top", "top:fraction=0.3", "superpixels", "superpixels:k=12"]
+)
 def test_cutters_are_spelled_as_they_are_read(text):
     assert registry.spell(registry.cutters.build(text)) == text
 
@@ -141,23 +184,34 @@ def test_two_maps_are_matched_at_exactly_the_fraction():
 def test_whole_superpixels_set_the_area_of_the_other_map(swapped):
     rng = np.random.default_rng(0)
     weights = rng.normal(size=16)
-    lime, cam = superpixel_explanation(BLOCKS, weights), explanation(rng.normal(size=(12, 8)))
+    lime, cam = (
+        superpixel_explanation(BLOCKS, weights),
+        explanation(rng.normal(size=(12, 8))),
+    )
     pair = matched(cam, lime, 0.3)[::-1] if swapped else matched(lime, cam, 0.3)
-    best = np.argsort(-weights)[:5]  # 4 x 6 = 24 pixels are fewer than .3 * 96, 5 x 6 = 30 are not
+    best = np.argsort(-weights)[
+        :5
+    ]  # 4 x 6 = 24 pixels are fewer than .3 * 96, 5 x 6 = 30 are not
     np.testing.assert_array_equal(pair[0].on, np.isin(BLOCKS, best))
     np.testing.assert_array_equal(pair[1].on, literal_top(cam.values, 30 / 96))
     assert [mask.tied for mask in pair] == [0, 0]
 
 
 def test_superpixels_that_fit_exactly_are_not_overfilled():
-    lime, cam = superpixel_explanation(BLOCKS, np.arange(16)), explanation(np.random.default_rng(0).normal(size=(12, 8)))
+    lime, cam = (
+        superpixel_explanation(BLOCKS, np.arange(16)),
+        explanation(np.random.default_rng(0).normal(size=(12, 8))),
+    )
     assert [mask.area for mask in matched(lime, cam, 0.25)] == [24, 24]
 
 
 def test_of_two_partitions_the_last_superpixel_of_the_second_is_filled_row_by_row():
     rows = np.repeat(np.arange(3), 4).reshape(3, 4)  # superpixels of 4 pixels
     halves = np.tile([0, 0, 1, 1], (3, 1))  # of 6
-    a, b = superpixel_explanation(rows, [1, 3, 2]), superpixel_explanation(halves, [0, 1])
+    a, b = (
+        superpixel_explanation(rows, [1, 3, 2]),
+        superpixel_explanation(halves, [0, 1]),
+    )
     one, two = matched(a, b, 0.6)
     np.testing.assert_array_equal(one.on, np.isin(rows, [1, 2]))
     # the right half whole, then two pixels of the left half
@@ -166,12 +220,17 @@ def test_of_two_partitions_the_last_superpixel_of_the_second_is_filled_row_by_ro
 
 
 def test_equal_weights_are_taken_in_order_of_label_and_counted():
-    lime, cam = superpixel_explanation(BLOCKS, np.zeros(16)), explanation(np.random.default_rng(0).normal(size=(12, 8)))
+    lime, cam = (
+        superpixel_explanation(BLOCKS, np.zeros(16)),
+        explanation(np.random.default_rng(0).normal(size=(12, 8))),
+    )
     one, _ = matched(lime, cam, 0.1)
     assert set(BLOCKS[one.on]) == {0, 1}
     assert one.tied == 96
 
 
 def test_frames_of_different_shape_cannot_be_matched():
-    with pytest.raises(ConsilienceError, match="maps of 4 x 4 and 5 x 5 cannot be laid over each other"):
+    with pytest.raises(
+        ConsilienceError, match="maps of 4 x 4 and 5 x 5 cannot be laid over each other"
+    ):
         matched(explanation(np.eye(4)), explanation(np.eye(5)), 0.2)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PATCH, planted_picture
+from conftest import PATCH, planted_image
 
 from consilience import api, registry
 from consilience.types import Box, NotApplicable, Score
@@ -23,7 +23,9 @@ SMALL = {
 }
 """Spellings that make a slow metric quick."""
 MAPS = ("gradcam", "random", "occlusion:window=16,stride=8")
-"""A method that finds the patch, one that draws at random, and one that needs nothing but scores."""
+"""A method that finds the patch, one that draws at random, and one that needs nothing
+but scores.
+"""
 
 
 @pytest.fixture(params=NAMES)
@@ -33,11 +35,11 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def annotated():
-    """The planted picture with its label, box and mask."""
+    """The planted image with its label, box and mask."""
     mask = np.zeros((64, 64), dtype=bool)
     mask[PATCH] = True
     box = Box(1, PATCH[1].start, PATCH[0].start, PATCH[1].stop, PATCH[0].stop)
-    return replace(planted_picture(), label=1, boxes=(box,), masks={"red": mask})
+    return replace(planted_image(), label=1, boxes=(box,), masks={"red": mask})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def scored(metric, model, explanation):
 
 
 def applicable(name, model, explained):
-    """Scores of the maps that the metric can say something of; where there are none, the test is skipped for its reason."""
+    """Scores of the maps that the metric can say something of; where there are none,
+    the test is skipped for its reason.
+    """
     found = [(one, scored(build(name), model, one)) for one in explained]
     scores = [(one, score) for one, score in found if isinstance(score, Score)]
     if not scores:
@@ -102,7 +106,11 @@ def test_flat_maps_get_a_number_or_a_reason(name, red_model, annotated):
         flat = api.explain(red_model, annotated, by, target="red")
         for values in (flat.values, np.zeros_like(flat.values), -flat.values):
             found = scored(build(name), red_model, replace(flat, values=values))
-            assert str(found) if isinstance(found, NotApplicable) else math.isfinite(found.value)
+            assert (
+                str(found)
+                if isinstance(found, NotApplicable)
+                else math.isfinite(found.value)
+            )
 
 
 def test_same_spelling_same_number(name, red_model, explained):
@@ -117,15 +125,19 @@ def test_the_size_of_batches_does_not_matter(name, red_model, explained):
     frugal = red_model.using(memory=1 << 20)
     assert frugal.batch < red_model.batch
     for explanation, found in applicable(name, red_model, explained):
-        assert scored(build(name), frugal, explanation).value == pytest.approx(found.value, rel=1e-3, abs=1e-5)
+        assert scored(build(name), frugal, explanation).value == pytest.approx(
+            found.value, rel=1e-3, abs=1e-5
+        )
 
 
 def test_many_are_many_of_one(name, red_model, explained):
     metric = build(name)
     if not hasattr(metric, "score_batch"):
-        pytest.skip(f"{name} takes one picture at a time")
+        pytest.skip(f"{name} takes one image at a time")
     views = [red_model.view(one.sample) for one in explained]
-    for explanation, found in zip(explained, metric.score_batch(red_model, views, explained), strict=True):
+    for explanation, found in zip(
+        explained, metric.score_batch(red_model, views, explained), strict=True
+    ):
         alone = scored(metric, red_model, explanation)
         assert type(found) is type(alone)
         if isinstance(found, Score):
@@ -150,9 +162,15 @@ def test_model_and_explanation_come_back_as_they_were(name, red_model, explained
 
 
 def state_of(module):
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in module.modules()]
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+        for m in module.modules()
+    ]
     modes = [m.training for m in module.modules()]
-    parameters = [(p.requires_grad, p.grad is None, p.detach().numpy().tobytes()) for p in module.parameters()]
+    parameters = [
+        (p.requires_grad, p.grad is None, p.detach().numpy().tobytes())
+        for p in module.parameters()
+    ]
     return copy.deepcopy((hooks, modes, parameters))
 
 

@@ -1,4 +1,6 @@
-"""Adapter and zoo: what is shown, what is captured, what is loaded, and that the module comes back as it was."""
+"""Adapter and zoo: what is shown, what is captured, what is loaded, and that the module
+comes back as it was.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from consilience.types import PIXELS, ClassTarget, ConsilienceError, Sample
 
 
 class Tiny(nn.Module):
-    """Small, with what makes hooks lie: an in-place ReLU after a layer, one used twice, dropout, a batch norm."""
+    """Small, with what makes hooks lie: an in-place ReLU after a layer, one used twice,
+    dropout, a batch norm.
+    """
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -61,10 +65,16 @@ def by_hand(module: Tiny, pixels: torch.Tensor):
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     functional = nn.functional
     values = {PIXELS: pixels.clone().requires_grad_()}
-    values["conv1"] = functional.conv2d((values[PIXELS] - mean) / std, module.conv1.weight, module.conv1.bias, 2, 1)
+    values["conv1"] = functional.conv2d(
+        (values[PIXELS] - mean) / std, module.conv1.weight, module.conv1.bias, 2, 1
+    )
     bn = module.bn
-    values["bn"] = functional.batch_norm(values["conv1"], bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-    values["conv2"] = functional.conv2d(values["bn"].relu(), module.conv2.weight, module.conv2.bias, 1, 1)
+    values["bn"] = functional.batch_norm(
+        values["conv1"], bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+    )
+    values["conv2"] = functional.conv2d(
+        values["bn"].relu(), module.conv2.weight, module.conv2.bias, 1, 1
+    )
     values["drop"] = values["conv2"].relu().mean((2, 3))
     values["fc"] = functional.linear(values["drop"], module.fc.weight, module.fc.bias)
     return values
@@ -77,18 +87,25 @@ def test_trace_is_the_pass_by_hand(tiny, pixels):
     target = ClassTarget(3, "three")
     trace = wrap(tiny, size=16).trace(pixels, LAYERS, target)
     expected = by_hand(tiny, pixels)
-    gradients = torch.autograd.grad(target.of(expected["fc"]).sum(), [expected[name] for name in LAYERS])
+    gradients = torch.autograd.grad(
+        target.of(expected["fc"]).sum(), [expected[name] for name in LAYERS]
+    )
     torch.testing.assert_close(trace.outputs, expected["fc"])
     for name, gradient in zip(LAYERS, gradients, strict=True):
         shape = trace.activations[name].shape
-        torch.testing.assert_close(trace.activations[name], expected[name].detach().reshape(shape))
+        torch.testing.assert_close(
+            trace.activations[name], expected[name].detach().reshape(shape)
+        )
         torch.testing.assert_close(trace.gradients[name], gradient.reshape(shape))
 
 
 @pytest.mark.parametrize("layers", [["conv2"], ["bn"], ["fc", "conv1"], [PIXELS]])
 def test_a_layer_alone_has_the_gradient_it_has_among_others(tiny, pixels, layers):
     model, target = wrap(tiny, size=16), ClassTarget(0, "zero", score="probability")
-    alone, among = model.trace(pixels, layers, target), model.trace(pixels, LAYERS, target)
+    alone, among = (
+        model.trace(pixels, layers, target),
+        model.trace(pixels, LAYERS, target),
+    )
     for name in layers:
         torch.testing.assert_close(alone.gradients[name], among.gradients[name])
 
@@ -121,10 +138,17 @@ def test_a_module_called_twice_is_refused(tiny, pixels):
 def state_of(module):
     return (
         {name: part.training for name, part in module.named_modules()},
-        {name: (p.requires_grad, p.grad, p.data_ptr(), p.detach().clone()) for name, p in module.named_parameters()},
+        {
+            name: (p.requires_grad, p.grad, p.data_ptr(), p.detach().clone())
+            for name, p in module.named_parameters()
+        },
         {name: b.clone() for name, b in module.named_buffers()},
         {
-            name: (len(p._forward_hooks), len(p._forward_pre_hooks), len(p._backward_hooks))
+            name: (
+                len(p._forward_hooks),
+                len(p._forward_pre_hooks),
+                len(p._backward_hooks),
+            )
             for name, p in module.named_modules()
         },
     )
@@ -195,13 +219,19 @@ def test_a_module_that_reshapes_by_view_still_runs(pixels):
     module = Viewing()
     model = wrap(module, size=16)
     assert not model.anatomy.channels_last
-    torch.testing.assert_close(model.scores(pixels), module(model.recipe.normalised(pixels)).detach())
+    torch.testing.assert_close(
+        model.scores(pixels), module(model.recipe.normalised(pixels)).detach()
+    )
 
 
 def test_what_is_no_classifier_is_said_in_one_line(tiny):
-    with pytest.raises(ConsilienceError, match=r"returns one tensor \(N, K\).*shape \(1, 3, 16, 16\)"):
+    with pytest.raises(
+        ConsilienceError, match=r"returns one tensor \(N, K\).*shape \(1, 3, 16, 16\)"
+    ):
         wrap(nn.Identity(), size=16).layers()
-    with pytest.raises(ConsilienceError, match="4 class names for a module with 5 outputs"):
+    with pytest.raises(
+        ConsilienceError, match="4 class names for a module with 5 outputs"
+    ):
         wrap(tiny, size=16, classes="abcd")
     with pytest.raises(ConsilienceError, match="wrap takes a torch"):
         wrap(lambda x: x)
@@ -209,16 +239,24 @@ def test_what_is_no_classifier_is_said_in_one_line(tiny):
         wrap(tiny, size=16).scores(torch.rand(3, 16, 16))
 
 
-# ---------------------------------------------------------------- forms
+# ---- forms
 
 
 def test_forms_of_outputs():
     frame, seen = (224, 224), [(14, 14)]
     assert form_of((1, 64, 56, 56), frame, []) == anatomy.Form("map", 64, (56, 56))
-    assert form_of((1, 56, 56, 96), frame, []) == anatomy.Form("map", 96, (56, 56), channels_last=True)
-    assert form_of((1, 197, 768), frame, seen) == anatomy.Form("tokens", 768, (14, 14), 1)
-    assert form_of((1, 201, 768), frame, seen) == anatomy.Form("tokens", 768, (14, 14), 5)
-    assert form_of((1, 196, 384), frame, [(56, 56)]) == anatomy.Form("tokens", 384, (14, 14))  # TNT: 4 x 4 pixels a patch
+    assert form_of((1, 56, 56, 96), frame, []) == anatomy.Form(
+        "map", 96, (56, 56), channels_last=True
+    )
+    assert form_of((1, 197, 768), frame, seen) == anatomy.Form(
+        "tokens", 768, (14, 14), 1
+    )
+    assert form_of((1, 201, 768), frame, seen) == anatomy.Form(
+        "tokens", 768, (14, 14), 5
+    )
+    assert form_of((1, 196, 384), frame, [(56, 56)]) == anatomy.Form(
+        "tokens", 384, (14, 14)
+    )  # TNT: 4 x 4 pixels a patch
     assert form_of((1, 10), frame, []) == anatomy.Form("vector", 10)
     assert form_of((1, 12, 197, 197), frame, seen) is None  # attention
     assert form_of((1, 12, 197, 64), frame, seen) is None  # queries
@@ -285,7 +323,9 @@ def test_the_target_layer_is_the_last_map(name):
 
 
 def test_a_class_token_does_not_hide_the_patches():
-    """The target layer of a ViT is one whose patches the logits depend on; after the last attention none are."""
+    """The target layer of a ViT is one whose patches the logits depend on; after the
+    last attention none are.
+    """
     model = load_model("timm:vit_tiny_patch16_224,weights=random")
     x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     trace = model.trace(x, ["norm", model.target_layer()], ClassTarget(0, "zero"))
@@ -296,31 +336,59 @@ def test_a_class_token_does_not_hide_the_patches():
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)),
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 4),
+        ),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, 4),
+        ),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.Sequential(nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        ),
     ],
 )
 def test_target_layer_of_plain_sequences(module):
     assert wrap(module, size=12).target_layer() == "1"
 
 
-# ---------------------------------------------------------------- views
+# ---- views
 
 
-def picture(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
 
 
-SIZES = [(333, 501), (501, 333), (97, 311), (224, 224), (300, 256), (256, 257), (1000, 61)]
+SIZES = [
+    (333, 501),
+    (501, 333),
+    (97, 311),
+    (224, 224),
+    (300, 256),
+    (256, 257),
+    (1000, 61),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "inception_v3", "swin_v2_t"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "efficientnet_b1", "inception_v3", "swin_v2_t"]
+)
 def test_crop_is_torchvisions_own_transform(name, size):
     shown = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     recipe = load._torchvision_recipe(shown)
-    pixels = picture(*size)
+    pixels = image(*size)
     model = TorchNetwork(nn.Conv2d(3, 1, 1), recipe)
     got = recipe.normalised(model.view(Sample("p", pixels)).pixels)
     assert torch.equal(got[0], shown(Image.fromarray(pixels)))
@@ -338,17 +406,31 @@ def test_crop_is_timms_own_transform(crop, frame, size):
         "mean": (0.5, 0.45, 0.4),
         "std": (0.5, 0.4, 0.3),
     }
-    pixels = picture(*size)
+    pixels = image(*size)
     recipe = load._timm_recipe(config)
-    got = recipe.normalised(TorchNetwork(nn.Conv2d(3, 1, 1), recipe).view(Sample("p", pixels)).pixels)
-    assert torch.equal(got[0], timm.data.create_transform(**config, is_training=False)(Image.fromarray(pixels)))
+    got = recipe.normalised(
+        TorchNetwork(nn.Conv2d(3, 1, 1), recipe).view(Sample("p", pixels)).pixels
+    )
+    assert torch.equal(
+        got[0],
+        timm.data.create_transform(**config, is_training=False)(
+            Image.fromarray(pixels)
+        ),
+    )
 
 
-def test_squash_is_the_whole_picture():
-    pixels = picture(333, 501)
-    view = wrap(Tiny(), size=(48, 64), interpolation="bicubic", view="squash").view(Sample("p", pixels))
-    whole = np.asarray(Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC))
-    assert torch.equal((view.pixels[0] * 255).round().byte(), torch.from_numpy(whole.copy()).permute(2, 0, 1))
+def test_squash_is_the_whole_image():
+    pixels = image(333, 501)
+    view = wrap(Tiny(), size=(48, 64), interpolation="bicubic", view="squash").view(
+        Sample("p", pixels)
+    )
+    whole = np.asarray(
+        Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC)
+    )
+    assert torch.equal(
+        (view.pixels[0] * 255).round().byte(),
+        torch.from_numpy(whole.copy()).permute(2, 0, 1),
+    )
     assert view.mode == "squash"
     with pytest.raises(ConsilienceError, match="view is crop or squash; got 'fit'"):
         wrap(Tiny(), size=16).view(Sample("p", pixels), "fit")
@@ -359,7 +441,7 @@ def test_recipe_refuses_what_cannot_be():
         Recipe(std=(0.0, 1.0, 1.0))
 
 
-# ---------------------------------------------------------------- the same model otherwise
+# ---- the same model otherwise
 
 
 def test_id_follows_weights_architecture_and_normalisation(tiny):
@@ -387,7 +469,11 @@ def test_using_shares_the_module_and_with_module_does_not(tiny):
     other = model.using(engine="torch", precision="bf16", memory=1 << 24)
     assert other.module is tiny
     assert other.anatomy is model.anatomy
-    assert (other.engine, other.precision, other.facts["precision"]) == ("torch", "bf16", "bf16")
+    assert (other.engine, other.precision, other.facts["precision"]) == (
+        "torch",
+        "bf16",
+        "bf16",
+    )
     assert model.facts["precision"] == "f32"
     twin = Tiny()
     assert model.with_module(twin).module is twin
@@ -398,7 +484,10 @@ def test_using_shares_the_module_and_with_module_does_not(tiny):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"engine": "tensorrt"}, "engine is one of auto, torch, torch-compile, openvino; got 'tensorrt'"),
+        (
+            {"engine": "tensorrt"},
+            "engine is one of auto, torch, torch-compile, openvino; got 'tensorrt'",
+        ),
         ({"precision": "fp8"}, "precision is one of f32, bf16, f16; got 'fp8'"),
         ({"precision": "f16"}, "precision f16 needs an accelerator"),
         ({"memory": 10}, "memory is in bytes"),
@@ -411,7 +500,7 @@ def test_what_cannot_be_used_is_refused(tiny, option, message):
         wrap(tiny, size=16).using(**option)
 
 
-# ---------------------------------------------------------------- the zoo
+# ---- the zoo
 
 
 def test_the_embedded_model_knows_its_classes():
@@ -423,7 +512,9 @@ def test_the_embedded_model_knows_its_classes():
     folder = Path(__file__).parents[2] / "shared" / "data" / "imagenet10"
     if not folder.is_dir():
         pytest.skip("shared/data/imagenet10 is not here")
-    pixels = np.asarray(Image.open(folder / "n02098286_West_Highland_white_terrier.JPEG").convert("RGB"))
+    pixels = np.asarray(
+        Image.open(folder / "n02098286_West_Highland_white_terrier.JPEG").convert("RGB")
+    )
     scores = model.scores(model.view(Sample("terrier", pixels)).pixels)
     assert model.classes[int(scores.argmax())] == "West Highland white terrier"
 
@@ -431,7 +522,9 @@ def test_the_embedded_model_knows_its_classes():
 def test_random_weights_are_seeded_and_leave_the_generator_alone():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, same, other = (load_model(f"resnet18:weights=random,seed={seed}") for seed in (1, 1, 2))
+    one, same, other = (
+        load_model(f"resnet18:weights=random,seed={seed}") for seed in (1, 1, 2)
+    )
     assert torch.equal(before, torch.random.get_rng_state())
     assert one.id == same.id != other.id
     assert one.facts["weights"] == "random, seed 1"
@@ -443,7 +536,9 @@ def small(classes: int = 1000) -> nn.Module:
     return torchvision.models.shufflenet_v2_x0_5(num_classes=classes)
 
 
-@pytest.mark.parametrize("nest", ["plain", "state_dict", "places", "safetensors", "ema"])
+@pytest.mark.parametrize(
+    "nest", ["plain", "state_dict", "places", "safetensors", "ema"]
+)
 def test_weights_files_in_every_dress(tmp_path, nest):
     module = small(365)
     state = module.state_dict()
@@ -452,7 +547,14 @@ def test_weights_files_in_every_dress(tmp_path, nest):
         file = file.with_suffix(".safetensors")
         save_file(state, file)
     elif nest == "places":
-        torch.save({"epoch": 90, "arch": "x", "state_dict": {f"module.{key}": value for key, value in state.items()}}, file)
+        torch.save(
+            {
+                "epoch": 90,
+                "arch": "x",
+                "state_dict": {f"module.{key}": value for key, value in state.items()},
+            },
+            file,
+        )
     elif nest == "ema":
         worse = {key: torch.zeros_like(value) for key, value in state.items()}
         torch.save({"state_dict": worse, "state_dict_ema": state}, file)
@@ -478,7 +580,10 @@ def test_weights_that_do_not_fit_name_their_keys(tmp_path):
     said = str(caught.value)
     assert "missing conv1.0.weight" in said
     assert "unexpected extra.weight" in said
-    assert "conv5.0.weight is (1024, 10, 1, 1) in the file and (1024, 192, 1, 1) in the model" in said
+    assert (
+        "conv5.0.weight is (1024, 10, 1, 1) in the file and (1024, 192, 1, 1) in the model"
+        in said
+    )
 
 
 class Unsafe:
@@ -490,7 +595,9 @@ def test_nothing_is_unpickled(tmp_path):
     torch.save({"state_dict": Unsafe()}, tmp_path / "w.pth")
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
     for name in ("w.pth", "whole.pth"):
-        with pytest.raises(ConsilienceError, match="is not unpickled, because that could run code"):
+        with pytest.raises(
+            ConsilienceError, match="is not unpickled, because that could run code"
+        ):
             weights.read_weights(tmp_path / name)
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -534,7 +641,9 @@ def test_labels_that_cannot_be_are_refused(tmp_path, name, text, message):
 
 def test_labels_of_another_count(tmp_path):
     (tmp_path / "l.txt").write_text("cat\ndog")
-    with pytest.raises(ConsilienceError, match=r"l.txt' has 2 class names; resnet18 has 1000 outputs"):
+    with pytest.raises(
+        ConsilienceError, match=r"l.txt' has 2 class names; resnet18 has 1000 outputs"
+    ):
         load_model("resnet18:weights=random", labels=tmp_path / "l.txt")
 
 
@@ -542,9 +651,18 @@ def test_labels_of_another_count(tmp_path):
     ("spec", "message"),
     [
         ("resnet5O", "no model 'resnet5O'; did you mean 'resnet50'"),
-        ("timm:efficientnet_lite0x", "no timm model 'efficientnet_lite0x'; did you mean 'efficientnet_lite0'"),
-        ("resnet50:weights=IMAGENET1K_V3", "no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V"),
-        ("resnet50:wieghts=random", "no model option 'wieghts'; did you mean 'weights'"),
+        (
+            "timm:efficientnet_lite0x",
+            "no timm model 'efficientnet_lite0x'; did you mean 'efficientnet_lite0'",
+        ),
+        (
+            "resnet50:weights=IMAGENET1K_V3",
+            "no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V",
+        ),
+        (
+            "resnet50:wieghts=random",
+            "no model option 'wieghts'; did you mean 'weights'",
+        ),
         ("resnet50:seed=3", "seed= goes with weights=random"),
         ("vgg16:weights=IMAGENET1K_FEATURES", "have no classifier"),
         ("no_such_package.models:make", "there is no Python module 'no_such_package'"),
@@ -557,22 +675,32 @@ def test_unknown_names(spec, message):
 
 
 def test_spec_and_keyword_may_not_differ():
-    with pytest.raises(ConsilienceError, match="precision is 'f32' in the spec and 'bf16' by keyword"):
+    with pytest.raises(
+        ConsilienceError, match="precision is 'f32' in the spec and 'bf16' by keyword"
+    ):
         load_model("efficientnet_lite0:precision=f32", precision="bf16")
 
 
 @pytest.mark.parametrize(
     ("spec", "wanted"),
     [
-        ("resnet50", r"resnet50-11ad3fa6\.pth; put it at .*checkpoints/resnet50-11ad3fa6\.pth, or give weights=FILE"),
-        ("timm:convnext_tiny", r"huggingface\.co/timm/convnext_tiny.*, file model\.safetensors; put it in the cache"),
+        (
+            "resnet50",
+            r"resnet50-11ad3fa6\.pth; put it at .*checkpoints/resnet50-11ad3fa6\.pth, or give weights=FILE",
+        ),
+        (
+            "timm:convnext_tiny",
+            r"huggingface\.co/timm/convnext_tiny.*, file model\.safetensors; put it in the cache",
+        ),
     ],
 )
 def test_no_network_is_said_at_once(monkeypatch, tmp_path, spec, wanted):
     monkeypatch.setattr(weights, "reachable", lambda url: False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     began = time.monotonic()
-    with pytest.raises(ConsilienceError, match=rf"no network, and not on this machine yet: .*{wanted}"):
+    with pytest.raises(
+        ConsilienceError, match=rf"no network, and not on this machine yet: .*{wanted}"
+    ):
         load_model(spec)
     assert time.monotonic() - began < 10
 
@@ -617,15 +745,25 @@ def test_factories_of_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "labels.txt").write_text("cat\ndog")
     monkeypatch.chdir(tmp_path)
     plain = load_model("own_nets:make", labels="labels.txt", engine="torch")
-    assert (plain.classes, plain.recipe, plain.facts["engine"]) == (("cat", "dog"), Recipe(), "torch")
+    assert (plain.classes, plain.recipe, plain.facts["engine"]) == (
+        ("cat", "dog"),
+        Recipe(),
+        "torch",
+    )
     torch.save(plain.module.state_dict(), "w.pth")
     assert load_model("own_nets:make,weights=w.pth").facts["weights"] == "w.pth"
     assert load_model("own_nets:network").frame == (32, 32)
-    with pytest.raises(ConsilienceError, match="returns str; a factory returns a torch module or a Model"):
+    with pytest.raises(
+        ConsilienceError,
+        match="returns str; a factory returns a torch module or a Model",
+    ):
         load_model("own_nets:text")
 
 
-@pytest.mark.parametrize(("weights_name", "positions"), [("IMAGENET1K_V1", 197), ("IMAGENET1K_SWAG_E2E_V1", 577)])
+@pytest.mark.parametrize(
+    ("weights_name", "positions"),
+    [("IMAGENET1K_V1", 197), ("IMAGENET1K_SWAG_E2E_V1", 577)],
+)
 def test_a_transformer_has_the_positions_of_its_weights(weights_name, positions):
     origin = load._torchvision_origin("vit_b_16", {"weights": weights_name})
     module = origin.build(2)
@@ -639,30 +777,42 @@ def test_names_are_loadable_names():
     assert {"resnet50", "vit_b_16", "timm:convnext_tiny"} <= set(there)
 
 
-# ---------------------------------------------------------------- wide sweeps
+# ---- wide sweeps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*load._torchvision_names(), *(f"timm:{name}" for name in SWEEP)])
+@pytest.mark.parametrize(
+    "name", [*load._torchvision_names(), *(f"timm:{name}" for name in SWEEP)]
+)
 def test_every_family_has_a_target_layer(name):
     model = load_model(name, weights="random")
     layer = next(item for item in model.layers() if item.name == model.target_layer())
     assert layer.spatial is not None
     assert min(layer.spatial) > 1
-    assert layer.channels != len(model.classes) or model.outputs == "values"  # features without a classifier
+    assert (
+        layer.channels != len(model.classes) or model.outputs == "values"
+    )  # features without a classifier
     assert "qkv" not in layer.name
 
 
-# ---------------------------------------------------------------- batch norms on the way back
+# ---- batch norms on the way back
 
 
 def normed():
     """Convolutions with batch norms of statistics that are not trivial."""
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1),
-        nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2),
-    )  # fmt: skip
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, 3, padding=1),
+        nn.BatchNorm2d(4, affine=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(4),
+        nn.Linear(4, 2),
+    )
     for part in module:
         if hasattr(part, "running_mean"):
             part.running_mean.normal_()
@@ -689,11 +839,15 @@ def test_batch_norms_keep_nothing_for_the_way_back():
     with anatomy.frozen(module):
         kept = anatomy.kept_bytes(module, module, pixels)
         leaf, plain = pixels.clone().requires_grad_(), set()
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: plain.add((x.data_ptr(), x.numel())) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: plain.add((x.data_ptr(), x.numel())) or x, lambda x: x
+        ):
             module(leaf)
     maps = [numel for _, numel in plain if numel >= 4 * 64 * 64]
     assert len(maps) == 4  # two norms, two ReLUs
-    assert kept == pytest.approx(4 * (pixels.numel() + sum(maps) / 2), rel=0.01)  # what convolutions are given: pixels, ReLUs
+    assert kept == pytest.approx(
+        4 * (pixels.numel() + sum(maps) / 2), rel=0.01
+    )  # what convolutions are given: pixels, ReLUs
 
 
 def test_batch_norms_of_a_batch_are_left_to_torch():

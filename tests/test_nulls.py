@@ -6,7 +6,7 @@ import torch
 from oracles_dissection import small_broden, small_model, stacks_of
 from scipy import ndimage
 
-from consilience.dissection.coarse import Gatherer, GrowingRows, chosen_pictures, middles
+from consilience.dissection.coarse import Gatherer, GrowingRows, chosen_images, middles
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.measure import dissect
 from consilience.dissection.nulls import (
@@ -23,23 +23,35 @@ from consilience.dissection.quantiles import TailSketch
 from consilience.dissection.tally import Counts, LabelCounts, ShownLabels, unit_masks
 from consilience.types import ConsilienceError
 
-# ---------------------------------------------------------------- on a coarse grid
+# ---- on a coarse grid
 
 
 def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
-    """Maps (N, U, h, w) through the parts of a dissection: counts, label counts and what the null gathers."""
+    """Maps (N, U, h, w) through the parts of a dissection: counts, label counts and
+    what the null gathers.
+    """
     count, units = maps.shape[:2]
     sketch = TailSketch(units, count * maps.shape[2] * maps.shape[3], quantile, 100_000)
     sketch.add(maps)
-    counts, known = Counts(sketch.result()[0], concepts, "half-pixel", "paper"), LabelCounts(concepts)
+    counts, known = (
+        Counts(sketch.result()[0], concepts, "half-pixel", "paper"),
+        LabelCounts(concepts),
+    )
     gatherer = Gatherer(
-        concepts.grid, units, len(concepts.concepts), len(concepts.categories), chosen_pictures(count, most, 0), coarse
+        concepts.grid,
+        units,
+        len(concepts.concepts),
+        len(concepts.categories),
+        chosen_images(count, most, 0),
+        coarse,
     )
     for index in range(count):
         known.add(labels[index])
         gatherer.add_labels(index, labels[index])
         shown = ShownLabels.of(labels[index], maps.device)
-        counts.add(maps[index], maps[index].amax(dim=(1, 2)), shown, gatherer.watch(index, 0))
+        counts.add(
+            maps[index], maps[index].amax(dim=(1, 2)), shown, gatherer.watch(index, 0)
+        )
     return counts, known, gatherer.gathered()
 
 
@@ -55,16 +67,25 @@ def test_rows_are_what_was_added_however_often_the_block_doubles():
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    concepts = load_concepts(small_broden(tmp_path_factory.mktemp("broden") / "set", count=14))
+    concepts = load_concepts(
+        small_broden(tmp_path_factory.mktemp("broden") / "set", count=14)
+    )
     maps = torch.randn(14, 3, 5, 5, generator=torch.Generator().manual_seed(2))
     labels = [concepts.labels(index) for index in range(14)]
     counts, _, gathered = tallied(maps, concepts, labels, quantile=0.9, coarse=6)
     eligible = np.array([0, 1, 3, 5, 6, 8])
-    return concepts, maps, counts, Coarse(gathered, eligible, concepts.category_of[eligible])
+    return (
+        concepts,
+        maps,
+        counts,
+        Coarse(gathered, eligible, concepts.category_of[eligible]),
+    )
 
 
 def literal_best(few, order, weights=None):
-    """IoU (U, E) by loops over pictures and cells; picture n shows the labels of picture ``order[n]``."""
+    """IoU (U, E) by loops over images and cells; image n shows the labels of image
+    ``order[n]``.
+    """
     concepts, maps, counts, coarse = few
     at = middles(concepts.grid[0], 6)
     stacks = stacks_of(concepts)
@@ -72,15 +93,26 @@ def literal_best(few, order, weights=None):
     iou = np.zeros((maps.shape[1], len(coarse.eligible)))
     for unit in range(len(iou)):
         cuts = torch.from_numpy(counts.thresholds[[unit]])
-        masks = [unit_masks(one[[unit]], cuts, concepts.grid)[0].numpy()[np.ix_(at, at)] for one in maps]
+        masks = [
+            unit_masks(one[[unit]], cuts, concepts.grid)[0].numpy()[np.ix_(at, at)]
+            for one in maps
+        ]
         for place, concept in enumerate(coarse.eligible):
             both = either = 0.0
-            for picture, mask in enumerate(masks):
-                stack = {key: value[np.ix_(at, at)] for key, value in stacks[order[picture]].items()}
+            for image, mask in enumerate(masks):
+                stack = {
+                    key: value[np.ix_(at, at)]
+                    for key, value in stacks[order[image]].items()
+                }
                 label = stack.get(concept, np.zeros((6, 6), dtype=bool))
-                shown = any(concepts.category_of[key] == concepts.category_of[concept] for key in stack)
-                both += weights[picture] * (mask & label).sum()
-                either += weights[picture] * ((mask.sum() if shown else 0) + label.sum() - (mask & label).sum())
+                shown = any(
+                    concepts.category_of[key] == concepts.category_of[concept]
+                    for key in stack
+                )
+                both += weights[image] * (mask & label).sum()
+                either += weights[image] * (
+                    (mask.sum() if shown else 0) + label.sum() - (mask & label).sum()
+                )
             iou[unit, place] = both / either if either else 0
     return iou
 
@@ -92,7 +124,9 @@ def test_the_best_iou_is_the_literal_one_for_any_permutation(few):
     for number in range(3):
         order = permuted(groups, 14, 5, number)
         assert sorted(order) == list(range(14))
-        assert np.array_equal(coarse.gathered.annotated[order], coarse.gathered.annotated)
+        assert np.array_equal(
+            coarse.gathered.annotated[order], coarse.gathered.annotated
+        )
         assert np.allclose(coarse.best(order), literal_best(few, order).max(axis=1))
     assert len(groups) == 4
     assert not np.array_equal(permuted(groups, 14, 5, 0), permuted(groups, 14, 5, 1))
@@ -100,9 +134,13 @@ def test_the_best_iou_is_the_literal_one_for_any_permutation(few):
 
 def test_p_counts_the_permutations_that_do_as_well(few):
     coarse = few[3]
-    p, expected, over = permutation_null(coarse, [slice(0, 1), slice(1, 3)], 0.1, 20, seed=5)
+    p, expected, over = permutation_null(
+        coarse, [slice(0, 1), slice(1, 3)], 0.1, 20, seed=5
+    )
     groups, observed = strata(coarse.gathered.annotated), coarse.best()
-    best = np.stack([coarse.best(permuted(groups, 14, 5, number)) for number in range(20)])
+    best = np.stack(
+        [coarse.best(permuted(groups, 14, 5, number)) for number in range(20)]
+    )
     assert p.tolist() == ((1 + (best >= observed).sum(axis=0)) / 21).tolist()
     assert np.allclose(expected, best.mean(axis=0))
     assert over == [(best[:, :1] > 0.1).sum() / 20, (best[:, 1:] > 0.1).sum() / 20]
@@ -138,45 +176,66 @@ def test_cells_are_pixels_in_the_middle():
     assert middles(5, 5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_only_so_many_pictures_are_gathered(few):
+def test_only_so_many_images_are_gathered(few):
     concepts, maps = few[0], few[1]
     labels = [concepts.labels(index) for index in range(14)]
     whole = tallied(maps, concepts, labels, 0.9, 6)[2]
     some = tallied(maps, concepts, labels, 0.9, 6, most=5)[2]
-    chosen = chosen_pictures(14, 5, 0)
-    assert some.pictures == 5
+    chosen = chosen_images(14, 5, 0)
+    assert some.images == 5
     kept = np.isin(whole.places, chosen)
     assert np.array_equal(chosen[some.places], whole.places[kept])
     assert np.array_equal(some.cells, whole.cells[kept])
 
 
-# ---------------------------------------------------------------- what it is for
+# ---- what it is for
 
 
 def smooth_noise(seed, count, units):
-    """Maps that have nothing to do with any picture: noise, blurred to a fifth of its side."""
+    """Maps that have nothing to do with any image: noise, blurred to a fifth of its
+    side.
+    """
     noise = np.random.default_rng(seed).normal(size=(count, units, 8, 8))
-    return torch.from_numpy(ndimage.gaussian_filter(noise, (0, 0, 1.6, 1.6), mode="reflect").astype(np.float32))
+    return torch.from_numpy(
+        ndimage.gaussian_filter(noise, (0, 0, 1.6, 1.6), mode="reflect").astype(
+            np.float32
+        )
+    )
 
 
 def test_noise_is_significant_no_more_often_than_stated():
-    concepts = load_concepts("drawn:pictures=40,size=32,seed=4")
+    concepts = load_concepts("drawn:images=40,size=32,seed=4")
     labels = [concepts.labels(index) for index in range(40)]
     units, p, found, expected, detectors = 4, [], 0, 0.0, 0
     for seed in range(20):
-        _, known, gathered = tallied(smooth_noise(seed, 40, units), concepts, labels, quantile=0.98)
-        eligible = np.flatnonzero(known.pictures >= 5)
+        _, known, gathered = tallied(
+            smooth_noise(seed, 40, units), concepts, labels, quantile=0.98
+        )
+        eligible = np.flatnonzero(known.images >= 5)
         how = {"threshold": 0.04, "permutations": 99, "resamples": 0, "seed": seed}
-        null = results(gathered, eligible, concepts.category_of, [slice(0, units)], np.zeros(units, dtype=int), **how)[0]
+        null = results(
+            gathered,
+            eligible,
+            concepts.category_of,
+            [slice(0, units)],
+            np.zeros(units, dtype=int),
+            **how,
+        )[0]
         p += null.p.tolist()
         found += bool((null.q <= 0.05).any())
         expected += null.expected_detectors
-        detectors += int((Coarse(gathered, eligible, concepts.category_of[eligible]).best() > 0.04).sum())
+        detectors += int(
+            (
+                Coarse(gathered, eligible, concepts.category_of[eligible]).best() > 0.04
+            ).sum()
+        )
     p = np.array(p)
-    # of 80 units 4 are expected at .05 and 40 at .5: three standard deviations allow 9, and 27 to 53
+    # of 80 units 4 are expected at .05 and 40 at .5: three standard deviations allow 9,
+    # and 27 to 53
     assert (p <= 0.05).sum() <= 9
     assert 27 <= (p <= 0.5).sum() <= 53
-    # one layer in twenty may have a false discovery; four or more of twenty happen with probability .016
+    # one layer in twenty may have a false discovery; four or more of twenty happen with
+    # probability .016
     assert found <= 3
     # the same noise passes IoU .04 often, and the null says how often
     assert detectors > 8
@@ -184,20 +243,24 @@ def test_noise_is_significant_no_more_often_than_stated():
 
 
 def test_a_unit_that_knows_is_told_from_noise():
-    concepts = load_concepts("drawn:pictures=60,size=32,seed=4")
+    concepts = load_concepts("drawn:images=60,size=32,seed=4")
     labels = [concepts.labels(index) for index in range(60)]
     maps = smooth_noise(0, 60, 4)
     target = next(one.index for one in concepts.concepts if one.name == "cross")
     for index, one in enumerate(labels):
         for place in np.flatnonzero(one.present == target):
-            shown = torch.from_numpy(one.masks[place].reshape(8, 4, 8, 4).mean(axis=(1, 3))).float()
+            shown = torch.from_numpy(
+                one.masks[place].reshape(8, 4, 8, 4).mean(axis=(1, 3))
+            ).float()
             maps[index, 1] += 6 * shown
     counts, known, gathered = tallied(maps, concepts, labels, quantile=0.98)
-    eligible = np.flatnonzero(known.pictures >= 5)
+    eligible = np.flatnonzero(known.images >= 5)
     iou = counts.intersections / np.maximum(counts.unions(known.pixels), 1)
     own = eligible[iou[:, eligible].argmax(axis=1)]
     how = {"threshold": 0.04, "permutations": 199, "resamples": 40, "seed": 0}
-    null = results(gathered, eligible, concepts.category_of, [slice(0, 4)], own, **how)[0]
+    null = results(gathered, eligible, concepts.category_of, [slice(0, 4)], own, **how)[
+        0
+    ]
     assert null.p[1] == 1 / 200
     assert null.q[1] <= 0.05
     assert (null.q[[0, 2, 3]] > 0.05).all()
@@ -205,7 +268,7 @@ def test_a_unit_that_knows_is_told_from_noise():
     assert sum(len(null.alternatives[unit]) for unit in (0, 2, 3)) > 3
 
 
-def test_too_few_pictures_for_any_concept(tmp_path):
+def test_too_few_images_for_any_concept(tmp_path):
     concepts = load_concepts(small_broden(tmp_path / "set"))
     found = dissect(small_model(), "act", concepts, quantile=0.9, permutations=9)
     rows = found.table()
@@ -222,7 +285,19 @@ def test_a_dead_unit_detects_nothing(tmp_path):
     with torch.no_grad():
         model.module.stem.weight[2] = 0
         model.module.stem.bias[2] = -1
-    row = dissect(model, "act", concepts, quantile=0.9, min_pictures=1, permutations=9, resamples=5).table().loc[2]
+    row = (
+        dissect(
+            model,
+            "act",
+            concepts,
+            quantile=0.9,
+            min_images=1,
+            permutations=9,
+            resamples=5,
+        )
+        .table()
+        .loc[2]
+    )
     assert (row["concept"], row["iou"], row["p"], row["alternatives"]) == ("", 0, 1, "")
 
 
@@ -233,8 +308,12 @@ def test_random_weights_leave_the_model_and_change_everything():
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, before[name])
         assert not torch.equal(blank.module.state_dict()[name], value)
-        assert torch.equal(blank.module.state_dict()[name], again.module.state_dict()[name])
-        assert not torch.equal(blank.module.state_dict()[name], other.module.state_dict()[name])
+        assert torch.equal(
+            blank.module.state_dict()[name], again.module.state_dict()[name]
+        )
+        assert not torch.equal(
+            blank.module.state_dict()[name], other.module.state_dict()[name]
+        )
     assert blank.id != model.id
 
 

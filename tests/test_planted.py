@@ -1,4 +1,6 @@
-"""Planted truth: what decides is what was planted, shown by intervention; the right map scores and ranks as by hand."""
+"""Planted truth: what decides is what was planted, shown by intervention; the right map
+scores and ranks as by hand.
+"""
 
 import html
 import json
@@ -31,14 +33,20 @@ def test_a_wrong_truth_does_not_pass(name):
     world = WORLDS[name]
     sample = world.samples(1)[0]
     away = planted.wrong_maps(sample)["elsewhere"] > 0
-    assert not verify(world, replace(sample, masks={"1": away & ~sample.masks["1"]})).holds
+    assert not verify(
+        world, replace(sample, masks={"1": away & ~sample.masks["1"]})
+    ).holds
 
 
 def test_a_mark_that_is_not_needed_does_not_pass_for_one_of_two():
-    """A red and a blue mark are the truth; red and green are not, though taking away both turns the decision."""
+    """A red and a blue mark are the truth; red and green are not, though taking away
+    both turns the decision.
+    """
     world = WORLDS["both"]
     sample = world.samples(1)[0]
-    wrong = np.any([(sample.pixels == colour).all(axis=2) for colour in (RED, GREEN)], axis=0)
+    wrong = np.any(
+        [(sample.pixels == colour).all(axis=2) for colour in (RED, GREEN)], axis=0
+    )
     found = verify(world, replace(sample, masks={"1": wrong}))
     assert found.without < 0.5
     assert not found.holds
@@ -46,10 +54,17 @@ def test_a_mark_that_is_not_needed_does_not_pass_for_one_of_two():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masks_are_exact(name):
-    """The mask is where the picture has the colour that decides, and nothing else is."""
+    """The mask is where the image has the colour that decides, and nothing else is."""
     for sample in WORLDS[name].samples(3, seed=1):
-        colours = {"patch": [RED], "colour": [BLUE], "both": [RED, BLUE], "shortcut": [RED]}[name]
-        marked = np.any([(sample.pixels == colour).all(axis=2) for colour in colours], axis=0)
+        colours = {
+            "patch": [RED],
+            "colour": [BLUE],
+            "both": [RED, BLUE],
+            "shortcut": [RED],
+        }[name]
+        marked = np.any(
+            [(sample.pixels == colour).all(axis=2) for colour in colours], axis=0
+        )
         np.testing.assert_array_equal(marked, sample.masks["1"])
 
 
@@ -60,16 +75,23 @@ def test_one_of_two_marks_is_not_enough_and_a_green_one_is_nothing():
     blank = planted.background(np.random.default_rng(7))
 
     def said(*colours):
-        keep = np.any([(sample.pixels == colour).all(axis=2) for colour in colours], axis=0)
+        keep = np.any(
+            [(sample.pixels == colour).all(axis=2) for colour in colours], axis=0
+        )
         shown = replace(sample, pixels=np.where(keep[..., None], sample.pixels, blank))
         return float(model.scores(model.view(shown).pixels).softmax(dim=1)[0, 1])
 
     assert said(RED, BLUE) > 0.9
-    assert max(said(RED), said(BLUE), said(RED, GREEN), said(BLUE, GREEN), said(GREEN)) < 0.1
+    assert (
+        max(said(RED), said(BLUE), said(RED, GREEN), said(BLUE, GREEN), said(GREEN))
+        < 0.1
+    )
 
 
 def test_logits_of_one_mark_by_hand():
-    """Red .902, .078, .078 gives .902 - .157 - .1 a pixel; 256 of 4,096 pixels; gain and threshold as written."""
+    """Red .902, .078, .078 gives .902 - .157 - .1 a pixel; 256 of 4,096 pixels; gain
+    and threshold as written.
+    """
     world = WORLDS["patch"]
     view = world.model().view(world.samples(1)[0])
     red = 230 / 255 - 2 * 20 / 255 - 0.1
@@ -89,9 +111,9 @@ def test_the_same_seed_gives_the_same_world():
         second = planted.trained_on_shortcut(3, 4)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
-    pictures = [[s.digest for s in WORLDS["colour"].samples(3, seed=2)] for _ in range(2)]
-    assert pictures[0] == pictures[1]
-    assert len(set(pictures[0])) == 3
+    images = [[s.digest for s in WORLDS["colour"].samples(3, seed=2)] for _ in range(2)]
+    assert images[0] == images[1]
+    assert len(set(images[0])) == 3
 
 
 def test_building_a_world_leaves_the_random_state_alone():
@@ -104,35 +126,59 @@ def test_building_a_world_leaves_the_random_state_alone():
 
 
 def test_the_suite_by_hand(monkeypatch):
-    """One world of two pictures: shares as the maps have them, the right map above the wrong ones where a metric says so."""
+    """One world of two images: shares as the maps have them, the right map above the
+    wrong ones where a metric says so.
+    """
     monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
-    found = planted_suite.evaluate_planted(["gradcam"], ["energy", "sparseness"], pictures=2)
+    found = planted_suite.evaluate_planted(
+        ["gradcam"], ["energy", "sparseness"], images=2
+    )
     methods = {row["method"]: row for row in found["methods"]}
     world = WORLDS["patch"]
     shares = []
     for sample in world.samples(2):
-        values = np.maximum(api.explain(world.model(), sample, "gradcam", 1).values.astype(float), 0)
+        values = np.maximum(
+            api.explain(world.model(), sample, "gradcam", 1).values.astype(float), 0
+        )
         shares.append(values[sample.masks["1"]].sum() / values.sum())
     assert methods["gradcam"]["patch"] == pytest.approx(np.mean(shares))
     assert methods["(area of the evidence)"]["patch"] == 16**2 / 64**2
     assert methods["constant"]["patch"] == pytest.approx(16**2 / 64**2)
     metrics = {row["metric"]: row for row in found["metrics"]}
-    assert metrics["energy"]["all"] == 1.0  # all of the right map is on the evidence, of no wrong one
-    assert metrics["sparseness"]["above elsewhere"] == 0.5  # as sparse in a wrong place: a tie
+    assert (
+        metrics["energy"]["all"] == 1.0
+    )  # all of the right map is on the evidence, of no wrong one
+    assert (
+        metrics["sparseness"]["above elsewhere"] == 0.5
+    )  # as sparse in a wrong place: a tie
     assert metrics["energy"]["comparisons"] == 2 * 4
     assert found["verified"][0].startswith("patch: ")
 
 
 def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
-    """The page shows the numbers of the results; a fill that hides nothing is said; a folder of something else is refused."""
+    """The page shows the numbers of the results; a fill that hides nothing is said; a
+    folder of something else is refused.
+    """
     monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
-    by = ["gradient", "lime:samples=64,segments=grid(4)", "lime:samples=64,segments=grid(4),fill=grey"]
-    found = planted_suite.evaluate_planted(by, ["energy"], pictures=2)
-    assert [note.startswith("lime:samples=64,segments=grid(4): the fill") for note in found["notes"]] == [True]
+    by = [
+        "gradient",
+        "lime:samples=64,segments=grid(4)",
+        "lime:samples=64,segments=grid(4),fill=grey",
+    ]
+    found = planted_suite.evaluate_planted(by, ["energy"], images=2)
+    assert [
+        note.startswith("lime:samples=64,segments=grid(4): the fill")
+        for note in found["notes"]
+    ] == [True]
     rows = {row["method"]: row for row in found["methods"]}
     world = WORLDS["patch"]
-    sizes = [np.abs(api.explain(world.model(), world.samples(1)[0], spec, 1).values).max() for spec in by[1:]]
-    assert sizes[0] < 1e-6 * sizes[1]  # the mark is of one colour: its mean hides nothing, and what is left is rounding
+    sizes = [
+        np.abs(api.explain(world.model(), world.samples(1)[0], spec, 1).values).max()
+        for spec in by[1:]
+    ]
+    assert (
+        sizes[0] < 1e-6 * sizes[1]
+    )  # the mark is of one colour: its mean hides nothing, and what is left is rounding
     assert rows[by[2]]["mean"] > 0.5
     page = planted_run.write_planted(found, tmp_path / "suite", "asked so")
     text = page.read_text(encoding="utf-8")
@@ -142,7 +188,9 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     assert text.count("<img") == 2
     kept = json.loads((tmp_path / "suite" / "planted.json").read_text(encoding="utf-8"))
     assert kept["methods"][1]["method"] == "gradient"
-    planted_run.write_planted(found, tmp_path / "suite")  # its own results may be written again
+    planted_run.write_planted(
+        found, tmp_path / "suite"
+    )  # its own results may be written again
     (tmp_path / "suite" / "mine.txt").write_text("mine")
     with pytest.raises(ConsilienceError, match="holds something else"):
         planted_run.write_planted(found, tmp_path / "suite")
@@ -150,7 +198,17 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
 
 def test_the_verb_scores_the_suite(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
-    asked = ["evaluate", "--suite", "planted", "--by", "gradient", "--metric", "energy", "-o", str(tmp_path / "suite")]
+    asked = [
+        "evaluate",
+        "--suite",
+        "planted",
+        "--by",
+        "gradient",
+        "--metric",
+        "energy",
+        "-o",
+        str(tmp_path / "suite"),
+    ]
     assert main([*asked, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["report"] == str(tmp_path / "suite" / "report.html")
@@ -160,12 +218,17 @@ def test_the_verb_scores_the_suite(monkeypatch, tmp_path, capsys):
     assert f"{row['mean']:.3f}" in printed
     assert "report: " in printed
     assert main([*asked, "--truth", "boxes.csv"]) == 1
-    assert "--truth goes with pictures" in capsys.readouterr().err
+    assert "--truth goes with images" in capsys.readouterr().err
 
 
 def test_an_unverified_world_is_refused(monkeypatch):
-    broken = replace(WORLDS["patch"], draw=lambda rng: (planted.background(rng), np.eye(64, dtype=bool)))
-    with pytest.raises(ConsilienceError, match="does not show that the evidence decides"):
+    broken = replace(
+        WORLDS["patch"],
+        draw=lambda rng: (planted.background(rng), np.eye(64, dtype=bool)),
+    )
+    with pytest.raises(
+        ConsilienceError, match="does not show that the evidence decides"
+    ):
         planted_suite._verified(broken, broken.samples(1), 0)
     with pytest.raises(ConsilienceError, match="no planted world 'sky'"):
         planted.world_named("sky")

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from oracles_lime import Eavesdropper, blended, composed, enlarged, random_model, target, textured, view_of
+from oracles_lime import (
+    Eavesdropper,
+    blended,
+    composed,
+    enlarged,
+    random_model,
+    target,
+    textured,
+    view_of,
+)
 from scipy import ndimage
 
 from consilience import progress, registry
@@ -23,7 +32,9 @@ def some_bits(n=13):
 
 
 def some_grids(n=11, size=(4, 5), **options):
-    return Grids(torch.rand(n, *size, generator=torch.Generator().manual_seed(2)), **options)
+    return Grids(
+        torch.rand(n, *size, generator=torch.Generator().manual_seed(2)), **options
+    )
 
 
 def test_bits_show_the_model_what_the_loop_makes():
@@ -40,11 +51,16 @@ def test_bits_show_the_model_what_the_loop_makes():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_grids_show_the_model_what_the_loop_makes(align_corners):
-    model, grids = Eavesdropper(PLANES, batch=4), some_grids(align_corners=align_corners)
+    model, grids = (
+        Eavesdropper(PLANES, batch=4),
+        some_grids(align_corners=align_corners),
+    )
     scores = probe(model, VIEW, grids, target("logit"), FILL)
     seen = torch.cat(model.seen).double().numpy()
     for number, grid in enumerate(grids.keep.double().numpy()):
-        expected = blended(IMAGE, FILL[0].double().numpy(), enlarged(grid, SHAPE, align_corners))
+        expected = blended(
+            IMAGE, FILL[0].double().numpy(), enlarged(grid, SHAPE, align_corners)
+        )
         np.testing.assert_allclose(seen[number], expected, atol=1e-6)
         assert scores[number] == pytest.approx((expected * PLANES[0]).sum(), abs=1e-4)
 
@@ -52,32 +68,48 @@ def test_grids_show_the_model_what_the_loop_makes(align_corners):
 def test_grids_of_the_frame_are_taken_as_they_are():
     model, grids = Eavesdropper(PLANES), some_grids(3, SHAPE)
     probe(model, VIEW, grids, target("logit"), FILL)
-    for seen, keep in zip(model.seen[0].double().numpy(), grids.keep.double().numpy(), strict=True):
-        np.testing.assert_allclose(seen, blended(IMAGE, FILL[0].double().numpy(), keep), atol=1e-7)
+    for seen, keep in zip(
+        model.seen[0].double().numpy(), grids.keep.double().numpy(), strict=True
+    ):
+        np.testing.assert_allclose(
+            seen, blended(IMAGE, FILL[0].double().numpy(), keep), atol=1e-7
+        )
 
 
-def test_everything_kept_is_the_picture_and_nothing_kept_is_the_fill():
+def test_everything_kept_is_the_image_and_nothing_kept_is_the_fill():
     for keeps in (
         Bits(SEGMENTS, np.array([[True] * 9, [False] * 9])),
         Grids(torch.tensor([[[1.0]], [[0.0]]]).expand(2, *SHAPE)),
     ):
         model = Eavesdropper(PLANES)
         probe(model, VIEW, keeps, target("logit"), FILL)
-        torch.testing.assert_close(model.seen[0], torch.cat([VIEW.pixels, FILL]), rtol=0, atol=0)
+        torch.testing.assert_close(
+            model.seen[0], torch.cat([VIEW.pixels, FILL]), rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("keeps", [some_bits(), some_grids()], ids=["bits", "grids"])
 def test_chunks_change_nothing(keeps):
     whole = probe(random_model(SHAPE, batch=100), VIEW, keeps, target(), FILL)
     for batch in (1, 3, 7):
-        assert probe(random_model(SHAPE, batch=batch), VIEW, keeps, target(), FILL).numpy().tobytes() == whole.numpy().tobytes()
+        assert (
+            probe(random_model(SHAPE, batch=batch), VIEW, keeps, target(), FILL)
+            .numpy()
+            .tobytes()
+            == whole.numpy().tobytes()
+        )
 
 
 def test_the_target_reads_the_outputs():
     model = random_model(SHAPE, scale=0.3)
-    logits = [probe(model, VIEW, some_bits(), target("logit", index), FILL).double() for index in (0, 1)]
+    logits = [
+        probe(model, VIEW, some_bits(), target("logit", index), FILL).double()
+        for index in (0, 1)
+    ]
     share = probe(model, VIEW, some_bits(), target("probability", 1), FILL).double()
-    torch.testing.assert_close(share, 1 / (1 + torch.exp(logits[0] - logits[1])), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        share, 1 / (1 + torch.exp(logits[0] - logits[1])), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_permuted_labels_permute_the_bits():
@@ -122,7 +154,13 @@ def test_progress_is_reported_and_can_stop_it():
 
 
 def test_nothing_to_probe():
-    assert probe(random_model(SHAPE), VIEW, Bits(SEGMENTS, np.empty((0, 9), dtype=bool)), target(), FILL).shape == (0,)
+    assert probe(
+        random_model(SHAPE),
+        VIEW,
+        Bits(SEGMENTS, np.empty((0, 9), dtype=bool)),
+        target(),
+        FILL,
+    ).shape == (0,)
 
 
 def test_scores_that_are_not_finite_are_an_error():
@@ -141,19 +179,25 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ConsilienceError, match="the fill is"):
         probe(random_model(SHAPE), VIEW, some_bits(), target(), FILL[:, :, :5])
     with pytest.raises(ConsilienceError, match="the labels are"):
-        probe(random_model(SHAPE), VIEW, Bits(SEGMENTS[:5], np.ones((2, 9), dtype=bool)), target(), FILL)
+        probe(
+            random_model(SHAPE),
+            VIEW,
+            Bits(SEGMENTS[:5], np.ones((2, 9), dtype=bool)),
+            target(),
+            FILL,
+        )
 
 
-# ---------------------------------------------------------------- fills
+# ---- fills
 
 
 @pytest.mark.parametrize("name", registry.fills.names())
-def test_fills_are_pictures(name):
+def test_fills_are_images(name):
     fill = registry.fills.build(name)
-    picture = fill.image(VIEW, SEGMENTS)
-    assert (picture.shape, picture.dtype) == (VIEW.pixels.shape, torch.float32)
-    assert picture.min() >= 0
-    assert picture.max() <= 1
+    image = fill.image(VIEW, SEGMENTS)
+    assert (image.shape, image.dtype) == (VIEW.pixels.shape, torch.float32)
+    assert image.min() >= 0
+    assert image.max() <= 1
     assert registry.fills.build(registry.spell(fill, full=True)) == fill
 
 
@@ -162,11 +206,16 @@ def test_mean_is_each_superpixels_own():
     fill = MeanFill().image(VIEW, labels)[0].double().numpy()
     for number in range(6):
         for channel in range(3):
-            inside = [IMAGE[channel, y, x] for y, x in zip(*np.where(labels == number), strict=True)]
-            np.testing.assert_allclose(fill[channel][labels == number], sum(inside) / len(inside), atol=1e-7)
+            inside = [
+                IMAGE[channel, y, x]
+                for y, x in zip(*np.where(labels == number), strict=True)
+            ]
+            np.testing.assert_allclose(
+                fill[channel][labels == number], sum(inside) / len(inside), atol=1e-7
+            )
 
 
-def test_mean_of_one_superpixel_is_the_picture_mean():
+def test_mean_of_one_superpixel_is_the_image_mean():
     fill = MeanFill().image(VIEW, np.zeros(SHAPE, dtype=np.int64))[0]
     np.testing.assert_allclose(fill[:, 0, 0], IMAGE.mean(axis=(1, 2)), atol=1e-7)
 
@@ -199,12 +248,17 @@ def test_blur_is_a_gaussian_mirrored_at_the_borders():
 
 @pytest.mark.parametrize(
     ("spec", "rgb"),
-    [("black", (0, 0, 0)), ("white", (1, 1, 1)), ("grey", (0.5, 0.5, 0.5)), ("colour:.25+.5+1", (0.25, 0.5, 1))],
+    [
+        ("black", (0, 0, 0)),
+        ("white", (1, 1, 1)),
+        ("grey", (0.5, 0.5, 0.5)),
+        ("colour:.25+.5+1", (0.25, 0.5, 1)),
+    ],
 )
 def test_plain_fills(spec, rgb):
-    picture = registry.fills.build(spec).image(VIEW, None)[0]
+    image = registry.fills.build(spec).image(VIEW, None)[0]
     for channel in range(3):
-        assert (picture[channel] == rgb[channel]).all()
+        assert (image[channel] == rgb[channel]).all()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +279,7 @@ def test_fills_out_of_range_are_refused(spec):
         registry.fills.build(spec)
 
 
-# ---------------------------------------------------------------- several pictures
+# ---- several images
 
 
 def some_edits():
@@ -239,18 +293,23 @@ def some_edits():
 
 
 @pytest.mark.parametrize("batch", [1, 5, 8, 100])
-def test_several_pictures_are_many_of_one_in_full_chunks(batch):
+def test_several_images_are_many_of_one_in_full_chunks(batch):
     model, edits = Eavesdropper(PLANES, batch=batch), some_edits()
     together = probe_many(model, edits)
     assert model.sizes == [batch] * (22 // batch) + [22 % batch] * (22 % batch > 0)
     alone = Eavesdropper(PLANES, batch=7)
     for scores, one in zip(together, edits, strict=True):
-        torch.testing.assert_close(scores, probe(alone, one.view, one.keeps, one.target, one.fill), rtol=0, atol=0)
+        torch.testing.assert_close(
+            scores,
+            probe(alone, one.view, one.keeps, one.target, one.fill),
+            rtol=0,
+            atol=0,
+        )
     assert torch.equal(torch.cat(model.seen), torch.cat(alone.seen))
     assert probe_many(model, []) == []
 
 
-def test_pictures_of_another_size_start_a_new_chunk():
+def test_images_of_another_size_start_a_new_chunk():
     class AnySize:
         outputs, batch, sizes = "logits", 8, []
 
@@ -273,14 +332,24 @@ def test_pictures_of_another_size_start_a_new_chunk():
 
 def test_inverted_is_the_negative():
     fill = registry.fills.build("inverted").image(VIEW, None)
-    torch.testing.assert_close(fill + VIEW.pixels, torch.ones_like(fill), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        fill + VIEW.pixels, torch.ones_like(fill), rtol=0, atol=1e-7
+    )
 
 
-def test_noise_is_uniform_and_the_same_for_every_picture_of_a_size():
+def test_noise_is_uniform_and_the_same_for_every_image_of_a_size():
     wide = view_of(textured(shape=(90, 80)))
     values = registry.fills.build("noise").image(wide, None)[0].double().numpy()
-    assert [float(np.mean(values < share)) for share in (0.25, 0.5, 0.75)] == pytest.approx([0.25, 0.5, 0.75], abs=0.015)
+    assert [
+        float(np.mean(values < share)) for share in (0.25, 0.5, 0.75)
+    ] == pytest.approx([0.25, 0.5, 0.75], abs=0.015)
     assert np.abs(np.corrcoef(values.reshape(3, -1)) - np.eye(3)).max() < 0.05
     other = view_of(textured(seed=9, shape=(90, 80)))
-    assert torch.equal(registry.fills.build("noise").image(wide, None), registry.fills.build("noise").image(other, None))
-    assert not torch.equal(registry.fills.build("noise:1").image(wide, None), registry.fills.build("noise").image(wide, None))
+    assert torch.equal(
+        registry.fills.build("noise").image(wide, None),
+        registry.fills.build("noise").image(other, None),
+    )
+    assert not torch.equal(
+        registry.fills.build("noise:1").image(wide, None),
+        registry.fills.build("noise").image(wide, None),
+    )

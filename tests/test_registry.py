@@ -1,4 +1,6 @@
-"""The grammar, the registry and the nouns: parse and render are inverse, and every error says what there is."""
+"""The grammar, the registry and the nouns: parse and render are inverse, and every
+error says what there is.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilience import progress, registry
-from consilience.registry import Registry, Spec, construct, option, parse, render, spell, unknown
+from consilience.registry import (
+    Registry,
+    Spec,
+    construct,
+    option,
+    parse,
+    render,
+    spell,
+    unknown,
+)
 from consilience.types import ClassTarget, ConsilienceError, Explanation, Sample
 
-# ---------------------------------------------------------------- the grammar
+# ---- the grammar
 
 
 @pytest.mark.parametrize(
@@ -26,11 +37,17 @@ from consilience.types import ClassTarget, ConsilienceError, Explanation, Sample
         ("a:1,2,x=3", Spec("a", ("1", "2"), (("x", "3"),))),
         ("a:x=b+c+d", Spec("a", (), (("x", ("b", "c", "d")),))),
         ("a:x=b()", Spec("a", (), (("x", Spec("b")),))),
-        ("a:x=b(1,y=c(2))", Spec("a", (), (("x", Spec("b", ("1",), (("y", Spec("c", ("2",))),))),))),
+        (
+            "a:x=b(1,y=c(2))",
+            Spec("a", (), (("x", Spec("b", ("1",), (("y", Spec("c", ("2",))),))),)),
+        ),
         ("a:x=b(1)+c", Spec("a", (), (("x", (Spec("b", ("1",)), "c")),))),
         ('a:x="b,c+d(e)=f"', Spec("a", (), (("x", "b,c+d(e)=f"),))),
         (r"a:x='it\'s'", Spec("a", (), (("x", "it's"),))),
-        ("timm:convnext_tiny.in12k,weights=C:/a b.pth", Spec("timm", ("convnext_tiny.in12k",), (("weights", "C:/a b.pth"),))),
+        (
+            "timm:convnext_tiny.in12k,weights=C:/a b.pth",
+            Spec("timm", ("convnext_tiny.in12k",), (("weights", "C:/a b.pth"),)),
+        ),
         ("a:x=-1e-05", Spec("a", (), (("x", "-1e-05"),))),
         ('a:x=""', Spec("a", (), (("x", ""),))),
     ],
@@ -46,15 +63,23 @@ keys = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True)
 
 
 def specs_of(names, values):
-    pairs = st.dictionaries(keys, values, max_size=3).map(lambda found: tuple(found.items()))
-    return st.builds(Spec, names, st.lists(values, max_size=2).map(tuple), pairs).filter(lambda spec: spec.args or spec.options)
+    pairs = st.dictionaries(keys, values, max_size=3).map(
+        lambda found: tuple(found.items())
+    )
+    return st.builds(
+        Spec, names, st.lists(values, max_size=2).map(tuple), pairs
+    ).filter(lambda spec: spec.args or spec.options)
 
 
 def lists_of(values):
     return st.one_of(values, st.lists(values, min_size=2, max_size=3).map(tuple))
 
 
-nested = st.recursive(words, lambda inner: st.one_of(inner, specs_of(inner_names, lists_of(inner))), max_leaves=6)
+nested = st.recursive(
+    words,
+    lambda inner: st.one_of(inner, specs_of(inner_names, lists_of(inner))),
+    max_leaves=6,
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -86,7 +111,7 @@ def test_bad_grammar_is_refused_with_the_text(text, message):
     assert repr(text) in str(caught.value)
 
 
-# ---------------------------------------------------------------- schemas
+# ---- schemas
 
 things = Registry("thing")
 registry._by_kind["thing"] = things
@@ -150,11 +175,21 @@ def test_spelling_omits_defaults_and_full_names_all():
     assert spell(Wide()) == "wide"
     assert spell(Wide(samples=5, within=Grid(n=3))) == "wide:samples=5,within=grid(n=3)"
     assert spell(Grid(), full=True) == "grid:n=8,ratio=0.2"
-    assert spell(Wide(relu=False, until=1.5, layers=("a", "b"))) == "wide:layers=a+b,relu=false,until=1.5"
+    assert (
+        spell(Wide(relu=False, until=1.5, layers=("a", "b")))
+        == "wide:layers=a+b,relu=false,until=1.5"
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.01, "0.01"), (1e-5, "1e-05"), (1e20, "1e20"), (1 / 3, "0.3333333333333333"), (2.0, "2")]
+    ("value", "text"),
+    [
+        (0.01, "0.01"),
+        (1e-5, "1e-05"),
+        (1e20, "1e20"),
+        (1 / 3, "0.3333333333333333"),
+        (2.0, "2"),
+    ],
 )
 def test_floats_are_spelled_short_and_exactly(value, text):
     assert spell(Grid(ratio=value)) == f"grid:ratio={text}"
@@ -162,8 +197,12 @@ def test_floats_are_spelled_short_and_exactly(value, text):
 
 
 def test_values_are_converted_as_their_field_is_typed():
-    built = things.build("wide:20,.5,layers=a,rgb=1+0+.5,relu=no,until=none,draw=lime,within=grid(4)")
-    assert built == Wide(20, 0.5, "auto", ("a",), (1.0, 0.0, 0.5), False, None, "lime", Grid(4))
+    built = things.build(
+        "wide:20,.5,layers=a,rgb=1+0+.5,relu=no,until=none,draw=lime,within=grid(4)"
+    )
+    assert built == Wide(
+        20, 0.5, "auto", ("a",), (1.0, 0.0, 0.5), False, None, "lime", Grid(4)
+    )
     assert things.build("wide:within=dots").within == Dots()
     assert things.build(built) is built
 
@@ -171,10 +210,16 @@ def test_values_are_converted_as_their_field_is_typed():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("gird", r"no thing 'gird'; did you mean 'grid'\? There is: dots, grid, needy, wide"),
+        (
+            "gird",
+            r"no thing 'gird'; did you mean 'grid'\? There is: dots, grid, needy, wide",
+        ),
         ("zzz", "no thing 'zzz'; there is: dots, grid, needy, wide"),
         ("grid:m=1", r"grid has no option 'm'; it has n, ratio|did you mean"),
-        ("wide:sample=1", r"wide has no option 'sample' \(did you mean samples\?\); it has samples, width, layer"),
+        (
+            "wide:sample=1",
+            r"wide has no option 'sample' \(did you mean samples\?\); it has samples, width, layer",
+        ),
         ("dots:n=1", "dots has no option 'n'; it has no options"),
         ("grid:1,2,3", "grid takes 2 values at most; got 3"),
         ("grid:1,n=2", "grid is given 'n' twice"),
@@ -212,7 +257,9 @@ def test_dashes_in_options_are_underscores():
 
 
 def test_a_long_list_is_cut_and_counted():
-    assert unknown("word", "zz", [f"w{n}" for n in range(9)], limit=2).endswith("w0, w1, ... (9 in all)")
+    assert unknown("word", "zz", [f"w{n}" for n in range(9)], limit=2).endswith(
+        "w0, w1, ... (9 in all)"
+    )
 
 
 def test_a_name_is_registered_once_but_a_module_may_be_loaded_again():
@@ -223,14 +270,19 @@ def test_a_name_is_registered_once_but_a_module_may_be_loaded_again():
 
 
 def test_every_registry_of_the_package_loads_and_spells_its_defaults():
-    for kind in (registry.explainers, registry.segmenters, registry.fills, registry.cutters):
+    for kind in (
+        registry.explainers,
+        registry.segmenters,
+        registry.fills,
+        registry.cutters,
+    ):
         assert kind.names()
         for name in kind.names():
             built = kind.build(name)
             assert kind.build(spell(built, full=True)) == built
 
 
-# ---------------------------------------------------------------- plugins
+# ---- plugins
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -248,7 +300,9 @@ def test_a_plugin_file_registers_what_it_holds(tmp_path):
     file.write_text(PLUGIN.format(where="metrics", name="test-of-plugins"))
     try:
         registry.load_plugin(file)
-        assert spell(registry.metrics.build("test-of-plugins:4")) == "test-of-plugins:n=4"
+        assert (
+            spell(registry.metrics.build("test-of-plugins:4")) == "test-of-plugins:n=4"
+        )
         registry.load_plugin(file)
     finally:
         registry.metrics._entries.pop("test-of-plugins", None)
@@ -274,7 +328,9 @@ def test_a_plugin_that_is_no_file(tmp_path):
 
 
 def test_a_failed_import_is_not_taken_for_an_empty_registry(tmp_path, monkeypatch):
-    (tmp_path / "consilience_test_broken.py").write_text("raise ImportError('half installed')")
+    (tmp_path / "consilience_test_broken.py").write_text(
+        "raise ImportError('half installed')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     broken = Registry("thing", "consilience_test_broken")
     for _ in range(2):
@@ -282,20 +338,30 @@ def test_a_failed_import_is_not_taken_for_an_empty_registry(tmp_path, monkeypatc
             broken.names()
 
 
-# ---------------------------------------------------------------- the nouns
+# ---- the nouns
 
 
 def test_a_sample_is_uint8_rgb():
-    for bad in (np.zeros((2, 2), np.uint8), np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2, 3)), [[1]]):
-        with pytest.raises(ConsilienceError, match=r"pixels are \(H, W, 3\) uint8 RGB; 'a' has"):
+    for bad in (
+        np.zeros((2, 2), np.uint8),
+        np.zeros((2, 2, 4), np.uint8),
+        np.zeros((2, 2, 3)),
+        [[1]],
+    ):
+        with pytest.raises(
+            ConsilienceError, match=r"pixels are \(H, W, 3\) uint8 RGB; 'a' has"
+        ):
             Sample("a", bad)
-    with pytest.raises(ConsilienceError, match="'a' is an empty picture: 5 x 0"):
+    with pytest.raises(ConsilienceError, match="'a' is an empty image: 5 x 0"):
         Sample("a", np.zeros((0, 5, 3), np.uint8))
 
 
 def test_a_digest_is_of_shape_and_pixels_alone():
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    assert Sample("a", pixels).digest == Sample("b", np.asfortranarray(pixels), label=3).digest
+    assert (
+        Sample("a", pixels).digest
+        == Sample("b", np.asfortranarray(pixels), label=3).digest
+    )
     assert Sample("a", pixels).digest != Sample("a", pixels.reshape(4, 2, 3)).digest
     changed = pixels.copy()
     changed[1, 3, 2] += 1
@@ -306,31 +372,43 @@ def test_a_digest_is_of_shape_and_pixels_alone():
     ("outputs", "score", "expected"),
     [
         ("logits", "logit", [3.0, 1.0]),
-        ("logits", "probability", [math.e**3 / (1 + math.e + math.e**3), math.e / (2 * math.e + math.e**-2)]),
+        (
+            "logits",
+            "probability",
+            [math.e**3 / (1 + math.e + math.e**3), math.e / (2 * math.e + math.e**-2)],
+        ),
         ("probabilities", "probability", [3.0, 1.0]),
         ("values", "value", [3.0, 1.0]),
     ],
 )
 def test_class_target_by_hand(outputs, score, expected):
     rows = torch.tensor([[0.0, 3.0, 1.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
-    torch.testing.assert_close(ClassTarget(1, "b", score, outputs).of(rows), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(
+        ClassTarget(1, "b", score, outputs).of(rows),
+        torch.tensor(expected, dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize(
-    ("outputs", "score"), [("logits", "probability"), ("probabilities", "probability"), ("values", "value")]
+    ("outputs", "score"),
+    [("logits", "probability"), ("probabilities", "probability"), ("values", "value")],
 )
 def test_a_target_is_read_as_far_as_outputs_allow(outputs, score):
     assert ClassTarget(1, "b", outputs=outputs).scored("probability").score == score
-    assert ClassTarget(1, "b", outputs=outputs).scored("logit").score == ("logit" if outputs == "logits" else score)
+    assert ClassTarget(1, "b", outputs=outputs).scored("logit").score == (
+        "logit" if outputs == "logits" else score
+    )
 
 
 def test_an_explanations_name_is_without_options():
     sample = Sample("a", np.zeros((1, 1, 3), np.uint8))
-    one = Explanation(sample, "m", "lime:samples=3", ClassTarget(0, "a"), None, np.zeros((1, 1)))
+    one = Explanation(
+        sample, "m", "lime:samples=3", ClassTarget(0, "a"), None, np.zeros((1, 1))
+    )
     assert one.name == "lime"
 
 
-# ---------------------------------------------------------------- progress
+# ---- progress
 
 
 class Listener:

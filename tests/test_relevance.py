@@ -1,4 +1,6 @@
-"""LRP, excitation backpropagation, DeepLIFT, guided backpropagation, deconvnet: by hand, against libraries, and refused."""
+"""LRP, excitation backpropagation, DeepLIFT, guided backpropagation, deconvnet: by
+hand, against libraries, and refused.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +57,21 @@ SPELLED = (Modules, Functional, Reused, Methods)
 
 
 def wrapped(module, size=SIDE, **options):
-    return cs.wrap(module.eval(), mean=(0.4, 0.4, 0.4), std=(0.3, 0.3, 0.3), size=size, engine="torch", **options)
+    return cs.wrap(
+        module.eval(),
+        mean=(0.4, 0.4, 0.4),
+        std=(0.3, 0.3, 0.3),
+        size=size,
+        engine="torch",
+        **options,
+    )
 
 
-def picture(size=SIDE, seed=0):
-    return Sample(f"p{seed}", np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
+def image(size=SIDE, seed=0):
+    return Sample(
+        f"p{seed}",
+        np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8),
+    )
 
 
 def taken(model, sample):
@@ -67,10 +79,12 @@ def taken(model, sample):
 
 
 def close(got, expected, rtol=1e-4):
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+    np.testing.assert_allclose(
+        got, expected, rtol=rtol, atol=rtol * np.abs(expected).max()
+    )
 
 
-# ---------------------------------------------------------------- by hand, in slow loops
+# ---- by hand, in slow loops
 
 
 def dense(conv, side):
@@ -78,7 +92,10 @@ def dense(conv, side):
     cells = conv.in_channels * side * side
     with torch.no_grad():
         zero = conv(torch.zeros(1, conv.in_channels, side, side)).flatten()
-        rows = [conv(torch.eye(cells)[i].reshape(1, -1, side, side)).flatten() - zero for i in range(cells)]
+        rows = [
+            conv(torch.eye(cells)[i].reshape(1, -1, side, side)).flatten() - zero
+            for i in range(cells)
+        ]
     return torch.stack(rows, dim=1).double().numpy(), zero.double().numpy()
 
 
@@ -97,7 +114,10 @@ def by_hand(module, x, index, composite, bias="ignored", gamma=0.25):
     keep = 1.0 if bias == "absorbs" else 0.0
     one, bias1 = dense(module.one, SIDE)
     two, bias2 = dense(module.two, 2)
-    head, bias3 = module.head.weight.detach().double().numpy(), module.head.bias.detach().double().numpy()
+    head, bias3 = (
+        module.head.weight.detach().double().numpy(),
+        module.head.bias.detach().double().numpy(),
+    )
     x = x.flatten().double().numpy()
     a1 = np.maximum(one @ x + bias1, 0)
     a2 = np.maximum(two @ a1 + bias2, 0)
@@ -106,7 +126,9 @@ def by_hand(module, x, index, composite, bias="ignored", gamma=0.25):
     at2 = back(head * a2, keep * bias3, top)
     up = lambda w: np.maximum(w, 0)  # noqa: E731
     if composite == "epsilon-gamma-box":
-        at1 = back((two + gamma * up(two)) * a1, keep * (bias2 + gamma * up(bias2)), at2)
+        at1 = back(
+            (two + gamma * up(two)) * a1, keep * (bias2 + gamma * up(bias2)), at2
+        )
         low, high = (np.full(x.shape, (edge - 0.4) / 0.3) for edge in (0.0, 1.0))
         # b - b+ - b- is nothing: the box rule has no bias.
         return back(one * x - up(one) * low + up(-one) * high, 0 * bias1, at1)
@@ -114,7 +136,9 @@ def by_hand(module, x, index, composite, bias="ignored", gamma=0.25):
     def rule(w, a, b, relevance):
         plus, minus = up(w * a), -up(-w * a)
         if "alpha2" in composite:
-            return 2 * back(plus, keep * up(b), relevance) - back(minus, -keep * up(-b), relevance)
+            return 2 * back(plus, keep * up(b), relevance) - back(
+                minus, -keep * up(-b), relevance
+            )
         return back(plus, keep * up(b), relevance)
 
     at1 = rule(two, a1, bias2, at2)
@@ -125,28 +149,45 @@ def by_hand(module, x, index, composite, bias="ignored", gamma=0.25):
 
 @pytest.mark.parametrize("bias", ["ignored", "absorbs"])
 @pytest.mark.parametrize(
-    "composite", ["epsilon-plus", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1", "epsilon-alpha2-beta1-flat"]
+    "composite",
+    [
+        "epsilon-plus",
+        "epsilon-plus-flat",
+        "epsilon-gamma-box",
+        "epsilon-alpha2-beta1",
+        "epsilon-alpha2-beta1-flat",
+    ],
 )
 @pytest.mark.parametrize("kind", [Modules, Functional])
 def test_lrp_by_hand(kind, composite, bias):
     if bias == "absorbs" and composite.endswith("flat"):
         pytest.skip("zennit's flat rule has a bias of its own")
-    model, sample = wrapped(kind()), picture()
-    made = api.explain(model, sample, f"lrp:composite={composite},bias={bias}", target=1)
-    expected = by_hand(model.module, taken(model, sample), 1, composite, bias).reshape(3, SIDE, SIDE).sum(axis=0)
+    model, sample = wrapped(kind()), image()
+    made = api.explain(
+        model, sample, f"lrp:composite={composite},bias={bias}", target=1
+    )
+    expected = (
+        by_hand(model.module, taken(model, sample), 1, composite, bias)
+        .reshape(3, SIDE, SIDE)
+        .sum(axis=0)
+    )
     close(made.values, expected)
     assert made.provenance["relevance"] == pytest.approx(expected.sum(), rel=1e-4)
 
 
 def test_excitation_by_hand():
-    model, sample = wrapped(Functional()), picture()
+    model, sample = wrapped(Functional()), image()
     one, bias1 = dense(model.module.one, SIDE)
     two, bias2 = dense(model.module.two, 2)
     x = taken(model, sample).flatten().double().numpy()
     a1 = np.maximum(one @ x + bias1, 0)
     a2 = np.maximum(two @ a1 + bias2, 0)
     won = np.array([0.0, 0.0, 1.0])
-    for weights, given in ((model.module.head.weight.detach().double().numpy(), a2), (two, a1), (one, x)):
+    for weights, given in (
+        (model.module.head.weight.detach().double().numpy(), a2),
+        (two, a1),
+        (one, x),
+    ):
         won = back(np.maximum(weights * given, 0), np.zeros(len(weights)), won)
     made = api.explain(model, sample, "excitation-backprop", target=2)
     close(made.values, won.reshape(3, SIDE, SIDE).sum(axis=0))
@@ -155,7 +196,7 @@ def test_excitation_by_hand():
 
 def test_deeplift_by_hand():
     """Multipliers by the rescale rule, from the differences of every activation."""
-    model, sample = wrapped(Functional()), picture()
+    model, sample = wrapped(Functional()), image()
     module = model.module
     x, other = taken(model, sample), torch.zeros(1, 3, SIDE, SIDE)
     one, bias1 = dense(module.one, SIDE)
@@ -163,41 +204,69 @@ def test_deeplift_by_hand():
     pair = [values.flatten().double().numpy() for values in (x, other)]
     z1 = [one @ values + bias1 for values in pair]
     z2 = [two @ np.maximum(z, 0) + bias2 for z in z1]
-    slope = [(np.maximum(z[0], 0) - np.maximum(z[1], 0)) / (z[0] - z[1]) for z in (z1, z2)]
-    head = module.head.weight.detach().double().numpy()[0] - module.head.weight.detach().double().numpy()[2]
+    slope = [
+        (np.maximum(z[0], 0) - np.maximum(z[1], 0)) / (z[0] - z[1]) for z in (z1, z2)
+    ]
+    head = (
+        module.head.weight.detach().double().numpy()[0]
+        - module.head.weight.detach().double().numpy()[2]
+    )
     multipliers = ((head * slope[1]) @ two * slope[0]) @ one
     made = api.explain(model, sample, "deeplift", target="difference:0,2")
-    close(made.values, (multipliers * (pair[0] - pair[1])).reshape(3, SIDE, SIDE).sum(axis=0))
+    close(
+        made.values,
+        (multipliers * (pair[0] - pair[1])).reshape(3, SIDE, SIDE).sum(axis=0),
+    )
     assert made.provenance["completeness_share"] < 1e-4
 
 
-# ---------------------------------------------------------------- however it is written
+# ---- however it is written
 
-METHODS = ("lrp", "lrp:composite=epsilon-gamma-box", "excitation-backprop", "deeplift", "guided-backprop", "deconvnet")
+METHODS = (
+    "lrp",
+    "lrp:composite=epsilon-gamma-box",
+    "excitation-backprop",
+    "deeplift",
+    "guided-backprop",
+    "deconvnet",
+)
 
 
 @pytest.mark.parametrize("by", METHODS)
 def test_functional_reused_and_in_place_relus_give_the_same(by):
-    maps = [api.explain(wrapped(kind()), picture(), by, target=1).values for kind in SPELLED]
+    maps = [
+        api.explain(wrapped(kind()), image(), by, target=1).values for kind in SPELLED
+    ]
     assert maps[0].any()
     for other in maps[1:]:
         close(other, maps[0], rtol=1e-5)
 
 
 def test_zennit_alone_does_not_see_functions():
-    """What this guards against: an addition and a pooling without rules go back as gradients do."""
+    """What this guards against: an addition and a pooling without rules go back as
+    gradients do.
+    """
     from zennit.attribution import Gradient
     from zennit.composites import EpsilonPlusFlat
 
     def alone(model, sample):
         score = float(model.logits(model.view(sample).pixels)[0, 1].detach())
-        with Gradient(model=copy.deepcopy(model.module), composite=EpsilonPlusFlat(zero_params=["bias"])) as attributor:
-            _, relevance = attributor(taken(model, sample).requires_grad_(), torch.eye(3)[[1]] * score)
+        with Gradient(
+            model=copy.deepcopy(model.module),
+            composite=EpsilonPlusFlat(zero_params=["bias"]),
+        ) as attributor:
+            _, relevance = attributor(
+                taken(model, sample).requires_grad_(), torch.eye(3)[[1]] * score
+            )
         return relevance.sum(dim=1)[0].detach().numpy(), score
 
-    clean = wrapped(Modules()), picture()
-    close(alone(*clean)[0], api.explain(*clean, "lrp:bias=ignored", target=1).values, rtol=1e-3)
-    block = wrapped(Block(), 12), picture(12)
+    clean = wrapped(Modules()), image()
+    close(
+        alone(*clean)[0],
+        api.explain(*clean, "lrp:bias=ignored", target=1).values,
+        rtol=1e-3,
+    )
+    block = wrapped(Block(), 12), image(12)
     theirs, score = alone(*block)
     assert abs(theirs.sum() / score - 1) > 0.2
     ours = api.explain(*block, "lrp:bias=ignored", target=1).values
@@ -206,17 +275,26 @@ def test_zennit_alone_does_not_see_functions():
 
 @pytest.mark.parametrize(
     ("by", "captums"),
-    [("guided-backprop:channels=sum", "GuidedBackprop"), ("deconvnet:channels=sum", "Deconvolution"), ("deeplift", "DeepLift")],
+    [
+        ("guided-backprop:channels=sum", "GuidedBackprop"),
+        ("deconvnet:channels=sum", "Deconvolution"),
+        ("deeplift", "DeepLift"),
+    ],
 )
 def test_captum_says_the_same_of_modules(by, captums):
     import captum.attr
 
-    model, sample = wrapped(Modules()), picture()
+    model, sample = wrapped(Modules()), image()
     given = taken(model, sample).requires_grad_()
-    theirs = getattr(captum.attr, captums)(copy.deepcopy(model.module)).attribute(given, target=1)
+    theirs = getattr(captum.attr, captums)(copy.deepcopy(model.module)).attribute(
+        given, target=1
+    )
     if by != "deeplift":
         theirs = theirs / 0.3  # theirs by what the network takes, ours by pixels
-    close(api.explain(model, sample, by, target=1).values, theirs.sum(dim=1)[0].detach().numpy())
+    close(
+        api.explain(model, sample, by, target=1).values,
+        theirs.sum(dim=1)[0].detach().numpy(),
+    )
 
 
 class Block(nn.Module):
@@ -245,14 +323,23 @@ class Block(nn.Module):
 
 
 def test_a_residual_block_conserves():
-    model, sample = wrapped(Block(), 12), picture(12)
-    for by in ("lrp:bias=ignored", "lrp:composite=epsilon-gamma-box,bias=ignored", "excitation-backprop"):
-        assert api.explain(model, sample, by, target=1).provenance["conservation"] == pytest.approx(1, abs=5e-3)
+    model, sample = wrapped(Block(), 12), image(12)
+    for by in (
+        "lrp:bias=ignored",
+        "lrp:composite=epsilon-gamma-box,bias=ignored",
+        "excitation-backprop",
+    ):
+        assert api.explain(model, sample, by, target=1).provenance[
+            "conservation"
+        ] == pytest.approx(1, abs=5e-3)
     made = api.explain(model, sample, "deeplift", target=1)
     assert made.provenance["completeness_share"] < 1e-3
     view = model.view(sample)
     with torch.no_grad():
-        scores = [float(model.module(x)[0, 1]) for x in (taken(model, sample), torch.zeros(1, 3, 12, 12))]
+        scores = [
+            float(model.module(x)[0, 1])
+            for x in (taken(model, sample), torch.zeros(1, 3, 12, 12))
+        ]
     assert made.values.sum() == pytest.approx(scores[0] - scores[1], rel=1e-3)
     assert view.pixels.grad is None
 
@@ -270,12 +357,18 @@ def test_torchvisions_resnet_as_zennit_canonizes_it():
             part.running_mean.normal_(std=0.1)
             part.running_var.uniform_(0.5, 2)
             nn.init.normal_(part.bias, std=0.1)
-    model, sample = wrapped(module, 32), picture(32)
+    model, sample = wrapped(module, 32), image(32)
     score = float(model.logits(model.view(sample).pixels)[0, 2].detach())
     composite = EpsilonPlusFlat(canonizers=[ResNetCanonizer()])
     with Gradient(model=copy.deepcopy(module), composite=composite) as attributor:
-        _, theirs = attributor(taken(model, sample).requires_grad_(), torch.eye(5)[[2]] * score)
-    close(api.explain(model, sample, "lrp", target=2).values, theirs.sum(dim=1)[0].detach().numpy(), rtol=1e-3)
+        _, theirs = attributor(
+            taken(model, sample).requires_grad_(), torch.eye(5)[[2]] * score
+        )
+    close(
+        api.explain(model, sample, "lrp", target=2).values,
+        theirs.sum(dim=1)[0].detach().numpy(),
+        rtol=1e-3,
+    )
     with pytest.raises(NotApplicable, match="max pooling whose windows overlap"):
         api.explain(model, sample, "deeplift", target=2)
 
@@ -286,7 +379,9 @@ def test_captum_loses_contributions_where_windows_overlap(side, step, adds_up):
     from captum.attr import DeepLift
 
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(side, step), nn.Flatten(), nn.LazyLinear(2))
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(side, step), nn.Flatten(), nn.LazyLinear(2)
+    )
     pixels = torch.rand(1, 3, 16, 16)
     change = (module(pixels) - module(torch.zeros_like(pixels)))[0, 1]
     found = DeepLift(module).attribute(pixels, torch.zeros_like(pixels), target=1)
@@ -295,11 +390,18 @@ def test_captum_loses_contributions_where_windows_overlap(side, step, adds_up):
 
 def test_relu6_is_rescaled():
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(32, 2))
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(32, 2)
+    )
     with torch.no_grad():
         module[0].weight *= 12
     model = wrapped(module)
-    assert api.explain(model, picture(), "deeplift", target=1).provenance["completeness_share"] < 1e-4
+    assert (
+        api.explain(model, image(), "deeplift", target=1).provenance[
+            "completeness_share"
+        ]
+        < 1e-4
+    )
 
 
 class Before(nn.Module):
@@ -308,7 +410,11 @@ class Before(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(6)
-        self.stem, self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(24, 2)
+        self.stem, self.conv, self.head = (
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(6, 6, 1),
+            nn.Linear(24, 2),
+        )
         self.act = nn.ReLU()
 
     def forward(self, x):
@@ -319,29 +425,40 @@ class Before(nn.Module):
 def test_deeplift_where_what_a_relu_is_given_is_read_elsewhere():
     import captum.attr
 
-    model, sample = wrapped(Before()), picture()
+    model, sample = wrapped(Before()), image()
     made = api.explain(model, sample, "deeplift", target=1)
     assert made.provenance["completeness_share"] < 1e-4
     given = taken(model, sample).requires_grad_()
-    _, delta = captum.attr.DeepLift(copy.deepcopy(model.module)).attribute(given, target=1, return_convergence_delta=True)
-    assert abs(float(delta[0])) > 0.05 * abs(made.values).max()  # captum alone, on the same modules, does not add up
+    _, delta = captum.attr.DeepLift(copy.deepcopy(model.module)).attribute(
+        given, target=1, return_convergence_delta=True
+    )
+    assert (
+        abs(float(delta[0])) > 0.05 * abs(made.values).max()
+    )  # captum alone, on the same modules, does not add up
 
 
-# ---------------------------------------------------------------- other targets
+# ---- other targets
 
 
 def test_relevance_of_a_difference_is_the_difference():
-    model, sample = wrapped(Functional()), picture()
+    model, sample = wrapped(Functional()), image()
     for by in ("lrp", "excitation-backprop", "deeplift"):
-        one, two, both = (api.explain(model, sample, by, target=goal).values for goal in (0, 2, "difference:0,2"))
+        one, two, both = (
+            api.explain(model, sample, by, target=goal).values
+            for goal in (0, 2, "difference:0,2")
+        )
         close(both, one - two)
 
 
 def test_relevance_of_a_unit(red_model, planted):
-    made = api.explain(red_model, planted, "lrp:composite=epsilon-plus", target="unit:mix,0")
+    made = api.explain(
+        red_model, planted, "lrp:composite=epsilon-plus", target="unit:mix,0"
+    )
     whole = api.explain(red_model, planted, "lrp:composite=epsilon-plus", target="red")
     assert made.values.sum() == pytest.approx(made.provenance["score"], rel=1e-3)
-    close(20 * made.values, whole.values)  # the class is twenty times the unit, after a ReLU that does nothing
+    close(
+        20 * made.values, whole.values
+    )  # the class is twenty times the unit, after a ReLU that does nothing
     lifted = api.explain(red_model, planted, "deeplift", target="unit:mix,0")
     assert lifted.provenance["completeness_share"] < 1e-4
 
@@ -353,10 +470,12 @@ def test_no_start(red_model, planted, tmp_path):
     from consilience.types import ClassTarget
 
     with pytest.raises(NotApplicable, match="no weighted sum of outputs"):
-        api.explain(red_model, planted, "lrp", target=ClassTarget(1, "red", "probability"))
+        api.explain(
+            red_model, planted, "lrp", target=ClassTarget(1, "red", "probability")
+        )
 
 
-# ---------------------------------------------------------------- refusals
+# ---- refusals
 
 
 class Gated(Modules):
@@ -391,10 +510,13 @@ REFUSED = {
     "silu": (lambda: replaced(nn.SiLU()), "no rule for SiLU"),
     "gelu": (lambda: replaced(nn.GELU()), "no rule for GELU"),
     "norm": (lambda: replaced(nn.GroupNorm(1, 6)), "no rule for GroupNorm"),
-    "softmax": (lambda: nn.Sequential(Modules(), nn.Softmax(dim=1)), "no rule for Softmax"),
+    "softmax": (
+        lambda: nn.Sequential(Modules(), nn.Softmax(dim=1)),
+        "no rule for Softmax",
+    ),
     "gate": (Gated, "no rule for the operation mul"),
     "branching": (Branching, "cannot be written out as modules"),
-    "attention": (Attending, "no rule for MultiheadAttention|takes more than a picture"),
+    "attention": (Attending, "no rule for MultiheadAttention|takes more than an image"),
 }
 
 
@@ -403,31 +525,37 @@ REFUSED = {
 def test_what_has_no_rule_is_refused(name, by):
     make, why = REFUSED[name]
     with pytest.raises(NotApplicable, match=why):
-        api.explain(wrapped(make()), picture(), by, target=1)
+        api.explain(wrapped(make()), image(), by, target=1)
 
 
 def test_no_relu_no_guide():
-    model = wrapped(nn.Sequential(nn.Conv2d(3, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 2)))
+    model = wrapped(
+        nn.Sequential(nn.Conv2d(3, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 2))
+    )
     for by in ("guided-backprop", "deconvnet"):
         with pytest.raises(NotApplicable, match="made of ReLUs"):
-            api.explain(model, picture(), by)
+            api.explain(model, image(), by)
 
 
 def test_options_out_of_range():
     for by in ("lrp:epsilon=0", "lrp:gamma=-1"):
         with pytest.raises(ConsilienceError, match="epsilon is above 0"):
-            api.explain(wrapped(Modules()), picture(), by)
+            api.explain(wrapped(Modules()), image(), by)
 
 
 def test_relevance_that_is_lost_is_said():
-    """A linear layer of negative products alone excites nothing below: the probability has nowhere to go."""
+    """A linear layer of negative products alone excites nothing below: the probability
+    has nowhere to go.
+    """
     module = Modules(bias=False)
     with torch.no_grad():
         module.head.weight.abs_().neg_()
-    made = api.explain(wrapped(module), picture(), "excitation-backprop", target=1)
+    made = api.explain(wrapped(module), image(), "excitation-backprop", target=1)
     assert not made.values.any()
     assert made.provenance["conservation"] == 0
-    assert any("0 of 1 of relevance arrives" in note for note in made.provenance["notes"])
+    assert any(
+        "0 of 1 of relevance arrives" in note for note in made.provenance["notes"]
+    )
 
 
 class Cancelling(Modules):
@@ -446,4 +574,4 @@ class Cancelling(Modules):
 
 def test_relevance_that_explodes_is_refused():
     with pytest.raises(NotApplicable, match="it explodes on the way"):
-        api.explain(wrapped(Cancelling()), picture(), "excitation-backprop", target=1)
+        api.explain(wrapped(Cancelling()), image(), "excitation-backprop", target=1)

@@ -1,4 +1,6 @@
-"""The report: says what the tables hold, loads nothing, is well formed, and lets no name become markup."""
+"""The report: says what the tables hold, loads nothing, is well formed, and lets no
+name become markup.
+"""
 
 import base64
 import hashlib
@@ -9,11 +11,20 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from fakes_report import PHOTOGRAPHS, FakeItem, blob, finding, photograph, photographs, run_of, stored
+from fakes_report import (
+    PHOTOGRAPHS,
+    FakeItem,
+    blob,
+    finding,
+    photograph,
+    photographs,
+    run_of,
+    stored,
+)
 from PIL import Image
 
 from consilience.show import html, panels, words
-from consilience.show.html import MAX_PICTURES, anchors, shown
+from consilience.show.html import MAX_IMAGES, anchors, shown
 
 HOSTILE = "<script>alert('x')</script>\"&.png"
 
@@ -54,11 +65,21 @@ class Reader(HTMLParser):
 
 
 def small(name, columns=("Grad-CAM", "LIME"), seed=0, size=(64, 64)):
-    return stored(name, photograph(PHOTOGRAPHS[seed % 5], size), (size[0] / 2, size[1] / 2), columns, seed)
+    return stored(
+        name,
+        photograph(PHOTOGRAPHS[seed % 5], size),
+        (size[0] / 2, size[1] / 2),
+        columns,
+        seed,
+    )
 
 
 def small_run(folder, count=3, columns=("Grad-CAM", "LIME"), **manifest):
-    return run_of({f"s{i}.png": small(f"s{i}.png", columns, seed=i) for i in range(count)}, folder, **manifest)
+    return run_of(
+        {f"s{i}.png": small(f"s{i}.png", columns, seed=i) for i in range(count)},
+        folder,
+        **manifest,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +91,7 @@ def whole(tmp_path_factory):
     return run, path.read_text(encoding="utf-8")
 
 
-# ---------------------------------------------------------------- the file
+# ---- the file
 
 
 def test_written_beside_the_run_and_nothing_else(tmp_path):
@@ -80,7 +101,9 @@ def test_written_beside_the_run_and_nothing_else(tmp_path):
 
 
 def test_same_run_same_bytes(tmp_path):
-    assert html.report_page(small_run(tmp_path)) == html.report_page(small_run(tmp_path))
+    assert html.report_page(small_run(tmp_path)) == html.report_page(
+        small_run(tmp_path)
+    )
 
 
 def test_page_is_well_formed_and_ids_are_unique(whole):
@@ -98,7 +121,10 @@ def test_page_loads_nothing(whole):
     bare = re.sub(r'base64,[^"]+', "", whole[1].replace(script_of(whole[1]), ""))
     addresses = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<)]*", bare))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert all(attrs["src"].startswith("data:image/webp;base64,") for attrs in reader.all("img"))
+    assert all(
+        attrs["src"].startswith("data:image/webp;base64,")
+        for attrs in reader.all("img")
+    )
     assert not reader.all("link") + reader.all("iframe") + reader.all("object")
     assert "@import" not in whole[1]
     assert not re.search(r"url\((?!#)", whole[1])
@@ -109,27 +135,40 @@ def script_of(text):
 
 
 def test_policy_of_the_page_allows_its_own_script_alone(whole):
-    (policy,) = [a["content"] for a in Reader(whole[1]).all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    digest = base64.b64encode(hashlib.sha256(script_of(whole[1]).encode()).digest()).decode()
+    (policy,) = [
+        a["content"]
+        for a in Reader(whole[1]).all("meta")
+        if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    digest = base64.b64encode(
+        hashlib.sha256(script_of(whole[1]).encode()).digest()
+    ).decode()
     assert "default-src 'none'" in policy
     assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_every_picture_has_words_and_a_size(whole):
+def test_every_image_has_words_and_a_size(whole):
     images = Reader(whole[1]).all("img")
     assert len(images) == 5 * 6
     for attrs in images:
         assert len(attrs["alt"]) > 10
         data = base64.b64decode(attrs["src"].partition(",")[2])
-        assert Image.open(io.BytesIO(data)).size == (int(attrs["width"]), int(attrs["height"]))
+        assert Image.open(io.BytesIO(data)).size == (
+            int(attrs["width"]),
+            int(attrs["height"]),
+        )
         assert attrs["loading"] == "lazy"
 
 
-def test_embedded_pictures_are_the_rendered_ones(whole):
+def test_embedded_images_are_the_rendered_ones(whole):
     run, text = whole
     tiles = panels.tiles(run.load("chelsea.png"))
     for tile, attrs in zip(tiles, Reader(text).all("img"), strict=False):
-        pixels = np.array(Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))).convert("RGB"))
+        pixels = np.array(
+            Image.open(
+                io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))
+            ).convert("RGB")
+        )
         assert np.abs(pixels.astype(int) - tile.image).mean() < 8
 
 
@@ -142,10 +181,13 @@ def test_large_frames_are_made_small(tmp_path):
 def test_tables_have_headers_with_a_scope(whole):
     reader = Reader(whole[1])
     assert all(attrs.get("scope") in ("col", "row") for attrs in reader.all("th"))
-    assert dict(reader.tags[[tag for tag, _ in reader.tags].index("html")][1])["lang"] == "en"
+    assert (
+        dict(reader.tags[[tag for tag, _ in reader.tags].index("html")][1])["lang"]
+        == "en"
+    )
 
 
-# ---------------------------------------------------------------- what it says
+# ---- what it says
 
 
 def test_the_verdict_comes_first_in_words_with_the_tables_numbers(whole):
@@ -154,16 +196,17 @@ def test_the_verdict_comes_first_in_words_with_the_tables_numbers(whole):
     said = Reader(text).text
     expected = (
         f"mean IoU {row.iou_mean:.3f} (95 % interval {row.iou_low:.3f} to {row.iou_high:.3f}), "
-        f"where independent masks of these areas would reach {row.expected_mean:.3f} ; p = 0.031 by permuting pictures"
+        f"where independent masks of these areas would reach {row.expected_mean:.3f} ; p = "
+        f"0.031 by permuting images"
     )
     said = said.replace(words.NBSP, " ")
-    assert "On 5 pictures, Grad-CAM and LIME agree better than chance" in said
+    assert "On 5 images, Grad-CAM and LIME agree better than chance" in said
     assert expected.replace(" ;", ";") in said.replace(" ;", ";").replace("  ", " ")
     order = [
         "agree better than chance",
         "What was asked",
         "Audit: can these",
-        "Picture by picture",
+        "Image by image",
         "All numbers A row",
         "How it was made explainer",
     ]
@@ -175,15 +218,31 @@ def test_the_verdict_comes_first_in_words_with_the_tables_numbers(whole):
 def test_every_number_of_every_pair_is_in_the_table(whole):
     run, text = whole
     reader = Reader(text)
-    values = [attrs["data-value"] for attrs in reader.all("td") if "data-value" in attrs]
-    keys = ["iou", "expected_iou", "excess", "excess_of_possible", "p", "spearman", "iou_at_10", "iou_at_20", "iou_at_30"]
+    values = [
+        attrs["data-value"] for attrs in reader.all("td") if "data-value" in attrs
+    ]
+    keys = [
+        "iou",
+        "expected_iou",
+        "excess",
+        "excess_of_possible",
+        "p",
+        "spearman",
+        "iou_at_10",
+        "iou_at_20",
+        "iou_at_30",
+    ]
     expected = run.agreement[[*keys, "area_a", "area_b"]].to_numpy(float).ravel()
     np.testing.assert_array_equal(np.array(values, float), expected)
 
 
-def test_rows_of_the_table_lead_to_their_pictures(whole):
+def test_rows_of_the_table_lead_to_their_images(whole):
     reader = Reader(whole[1])
-    led = [attrs["href"] for attrs in reader.all("a") if attrs["href"].startswith("#picture-")]
+    led = [
+        attrs["href"]
+        for attrs in reader.all("a")
+        if attrs["href"].startswith("#image-")
+    ]
     assert led == [f"#{attrs['id']}" for attrs in reader.all("article")]
     assert len(led) == 5
 
@@ -199,14 +258,20 @@ def verdict_of(tmp_path, **changes):
     run = small_run(tmp_path)
     for key, value in changes.items():
         run.summary[key] = value
-    return re.sub(r"\s+", " ", Reader(html.report_page(run)).text).replace(words.NBSP, " ")
+    return re.sub(r"\s+", " ", Reader(html.report_page(run)).text).replace(
+        words.NBSP, " "
+    )
 
 
 @pytest.mark.parametrize(
     ("verdict", "sentence", "badge"),
     [
         ("better than chance", "agree better than chance", "Better than chance"),
-        ("not better than chance", "agree no better than chance", "Not better than chance"),
+        (
+            "not better than chance",
+            "agree no better than chance",
+            "Not better than chance",
+        ),
         ("worse than chance", "agree less than chance would", "Worse than chance"),
         ("below chance", "agree less than chance would", "Worse than chance"),
     ],
@@ -217,11 +282,11 @@ def test_each_verdict_has_its_sentence(tmp_path, verdict, sentence, badge):
     assert badge in said
 
 
-def test_one_picture_is_not_testable_and_says_why(tmp_path):
+def test_one_image_is_not_testable_and_says_why(tmp_path):
     said = Reader(html.report_page(small_run(tmp_path, count=1))).text
     assert "Not testable" in said
-    assert "(one picture: nothing to exchange)" in said
-    assert "On 1 picture, the IoU is" in said
+    assert "(one image: nothing to exchange)" in said
+    assert "On 1 image, the IoU is" in said
     assert "interval" not in said[: said.index("What was asked")]
 
 
@@ -238,7 +303,9 @@ def test_three_explainers_get_a_matrix_and_a_verdict_each(tmp_path):
     assert "2 more pairs" in said
     for row in run.summary.itertuples():
         assert f"mean IoU {row.iou_mean:.3f}" in said.replace("  ", " ")
-        assert f"mean excess {row.excess_mean:.3f}".replace("-", "−") in said.replace("  ", " ")
+        assert f"mean excess {row.excess_mean:.3f}".replace("-", "−") in said.replace(
+            "  ", " "
+        )
 
 
 def test_mismatched_numbers_are_marked_wherever_they_stand(tmp_path):
@@ -249,7 +316,8 @@ def test_mismatched_numbers_are_marked_wherever_they_stand(tmp_path):
     run.summary.loc[0, "mismatch"] = reason
     reader = Reader(html.report_page(run))
     marked = [attrs for attrs in reader.all("span") if attrs.get("class") == "doubt"]
-    # a picture: 11 numbers in its card, 11 in the table, 1 under its tile; verdict: IoU, excess and the legend; matrix: 2
+    # an image: 11 numbers in its card, 11 in the table, 1 under its tile; verdict: IoU,
+    # excess and the legend; matrix: 2
     assert len(marked) == 3 * (11 + 11 + 1) + 3 + 2
     assert "Not a valid comparison: different weights" in reader.text
 
@@ -288,25 +356,27 @@ def test_numbers_that_json_left_out_are_dashes(tmp_path):
 
 
 def test_failures_are_listed(tmp_path):
-    run = small_run(tmp_path, failures=[{"name": "broken.jpg", "reason": "damaged or truncated"}])
+    run = small_run(
+        tmp_path, failures=[{"name": "broken.jpg", "reason": "damaged or truncated"}]
+    )
     said = Reader(html.report_page(run)).text
-    assert "1 picture failed" in said
+    assert "1 image failed" in said
     assert "broken.jpg damaged or truncated" in said
 
 
-def test_many_pictures_are_capped_and_the_page_says_so(tmp_path):
+def test_many_images_are_capped_and_the_page_says_so(tmp_path):
     one = small("s", ("Grad-CAM", "RISE"), size=(16, 16))
-    count = MAX_PICTURES + 3
+    count = MAX_IMAGES + 3
     run = run_of({f"s{i}": one for i in range(count)}, tmp_path)
     run.agreement["sample"] = [f"s{i}" for i in range(count)]
     reader = Reader(html.report_page(run))
-    assert len(reader.all("article")) == MAX_PICTURES
-    assert f"The first {MAX_PICTURES} of {count} pictures are shown" in reader.text
+    assert len(reader.all("article")) == MAX_IMAGES
+    assert f"The first {MAX_IMAGES} of {count} images are shown" in reader.text
     assert len([a for a in reader.all("td") if "data-value" in a]) == 11 * count
 
 
-def test_a_run_of_many_columns_shows_fewer_pictures(tmp_path):
-    """Four methods: 1 + 2 x 4 + 6 drawings a picture, 80 pictures are 1,200."""
+def test_a_run_of_many_columns_shows_fewer_images(tmp_path):
+    """Four methods: 1 + 2 x 4 + 6 drawings an image, 80 images are 1,200."""
     one = small("s", ("Grad-CAM", "RISE", "LIME", "Score-CAM"), size=(16, 16))
     run = run_of({f"s{i}": one for i in range(90)}, tmp_path)
     assert shown(run) == [f"s{i}" for i in range(80)]
@@ -317,17 +387,28 @@ def test_published_values_have_their_column(tmp_path):
     run = small_run(tmp_path)
     run.agreement["published_iou"] = [0.1025, np.nan, 0.1692]
     said = Reader(html.report_page(run)).text
-    assert "published IoU 0.102" in said.replace("  ", " ") or "published IoU 0.103" in said.replace("  ", " ")
+    assert "published IoU 0.102" in said.replace(
+        "  ", " "
+    ) or "published IoU 0.103" in said.replace("  ", " ")
     assert "not published" in said
 
 
-# ---------------------------------------------------------------- hostile words
+# ---- hostile words
 
 
 def test_no_name_becomes_markup(tmp_path):
     kept = {HOSTILE: small(HOSTILE, (HOSTILE + "a", "LIME" + HOSTILE))}
     said = {HOSTILE: {"label": HOSTILE, "probability": 0.5, "true": HOSTILE + "2"}}
-    run = run_of(kept, tmp_path, said, title=HOSTILE, note=HOSTILE, command=HOSTILE, target=HOSTILE, preset=HOSTILE)
+    run = run_of(
+        kept,
+        tmp_path,
+        said,
+        title=HOSTILE,
+        note=HOSTILE,
+        command=HOSTILE,
+        target=HOSTILE,
+        preset=HOSTILE,
+    )
     run.manifest["failures"] = [{"name": HOSTILE, "reason": HOSTILE}]
     run.manifest["model"]["spec"] = HOSTILE
     run.manifest["columns"][0]["explainer"] = HOSTILE
@@ -350,12 +431,19 @@ def test_control_characters_in_names_are_made_visible(tmp_path):
     assert "\u202e" not in text
 
 
-# ---------------------------------------------------------------- words
+# ---- words
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.31, "0.310"), (-0.0712, "−0.071"), (-0.0001, "0.000"), (1.0, "1.000"), (None, "–"), (float("nan"), "–")],
+    [
+        (0.31, "0.310"),
+        (-0.0712, "−0.071"),
+        (-0.0001, "0.000"),
+        (1.0, "1.000"),
+        (None, "–"),
+        (float("nan"), "–"),
+    ],
 )
 def test_iou_in_words(value, text):
     assert words.format_share(value) == text
@@ -363,7 +451,14 @@ def test_iou_in_words(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.031, "0.031"), (0.0312, "0.031"), (0.5, "0.50"), (2e-5, "< 0.001"), (0.0996, "0.10"), (0.0398, "0.040")],
+    [
+        (0.031, "0.031"),
+        (0.0312, "0.031"),
+        (0.5, "0.50"),
+        (2e-5, "< 0.001"),
+        (0.0996, "0.10"),
+        (0.0398, "0.040"),
+    ],
 )
 def test_p_in_words(value, text):
     assert words.format_p(value) == text
@@ -371,23 +466,41 @@ def test_p_in_words(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0834, "83.4 ms"), (0.9996, "1 s"), (4.831, "4.83 s"), (31.4, "31.4 s"), (312, "5 min 12 s"), (7260, "2 h 1 min")],
+    [
+        (0.0834, "83.4 ms"),
+        (0.9996, "1 s"),
+        (4.831, "4.83 s"),
+        (31.4, "31.4 s"),
+        (312, "5 min 12 s"),
+        (7260, "2 h 1 min"),
+    ],
 )
 def test_seconds_in_words(value, text):
     assert words.format_seconds(value).replace(words.NBSP, " ") == text
 
 
 def test_date_in_words():
-    assert words.format_date("2026-11-22T21:40:07+00:00") == "22 November 2026, 21:40 UTC"
+    assert (
+        words.format_date("2026-11-22T21:40:07+00:00") == "22 November 2026, 21:40 UTC"
+    )
     assert words.format_date("yesterday") == "yesterday"
 
 
 def test_holm_is_named_where_there_are_several_pairs():
-    row = {"a": "A", "b": "B", "n": 9, "pictures": 10, "iou_mean": 0.3, "iou_low": 0.2, "iou_high": 0.4, "expected_mean": 0.1}
-    row |= {"p_pictures": 0.01, "p_holm": 0.03, "verdict": "better than chance"}
+    row = {
+        "a": "A",
+        "b": "B",
+        "n": 9,
+        "images": 10,
+        "iou_mean": 0.3,
+        "iou_low": 0.2,
+        "iou_high": 0.4,
+        "expected_mean": 0.1,
+    }
+    row |= {"p_images": 0.01, "p_holm": 0.03, "verdict": "better than chance"}
     said = words.verdict_sentence(row, pairs=3).replace(words.NBSP, " ")
-    assert "p = 0.030 by permuting pictures, adjusted for 3 pairs (Holm)" in said
-    assert "On 9 of 10 pictures (the rest have no defined IoU)" in said
+    assert "p = 0.030 by permuting images, adjusted for 3 pairs (Holm)" in said
+    assert "On 9 of 10 images (the rest have no defined IoU)" in said
 
 
 def test_a_run_may_hold_a_map_without_a_mask(tmp_path):
@@ -396,6 +509,14 @@ def test_a_run_may_hold_a_map_without_a_mask(tmp_path):
     kept["s"].items = (*kept["s"].items, FakeItem("bare", values))
     run = run_of(kept, tmp_path)
     titles = [tile.title for tile in panels.tiles(run.load("s"))]
-    assert titles == ["picture", "Grad-CAM", "LIME", "bare", "Grad-CAM mask", "LIME mask", "Grad-CAM & LIME"]
+    assert titles == [
+        "image",
+        "Grad-CAM",
+        "LIME",
+        "bare",
+        "Grad-CAM mask",
+        "LIME mask",
+        "Grad-CAM & LIME",
+    ]
     assert "bare" in Reader(html.report_page(run)).text
     assert isinstance(run.agreement, pd.DataFrame)

@@ -1,4 +1,6 @@
-"""Jobs: what low precision did to the maps is measured against f32, and what ran is kept."""
+"""Jobs: what low precision did to the maps is measured against f32, and what ran is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import RedFinder, planted_picture
+from conftest import RedFinder, planted_image
 from PIL import Image
 from scipy import stats
 from torch import nn
@@ -23,7 +25,9 @@ BY = ("gradcam", "lime:samples=60,segments=grid(5),seed=1", "random")
 
 
 class Coarse(nn.Module):
-    """A red finder whose sums depend on how they are rounded: bf16 changes LIME's order of superpixels."""
+    """A red finder whose sums depend on how they are rounded: bf16 changes LIME's order
+    of superpixels.
+    """
 
     def __init__(self):
         super().__init__()
@@ -38,41 +42,72 @@ class Coarse(nn.Module):
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """A job of three columns on two pictures; ``job(precision)`` runs it and gives its folder."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    """A job of three columns on two images; ``job(precision)`` runs it and gives its
+    folder.
+    """
+    images = tmp_path / "images"
+    images.mkdir()
     for seed in (0, 1):
-        Image.fromarray(planted_picture(seed).pixels).save(pictures / f"p{seed}.png")
-    made = wrap(Coarse(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64, name="coarse")
+        Image.fromarray(planted_image(seed).pixels).save(images / f"p{seed}.png")
+    made = wrap(
+        Coarse(),
+        classes=("nothing", "red"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=64,
+        name="coarse",
+    )
     monkeypatch.setattr(load, "_from_factory", lambda *_: made)
 
     def call(precision, folder="run"):
         options = explain.LoadOptions(precision=precision, engine="torch")
-        return explain.run_explanations(explain.job_from_specs(BY, ["my:coarse"], "red"), [pictures], tmp_path / folder, None, options)
+        return explain.run_explanations(
+            explain.job_from_specs(BY, ["my:coarse"], "red"),
+            [images],
+            tmp_path / folder,
+            None,
+            options,
+        )
 
     return call
 
 
-def test_how_far_bf16_moved_each_map_of_the_first_picture(job, capsys):
+def test_how_far_bf16_moved_each_map_of_the_first_image(job, capsys):
     finished = job("bf16")
     rows = {row["column"]: row for row in finished.manifest["precision"]}
     assert [*rows] == [column["name"] for column in finished.manifest["columns"]]
-    assert {row["picture"] for row in rows.values()} == {"p0"}
+    assert {row["image"] for row in rows.values()} == {"p0"}
     low, exact = (api_maps(precision) for precision in ("bf16", "f32"))
     for row, one, other in zip(rows.values(), low, exact, strict=True):
         k = round(0.2 * one.size)
-        tops = [set(np.argsort(-values.ravel(), kind="stable")[:k]) for values in (one, other)]
-        assert row["spearman"] == pytest.approx(stats.spearmanr(one.ravel(), other.ravel()).statistic, abs=1e-9)
-        assert row["iou_at_20"] == pytest.approx(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
+        tops = [
+            set(np.argsort(-values.ravel(), kind="stable")[:k])
+            for values in (one, other)
+        ]
+        assert row["spearman"] == pytest.approx(
+            stats.spearmanr(one.ravel(), other.ravel()).statistic, abs=1e-9
+        )
+        assert row["iou_at_20"] == pytest.approx(
+            len(tops[0] & tops[1]) / len(tops[0] | tops[1])
+        )
     first, second, third = rows.values()
-    assert (first["precision"], second["precision"]) == ("f32", "bf16")  # gradients always run in f32
+    assert (first["precision"], second["precision"]) == (
+        "f32",
+        "bf16",
+    )  # gradients always run in f32
     assert first["spearman"] == third["spearman"] == pytest.approx(1)
     assert second["spearman"] < 1
     assert finished.manifest["model"]["facts"]["precision"] == "bf16+f32"
     console.show_run(finished, console.output())
     said = capsys.readouterr().out
-    assert f"in bf16 against f32 on p0: Spearman {second['spearman']:.3f}, IoU of the top 20 %" in said
-    assert f"{finished.manifest['columns'][0]['name']} was made in f32 all the same" in said
+    assert (
+        f"in bf16 against f32 on p0: Spearman {second['spearman']:.3f}, IoU of the top 20 %"
+        in said
+    )
+    assert (
+        f"{finished.manifest['columns'][0]['name']} was made in f32 all the same"
+        in said
+    )
     assert len(console.as_json(finished)["precision"]) == 3
     page = (finished.folder / "report.html").read_text()
     assert "Did the precision change the explanation?" in page
@@ -80,9 +115,14 @@ def test_how_far_bf16_moved_each_map_of_the_first_picture(job, capsys):
 
 
 def api_maps(precision):
-    model = wrap(Coarse(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64)
+    model = wrap(
+        Coarse(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64
+    )
     model = model.using(engine="torch", precision=precision)
-    return [api.explain(model, planted_picture(0), by, target="red").values.astype(np.float64) for by in BY]
+    return [
+        api.explain(model, planted_image(0), by, target="red").values.astype(np.float64)
+        for by in BY
+    ]
 
 
 def test_f32_has_nothing_to_report(job, capsys):
@@ -110,11 +150,15 @@ def test_runs_of_before_have_no_precision(job):
 
 
 def test_provenance_is_what_ran():
-    model = wrap(RedFinder(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64)
-    sample = planted_picture()
+    model = wrap(
+        RedFinder(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64
+    )
+    sample = planted_image()
     cam = api.explain(model, sample, "gradcam", target="red").provenance
     assert (cam["engine"], cam["precision"]) == ("torch", "f32")
-    lime = api.explain(model, sample, "lime:samples=64,segments=grid(5)", target="red").provenance
+    lime = api.explain(
+        model, sample, "lime:samples=64,segments=grid(5)", target="red"
+    ).provenance
     if model.facts["engine"] == "openvino":
         assert "openvino" in lime["engine"].split("+")
         assert lime["batch"] == 32

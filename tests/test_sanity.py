@@ -7,7 +7,7 @@ import pytest
 import quantus
 import torch
 from captum.attr import LayerGradCam
-from conftest import planted_picture
+from conftest import planted_image
 from scipy import stats
 from torch import nn
 
@@ -22,7 +22,9 @@ NAMES = ("mprt", "smooth-mprt:samples=2", "emprt", "random-logit")
 
 
 class Net(nn.Module):
-    """Two convolutions with a norm, and parts in another order than they run in; one part does not matter."""
+    """Two convolutions with a norm, and parts in another order than they run in; one
+    part does not matter.
+    """
 
     def __init__(self):
         super().__init__()
@@ -47,7 +49,9 @@ class Gradient:
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
 
     def explain(self, model, view, target):
-        return Heat(model.trace(view.pixels, [PIXELS], target).gradients[PIXELS][0].sum(dim=0))
+        return Heat(
+            model.trace(view.pixels, [PIXELS], target).gradients[PIXELS][0].sum(dim=0)
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def network(module=None, size=16, classes=4):
                 part.running_mean.normal_(0, 0.1)
                 part.running_var.uniform_(0.5, 1.5)
     names = [f"class {index}" for index in range(classes)]
-    return wrap(made, classes=names, mean=(0, 0, 0), std=(1, 1, 1), size=size).using(engine="torch")
+    return wrap(made, classes=names, mean=(0, 0, 0), std=(1, 1, 1), size=size).using(
+        engine="torch"
+    )
 
 
 @pytest.fixture
@@ -102,7 +108,7 @@ def net():
 
 
 def explained(model, by, target=1, seed=0):
-    sample = planted_picture(seed)
+    sample = planted_image(seed)
     return model.view(sample), api.explain(model, sample, by, target=target)
 
 
@@ -114,12 +120,19 @@ def tensors(module):
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-# ---------------------------------------------------------------- random weights
+# ---- random weights
 
 
 def test_layers_stand_in_the_order_in_which_a_pass_reaches_them(net):
-    view = net.view(planted_picture())
-    assert sanity.randomised_layers(net, view) == ["", "first", "norm", "second", "head", "spare"]  # "" holds the scale
+    view = net.view(planted_image())
+    assert sanity.randomised_layers(net, view) == [
+        "",
+        "first",
+        "norm",
+        "second",
+        "head",
+        "spare",
+    ]  # "" holds the scale
 
 
 def test_a_part_that_is_never_called_comes_with_its_holder():
@@ -135,7 +148,7 @@ def test_a_part_that_is_never_called_comes_with_its_holder():
             return self.head(self.attention(x, x, x)[0].mean(dim=1))
 
     model = network(Attends(), classes=2)
-    order = sanity.randomised_layers(model, model.view(planted_picture()))
+    order = sanity.randomised_layers(model, model.view(planted_image()))
     assert order == ["patches", "attention", "attention.out_proj", "head"]
 
 
@@ -158,14 +171,23 @@ def test_what_each_way_keeps(net):
     original = net.module.second.weight.detach().clone()
     made = copy.deepcopy(net.module)
     sanity.randomise(made.second, "second", "permute", 0)
-    assert torch.equal(made.second.weight.flatten().sort().values, original.flatten().sort().values)
+    assert torch.equal(
+        made.second.weight.flatten().sort().values, original.flatten().sort().values
+    )
     assert not torch.equal(made.second.weight, original)
     wide = nn.Linear(200, 200)
     mean, spread = float(wide.weight.detach().mean()), float(wide.weight.detach().std())
     sanity.randomise(wide, "wide", "normal", 0)
-    assert float(wide.weight.detach().mean()) == pytest.approx(mean, abs=5 * spread / 200)
+    assert float(wide.weight.detach().mean()) == pytest.approx(
+        mean, abs=5 * spread / 200
+    )
     assert float(wide.weight.detach().std()) == pytest.approx(spread, rel=0.02)
-    assert stats.kstest((wide.weight.detach().flatten()[:2000].numpy() - mean) / spread, "norm").pvalue > 0.01
+    assert (
+        stats.kstest(
+            (wide.weight.detach().flatten()[:2000].numpy() - mean) / spread, "norm"
+        ).pvalue
+        > 0.01
+    )
     sanity.randomise(made.norm, "norm", "normal", 0)
     assert (made.norm.running_var > 0).all()
     sanity.randomise(made.norm, "norm", "reset", 0)
@@ -177,39 +199,59 @@ def test_reset_is_the_layers_own_initialisation(net):
     sanity.randomise(made.second, "second", "reset", 0)
     bound = 1 / np.sqrt(5 * 9)  # torch's own: uniform within 1 / sqrt(inputs of a unit)
     assert 0.9 * bound < float(made.second.weight.detach().abs().max()) <= bound
-    sanity.randomise(made, "", "reset", 0)  # a bare parameter of ones has no way to reset, and no spread
+    sanity.randomise(
+        made, "", "reset", 0
+    )  # a bare parameter of ones has no way to reset, and no spread
     assert torch.equal(made.scale, torch.ones(6, 1, 1))
 
 
 def test_both_cascades_end_in_the_same_network(net):
-    view = net.view(planted_picture())
+    view = net.view(planted_image())
     ends = []
     for order in ("top-down", "bottom-up"):
-        seen = [(stage.layers, tensors(stage.model.module)) for stage in sanity.stages(net, view, order, 0, "reset", 5)]
+        seen = [
+            (stage.layers, tensors(stage.model.module))
+            for stage in sanity.stages(net, view, order, 0, "reset", 5)
+        ]
         last = [layers[-1] for layers, _ in seen]
-        assert last[:: 1 if order == "bottom-up" else -1] == ["", "first", "norm", "second", "head", "spare"]
+        assert last[:: 1 if order == "bottom-up" else -1] == [
+            "",
+            "first",
+            "norm",
+            "second",
+            "head",
+            "spare",
+        ]
         ends.append(seen[-1][1])
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_independent_stages_change_one_group_and_put_it_back(net):
-    view, original = net.view(planted_picture()), tensors(net.module)
+    view, original = net.view(planted_image()), tensors(net.module)
     for stage in sanity.stages(net, view, "independent", 0, "normal", 0):
         now = tensors(stage.model.module)
-        changed = {name.rpartition(".")[0] for name in now if not torch.equal(now[name], original[name])}
+        changed = {
+            name.rpartition(".")[0]
+            for name in now
+            if not torch.equal(now[name], original[name])
+        }
         assert changed <= set(stage.layers)
         assert changed == set(stage.layers) or stage.layers == ("",)
         assert len(stage.layers) == 1
 
 
-# ---------------------------------------------------------------- MPRT
+# ---- MPRT
 
 
 def literal_gradcam(module, pixels, index):
     """By captum, enlarged by scipy-free bilinear weights of torch."""
-    found = LayerGradCam(module.eval(), module.second).attribute(pixels, target=index, relu_attributions=True)
-    return nn.functional.interpolate(found.detach(), size=(16, 16), mode="bilinear", align_corners=False)[0, 0].numpy()
+    found = LayerGradCam(module.eval(), module.second).attribute(
+        pixels, target=index, relu_attributions=True
+    )
+    return nn.functional.interpolate(
+        found.detach(), size=(16, 16), mode="bilinear", align_corners=False
+    )[0, 0].numpy()
 
 
 def literal_cascade(module, seed):
@@ -217,7 +259,9 @@ def literal_cascade(module, seed):
     for count in range(1, 7):
         made = copy.deepcopy(module)
         for name in ["spare", "head", "second", "norm", "first", ""][:count]:
-            sanity.randomise(made.get_submodule(name) if name else made, name, "reset", seed)
+            sanity.randomise(
+                made.get_submodule(name) if name else made, name, "reset", seed
+            )
         yield made
 
 
@@ -231,7 +275,9 @@ def test_mprt_is_gradcams_rank_correlation_along_the_cascade(net):
     for made in literal_cascade(net.module, 2):
         values = literal_gradcam(made, view.pixels, 1)
         flat = np.ptp(values) == 0
-        expected.append(0.0 if flat else stats.spearmanr(still.ravel(), values.ravel()).statistic)
+        expected.append(
+            0.0 if flat else stats.spearmanr(still.ravel(), values.ravel()).statistic
+        )
     np.testing.assert_allclose(found.curve, expected, atol=2e-3)
     assert found.value == pytest.approx(np.mean(expected), abs=2e-3)
     assert found.facts["last"] == found.curve[-1]
@@ -252,14 +298,18 @@ def test_fewer_steps_are_points_of_the_whole_curve(net):
         some = score(f"mprt:steps=3,order={order}", net, "toy-gradient")
         by_layer = dict(zip(whole.facts["layers"], whole.curve, strict=True))
         assert len(some.curve) == 3
-        np.testing.assert_array_equal(some.curve, [by_layer[name] for name in some.facts["layers"]])
+        np.testing.assert_array_equal(
+            some.curve, [by_layer[name] for name in some.facts["layers"]]
+        )
         assert some.facts["last"] == whole.facts["last"]
 
 
 @pytest.mark.parametrize("by", ["constant", "centre", "edges", "random"])
 def test_what_does_not_look_at_the_network_fails(net, by):
     assert score("mprt", net, by).value == pytest.approx(1)
-    assert score("mprt:order=independent,similarity=ssim", net, by).value == pytest.approx(1)
+    assert score(
+        "mprt:order=independent,similarity=ssim", net, by
+    ).value == pytest.approx(1)
     assert score("random-logit", net, by).value == pytest.approx(1)
     if by != "constant":
         assert score("emprt", net, by).value == 0
@@ -277,8 +327,15 @@ def as_quantus_draws(monkeypatch, seed):
 
 
 def plain_net():
-    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
-    return network(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)))
+    layers = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.ReLU(),
+    ]
+    return network(
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    )
 
 
 def products(model, inputs, targets, **_):
@@ -294,15 +351,26 @@ def test_mprt_is_quantus_layer_by_layer(monkeypatch, order):
     model = plain_net()
     view, explanation = explained(model, "toy-product")
     as_quantus_draws(monkeypatch, 42)
-    found = registry.metrics.build(f"mprt:steps=0,order={order.replace('_', '-')}").score(model, view, explanation)
+    found = registry.metrics.build(
+        f"mprt:steps=0,order={order.replace('_', '-')}"
+    ).score(model, view, explanation)
     peer = quantus.MPRT(
-        similarity_func=quantus.similarity_func.correlation_spearman, layer_order=order, seed=42, normalise=False, abs=False,
-        disable_warnings=True, return_average_correlation=False, return_last_correlation=False,
-    )  # fmt: skip
+        similarity_func=quantus.similarity_func.correlation_spearman,
+        layer_order=order,
+        seed=42,
+        normalise=False,
+        abs=False,
+        disable_warnings=True,
+        return_average_correlation=False,
+        return_last_correlation=False,
+    )
     theirs = peer(
-        model=copy.deepcopy(model.module).eval(), x_batch=view.pixels.numpy(), y_batch=np.array([1]),
-        explain_func=products, channel_first=True,
-    )  # fmt: skip
+        model=copy.deepcopy(model.module).eval(),
+        x_batch=view.pixels.numpy(),
+        y_batch=np.array([1]),
+        explain_func=products,
+        channel_first=True,
+    )
     theirs = {name: scores[0] for name, scores in theirs.items() if name != "original"}
     assert list(theirs) == found.facts["layers"]
     np.testing.assert_allclose(found.curve, list(theirs.values()), atol=1e-5)
@@ -314,29 +382,42 @@ def test_efficient_mprt_is_quantus(monkeypatch):
     as_quantus_draws(monkeypatch, 42)
     found = registry.metrics.build("emprt").score(model, view, explanation)
     peer = quantus.EfficientMPRT(
-        complexity_func=quantus.complexity_func.discrete_entropy, complexity_func_kwargs={"n_bins": 100},
+        complexity_func=quantus.complexity_func.discrete_entropy,
+        complexity_func_kwargs={"n_bins": 100},
         layer_order="bottom_up",
-        seed=42, normalise=False, abs=False, disable_warnings=True, skip_layers=True,
-    )  # fmt: skip
+        seed=42,
+        normalise=False,
+        abs=False,
+        disable_warnings=True,
+        skip_layers=True,
+    )
     theirs = peer(
-        model=copy.deepcopy(model.module).eval(), x_batch=view.pixels.numpy(), y_batch=np.array([1]),
-        explain_func=products, channel_first=True, softmax=True,
-    )  # fmt: skip
+        model=copy.deepcopy(model.module).eval(),
+        x_batch=view.pixels.numpy(),
+        y_batch=np.array([1]),
+        explain_func=products,
+        channel_first=True,
+        softmax=True,
+    )
     assert found.value == pytest.approx(theirs[0], rel=1e-3)
 
 
 def test_entropy_of_a_histogram_by_hand():
-    values = np.array([[0.0, 0.0, 0.9], [3.1, 4.0, 2.9]])  # quarters of [0, 4]: three, none, one, two
+    values = np.array(
+        [[0.0, 0.0, 0.9], [3.1, 4.0, 2.9]]
+    )  # quarters of [0, 4]: three, none, one, two
     p = np.array([3, 1, 2]) / 6
     assert sanity.histogram_entropy(values, 4) == pytest.approx(-(p * np.log(p)).sum())
     assert sanity.histogram_entropy(-5 * values + 2, 4) != 0
-    assert sanity.histogram_entropy(5 * values + 2, 4) == pytest.approx(sanity.histogram_entropy(values, 4))
+    assert sanity.histogram_entropy(5 * values + 2, 4) == pytest.approx(
+        sanity.histogram_entropy(values, 4)
+    )
     assert sanity.histogram_entropy(np.ones((3, 3)), 4) == 0
 
 
 def test_efficient_mprt_keeps_what_the_model_lost(net):
     facts = score("emprt", net, "toy-gradient").facts
-    view = net.view(planted_picture())
+    view = net.view(planted_image())
     p = net.logits(view.pixels).softmax(dim=1).detach().double().numpy()[0]
     assert facts["model_before"] == pytest.approx(-(p * np.log(p)).sum(), rel=1e-6)
     assert facts["model_after"] != facts["model_before"]
@@ -352,7 +433,9 @@ def test_smooth_mprt_without_noise_is_mprt(net):
 
 def test_smooth_mprt_compares_means_over_noise(net):
     view, explanation = explained(net, "toy-product")
-    found = registry.metrics.build("smooth-mprt:steps=1,samples=3,noise=.2,seed=4").score(net, view, explanation)
+    found = registry.metrics.build(
+        "smooth-mprt:steps=1,samples=3,noise=.2,seed=4"
+    ).score(net, view, explanation)
     random = copy.deepcopy(net.module)
     for name in ("first", "norm", "second", "head", "spare"):
         sanity.randomise(random.get_submodule(name), name, "reset", 4)
@@ -360,18 +443,26 @@ def test_smooth_mprt_compares_means_over_noise(net):
     for module in (net.module.eval(), random.eval()):
         total = 0
         for number in range(3):
-            noise = 0.2 * np.random.default_rng([4, number]).standard_normal((1, 3, 16, 16))
-            pixels = (view.pixels + torch.tensor(noise, dtype=torch.float32)).clamp(0, 1)
+            noise = 0.2 * np.random.default_rng([4, number]).standard_normal(
+                (1, 3, 16, 16)
+            )
+            pixels = (view.pixels + torch.tensor(noise, dtype=torch.float32)).clamp(
+                0, 1
+            )
             total = total + products(module, pixels, [1])[0, 0]
         means.append(total / 3)
-    assert found.value == pytest.approx(stats.spearmanr(means[0].ravel(), means[1].ravel()).statistic, abs=1e-3)
+    assert found.value == pytest.approx(
+        stats.spearmanr(means[0].ravel(), means[1].ravel()).statistic, abs=1e-3
+    )
 
 
-# ---------------------------------------------------------------- another class
+# ---- another class
 
 
 class Linear(nn.Module):
-    """Logits linear in the pixels: the gradient of a class is its weights, whatever the picture."""
+    """Logits linear in the pixels: the gradient of a class is its weights, whatever the
+    image.
+    """
 
     def __init__(self):
         super().__init__()
@@ -385,7 +476,10 @@ class Linear(nn.Module):
 def test_random_logit_of_a_linear_model_compares_its_weights():
     model = network(Linear())
     found = score("random-logit:similarity=cosine", model, "toy-gradient", target=2)
-    mix, head = model.module.mix.weight.detach().double()[:, :, 0, 0], model.module.head.weight.detach().double()
+    mix, head = (
+        model.module.mix.weight.detach().double()[:, :, 0, 0],
+        model.module.head.weight.detach().double(),
+    )
     maps = torch.einsum("kchw,ci->khw", head.view(4, 3, 16, 16), mix).flatten(1).numpy()
 
     def cosine(a, b):
@@ -398,11 +492,17 @@ def test_random_logit_of_a_linear_model_compares_its_weights():
 
 
 def test_random_logit_draws_classes_the_same_for_every_method(net):
-    drawn = [score("random-logit:classes=2", net, by).facts["classes"] for by in ("gradcam", "toy-gradient", "centre")]
+    drawn = [
+        score("random-logit:classes=2", net, by).facts["classes"]
+        for by in ("gradcam", "toy-gradient", "centre")
+    ]
     assert drawn[0] == drawn[1] == drawn[2]
     assert len(set(drawn[0])) == 2
     assert 1 not in drawn[0]
-    others = [score(f"random-logit:classes=2,seed={seed}", net, "centre").facts["classes"] for seed in range(6)]
+    others = [
+        score(f"random-logit:classes=2,seed={seed}", net, "centre").facts["classes"]
+        for seed in range(6)
+    ]
     assert len({tuple(one) for one in others}) > 1
 
 
@@ -414,17 +514,28 @@ def test_a_method_blind_to_the_class_fails_and_one_that_sees_it_does_not(net):
 def test_random_logit_works_on_black_boxes_and_mprt_does_not():
     rng = np.random.default_rng(0)
     weights = torch.tensor(rng.normal(size=(4, 3 * 16 * 16)), dtype=torch.float32)
-    model = wrap_callable(lambda pixels: pixels.flatten(1) @ weights.T, size=16, outputs="logits")
+    model = wrap_callable(
+        lambda pixels: pixels.flatten(1) @ weights.T, size=16, outputs="logits"
+    )
     view, explanation = explained(model, "occlusion:window=4,stride=4")
-    assert -1 <= registry.metrics.build("random-logit").score(model, view, explanation).value < 0.9
+    assert (
+        -1
+        <= registry.metrics.build("random-logit").score(model, view, explanation).value
+        < 0.9
+    )
     for name in ("mprt", "smooth-mprt", "emprt"):
-        with pytest.raises(NotApplicable, match="only scores pictures"):
+        with pytest.raises(NotApplicable, match="only scores images"):
             registry.metrics.build(name).score(model, view, explanation)
 
 
 def test_random_logit_needs_another_class(net):
     view, explanation = explained(net, "gradcam")
-    alone = network(nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1)), classes=1)
+    alone = network(
+        nn.Sequential(
+            nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1)
+        ),
+        classes=1,
+    )
     with pytest.raises(NotApplicable, match="one class"):
         score("random-logit", alone, "gradcam", target=0)
 
@@ -435,16 +546,30 @@ def test_random_logit_needs_another_class(net):
             return outputs[:, 1] - outputs[:, 0]
 
     with pytest.raises(NotApplicable, match="no class of the model"):
-        registry.metrics.build("random-logit").score(net, view, replace(explanation, target=Difference()))
+        registry.metrics.build("random-logit").score(
+            net, view, replace(explanation, target=Difference())
+        )
 
 
-# ---------------------------------------------------------------- the user's model
+# ---- the user's model
 
 
 def state(module):
-    hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks), len(part._backward_hooks)) for part in module.modules()]
+    hooks = [
+        (
+            len(part._forward_hooks),
+            len(part._forward_pre_hooks),
+            len(part._backward_hooks),
+        )
+        for part in module.modules()
+    ]
     grads = [parameter.grad is None for parameter in module.parameters()]
-    return hooks, grads, [part.training for part in module.modules()], [t.numpy().tobytes() for t in tensors(module).values()]
+    return (
+        hooks,
+        grads,
+        [part.training for part in module.modules()],
+        [t.numpy().tobytes() for t in tensors(module).values()],
+    )
 
 
 @pytest.mark.parametrize("spec", NAMES)
@@ -468,7 +593,9 @@ def test_nor_where_explaining_fails(net):
     assert state(net.module) == before
 
 
-@pytest.mark.parametrize("spec", ["mprt:similarity=ssim", "random-logit:similarity=spearman"])
+@pytest.mark.parametrize(
+    "spec", ["mprt:similarity=ssim", "random-logit:similarity=spearman"]
+)
 def test_the_line_of_chance_stands_beside_the_similarity(net, spec):
     found = score(spec, net, "toy-gradient")
     assert found.facts["random_sd"] > 0
@@ -483,17 +610,29 @@ def test_every_similarity_can_be_asked_for(net, similarity, magnitude):
     view, explanation = explained(net, "toy-product")
     spec = f"random-logit:classes=1,similarity={similarity},magnitude={magnitude}"
     found = registry.metrics.build(spec).score(net, view, explanation)
-    other = api.explain(net, planted_picture(), "toy-product", target=found.facts["classes"][0]).values
-    assert found.value == pytest.approx(alike(explanation.values, other, similarity, magnitude == "true"), abs=1e-6)
+    other = api.explain(
+        net, planted_image(), "toy-product", target=found.facts["classes"][0]
+    ).values
+    assert found.value == pytest.approx(
+        alike(explanation.values, other, similarity, magnitude == "true"), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        "mprt:steps=-1", "mprt:seed=-1", "mprt:order=sideways", "mprt:similarity=likeness", "mprt:how=zero",
-        "smooth-mprt:samples=0", "smooth-mprt:noise=-1", "emprt:bins=1", "emprt:seed=-1", "random-logit:classes=0",
+        "mprt:steps=-1",
+        "mprt:seed=-1",
+        "mprt:order=sideways",
+        "mprt:similarity=likeness",
+        "mprt:how=zero",
+        "smooth-mprt:samples=0",
+        "smooth-mprt:noise=-1",
+        "emprt:bins=1",
+        "emprt:seed=-1",
+        "random-logit:classes=0",
     ],
-)  # fmt: skip
+)
 def test_options_out_of_range_are_refused(spec):
     with pytest.raises(ConsilienceError, match="got"):
         registry.metrics.build(spec)
@@ -505,6 +644,6 @@ def test_a_network_without_weights_cannot_be_made_random():
             return x.mean(dim=(2, 3))
 
     model = network(Bare(), classes=3)
-    view = model.view(planted_picture())
+    view = model.view(planted_image())
     with pytest.raises(NotApplicable, match="no weights"):
         list(sanity.stages(model, view, "top-down", 4, "reset", 0))

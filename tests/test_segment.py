@@ -11,15 +11,19 @@ from consilience.perturb.superpixels import Grid, relabelled, segment
 from consilience.types import ConsilienceError
 
 NAMES = registry.segmenters.names()
-PICTURE = textured() / 255.0
+IMAGE = textured() / 255.0
 
 
-def pictures():
+def images():
     rng = np.random.default_rng(0)
-    small = {name: transform.resize(getattr(data, name)(), (150, 141), anti_aliasing=True) for name in ("chelsea", "astronaut")}
+    small = {
+        name: transform.resize(getattr(data, name)(), (150, 141), anti_aliasing=True)
+        for name in ("chelsea", "astronaut")
+    }
     return {
         **small,
-        "coffee": np.rint(data.coffee()[100:220, 200:330] / 255.0 * 64) / 64,  # few colours: many equal distances
+        "coffee": np.rint(data.coffee()[100:220, 200:330] / 255.0 * 64)
+        / 64,  # few colours: many equal distances
         "noise": rng.random((60, 71, 3)),
         "blocks": np.kron(rng.integers(0, 3, (9, 7, 3)) / 2, np.ones((11, 11, 1))),
         "flat": np.full((80, 64, 3), 0.3),
@@ -28,7 +32,7 @@ def pictures():
     }
 
 
-PICTURES_OF_QUICKSHIFT = pictures()
+IMAGES_OF_QUICKSHIFT = images()
 
 
 def gapless(labels):
@@ -41,8 +45,8 @@ def test_what_there_is():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_count_from_zero_without_gaps(name):
-    labels = segment(registry.segmenters.build(name), PICTURE)
-    assert (labels.shape, labels.dtype) == (PICTURE.shape[:2], np.dtype(np.int64))
+    labels = segment(registry.segmenters.build(name), IMAGE)
+    assert (labels.shape, labels.dtype) == (IMAGE.shape[:2], np.dtype(np.int64))
     assert gapless(labels)
     assert labels.max() > 0
 
@@ -58,31 +62,52 @@ def test_spelling_round_trips(name):
 def test_numpys_global_seed_changes_nothing(name):
     segmenter = registry.segmenters.build(name)
     np.random.seed(1)  # noqa: NPY002 - the legacy state is what must not matter
-    first = segmenter.labels(PICTURE)
+    first = segmenter.labels(IMAGE)
     np.random.seed(2)  # noqa: NPY002
-    np.testing.assert_array_equal(segmenter.labels(PICTURE), first)
+    np.testing.assert_array_equal(segmenter.labels(IMAGE), first)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "grid"])
-def test_flat_picture_is_legal(name):
+def test_flat_image_is_legal(name):
     labels = segment(registry.segmenters.build(name), np.full((40, 40, 3), 0.5))
     assert labels.shape == (40, 40)
     assert gapless(labels)
 
 
-def test_flat_picture_may_be_one_superpixel():
-    assert segment(registry.segmenters.build("felzenszwalb"), np.full((40, 40, 3), 0.5)).max() == 0
+def test_flat_image_may_be_one_superpixel():
+    assert (
+        segment(
+            registry.segmenters.build("felzenszwalb"), np.full((40, 40, 3), 0.5)
+        ).max()
+        == 0
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "max_dist": 150, "ratio": 0.3}, {"kernel_size": 2, "max_dist": 6}])
-@pytest.mark.parametrize("picture", ["textured", "chelsea"])
-def test_quickshift_is_limes(picture, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kernel_size": 5, "max_dist": 150, "ratio": 0.3},
+        {"kernel_size": 2, "max_dist": 6},
+    ],
+)
+@pytest.mark.parametrize("base_image", ["textured", "chelsea"])
+def test_quickshift_is_limes(base_image, options):
     image = (
         textured(shape=(150, 130)) / 255.0
-        if picture == "textured"
+        if base_image == "textured"
         else transform.resize(data.chelsea(), (144, 150), anti_aliasing=True)
     )
-    peer = SegmentationAlgorithm("quickshift", **{"kernel_size": 4, "max_dist": 200, "ratio": 0.2, "random_seed": 7, **options})
+    peer = SegmentationAlgorithm(
+        "quickshift",
+        **{
+            "kernel_size": 4,
+            "max_dist": 200,
+            "ratio": 0.2,
+            "random_seed": 7,
+            **options,
+        },
+    )
     labels = Quickshift(**options).labels(image)
     np.testing.assert_array_equal(labels, peer(image))
     assert labels.max() > 5
@@ -98,52 +123,74 @@ QUICKSHIFTS = (
 
 
 @pytest.mark.parametrize("options", QUICKSHIFTS, ids=str)
-@pytest.mark.parametrize("name", PICTURES_OF_QUICKSHIFT)
+@pytest.mark.parametrize("name", IMAGES_OF_QUICKSHIFT)
 def test_quickshift_has_the_very_labels_of_scikit_image(name, options, monkeypatch):
-    picture, ours = PICTURES_OF_QUICKSHIFT[name], Quickshift(**options)
-    peer = {"kernel_size": ours.kernel_size, "max_dist": ours.max_dist, "ratio": ours.ratio, "rng": ours.seed}
-    expected = segmentation.quickshift(picture, **peer)
+    image, ours = IMAGES_OF_QUICKSHIFT[name], Quickshift(**options)
+    peer = {
+        "kernel_size": ours.kernel_size,
+        "max_dist": ours.max_dist,
+        "ratio": ours.ratio,
+        "rng": ours.seed,
+    }
+    expected = segmentation.quickshift(image, **peer)
     monkeypatch.setattr(
         "consilience.perturb.quickshift.CLOSE", -1.0
     )  # so that scikit-image is not asked, however close a comparison is
-    np.testing.assert_array_equal(ours.labels(picture), expected)
+    np.testing.assert_array_equal(ours.labels(image), expected)
 
 
 def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatch):
     asked = []
     monkeypatch.setattr("consilience.perturb.quickshift.CLOSE", np.inf)
-    monkeypatch.setattr(Quickshift, "_asked", lambda self, image: asked.append(image) or np.zeros(image.shape[:2], dtype=int))
-    assert Quickshift().labels(PICTURE).max() == 0
-    assert asked[0] is PICTURE
+    monkeypatch.setattr(
+        Quickshift,
+        "_asked",
+        lambda self, image: asked.append(image) or np.zeros(image.shape[:2], dtype=int),
+    )
+    assert Quickshift().labels(IMAGE).max() == 0
+    assert asked[0] is IMAGE
     monkeypatch.undo()
     np.testing.assert_array_equal(
-        Quickshift()._asked(PICTURE), segmentation.quickshift(PICTURE, kernel_size=4, max_dist=200, ratio=0.2)
+        Quickshift()._asked(IMAGE),
+        segmentation.quickshift(IMAGE, kernel_size=4, max_dist=200, ratio=0.2),
     )
 
 
 def test_quickshifts_densities_are_the_sums_of_the_window():
-    picture = PICTURE[:9, :8]
-    field = quickshift_module._Field.of(picture, 3)
+    image = IMAGE[:9, :8]
+    field = quickshift_module._Field.of(image, 3)
     found = field.inner(quickshift_module._density(field, 1.0))
     for y in range(9):
         for x in range(8):
             total = 0.0
             for v in range(max(y - 3, 0), min(y + 4, 9)):
                 for u in range(max(x - 3, 0), min(x + 4, 8)):
-                    distance = ((picture[y, x] - picture[v, u]) ** 2).sum() + (y - v) ** 2 + (x - u) ** 2
+                    distance = (
+                        ((image[y, x] - image[v, u]) ** 2).sum()
+                        + (y - v) ** 2
+                        + (x - u) ** 2
+                    )
                     total += np.exp(-distance / 2)
             assert found[y, x] == pytest.approx(total, abs=quickshift_module.CLOSE / 10)
 
 
 @pytest.mark.parametrize("peaks", [0.05, 1.0])
-@pytest.mark.parametrize("levels", [(0.0, 1.0, 2.0), (0.0, 0.1, 0.3, 0.7), (0.0, 1.0, 3.0, 5.0)])
+@pytest.mark.parametrize(
+    "levels", [(0.0, 1.0, 2.0), (0.0, 0.1, 0.3, 0.7), (0.0, 1.0, 3.0, 5.0)]
+)
 def test_quickshifts_links_are_those_of_the_loop(levels, peaks):
-    """Ties and all: of equally near pixels the first by rows, with distances summed as scikit-image sums them."""
+    """Ties and all: of equally near pixels the first by rows, with distances summed as
+    scikit-image sums them.
+    """
     rng = np.random.default_rng(0)
-    picture, reach = rng.choice(levels, (14, 11, 3)), 4
-    density = np.where(rng.random((14, 11)) < peaks, rng.random((14, 11)), 0.0)  # few peaks: long links
-    field = quickshift_module._Field.of(picture, reach)
-    links, distance, gap = quickshift_module._links(field, field.padded(density, -np.inf))
+    image, reach = rng.choice(levels, (14, 11, 3)), 4
+    density = np.where(
+        rng.random((14, 11)) < peaks, rng.random((14, 11)), 0.0
+    )  # few peaks: long links
+    field = quickshift_module._Field.of(image, reach)
+    links, distance, gap = quickshift_module._links(
+        field, field.padded(density, -np.inf)
+    )
     links, distance, closest = field.inner(links), field.inner(distance), np.inf
     for y in range(14):
         for x in range(11):
@@ -154,7 +201,7 @@ def test_quickshifts_links_are_those_of_the_loop(levels, peaks):
                         continue
                     length = 0.0
                     for channel in range(3):
-                        step = picture[y, x, channel] - picture[v, u, channel]
+                        step = image[y, x, channel] - image[v, u, channel]
                         length += step * step
                     length += (y - v) * (y - v)
                     length += (x - u) * (x - u)
@@ -167,39 +214,61 @@ def test_quickshifts_links_are_those_of_the_loop(levels, peaks):
 
 def test_slic_and_felzenszwalb_are_limes_up_to_names():
     peers = {
-        "slic": SegmentationAlgorithm("slic", n_segments=30, compactness=5, sigma=1, start_label=1),
-        "felzenszwalb": SegmentationAlgorithm("felzenszwalb", scale=50, sigma=0.8, min_size=20),
+        "slic": SegmentationAlgorithm(
+            "slic", n_segments=30, compactness=5, sigma=1, start_label=1
+        ),
+        "felzenszwalb": SegmentationAlgorithm(
+            "felzenszwalb", scale=50, sigma=0.8, min_size=20
+        ),
     }
     ours = {
         "slic": registry.segmenters.build("slic:30,compactness=5,sigma=1"),
-        "felzenszwalb": registry.segmenters.build("felzenszwalb:50,sigma=.8,min_size=20"),
+        "felzenszwalb": registry.segmenters.build(
+            "felzenszwalb:50,sigma=.8,min_size=20"
+        ),
     }
     for name, peer in peers.items():
-        labels, theirs = ours[name].labels(PICTURE), peer(PICTURE)
-        assert len(set(zip(labels.ravel(), theirs.ravel(), strict=True))) == labels.max() + 1 == len(np.unique(theirs))
+        labels, theirs = ours[name].labels(IMAGE), peer(IMAGE)
+        assert (
+            len(set(zip(labels.ravel(), theirs.ravel(), strict=True)))
+            == labels.max() + 1
+            == len(np.unique(theirs))
+        )
 
 
 def test_quickshift_seed_breaks_ties_its_own_way():
     flat = np.full((30, 30, 3), 0.25)
-    first, again, other = (Quickshift(kernel_size=1, max_dist=3, seed=seed).labels(flat) for seed in (1, 1, 2))
+    first, again, other = (
+        Quickshift(kernel_size=1, max_dist=3, seed=seed).labels(flat)
+        for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    np.testing.assert_array_equal(first, segmentation.quickshift(flat, ratio=0.2, kernel_size=1, max_dist=3, rng=1))
+    np.testing.assert_array_equal(
+        first,
+        segmentation.quickshift(flat, ratio=0.2, kernel_size=1, max_dist=3, rng=1),
+    )
 
 
-@pytest.mark.parametrize(("shape", "n"), [((8, 8), 8), ((64, 48), 5), ((7, 5), 3), ((3, 4), 8)])
+@pytest.mark.parametrize(
+    ("shape", "n"), [((8, 8), 8), ((64, 48), 5), ((7, 5), 3), ((3, 4), 8)]
+)
 def test_grid_cells(shape, n):
     labels = Grid(n).labels(np.zeros((*shape, 3)))
     rows = sorted({y * n // shape[0] for y in range(shape[0])})
     columns = sorted({x * n // shape[1] for x in range(shape[1])})
     for y in range(shape[0]):
         for x in range(shape[1]):
-            expected = rows.index(y * n // shape[0]) * len(columns) + columns.index(x * n // shape[1])
+            expected = rows.index(y * n // shape[0]) * len(columns) + columns.index(
+                x * n // shape[1]
+            )
             assert labels[y, x] == expected
 
 
 def test_grid_cells_are_of_equal_size_where_they_can_be():
-    assert (np.bincount(Grid(8).labels(np.zeros((224, 224, 3))).ravel()) == 28 * 28).all()
+    assert (
+        np.bincount(Grid(8).labels(np.zeros((224, 224, 3))).ravel()) == 28 * 28
+    ).all()
 
 
 def test_relabelled_keeps_order_and_parts():
@@ -216,9 +285,11 @@ def test_a_segmenter_from_elsewhere_is_relabelled_and_checked():
         def labels(self, image):
             return np.zeros((3, 3), dtype=int)
 
-    np.testing.assert_array_equal(segment(Odd(), PICTURE), (PICTURE[:, :, 0] > 0.5).astype(int))
+    np.testing.assert_array_equal(
+        segment(Odd(), IMAGE), (IMAGE[:, :, 0] > 0.5).astype(int)
+    )
     with pytest.raises(ConsilienceError, match="Small labels"):
-        segment(Small(), PICTURE)
+        segment(Small(), IMAGE)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Surrogates and their uncertainty: against formulas in loops, all 2**S masks, scikit-learn, and simulation."""
+"""Surrogates and their uncertainty: against formulas in loops, all 2**S masks,
+scikit-learn, and simulation.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +21,17 @@ from sklearn.linear_model import BayesianRidge, Lasso
 
 from consilience.perturb import surrogate
 from consilience.perturb.designs import draws, groups
-from consilience.perturb.surrogate import SurrogateFit, Scored, certainty, falling, fit_surrogate, kernel, least_squares, looks, settled
+from consilience.perturb.surrogate import (
+    Scored,
+    SurrogateFit,
+    certainty,
+    falling,
+    fit_surrogate,
+    kernel,
+    least_squares,
+    looks,
+    settled,
+)
 from consilience.types import ConsilienceError
 
 OURS = ("independent", "antithetic", "hadamard")
@@ -27,10 +39,12 @@ OURS = ("independent", "antithetic", "hadamard")
 
 def problem(function, how, samples, count, seed, weigh="cosine"):
     on = draws(how, samples, count, seed)
-    return Scored(on.astype(float), function(on), kernel(weigh, on, 0.25), groups(how, samples))
+    return Scored(
+        on.astype(float), function(on), kernel(weigh, on, 0.25), groups(how, samples)
+    )
 
 
-# ---------------------------------------------------------------- fits against formulas
+# ---- fits against formulas
 
 
 @pytest.mark.parametrize("how", ["independent", "antithetic"])
@@ -42,18 +56,30 @@ def test_fit_and_uncertainty_are_what_deletion_says(how, alpha, samples):
     beta = refitted(data.on, data.scores, data.weights, alpha)
     np.testing.assert_allclose(found.coefficients, beta[1:], atol=1e-10)
     assert found.intercept == pytest.approx(beta[0], abs=1e-10)
-    assert found.r2 == pytest.approx(weighted_r2(data.on, data.scores, data.weights, beta[1:], beta[0]), abs=1e-10)
+    assert found.r2 == pytest.approx(
+        weighted_r2(data.on, data.scores, data.weights, beta[1:], beta[0]), abs=1e-10
+    )
     arguments = (data.on, data.scores, data.weights, alpha)
-    np.testing.assert_allclose(found.covariance, jackknife(*arguments, data.groups), rtol=1e-7, atol=1e-14)
-    assert found.r2_out == pytest.approx(told_from_the_others(*arguments, data.groups), abs=1e-9)
+    np.testing.assert_allclose(
+        found.covariance, jackknife(*arguments, data.groups), rtol=1e-7, atol=1e-14
+    )
+    assert found.r2_out == pytest.approx(
+        told_from_the_others(*arguments, data.groups), abs=1e-9
+    )
     if how == "independent":
-        np.testing.assert_allclose(found.covariance, hc3(*arguments), rtol=1e-8, atol=1e-14)
+        np.testing.assert_allclose(
+            found.covariance, hc3(*arguments), rtol=1e-8, atol=1e-14
+        )
 
 
 def test_pairs_are_not_told_as_if_they_were_independent():
     data = problem(curved_function(7, 0), "antithetic", 60, 7, 1)
     apart = Scored(data.on, data.scores, data.weights, groups("independent", 60))
-    assert not np.allclose(least_squares(data, 0.01).covariance, least_squares(apart, 0.01).covariance, rtol=0.02)
+    assert not np.allclose(
+        least_squares(data, 0.01).covariance,
+        least_squares(apart, 0.01).covariance,
+        rtol=0.02,
+    )
 
 
 def test_too_few_draws_have_no_variance():
@@ -62,7 +88,12 @@ def test_too_few_draws_have_no_variance():
     assert np.isnan(least_squares(data, 0.01).covariance).all()
     sure = certainty(least_squares(data, 0.01), data.scores, 5, 0)
     assert np.isnan([*sure.stderr, *sure.p_top, sure.p_set]).all()
-    assert least_squares(problem(curved_function(20, 0), "independent", 42, 20, 1), 0.01).influence is not None
+    assert (
+        least_squares(
+            problem(curved_function(20, 0), "independent", 42, 20, 1), 0.01
+        ).influence
+        is not None
+    )
 
 
 def test_singular_draws_give_the_shortest_weights():
@@ -71,9 +102,15 @@ def test_singular_draws_give_the_shortest_weights():
     on = rng.integers(0, 2, (40, 5)).astype(float)
     on[:, 1], on[:, 4] = 1, on[:, 0]
     scores = on[:, 0] + 0.1 * rng.normal(size=40)
-    found = least_squares(Scored(on, scores, np.ones(40), groups("independent", 40)), 0.0)
+    found = least_squares(
+        Scored(on, scores, np.ones(40), groups("independent", 40)), 0.0
+    )
     centred = on - on.mean(axis=0)
-    np.testing.assert_allclose(found.coefficients, np.linalg.pinv(centred) @ (scores - scores.mean()), atol=1e-9)
+    np.testing.assert_allclose(
+        found.coefficients,
+        np.linalg.pinv(centred) @ (scores - scores.mean()),
+        atol=1e-9,
+    )
     assert found.coefficients[0] == pytest.approx(found.coefficients[4])
 
 
@@ -84,17 +121,25 @@ def test_lasso_is_scikit_learns_at_its_penalty():
     place = int(np.flatnonzero((arrays["path"] == found.coefficients).all(axis=1))[0])
     assert np.count_nonzero(arrays["path"][place + 1]) > 4
     scaled = data.weights * len(data.weights) / data.weights.sum()
-    peer = Lasso(alpha=arrays["path_alpha"][place], tol=1e-12, max_iter=100000).fit(data.on, data.scores, sample_weight=scaled)
+    peer = Lasso(alpha=arrays["path_alpha"][place], tol=1e-12, max_iter=100000).fit(
+        data.on, data.scores, sample_weight=scaled
+    )
     np.testing.assert_allclose(found.coefficients, peer.coef_, atol=1e-7)
     assert found.intercept == pytest.approx(peer.intercept_, abs=1e-7)
     np.testing.assert_allclose(told.covariance, least_squares(data, 0.0).covariance)
-    expected = weighted_r2(data.on, data.scores, data.weights, found.coefficients, found.intercept)
+    expected = weighted_r2(
+        data.on, data.scores, data.weights, found.coefficients, found.intercept
+    )
     assert found.r2 == pytest.approx(expected)
 
 
 def test_the_end_of_the_lassos_path_is_least_squares():
     data = problem(curved_function(9, 3), "hadamard", 200, 9, 0)
-    np.testing.assert_allclose(fit_surrogate("lasso", data, 0.01, 9)[0].coefficients, fit_surrogate("wls", data, 5.0, 9)[0].coefficients, atol=1e-8)
+    np.testing.assert_allclose(
+        fit_surrogate("lasso", data, 0.01, 9)[0].coefficients,
+        fit_surrogate("wls", data, 5.0, 9)[0].coefficients,
+        atol=1e-8,
+    )
 
 
 def test_bayesian_ridge_is_scikit_learns():
@@ -103,31 +148,51 @@ def test_bayesian_ridge_is_scikit_learns():
     peer = BayesianRidge().fit(data.on, data.scores, sample_weight=data.weights)
     np.testing.assert_allclose(found.coefficients, peer.coef_, atol=1e-8)
     assert float(arrays["penalty"]) == pytest.approx(peer.lambda_ / peer.alpha_)
-    assert np.abs(found.coefficients - fit_surrogate("wls", data, 0, 4)[0].coefficients).max() > 1e-4
+    assert (
+        np.abs(
+            found.coefficients - fit_surrogate("wls", data, 0, 4)[0].coefficients
+        ).max()
+        > 1e-4
+    )
 
 
 def test_ridge_takes_its_penalty_and_wls_none():
     data = problem(curved_function(12, 3), "independent", 60, 12, 0)
     for kind, alpha in (("ridge", 2.5), ("wls", 0.0)):
         expected = refitted(data.on, data.scores, data.weights, alpha)[1:]
-        np.testing.assert_allclose(fit_surrogate(kind, data, 2.5, 4)[0].coefficients, expected, atol=1e-10)
+        np.testing.assert_allclose(
+            fit_surrogate(kind, data, 2.5, 4)[0].coefficients, expected, atol=1e-10
+        )
 
 
-# ---------------------------------------------------------------- what is estimated
+# ---- what is estimated
 
 
 @pytest.mark.parametrize("how", OURS)
 @pytest.mark.parametrize(("weigh", "width"), [("cosine", 0.25), ("uniform", 0.25)])
 def test_every_design_tends_to_the_fit_over_all_masks(how, weigh, width):
-    """200 seeds of 256 draws: the mean of the weights is within 4.5 of its standard errors, and small bias, of the limit."""
+    """200 seeds of 256 draws: the mean of the weights is within 4.5 of its standard
+    errors, and small bias, of the limit.
+    """
     function = curved_function(8, 5)
-    weights = (lambda on: cosine_kernel(on, width)) if weigh == "cosine" else (lambda on: np.ones(len(on)))
+    weights = (
+        (lambda on: cosine_kernel(on, width))
+        if weigh == "cosine"
+        else (lambda on: np.ones(len(on)))
+    )
     exact, _ = exact_limit(function, 8, weights)
-    found = np.array([least_squares(problem(function, how, 256, 8, seed, weigh), 0.0).coefficients for seed in range(200)])
+    found = np.array(
+        [
+            least_squares(problem(function, how, 256, 8, seed, weigh), 0.0).coefficients
+            for seed in range(200)
+        ]
+    )
     spread = found.std(axis=0) / np.sqrt(len(found))
     assert (np.abs(found.mean(axis=0) - exact) < 4.5 * spread + 1e-3).all()
     long = least_squares(problem(function, how, 2**15, 8, 0, weigh), 0.0)
-    assert (np.abs(long.coefficients - exact) < 4.5 * np.sqrt(np.diag(long.covariance))).all()
+    assert (
+        np.abs(long.coefficients - exact) < 4.5 * np.sqrt(np.diag(long.covariance))
+    ).all()
     np.testing.assert_allclose(long.coefficients, exact, atol=8e-3)
 
 
@@ -135,38 +200,63 @@ def test_every_design_tends_to_the_fit_over_all_masks(how, weigh, width):
 @pytest.mark.parametrize("how", ["independent", "antithetic"])
 def test_the_kernel_of_shap_gives_shapley_values(how, kind):
     function = curved_function(6, 2)
-    ends = (float(function(np.zeros((1, 6), bool))[0]), float(function(np.ones((1, 6), bool))[0]))
+    ends = (
+        float(function(np.zeros((1, 6), bool))[0]),
+        float(function(np.ones((1, 6), bool))[0]),
+    )
     on = draws(how, 20000, 6, 0, sized=True)
-    data = Scored(on.astype(float), function(on), kernel("shap", on, 0.25), groups(how, 20000), ends)
+    data = Scored(
+        on.astype(float),
+        function(on),
+        kernel("shap", on, 0.25),
+        groups(how, 20000),
+        ends,
+    )
     found = fit_surrogate(kind, data, 0.01, 6)[0]
     np.testing.assert_allclose(found.coefficients, shapley(function, 6), atol=3e-3)
     assert found.intercept == ends[0]
-    assert found.coefficients.sum() + found.intercept == pytest.approx(ends[1], abs=1e-12)
-    assert np.abs(found.coefficients - shapley(function, 6)).max() < 4.5 * np.sqrt(np.diag(found.covariance)).max()
+    assert found.coefficients.sum() + found.intercept == pytest.approx(
+        ends[1], abs=1e-12
+    )
+    assert (
+        np.abs(found.coefficients - shapley(function, 6)).max()
+        < 4.5 * np.sqrt(np.diag(found.covariance)).max()
+    )
 
 
 def test_kernel_of_lime_is_the_cosine_distances():
     on = draws("independent", 40, 5, 0)
     on[7] = False
     for width in (0.1, 0.25, 2.0):
-        np.testing.assert_allclose(kernel("cosine", on, width), cosine_kernel(on, width), rtol=1e-9)
+        np.testing.assert_allclose(
+            kernel("cosine", on, width), cosine_kernel(on, width), rtol=1e-9
+        )
     np.testing.assert_array_equal(kernel("uniform", on, 0.25), np.ones(40))
-    with pytest.raises(ConsilienceError, match="kernel_width 1e-09 is so narrow that no edited picture has any weight"):
+    with pytest.raises(
+        ConsilienceError,
+        match="kernel_width 1e-09 is so narrow that no edited image has any weight",
+    ):
         kernel("cosine", on[on.sum(axis=1) < 5], 1e-9)
 
 
-# ---------------------------------------------------------------- probabilities
+# ---- probabilities
 
 
 def test_p_top_is_the_normal_distributions():
-    """Two weights, k = 1: the probability that |a| > |b| for independent normals, by a grid."""
+    """Two weights, k = 1: the probability that |a| > |b| for independent normals, by a
+    grid.
+    """
     influence = np.diag([0.5, 0.8])
     told = SurrogateFit(np.array([1.0, 0.6]), 0.0, 1.0, 1.0, influence)
     sure = certainty(told, np.ones(3), 1, 0)
     grid = np.linspace(-6, 6, 1201)
-    density = np.exp(-(((grid - 1) / 0.5) ** 2) / 2)[:, None] * np.exp(-(((grid - 0.6) / 0.8) ** 2) / 2)
+    density = np.exp(-(((grid - 1) / 0.5) ** 2) / 2)[:, None] * np.exp(
+        -(((grid - 0.6) / 0.8) ** 2) / 2
+    )
     expected = density[np.abs(grid)[:, None] > np.abs(grid)].sum() / density.sum()
-    assert sure.p_top[0] == pytest.approx(expected, abs=4 * np.sqrt(0.25 / surrogate.PICTURED))
+    assert sure.p_top[0] == pytest.approx(
+        expected, abs=4 * np.sqrt(0.25 / surrogate.IMAGED)
+    )
     assert sure.p_set == sure.p_top[0]
     assert sure.p_top.sum() == pytest.approx(1)
     np.testing.assert_allclose(sure.stderr, [0.5, 0.8])
@@ -174,9 +264,19 @@ def test_p_top_is_the_normal_distributions():
 
 
 def test_correlation_counts():
-    """Weights that move together keep their order: with the same noise on both the larger is certain."""
-    together = SurrogateFit(np.array([2.0, 1.9, 0.1]), 0.0, 1.0, 1.0, np.array([[0.2, 0.2, 0.0], [0, 0, 0.01]]))
-    apart = SurrogateFit(together.coefficients, 0.0, 1.0, 1.0, np.diag([0.2, 0.2, 0.01]))
+    """Weights that move together keep their order: with the same noise on both the
+    larger is certain.
+    """
+    together = SurrogateFit(
+        np.array([2.0, 1.9, 0.1]),
+        0.0,
+        1.0,
+        1.0,
+        np.array([[0.2, 0.2, 0.0], [0, 0, 0.01]]),
+    )
+    apart = SurrogateFit(
+        together.coefficients, 0.0, 1.0, 1.0, np.diag([0.2, 0.2, 0.01])
+    )
     assert certainty(together, np.ones(3), 1, 0).p_set > 0.999
     assert certainty(apart, np.ones(3), 1, 0).p_set < 0.75
 
@@ -184,13 +284,17 @@ def test_correlation_counts():
 def test_probabilities_hang_on_no_sign_that_rounding_decides():
     data = problem(curved_function(14, 0), "hadamard", 300, 14, 0)
     told = least_squares(data, 0.01)
-    turned = SurrogateFit(told.coefficients, 0.0, 1.0, 1.0, told.influence[::-1] * (1 + 1e-12))
+    turned = SurrogateFit(
+        told.coefficients, 0.0, 1.0, 1.0, told.influence[::-1] * (1 + 1e-12)
+    )
     first, second = (certainty(one, data.scores, 5, 0) for one in (told, turned))
-    np.testing.assert_allclose(first.p_top, second.p_top, atol=2 / surrogate.PICTURED)
+    np.testing.assert_allclose(first.p_top, second.p_top, atol=2 / surrogate.IMAGED)
 
 
 def test_what_differs_by_less_than_float32_is_a_tie():
-    told = SurrogateFit(np.array([1.0, 1e-9, 2e-9, 3e-9]), 0.0, 1.0, 1.0, np.zeros((2, 4)))
+    told = SurrogateFit(
+        np.array([1.0, 1e-9, 2e-9, 3e-9]), 0.0, 1.0, 1.0, np.zeros((2, 4))
+    )
     sure = certainty(told, np.array([1.0]), 2, 0)
     assert sure.p_top[0] == 1
     np.testing.assert_allclose(sure.p_top[1:], 1 / 3, atol=0.04)
@@ -208,35 +312,52 @@ def test_looks_double_and_end_with_the_last_draw():
 
 def test_jaccard_is_the_mean_over_pairs():
     sets = [{1, 2, 3}, {2, 3, 4}, {1, 2, 9}]
-    assert surrogate.jaccard(sets) == pytest.approx(mean_jaccard(sets)) == pytest.approx((2 / 4 + 2 / 4 + 1 / 5) / 3)
+    assert (
+        surrogate.jaccard(sets)
+        == pytest.approx(mean_jaccard(sets))
+        == pytest.approx((2 / 4 + 2 / 4 + 1 / 5) / 3)
+    )
 
 
-# ---------------------------------------------------------------- simulations
+# ---- simulations
 
 
 @pytest.mark.parametrize(
-    ("how", "low", "high"), [("independent", 0.92, 0.98), ("antithetic", 0.92, 0.99), ("hadamard", 0.92, 0.99)]
+    ("how", "low", "high"),
+    [("independent", 0.92, 0.98), ("antithetic", 0.92, 0.99), ("hadamard", 0.92, 0.99)],
 )
 def test_intervals_cover(how, low, high):
-    """24 superpixels, 350 draws, 250 runs: 95 % intervals round the weights hold what 200,000 draws give."""
+    """24 superpixels, 350 draws, 250 runs: 95 % intervals round the weights hold what
+    200,000 draws give.
+    """
     function = curved_function(24, 1)
-    truth = least_squares(problem(function, "hadamard", 200_000, 24, 999), 0.0).coefficients
+    truth = least_squares(
+        problem(function, "hadamard", 200_000, 24, 999), 0.0
+    ).coefficients
     held = []
     for seed in range(250):
         found = least_squares(problem(function, how, 350, 24, seed), 0.01)
-        held.append(np.abs(found.coefficients - truth) < 1.96 * np.sqrt(np.diag(found.covariance)))
+        held.append(
+            np.abs(found.coefficients - truth)
+            < 1.96 * np.sqrt(np.diag(found.covariance))
+        )
     assert low <= np.mean(held) <= high
     assert np.mean(held, axis=0).min() > low - 0.04
 
 
 def test_pairs_beat_coins_and_orthogonal_arrays_beat_pairs():
-    """Mean squared error of the weights at 384 draws against the exact limit, 150 seeds, three functions."""
+    """Mean squared error of the weights at 384 draws against the exact limit, 150
+    seeds, three functions.
+    """
     error = dict.fromkeys(OURS, 0.0)
     for shape in range(3):
         function = curved_function(12, shape)
         exact, _ = exact_limit(function, 12)
         for how in OURS:
-            found = [least_squares(problem(function, how, 384, 12, seed), 0.01).coefficients for seed in range(150)]
+            found = [
+                least_squares(problem(function, how, 384, 12, seed), 0.01).coefficients
+                for seed in range(150)
+            ]
             error[how] += float(((np.array(found) - exact) ** 2).mean())
     assert error["hadamard"] < 0.9 * error["antithetic"] < 0.9 * error["independent"]
 
@@ -260,7 +381,9 @@ def test_sure_superpixels_are_in_the_true_top():
 
 @pytest.mark.parametrize("how", ["independent", "hadamard"])
 def test_stable_is_seldom_wrong_however_often_one_looks(how):
-    """Place 4 and 5 differ by next to nothing: 'stable' is then right or wrong by luck, and may be said in few runs only."""
+    """Place 4 and 5 differ by next to nothing: 'stable' is then right or wrong by luck,
+    and may be said in few runs only.
+    """
     said = wrong = 0
     functions = [tied_function(10, 4, seed) for seed in range(4)]
     truths = [top(exact_limit(function, 10)[0], 4) for function in functions]
@@ -270,7 +393,9 @@ def test_stable_is_seldom_wrong_however_often_one_looks(how):
         for stop in times:
             data = problem(function, how, stop, 10, seed)
             found = least_squares(data, 0.01)
-            if certainty(found, data.scores, 4, seed).p_set >= 1 - surrogate.WRONG / len(times):
+            if certainty(
+                found, data.scores, 4, seed
+            ).p_set >= 1 - surrogate.WRONG / len(times):
                 said += 1
                 wrong += top(found.coefficients, 4) != truth
                 break

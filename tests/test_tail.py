@@ -1,4 +1,6 @@
-"""Tails: resumed, split and closed passes held against whole passes with the layer's output replaced by a plain hook."""
+"""Tails: resumed, split and closed passes held against whole passes with the layer's
+output replaced by a plain hook.
+"""
 
 import gc
 import threading
@@ -14,7 +16,7 @@ from consilience.models import tail as tails
 from consilience.models.network import wrap
 from consilience.types import ConsilienceError, Tail
 
-# ---------------------------------------------------------------- the oracle: nothing of the library but the module
+# ---- the oracle: nothing of the library but the module
 
 
 def shown(network, pixels):
@@ -25,7 +27,9 @@ def said_by(network, pixels, layer):
     """What the module's layer returns, as it returns it."""
     kept = []
     part = dict(network.module.named_modules())[layer]
-    handle = part.register_forward_hook(lambda _m, _i, output: kept.append(output.clone()))
+    handle = part.register_forward_hook(
+        lambda _m, _i, output: kept.append(output.clone())
+    )
     try:
         with torch.no_grad():
             network.module(shown(network, pixels))
@@ -35,11 +39,15 @@ def said_by(network, pixels, layer):
 
 
 def replaced(network, pixels, layer, raw):
-    """The module's outputs, one whole pass a row, with the layer returning that row instead."""
+    """The module's outputs, one whole pass a row, with the layer returning that row
+    instead.
+    """
     part = dict(network.module.named_modules())[layer]
     rows = []
     for row in raw:
-        handle = part.register_forward_hook(lambda _m, _i, _o, row=row: row[None].clone())
+        handle = part.register_forward_hook(
+            lambda _m, _i, _o, row=row: row[None].clone()
+        )
         try:
             with torch.no_grad():
                 rows.append(network.module(shown(network, pixels))[0])
@@ -51,15 +59,19 @@ def replaced(network, pixels, layer, raw):
 def changed(raw, seed=0):
     """The layer's output otherwise: noise of its size, and its own with parts gone."""
     generator = torch.Generator().manual_seed(seed)
-    noise = raw.mean() + raw.std(correction=0) * torch.randn(raw.shape, generator=generator)
-    return torch.cat([raw, noise, raw * torch.randint(0, 2, raw.shape, generator=generator)])
+    noise = raw.mean() + raw.std(correction=0) * torch.randn(
+        raw.shape, generator=generator
+    )
+    return torch.cat(
+        [raw, noise, raw * torch.randint(0, 2, raw.shape, generator=generator)]
+    )
 
 
 def off(got, expected):
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def picture(size, seed=0):
+def image(size, seed=0):
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -68,11 +80,17 @@ def network_of(module, size=64):
 
 
 def randomised(module, seed=0):
-    """Every parameter away from its start, so that no zero of an initialisation hides a part."""
+    """Every parameter away from its start, so that no zero of an initialisation hides a
+    part.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            spread = 0.5 / max(1, parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.2
+            spread = (
+                0.5 / max(1, parameter[0].numel()) ** 0.5
+                if parameter.dim() > 1
+                else 0.2
+            )
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return module
 
@@ -82,11 +100,15 @@ def family(name, size=64, **options):
     if name.startswith("timm:"):
         import timm
 
-        return network_of(randomised(timm.create_model(name[5:], pretrained=False, **options)), size)
-    return network_of(randomised(getattr(torchvision.models, name)(weights=None, **options)), size)
+        return network_of(
+            randomised(timm.create_model(name[5:], pretrained=False, **options)), size
+        )
+    return network_of(
+        randomised(getattr(torchvision.models, name)(weights=None, **options)), size
+    )
 
 
-# ---------------------------------------------------------------- networks with one difficulty each
+# ---- networks with one difficulty each
 
 
 class Pooled(nn.Module):
@@ -94,18 +116,28 @@ class Pooled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.act, self.head = nn.Conv2d(3, 6, 3, stride=4), nn.ReLU(inplace=True), nn.Linear(6, 5)
+        self.conv, self.act, self.head = (
+            nn.Conv2d(3, 6, 3, stride=4),
+            nn.ReLU(inplace=True),
+            nn.Linear(6, 5),
+        )
 
     def forward(self, x):
         return self.head(self.act(self.conv(x)).mean(dim=(2, 3)))
 
 
 class Shared(nn.Module):
-    """A residual with a ReLU and a convolution that both run twice, in place, written into the skip."""
+    """A residual with a ReLU and a convolution that both run twice, in place, written
+    into the skip.
+    """
 
     def __init__(self):
         super().__init__()
-        self.stem, self.both, self.relu = nn.Conv2d(3, 6, 3, stride=4), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(inplace=True)
+        self.stem, self.both, self.relu = (
+            nn.Conv2d(3, 6, 3, stride=4),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
         self.side, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
 
     def forward(self, x):
@@ -122,7 +154,11 @@ class Deciding(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.next, self.head = nn.Conv2d(3, 6, 3, stride=4), nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+        self.conv, self.next, self.head = (
+            nn.Conv2d(3, 6, 3, stride=4),
+            nn.Conv2d(6, 6, 1),
+            nn.Linear(6, 4),
+        )
 
     def forward(self, x):
         x = self.conv(x)
@@ -136,7 +172,11 @@ class Failing(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.head, self.fails = nn.Conv2d(3, 6, 3, stride=4), nn.Linear(6, 4), False
+        self.conv, self.head, self.fails = (
+            nn.Conv2d(3, 6, 3, stride=4),
+            nn.Linear(6, 4),
+            False,
+        )
         self.noted = None
 
     def forward(self, x):
@@ -156,14 +196,24 @@ class Boundary(nn.Module):
         self.reads, self.head = nn.Conv2d(5, 7, **shape), nn.Linear(7, 4)
 
     def forward(self, x):
-        return self.head(torch.tanh(self.reads(self.act(self.stem(x)))).pow(2).mean(dim=(2, 3)))
+        return self.head(
+            torch.tanh(self.reads(self.act(self.stem(x)))).pow(2).mean(dim=(2, 3))
+        )
 
 
-# ---------------------------------------------------------------- every way gives what a whole pass gives
+# ---- every way gives what a whole pass gives
 
 FAST = [
-    ("resnet18", 64, ["layer2.0.bn1", "layer3.0.conv2", "layer3.0.downsample.0", "layer4"]),
-    ("mobilenet_v3_small", 64, ["features.4.block.2.avgpool", "features.11.block.0.0", "features"]),
+    (
+        "resnet18",
+        64,
+        ["layer2.0.bn1", "layer3.0.conv2", "layer3.0.downsample.0", "layer4"],
+    ),
+    (
+        "mobilenet_v3_small",
+        64,
+        ["features.4.block.2.avgpool", "features.11.block.0.0", "features"],
+    ),
     ("densenet121", 64, ["features.denseblock3.denselayer4.conv1", "features"]),
     ("shufflenet_v2_x0_5", 64, ["stage3.1.branch2.3", "conv5"]),
     ("squeezenet1_1", 64, ["features.7.expand1x1_activation", "features"]),
@@ -184,16 +234,31 @@ WIDE = [
     ("resnext50_32x4d", 64, ["layer3.0.conv2", "layer4"]),
     ("wide_resnet50_2", 64, ["layer3.0.conv2", "layer4"]),
     ("convnext_tiny", 64, ["features.5.4.block.5", "features"]),
-    ("vit_b_16", 64, ["encoder.layers.encoder_layer_3.mlp.1", "encoder.layers.encoder_layer_11.ln_1"]),
+    (
+        "vit_b_16",
+        64,
+        [
+            "encoder.layers.encoder_layer_3.mlp.1",
+            "encoder.layers.encoder_layer_11.ln_1",
+        ],
+    ),
     ("swin_t", 64, ["features.3.1.norm2", "features.5.0", "norm"]),
     ("swin_v2_t", 64, ["features.3.1.attn", "norm"]),
     ("maxvit_t", 224, ["blocks.2.layers.0.layers.MBconv.layers.conv_a", "blocks.3"]),
     ("timm:convnext_atto", 64, ["stages.1.blocks.1.norm", "stages"]),
     ("timm:levit_128s", 224, ["stages.1.blocks.1.attn", "stages"]),
     ("timm:efficientformer_l1", 224, ["stages.2.blocks.1.ls1", "norm"]),
-    ("timm:mobilevit_xxs", 256, ["stages.2.0.conv1_1x1.bn.act", "stages.3.1.conv_proj.conv", "final_conv"]),
+    (
+        "timm:mobilevit_xxs",
+        256,
+        ["stages.2.0.conv1_1x1.bn.act", "stages.3.1.conv_proj.conv", "final_conv"],
+    ),
     ("timm:nf_resnet26", 64, ["stages.1.1.conv3", "final_act"]),
-    ("timm:deit_tiny_distilled_patch16_224", 224, ["blocks.6.mlp.fc1", "blocks.11.norm1"]),
+    (
+        "timm:deit_tiny_distilled_patch16_224",
+        224,
+        ["blocks.6.mlp.fc1", "blocks.11.norm1"],
+    ),
     ("timm:xcit_nano_12_p16_224", 224, ["blocks.3.attn.qkv", "cls_attn_blocks.0"]),
     ("timm:poolformer_s12", 64, ["stages.2.blocks.1.norm1", "stages"]),
     ("timm:resmlp_12_224", 224, ["blocks.5.norm2", "norm"]),
@@ -203,22 +268,42 @@ WIDE = [
     ("timm:coatnet_nano_rw_224", 224, ["stages.2.blocks.1.mlp.fc1", "norm"]),
     ("timm:eva02_tiny_patch14_224", 224, ["blocks.5.attn.norm", "norm"]),
 ]
-OPTIONS = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}, "vit_b_16": {"image_size": 64},
-           "timm:vit_tiny_patch16_224": {"img_size": 64}, "timm:swin_tiny_patch4_window7_224": {"img_size": 56}}  # fmt: skip
+OPTIONS = {
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+    "vit_b_16": {"image_size": 64},
+    "timm:vit_tiny_patch16_224": {"img_size": 64},
+    "timm:swin_tiny_patch4_window7_224": {"img_size": 56},
+}
 UNCUT = {("timm:mobilevit_xxs", "stages.3.1.conv_proj.conv")}
 CLOSED = {
-    "resnet18": "layer4", "resnet50": "layer4", "shufflenet_v2_x0_5": "conv5", "timm:tf_efficientnet_lite0": "bn2",
-    "timm:swin_tiny_patch4_window7_224": "norm", "googlenet": "inception5b", "inception_v3": "Mixed_7c", "mnasnet0_5": "layers",
-    "mobilenet_v2": "features", "efficientnet_b0": "features", "regnet_y_400mf": "trunk_output", "swin_t": "norm",
-    "resnext50_32x4d": "layer4", "wide_resnet50_2": "layer4", "swin_v2_t": "norm", "timm:resmlp_12_224": "norm",
-    "timm:mobilevit_xxs": "final_conv", "timm:nf_resnet26": "final_act", "timm:regnety_002": "s4", "timm:repvgg_a0": "stages",
+    "resnet18": "layer4",
+    "resnet50": "layer4",
+    "shufflenet_v2_x0_5": "conv5",
+    "timm:tf_efficientnet_lite0": "bn2",
+    "timm:swin_tiny_patch4_window7_224": "norm",
+    "googlenet": "inception5b",
+    "inception_v3": "Mixed_7c",
+    "mnasnet0_5": "layers",
+    "mobilenet_v2": "features",
+    "efficientnet_b0": "features",
+    "regnet_y_400mf": "trunk_output",
+    "swin_t": "norm",
+    "resnext50_32x4d": "layer4",
+    "wide_resnet50_2": "layer4",
+    "swin_v2_t": "norm",
+    "timm:resmlp_12_224": "norm",
+    "timm:mobilevit_xxs": "final_conv",
+    "timm:nf_resnet26": "final_act",
+    "timm:regnety_002": "s4",
+    "timm:repvgg_a0": "stages",
     "timm:coatnet_nano_rw_224": "norm",
-}  # fmt: skip
+}
 
 
 def check_family(name, size, layers):
     network = family(name, size, **OPTIONS.get(name, {}))
-    pixels = picture(size)
+    pixels = image(size)
     with torch.no_grad():
         logits = network.module(shown(network, pixels))
     for layer in layers:
@@ -226,17 +311,27 @@ def check_family(name, size, layers):
         other = changed(raw)
         expected = replaced(network, pixels, layer, other)
         form = network.anatomy.forms[layer]
-        if form.prefix:  # class tokens stay the picture's own
+        if form.prefix:  # class tokens stay the image's own
             other[:, : form.prefix] = raw[:, : form.prefix]
             expected = replaced(network, pixels, layer, other)
         best = network.tail(pixels, layer)
-        wanted = "closed" if CLOSED.get(name) == layer else "replay" if (name, layer) in UNCUT else "split"
+        wanted = (
+            "closed"
+            if CLOSED.get(name) == layer
+            else "replay"
+            if (name, layer) in UNCUT
+            else "split"
+        )
         assert best.kind == wanted, (layer, best.kind)
-        for kind in dict.fromkeys([wanted, "replay", *(["split"] if wanted == "closed" else [])]):
+        for kind in dict.fromkeys(
+            [wanted, "replay", *(["split"] if wanted == "closed" else [])]
+        ):
             resumed = network.tail(pixels, layer, kind=kind)
             assert resumed.kind == kind
             assert off(resumed.logits, logits) < 1e-5
-            assert off(resumed(network.activations(pixels, [layer])[layer]), logits) < 1e-5, (layer, kind)
+            assert (
+                off(resumed(network.activations(pixels, [layer])[layer]), logits) < 1e-5
+            ), (layer, kind)
             assert off(resumed(form.as_map(other)), expected) < 1e-5, (layer, kind)
             check_without(network, pixels, layer, resumed, raw)
 
@@ -248,16 +343,22 @@ def check_without(network, pixels, layer, resumed, raw):
     zeroed = raw.expand(3, *raw.shape[1:]).clone()
     for row, channel in enumerate(channels):
         form.as_map(zeroed)[row, channel] = 0
-    assert off(resumed.without(channels), replaced(network, pixels, layer, zeroed)) < 1e-5, (layer, resumed.kind)
+    assert (
+        off(resumed.without(channels), replaced(network, pixels, layer, zeroed)) < 1e-5
+    ), (layer, resumed.kind)
 
 
-@pytest.mark.parametrize(("name", "size", "layers"), FAST, ids=[each[0] for each in FAST])
+@pytest.mark.parametrize(
+    ("name", "size", "layers"), FAST, ids=[each[0] for each in FAST]
+)
 def test_every_way_is_a_whole_pass_with_the_layer_replaced(name, size, layers):
     check_family(name, size, layers)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size", "layers"), WIDE, ids=[each[0] for each in WIDE])
+@pytest.mark.parametrize(
+    ("name", "size", "layers"), WIDE, ids=[each[0] for each in WIDE]
+)
 def test_every_way_is_a_whole_pass_with_the_layer_replaced_wide(name, size, layers):
     check_family(name, size, layers)
 
@@ -266,7 +367,7 @@ def test_every_way_is_a_whole_pass_with_the_layer_replaced_wide(name, size, laye
 @pytest.mark.parametrize("layer", ["stem", "side"])
 def test_what_runs_twice_and_writes_in_place(layer, layout):
     network = network_of(randomised(Shared()))
-    pixels = picture(64)
+    pixels = image(64)
     for kind in ("split", "replay"):
         resumed = network.tail(pixels, layer, kind=kind)
         raw = said_by(network, pixels, layer)
@@ -281,12 +382,12 @@ def test_what_runs_twice_and_writes_in_place(layer, layout):
 
 def test_a_layer_that_runs_twice_has_no_tail():
     with pytest.raises(ConsilienceError, match="runs 2 times"):
-        network_of(Shared()).tail(picture(64), "both")
+        network_of(Shared()).tail(image(64), "both")
 
 
 def test_what_cannot_be_traced_is_replayed():
     network = network_of(randomised(Deciding()))
-    pixels = picture(64)
+    pixels = image(64)
     resumed = network.tail(pixels, "conv")
     assert resumed.kind == "replay"
     raw = changed(said_by(network, pixels, "conv"))
@@ -297,24 +398,28 @@ def test_what_cannot_be_traced_is_replayed():
         network.tail(pixels, "conv", kind="closed")
 
 
-# ---------------------------------------------------------------- the closed form
+# ---- the closed form
 
 
 def test_closed_form_by_hand():
     network = network_of(randomised(Pooled()))
-    pixels = picture(64)
+    pixels = image(64)
     resumed = network.tail(pixels, "act")
     assert resumed.kind == "closed"
     maps = said_by(network, pixels, "act")[0]
     head = network.module.head
     rows = []
     for channel in range(6):
-        means = torch.tensor([0.0 if each == channel else maps[each].mean().item() for each in range(6)])
+        means = torch.tensor(
+            [0.0 if each == channel else maps[each].mean().item() for each in range(6)]
+        )
         rows.append(head.weight.detach() @ means + head.bias.detach())
-    assert torch.allclose(resumed.without(range(6)), torch.stack(rows), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        resumed.without(range(6)), torch.stack(rows), rtol=1e-5, atol=1e-6
+    )
 
 
-def test_a_relu_before_the_pooling_is_seen_though_the_picture_does_not_show_it():
+def test_a_relu_before_the_pooling_is_seen_though_the_image_does_not_show_it():
     """The layer's own values are positive already, so only other activations tell."""
 
     class Twice(Pooled):
@@ -327,13 +432,15 @@ def test_a_relu_before_the_pooling_is_seen_though_the_picture_does_not_show_it()
             self.shift = nn.Identity()
 
         def forward(self, x):
-            return self.head(self.shift(self.act(self.conv(x)) + 1).relu().mean(dim=(2, 3)))
+            return self.head(
+                self.shift(self.act(self.conv(x)) + 1).relu().mean(dim=(2, 3))
+            )
 
-    assert network_of(randomised(Twice())).tail(picture(64), "act").kind == "split"
-    assert network_of(randomised(Positive())).tail(picture(64), "shift").kind == "split"
+    assert network_of(randomised(Twice())).tail(image(64), "act").kind == "split"
+    assert network_of(randomised(Positive())).tail(image(64), "shift").kind == "split"
 
 
-# ---------------------------------------------------------------- zero ablation
+# ---- zero ablation
 
 SHAPES = [
     {"kernel_size": 1},
@@ -345,28 +452,40 @@ SHAPES = [
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_channel_less_behind_a_convolution_is_one_product_less(shape, channels_last, monkeypatch):
+def test_a_channel_less_behind_a_convolution_is_one_product_less(
+    shape, channels_last, monkeypatch
+):
     network = network_of(randomised(Boundary(**shape)))
     object.__setattr__(network.anatomy, "channels_last", channels_last)
-    pixels = picture(64)
+    pixels = image(64)
     resumed = network.tail(pixels, "act", kind="split")
     raw = said_by(network, pixels, "act")
-    zeroed = torch.stack([raw[0] * (torch.arange(5) != channel)[:, None, None] for channel in range(5)])
+    zeroed = torch.stack(
+        [raw[0] * (torch.arange(5) != channel)[:, None, None] for channel in range(5)]
+    )
     with torch.no_grad():
         assert resumed.way._reader is not None
     monkeypatch.setattr(tails.Seen, "without", lambda *_: pytest.fail("zeroed copies"))
-    assert off(resumed.without(range(5)), replaced(network, pixels, "act", zeroed)) < 1e-5
+    assert (
+        off(resumed.without(range(5)), replaced(network, pixels, "act", zeroed)) < 1e-5
+    )
 
 
 @pytest.mark.parametrize(
-    "shape", [{"kernel_size": 1, "groups": 1, "padding_mode": "reflect"}, {"kernel_size": 3, "padding": "same"}]
+    "shape",
+    [
+        {"kernel_size": 1, "groups": 1, "padding_mode": "reflect"},
+        {"kernel_size": 3, "padding": "same"},
+    ],
 )
 def test_other_convolutions_run_on_zeroed_copies(shape):
     network = network_of(randomised(Boundary(**shape)))
-    resumed = network.tail(picture(64), "act", kind="split")
+    resumed = network.tail(image(64), "act", kind="split")
     with torch.no_grad():
         assert resumed.way._reader is None
-    check_without(network, picture(64), "act", resumed, said_by(network, picture(64), "act"))
+    check_without(
+        network, image(64), "act", resumed, said_by(network, image(64), "act")
+    )
 
 
 def test_channels_that_are_zero_already_are_not_run(monkeypatch):
@@ -374,10 +493,14 @@ def test_channels_that_are_zero_already_are_not_run(monkeypatch):
     with torch.no_grad():
         network.module.stem.weight[[1, 3]] = 0
         network.module.stem.bias[[1, 3]] = -1
-    resumed = network.tail(picture(64), "act", kind="split")
+    resumed = network.tail(image(64), "act", kind="split")
     ran = []
     ablated = resumed.way.ablated
-    monkeypatch.setattr(resumed.way, "ablated", lambda channels: ran.extend(channels.tolist()) or ablated(channels))
+    monkeypatch.setattr(
+        resumed.way,
+        "ablated",
+        lambda channels: ran.extend(channels.tolist()) or ablated(channels),
+    )
     outputs = resumed.without([3, 4, 1, 0, 2, 4])
     assert ran == [4, 0, 2, 4]
     assert torch.equal(outputs[[0, 2]], resumed.logits.expand(2, -1))
@@ -387,7 +510,7 @@ def test_channels_that_are_zero_already_are_not_run(monkeypatch):
 
 def test_chunks_change_nothing_and_are_reported():
     network = network_of(randomised(Boundary(kernel_size=3, padding=1)))
-    resumed = network.tail(picture(64), "act", kind="split")
+    resumed = network.tail(image(64), "act", kind="split")
     seen = []
 
     class Listener:
@@ -412,23 +535,23 @@ def test_chunks_change_nothing_and_are_reported():
 
 def test_chunks_stay_within_the_memory():
     network = network_of(Boundary(kernel_size=3, padding=1))
-    small = network.using(memory=1 << 20).tail(picture(64), "act", kind="split")
+    small = network.using(memory=1 << 20).tail(image(64), "act", kind="split")
     assert 3 * 4 * small.way.largest * small.chunk <= 1 << 20
-    assert small.chunk < network.tail(picture(64), "act", kind="split").chunk <= 64
+    assert small.chunk < network.tail(image(64), "act", kind="split").chunk <= 64
 
 
 def test_what_is_refused():
     network = network_of(Pooled())
-    resumed = network.tail(picture(64), "act")
+    resumed = network.tail(image(64), "act")
     for call, words in [
         (lambda: resumed(torch.zeros(2, 5, 16, 16)), "gives"),
         (lambda: resumed.without([6]), "channels 0 to 5; got 6"),
         (lambda: resumed.without([-1]), "got -1"),
         (lambda: resumed.without([0.5]), "whole numbers"),
         (lambda: resumed.without([0], batch=0), "at least 1"),
-        (lambda: network.tail(torch.cat([picture(64)] * 2), "act"), "one picture"),
-        (lambda: network.tail(picture(64), "act", kind="fast"), "closed, split, replay"),
-        (lambda: network.tail(picture(64), "akt"), "akt"),
+        (lambda: network.tail(torch.cat([image(64)] * 2), "act"), "one image"),
+        (lambda: network.tail(image(64), "act", kind="fast"), "closed, split, replay"),
+        (lambda: network.tail(image(64), "akt"), "akt"),
     ]:
         with pytest.raises(ConsilienceError, match=words):
             call()
@@ -436,17 +559,27 @@ def test_what_is_refused():
     assert resumed(torch.zeros(0, *resumed.activations.shape[1:])).shape == (0, 5)
 
 
-# ---------------------------------------------------------------- the user's module
+# ---- the user's module
 
 
 def state_of(module):
-    parts = [(name, part.training, dict(vars(part)), len(part._forward_hooks), len(part._forward_pre_hooks))
-             for name, part in module.named_modules()]  # fmt: skip
+    parts = [
+        (
+            name,
+            part.training,
+            dict(vars(part)),
+            len(part._forward_hooks),
+            len(part._forward_pre_hooks),
+        )
+        for name, part in module.named_modules()
+    ]
     return parts, {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def same_state(one, two):
-    assert [each[:2] + each[3:] for each in one[0]] == [each[:2] + each[3:] for each in two[0]]
+    assert [each[:2] + each[3:] for each in one[0]] == [
+        each[:2] + each[3:] for each in two[0]
+    ]
     assert [set(each[2]) for each in one[0]] == [set(each[2]) for each in two[0]]
     assert all(torch.equal(one[1][name], two[1][name]) for name in one[1])
 
@@ -458,13 +591,13 @@ def test_the_module_comes_back_as_it_was():
     network.layers()
     before = state_of(network.module)
     for kind in ("split", "replay"):
-        resumed = network.tail(picture(64), "conv", kind=kind)
+        resumed = network.tail(image(64), "conv", kind=kind)
         resumed.without([0, 1])
         same_state(before, state_of(network.module))
         assert not isinstance(network.module.noted, torch.fx.Proxy)
         assert all(parameter.grad is None for parameter in network.module.parameters())
     network.module.fails = True
-    for call in (lambda: network.tail(picture(64), "conv"), lambda: resumed.without([0])):
+    for call in (lambda: network.tail(image(64), "conv"), lambda: resumed.without([0])):
         with pytest.raises(RuntimeError, match="out of order"):
             call()
         same_state(before, state_of(network.module))
@@ -492,21 +625,21 @@ def test_other_threads_run_while_a_module_is_traced():
 
     class Meanwhile(Pooled):
         def forward(self, x):
-            worker = threading.Thread(target=lambda: found.append(other(picture(16))))
+            worker = threading.Thread(target=lambda: found.append(other(image(16))))
             worker.start()
             worker.join()
             return super().forward(x)
 
     found, other = [], nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)).eval()
     traced = graph.trace_graph(Meanwhile().eval(), graph.Dialect())
-    assert torch.equal(found[0], other(picture(16)))
+    assert torch.equal(found[0], other(image(16)))
     assert "conv" in {node.target for node in traced.nodes}
 
 
 def test_outputs_can_be_used_in_gradients_though_they_carry_none():
     network = network_of(randomised(Boundary(kernel_size=3)))
     with torch.inference_mode():
-        resumed = network.tail(picture(64), "act", kind="split")
+        resumed = network.tail(image(64), "act", kind="split")
     for outputs in (resumed.without([0, 1]), resumed(resumed.activations)):
         assert not outputs.requires_grad
         scale = torch.ones(1, requires_grad=True)
@@ -514,19 +647,21 @@ def test_outputs_can_be_used_in_gradients_though_they_carry_none():
         assert scale.grad is not None
 
 
-def test_a_module_is_traced_once_for_many_pictures_and_let_go():
+def test_a_module_is_traced_once_for_many_images_and_let_go():
     from consilience.models import graph
 
     traced = []
     with pytest.MonkeyPatch.context() as patch:
         original = graph.trace_graph
-        patch.setattr(graph, "traced", lambda *given: traced.append(1) or original(*given))
+        patch.setattr(
+            graph, "trace_graph", lambda *given: traced.append(1) or original(*given)
+        )
         network = network_of(randomised(Boundary(kernel_size=3)))
         for seed in range(3):
             for layer in ("act", "stem"):
-                assert network.tail(picture(64, seed), layer).kind == "split"
+                assert network.tail(image(64, seed), layer).kind == "split"
         other = wrap(network.module, size=64, engine="torch")
-        other.tail(picture(64), "act")
+        other.tail(image(64), "act")
     assert len(traced) == 1
     gone = weakref.ref(network.module)
     del network, other
@@ -536,7 +671,7 @@ def test_a_module_is_traced_once_for_many_pictures_and_let_go():
 
 def test_new_weights_and_new_parts_are_followed():
     network = network_of(randomised(Pooled()))
-    pixels = picture(64)
+    pixels = image(64)
 
     def agrees(layer, kind):
         resumed = network.tail(pixels, layer)
@@ -549,7 +684,9 @@ def test_new_weights_and_new_parts_are_followed():
     randomised(network.module, seed=5)
     agrees("conv", "split")
     agrees("act", "closed")
-    network.module.head = nn.Sequential(nn.ReLU(), nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5))
+    network.module.head = nn.Sequential(
+        nn.ReLU(), nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)
+    )
     agrees("conv", "split")
     agrees("act", "split")
     network.module.forward = lambda x: 2 * Pooled.forward(network.module, x)
@@ -557,5 +694,5 @@ def test_new_weights_and_new_parts_are_followed():
 
 
 def test_it_is_a_tail():
-    resumed: Tail = network_of(Pooled()).tail(picture(64), "act")
+    resumed: Tail = network_of(Pooled()).tail(image(64), "act")
     assert resumed.logits.shape == (1, 5)

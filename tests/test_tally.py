@@ -1,10 +1,20 @@
-"""Quantiles, masks and counts against slow loops, and units that were built to detect something."""
+"""Quantiles, masks and counts against slow loops, and units that were built to detect
+something.
+"""
 
 import numpy as np
 import pytest
 import timm
 import torch
-from oracles_dissection import enlarged, literal, planted_broden, planted_model, small_broden, small_model, stacks_of
+from oracles_dissection import (
+    enlarged,
+    literal,
+    planted_broden,
+    planted_model,
+    small_broden,
+    small_model,
+    stacks_of,
+)
 from scipy import stats as scipy_stats
 from torch.nn import functional
 
@@ -17,28 +27,42 @@ from consilience.models.features import Features
 from consilience.models.network import wrap
 from consilience.types import ConsilienceError
 
-# ---------------------------------------------------------------- quantiles
+# ---- quantiles
 
 
-def streams(pictures, side=5):
+def streams(images, side=5):
     """Noise, noise through a ReLU, rising, falling, flat, and ties."""
     rng = np.random.default_rng(3)
-    noise = rng.normal(size=pictures * side * side)
-    rows = [noise, np.maximum(noise, 0), np.sort(noise), -np.sort(-noise), np.zeros_like(noise), np.round(noise)]
-    return np.stack(rows, axis=1).astype(np.float32).reshape(pictures, side, side, -1).transpose(0, 3, 1, 2)
+    noise = rng.normal(size=images * side * side)
+    rows = [
+        noise,
+        np.maximum(noise, 0),
+        np.sort(noise),
+        -np.sort(-noise),
+        np.zeros_like(noise),
+        np.round(noise),
+    ]
+    return (
+        np.stack(rows, axis=1)
+        .astype(np.float32)
+        .reshape(images, side, side, -1)
+        .transpose(0, 3, 1, 2)
+    )
 
 
 def sketched(maps, q, capacity, step=7):
-    sketch = TailSketch(maps.shape[1], len(maps) * maps.shape[2] * maps.shape[3], q, capacity)
+    sketch = TailSketch(
+        maps.shape[1], len(maps) * maps.shape[2] * maps.shape[3], q, capacity
+    )
     for start in range(0, len(maps), step):
         sketch.add(torch.from_numpy(maps[start : start + step]))
     return sketch
 
 
-@pytest.mark.parametrize("pictures", [1, 40, 300])
+@pytest.mark.parametrize("images", [1, 40, 300])
 @pytest.mark.parametrize("q", [0.5, 0.995])
-def test_a_quantile_that_fits_is_numpys(pictures, q):
-    maps = streams(pictures)
+def test_a_quantile_that_fits_is_numpys(images, q):
+    maps = streams(images)
     values, bound = sketched(maps, q, capacity=5000).result()
     rows = maps.transpose(1, 0, 2, 3).reshape(6, -1).astype(np.float64)
     assert values.tolist() == np.quantile(rows, q, axis=1).astype(np.float32).tolist()
@@ -54,15 +78,18 @@ def test_a_quantile_that_does_not_fit_is_off_by_no_more_ranks_than_it_says(capac
     assert not sketch.exact
     assert (bound > 0).all()
     for unit, row in enumerate(rows):
-        above, not_below = int((row > values[unit]).sum()), int((row >= values[unit]).sum())
+        above, not_below = (
+            int((row > values[unit]).sum()),
+            int((row >= values[unit]).sum()),
+        )
         assert above - bound[unit] < sketch.rank <= not_below + bound[unit]
     assert bound[0] < 0.2 * sketch.rank if capacity == 2048 else bound[0] > 0
 
 
 def test_the_state_of_a_sketch_does_not_grow_with_the_stream():
     sizes = []
-    for pictures in (500, 4000):
-        sketch = sketched(streams(pictures), 0.95, 256, step=50)
+    for images in (500, 4000):
+        sketch = sketched(streams(images), 0.95, 256, step=50)
         sizes.append(sum(array.nbytes for array in sketch.state().values()))
     assert sizes[1] <= 1.2 * sizes[0]
 
@@ -82,7 +109,8 @@ def test_a_sketch_goes_on_from_its_state():
     values, bound = second.result()
     rows = maps.transpose(1, 0, 2, 3).reshape(6, -1)
     assert all(
-        abs(int((row > value).sum()) - second.rank) <= off for row, value, off in zip(rows[:4], values, bound, strict=False)
+        abs(int((row > value).sum()) - second.rank) <= off
+        for row, value, off in zip(rows[:4], values, bound, strict=False)
     )
 
 
@@ -98,24 +126,35 @@ def test_a_sketch_refuses_what_it_cannot_say():
         TailSketch(2, 10, 1.0, 64)
 
 
-# ---------------------------------------------------------------- masks
+# ---- masks
 
 
 @pytest.mark.parametrize("upsample", ["half-pixel", "align_corners", "netdissect"])
-@pytest.mark.parametrize(("cells", "size"), [((7, 7), (28, 28)), ((5, 3), (16, 20)), ((1, 1), (8, 8)), ((14, 14), (9, 9))])
+@pytest.mark.parametrize(
+    ("cells", "size"),
+    [((7, 7), (28, 28)), ((5, 3), (16, 20)), ((1, 1), (8, 8)), ((14, 14), (9, 9))],
+)
 def test_masks_are_the_literal_ones(upsample, cells, size):
     maps = np.random.default_rng(0).normal(size=(3, *cells)).astype(np.float32)
     cuts = np.array([0.1, -0.4, 0.9], dtype=np.float32)
     got = unit_masks(torch.from_numpy(maps), torch.from_numpy(cuts), size, upsample)
-    expected = [enlarged(one, size, upsample) > cut for one, cut in zip(maps, cuts, strict=True)]
+    expected = [
+        enlarged(one, size, upsample) > cut for one, cut in zip(maps, cuts, strict=True)
+    ]
     assert np.array_equal(got.numpy(), np.stack(expected))
 
 
-@pytest.mark.parametrize(("upsample", "corners"), [("half-pixel", False), ("align_corners", True)])
+@pytest.mark.parametrize(
+    ("upsample", "corners"), [("half-pixel", False), ("align_corners", True)]
+)
 def test_masks_are_those_of_torchs_interpolation(upsample, corners):
     maps = torch.randn(4, 7, 7, generator=torch.Generator().manual_seed(1))
-    large = functional.interpolate(maps[:, None], (112, 112), mode="bilinear", align_corners=corners)[:, 0]
-    apart = unit_masks(maps, torch.full((4,), 0.3), (112, 112), upsample) != (large > 0.3)
+    large = functional.interpolate(
+        maps[:, None], (112, 112), mode="bilinear", align_corners=corners
+    )[:, 0]
+    apart = unit_masks(maps, torch.full((4,), 0.3), (112, 112), upsample) != (
+        large > 0.3
+    )
     assert not (apart & ((large - 0.3).abs() > 1e-5)).any()
 
 
@@ -127,7 +166,7 @@ def test_a_plateau_at_the_threshold_is_not_above_it():
     assert not mask[0, :32].any()
 
 
-# ---------------------------------------------------------------- the counts
+# ---- the counts
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +185,23 @@ def activations(model, concepts, layer, view="squash"):
 def test_counts_are_the_literal_ones(tiny, union, upsample):
     model = small_model()
     layers = ["act", "clip", "embed"]
-    found = dissect(model, layers, tiny, min_pictures=1, quantile=0.9, union=union, upsample=upsample, permutations=0)
+    found = dissect(
+        model,
+        layers,
+        tiny,
+        min_images=1,
+        quantile=0.9,
+        union=union,
+        upsample=upsample,
+        permutations=0,
+    )
     categories = [one.category for one in tiny.concepts]
     stacks = stacks_of(tiny)
     for name in layers:
         maps, _ = activations(model, tiny, name)
-        cuts, shared, unions = literal(maps, stacks, categories, tiny.grid, 0.9, upsample, union)
+        cuts, shared, unions = literal(
+            maps, stacks, categories, tiny.grid, 0.9, upsample, union
+        )
         layer = found.layer(name)
         assert layer.thresholds.tolist() == cuts.tolist()
         assert np.array_equal(layer.intersections, shared)
@@ -162,21 +212,42 @@ def test_counts_are_the_literal_ones(tiny, union, upsample):
 def test_counts_of_a_token_grid(tiny):
     torch.manual_seed(0)
     network = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=12, num_heads=2, num_classes=3
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        depth=2,
+        embed_dim=12,
+        num_heads=2,
+        num_classes=3,
     )
     model = wrap(network, size=32, engine="torch")
-    layer = dissect(model, "blocks.1", tiny, quantile=0.9, permutations=0).layer("blocks.1")
+    layer = dissect(model, "blocks.1", tiny, quantile=0.9, permutations=0).layer(
+        "blocks.1"
+    )
     maps, _ = activations(model, tiny, "blocks.1")
     assert layer.grid == maps.shape[2:] == (4, 4)
-    _, shared, unions = literal(maps, stacks_of(tiny), [one.category for one in tiny.concepts], tiny.grid, 0.9)
+    _, shared, unions = literal(
+        maps, stacks_of(tiny), [one.category for one in tiny.concepts], tiny.grid, 0.9
+    )
     assert np.array_equal(layer.intersections, shared)
     assert np.array_equal(layer.unions, unions)
 
 
-def test_with_crop_the_labels_move_with_the_picture(tmp_path):
-    concepts = load_concepts(small_broden(tmp_path / "set", count=6, side=48, grid=(24, 24)))
-    model = wrap(small_model().module, mean=(0, 0, 0), std=(1, 1, 1), size=32, resize=48, engine="torch")
-    layer = dissect(model, "act", concepts, quantile=0.9, permutations=0, view="crop").layer("act")
+def test_with_crop_the_labels_move_with_the_image(tmp_path):
+    concepts = load_concepts(
+        small_broden(tmp_path / "set", count=6, side=48, grid=(24, 24))
+    )
+    model = wrap(
+        small_model().module,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=32,
+        resize=48,
+        engine="torch",
+    )
+    layer = dissect(
+        model, "act", concepts, quantile=0.9, permutations=0, view="crop"
+    ).layer("act")
     maps, geometries = activations(model, concepts, "act", "crop")
     stacks = stacks_of(concepts, geometries)
     # the window is pixels 8 to 40 of 48: with 24 cells a side, cells 4 to 20
@@ -184,13 +255,17 @@ def test_with_crop_the_labels_move_with_the_picture(tmp_path):
     for moved, full in zip(stacks, whole, strict=True):
         for concept, mask in moved.items():
             rows = 4 + (np.arange(24) + 0.5) * 16 / 24
-            assert np.array_equal(mask, full[concept][np.ix_(rows.astype(int), rows.astype(int))])
-    _, shared, unions = literal(maps, stacks, [one.category for one in concepts.concepts], concepts.grid, 0.9)
+            assert np.array_equal(
+                mask, full[concept][np.ix_(rows.astype(int), rows.astype(int))]
+            )
+    _, shared, unions = literal(
+        maps, stacks, [one.category for one in concepts.concepts], concepts.grid, 0.9
+    )
     assert np.array_equal(layer.intersections, shared)
     assert np.array_equal(layer.unions, unions)
 
 
-def test_top_pictures_are_the_highest_and_earlier_ones_stay():
+def test_top_images_are_the_highest_and_earlier_ones_stay():
     peaks = torch.tensor([[1.0, 5.0], [3.0, 5.0], [3.0, 4.0], [0.5, 9.0], [2.0, 5.0]])
     tops = Tops(2, 3)
     for start in range(0, 5, 2):
@@ -199,7 +274,7 @@ def test_top_pictures_are_the_highest_and_earlier_ones_stay():
     assert tops.values.tolist() == [[3, 3, 2], [9, 5, 5]]
 
 
-# ---------------------------------------------------------------- units of known answers
+# ---- units of known answers
 
 
 def test_planted_units_are_found_with_iou_one(tmp_path):
@@ -214,7 +289,9 @@ def test_planted_units_are_found_with_iou_one(tmp_path):
     facts = found.concept_table().set_index("concept")
     assert (facts.loc[["red", "striped", "cross"], "prevalence"] < 0.005).all()
     assert facts.loc["grey", "why"].startswith("cannot be detected")
-    assert facts.loc["grey", "ceiling"] == pytest.approx(0.005 / facts.loc["grey", "prevalence"])
+    assert facts.loc["grey", "ceiling"] == pytest.approx(
+        0.005 / facts.loc["grey", "prevalence"]
+    )
     assert found.headline("act").startswith("act: 3 of 4 units detect a concept (")
 
 
@@ -225,7 +302,9 @@ class Redness(torch.nn.Module):
         self.act = torch.nn.ReLU()
         self.head = torch.nn.Linear(2, 2)
         with torch.no_grad():
-            self.red.weight[:, :, 0, 0] = torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]])
+            self.red.weight[:, :, 0, 0] = torch.tensor(
+                [[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]
+            )
             self.red.bias[:] = -0.4
 
     def forward(self, x):
@@ -234,12 +313,14 @@ class Redness(torch.nn.Module):
 
 def test_a_red_unit_on_the_drawn_set_finds_red_exactly():
     model = wrap(Redness(), mean=(0, 0, 0), std=(1, 1, 1), size=64, engine="torch")
-    found = dissect(model, "act", "drawn:pictures=48,size=64", min_pictures=5, permutations=0).table()
+    found = dissect(
+        model, "act", "drawn:images=48,size=64", min_images=5, permutations=0
+    ).table()
     assert found["concept"].tolist() == ["red", "blue"]
     assert found["iou"].tolist() == [1, 1]
 
 
-# ---------------------------------------------------------------- engines, resume, disk
+# ---- engines, resume, disk
 
 
 def test_the_engine_gives_what_torch_gives():
@@ -250,7 +331,10 @@ def test_the_engine_gives_what_torch_gives():
     layers = ["stem", "act", "clip", "embed"]
     features = Features(fast, layers)
     for count in (plain.batch, 3):
-        maps, expected = features(pixels[:count]), plain.activations(pixels[:count], layers)
+        maps, expected = (
+            features(pixels[:count]),
+            plain.activations(pixels[:count], layers),
+        )
         for name in layers:
             assert maps[name].shape == expected[name].shape
             assert torch.allclose(maps[name], expected[name], atol=1e-5)
@@ -271,8 +355,8 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("last", [1, 4])
 def test_a_killed_dissection_goes_on(tmp_path, monkeypatch, last):
-    concepts = load_concepts("drawn:pictures=80,size=32")
-    options = {"min_pictures": 1, "quantile": 0.95, "permutations": 19, "resamples": 10}
+    concepts = load_concepts("drawn:images=80,size=32")
+    options = {"min_images": 1, "quantile": 0.95, "permutations": 19, "resamples": 10}
     whole = dissect(small_model(), ["act", "clip"], concepts, **options)
     monkeypatch.setattr("consilience.dissection.measure.KEEP_EVERY", 0.0)
     seen = []
@@ -299,7 +383,15 @@ def test_a_killed_dissection_goes_on(tmp_path, monkeypatch, last):
 
 
 def test_a_dissection_comes_back_from_disk(tiny, tmp_path):
-    found = dissect(small_model(), ["act", "embed"], tiny, min_pictures=1, quantile=0.9, permutations=19, against="random")
+    found = dissect(
+        small_model(),
+        ["act", "embed"],
+        tiny,
+        min_images=1,
+        quantile=0.9,
+        permutations=19,
+        against="random",
+    )
     again = Dissection.read(found.write(tmp_path / "kept"))
     assert again.table().equals(found.table())
     assert again.summary().equals(found.summary())
@@ -307,33 +399,54 @@ def test_a_dissection_comes_back_from_disk(tiny, tmp_path):
     assert again.top().equals(found.top())
     for name in ("act", "embed"):
         assert np.array_equal(again.layer(name).unions, found.layer(name).unions)
-        assert again.layer(name).null.alternatives == found.layer(name).null.alternatives
+        assert (
+            again.layer(name).null.alternatives == found.layer(name).null.alternatives
+        )
     assert again.random.table().equals(found.random.table())
-    assert not np.array_equal(found.random.layer("act").thresholds, found.layer("act").thresholds)
+    assert not np.array_equal(
+        found.random.layer("act").thresholds, found.layer("act").thresholds
+    )
 
 
 def test_netdissects_columns_hold_netdissects_numbers(tiny):
-    found = dissect(small_model(), "clip", tiny, min_pictures=1, quantile=0.9, permutations=0)
+    found = dissect(
+        small_model(), "clip", tiny, min_images=1, quantile=0.9, permutations=0
+    )
     rows = found.netdissect("clip")
     assert rows.columns[:4].tolist() == ["unit", "category", "label", "score"]
     assert rows["score"].is_monotonic_decreasing
     row = rows.iloc[0]
-    truth, seen, both = (row[f"{row['category']}-{word}"] for word in ("truth", "activation", "intersect"))
+    truth, seen, both = (
+        row[f"{row['category']}-{word}"]
+        for word in ("truth", "activation", "intersect")
+    )
     assert row["score"] == row[f"{row['category']}-iou"] == both / (truth + seen - both)
-    assert row["label"] == found.table().set_index("unit").loc[row["unit"] - 1, "concept"]
+    assert (
+        row["label"] == found.table().set_index("unit").loc[row["unit"] - 1, "concept"]
+    )
 
 
 def test_tables_count_what_they_say(tiny):
-    found = dissect(small_model(), ["act", "clip"], tiny, min_pictures=6, quantile=0.9, permutations=0)
+    found = dissect(
+        small_model(), ["act", "clip"], tiny, min_images=6, quantile=0.9, permutations=0
+    )
     rows, summary = found.table(), found.summary().set_index("layer")
     facts = {one.name: one for one in found.concepts}
     assert not facts["grey"].why or facts["grey"].eligible
-    assert set(rows["concept"]) - {""} <= {one.name for one in found.concepts if one.pictures >= 6}
+    assert set(rows["concept"]) - {""} <= {
+        one.name for one in found.concepts if one.images >= 6
+    }
     for name in ("act", "clip"):
         own = rows[rows["layer"] == name]
-        assert summary.loc[name, "detectors"] == (own["iou"] > 0.04).sum() == len(found.detectors(name))
+        assert (
+            summary.loc[name, "detectors"]
+            == (own["iou"] > 0.04).sum()
+            == len(found.detectors(name))
+        )
         pairs = own[own["detector"]][["concept", "category"]]
-        assert summary.loc[name, "unique_detectors"] == len(set(map(tuple, pairs.to_numpy())))
+        assert summary.loc[name, "unique_detectors"] == len(
+            set(map(tuple, pairs.to_numpy()))
+        )
 
 
 def test_an_activation_engine_leaves_the_model_as_it_was():
@@ -365,5 +478,8 @@ def test_what_cannot_be_dissected_is_refused_in_one_line(tiny, layers, options, 
 
 def test_benjamini_hochberg_is_its_definition():
     p = np.array([0.04, 0.001, 0.3, 0.02, 0.02, 1.0])
-    expected = [min(p[j] * len(p) / ((p <= p[j]).sum()) for j in range(len(p)) if p[j] >= p[i]) for i in range(len(p))]
+    expected = [
+        min(p[j] * len(p) / ((p <= p[j]).sum()) for j in range(len(p)) if p[j] >= p[i])
+        for i in range(len(p))
+    ]
     assert np.allclose(scipy_stats.false_discovery_control(p), expected)

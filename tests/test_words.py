@@ -1,4 +1,6 @@
-"""CLIP-Dissect: similarities against the paper's formulas, encoders of known answers, embeddings kept by content."""
+"""CLIP-Dissect: similarities against the paper's formulas, encoders of known answers,
+embeddings kept by content.
+"""
 
 import sys
 
@@ -9,8 +11,20 @@ import pytest
 import torch
 
 from consilience.dissection import class_groups, encoders, words
-from consilience.dissection.encoders import OpenClip, EncoderPair, load_encoder, picture_embeddings, word_embeddings
-from consilience.dissection.words import Space, beside, name_units, read_words, similarities
+from consilience.dissection.encoders import (
+    EncoderPair,
+    OpenClip,
+    image_embeddings,
+    load_encoder,
+    word_embeddings,
+)
+from consilience.dissection.words import (
+    Space,
+    beside,
+    name_units,
+    read_words,
+    similarities,
+)
 from consilience.types import ConsilienceError, Sample
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (1, 1, 1)}
@@ -32,33 +46,48 @@ def units():
 
 
 class ColourEncoder:
-    """Pictures by their mean colour, words by the colour they name: one space, known answers."""
+    """Images by their mean colour, words by the colour they name: one space, known
+    answers.
+    """
 
     id = "colours@1"
 
     def __init__(self):
         self.asked = []
 
-    def pictures(self, pictures):
-        self.asked += ["picture"] * len(pictures)
-        return torch.stack([torch.from_numpy(picture / 255).float().mean(dim=(0, 1)) for picture in pictures])
+    def images(self, images):
+        self.asked += ["image"] * len(images)
+        return torch.stack(
+            [torch.from_numpy(image / 255).float().mean(dim=(0, 1)) for image in images]
+        )
 
     def words(self, words):
         self.asked += words
         return torch.tensor([COLOURS[word] for word in words]).float()
 
 
-def colour_pictures(count=60, seed=0):
-    """Plain pictures, each of one colour that is anything between black and its own; the digests differ."""
+def colour_images(count=60, seed=0):
+    """Plain images, each of one colour that is anything between black and its own; the
+    digests differ.
+    """
     rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
-        base = np.array(list(COLOURS.values())[number % 3]) * rng.uniform(0.3, 1) + rng.uniform(0, 0.15, 3)
-        found.append(Sample(f"p{number}", np.broadcast_to((255 * base.clip(0, 1)).astype(np.uint8), (64, 64, 3)).copy()))
+        base = np.array(list(COLOURS.values())[number % 3]) * rng.uniform(
+            0.3, 1
+        ) + rng.uniform(0, 0.15, 3)
+        found.append(
+            Sample(
+                f"p{number}",
+                np.broadcast_to(
+                    (255 * base.clip(0, 1)).astype(np.uint8), (64, 64, 3)
+                ).copy(),
+            )
+        )
     return found
 
 
-# ---------------------------------------------------------------- the formulas
+# ---- the formulas
 
 
 @pytest.mark.parametrize("block", [1 << 25, 400])
@@ -66,7 +95,10 @@ def colour_pictures(count=60, seed=0):
     ("spec", "literal"),
     [
         ("soft-wpmi", lambda q, P: oracles.soft_wpmi(q, P, 100, 10, 1, 0.998, 0.97)),
-        ("soft-wpmi:top=7,scale=4,lam=.5,first=.9,last=.2", lambda q, P: oracles.soft_wpmi(q, P, 7, 4, 0.5, 0.9, 0.2)),
+        (
+            "soft-wpmi:top=7,scale=4,lam=.5,first=.9,last=.2",
+            lambda q, P: oracles.soft_wpmi(q, P, 7, 4, 0.5, 0.9, 0.2),
+        ),
         ("wpmi", lambda q, P: oracles.wpmi(q, P, 28, 2, 0.6)),
         ("wpmi:top=5,scale=10,lam=0", lambda q, P: oracles.wpmi(q, P, 5, 10, 0)),
         ("rank-reorder:share=.3", lambda q, P: oracles.rank_reorder(q, P, 3, 0.3)),
@@ -76,28 +108,36 @@ def colour_pictures(count=60, seed=0):
     ],
 )
 def test_similarities_are_the_papers(spec, literal, block, units, space, monkeypatch):
-    monkeypatch.setattr(words, "BLOCK", block)
-    P = space.pictures.astype(np.float64) @ space.words.astype(np.float64).T
+    monkeypatch.setattr(words, "SIMILARITY_BYTES", block)
+    P = space.images.astype(np.float64) @ space.words.astype(np.float64).T
     expected = literal(units.T.astype(np.float64).tolist(), P.tolist())
-    np.testing.assert_allclose(similarities.build(spec).scores(units, space), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        similarities.build(spec).scores(units, space), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_wpmi_is_soft_wpmi_with_certain_membership(units, space):
-    soft = similarities.build("soft-wpmi:top=28,scale=2,lam=.6,first=.9999999999,last=.9999999999")
+    soft = similarities.build(
+        "soft-wpmi:top=28,scale=2,lam=.6,first=.9999999999,last=.9999999999"
+    )
     hard = similarities.build("wpmi")
-    np.testing.assert_allclose(soft.scores(units, space), hard.scores(units, space), rtol=1e-6)
+    np.testing.assert_allclose(
+        soft.scores(units, space), hard.scores(units, space), rtol=1e-6
+    )
 
 
-def test_ties_go_to_the_earlier_picture(space):
+def test_ties_go_to_the_earlier_image(space):
     tied = np.zeros((40, 2), np.float32)
     tied[:3, 0], tied[3:, 1] = 1, 1
-    P = (space.pictures.astype(float) @ space.words.T.astype(float)).tolist()
+    P = (space.images.astype(float) @ space.words.T.astype(float)).tolist()
     expected = oracles.soft_wpmi(tied.T.tolist(), P, 5, 10, 1, 0.998, 0.97)
-    np.testing.assert_allclose(similarities.build("soft-wpmi:top=5").scores(tied, space), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        similarities.build("soft-wpmi:top=5").scores(tied, space), expected, rtol=1e-6
+    )
 
 
-def test_a_unit_that_orders_pictures_as_a_word_does_is_not_reordered(space):
-    near = space.pictures @ space.words.T
+def test_a_unit_that_orders_images_as_a_word_does_is_not_reordered(space):
+    near = space.images @ space.words.T
     scores = similarities.build("rank-reorder:share=1").scores(near, space)
     np.testing.assert_allclose(np.diag(scores), 0, atol=1e-12)
     assert (scores <= 0).all()
@@ -109,53 +149,88 @@ def test_one_unit_has_no_prior(units, space):
         similarities.build("soft-wpmi").scores(units[:, :1], space)
 
 
-@pytest.mark.parametrize("spec", ["soft-wpmi:top=0", "soft-wpmi:first=1", "rank-reorder:share=0", "wpmi:top=-1"])
+@pytest.mark.parametrize(
+    "spec",
+    ["soft-wpmi:top=0", "soft-wpmi:first=1", "rank-reorder:share=0", "wpmi:top=-1"],
+)
 def test_impossible_options_are_refused(spec):
     with pytest.raises(ConsilienceError):
         similarities.build(spec)
 
 
-# ---------------------------------------------------------------- units of known answers
+# ---- units of known answers
 
 
-@pytest.mark.parametrize("similarity", ["soft-wpmi:top=12", "wpmi:top=12", "rank-reorder:share=.5", "cos", "cos-cubed"])
+@pytest.mark.parametrize(
+    "similarity",
+    ["soft-wpmi:top=12", "wpmi:top=12", "rank-reorder:share=.5", "cos", "cos-cubed"],
+)
 def test_colour_units_are_named_by_their_colour(similarity, red_model):
-    found = name_units(red_model, ["mix"], list(COLOURS), colour_pictures(), ColourEncoder(), similarity).table()
+    found = name_units(
+        red_model, ["mix"], list(COLOURS), colour_images(), ColourEncoder(), similarity
+    ).table()
     assert list(found["word"][:3]) == ["red", "green", "blue"]
     assert (found["margin"][:3] > 0).all()
     assert (found["word_score"] - found["runner_up_score"]).equals(found["margin"])
     assert list(found["unit"]) == [0, 1, 2, 3]
 
 
-def test_a_unit_that_says_the_same_of_every_picture_has_no_word(red_model):
-    samples = [sample for number, sample in enumerate(colour_pictures()) if number % 3 == 0]  # red alone: 1 and 2 are silent
-    found = name_units(red_model, ["last"], list(COLOURS), samples, ColourEncoder()).table()
+def test_a_unit_that_says_the_same_of_every_image_has_no_word(red_model):
+    samples = [
+        sample for number, sample in enumerate(colour_images()) if number % 3 == 0
+    ]  # red alone: 1 and 2 are silent
+    found = name_units(
+        red_model, ["last"], list(COLOURS), samples, ColourEncoder()
+    ).table()
     assert list(found["word"][1:3]) == ["", ""]
     assert found["word_score"][1:3].isna().all()
     assert found["word"][0] != ""
 
 
 def test_silent_units_do_not_enter_the_prior(red_model):
-    samples = [sample for number, sample in enumerate(colour_pictures()) if number % 3 == 0]
+    samples = [
+        sample for number, sample in enumerate(colour_images()) if number % 3 == 0
+    ]
     values = words.summaries(red_model, ["last"], samples)["last"]
     assert (np.ptp(values, axis=0) > 0).tolist() == [True, False, False, True]
-    space = Space(picture_embeddings(ColourEncoder(), samples), word_embeddings(ColourEncoder(), list(COLOURS)))
+    space = Space(
+        image_embeddings(ColourEncoder(), samples),
+        word_embeddings(ColourEncoder(), list(COLOURS)),
+    )
     kind = similarities.build("soft-wpmi")
     scores = words._scored(kind, values, space)
     np.testing.assert_array_equal(scores[[0, 3]], kind.scores(values[:, [0, 3]], space))
 
 
 def test_summaries_are_means_of_maps(red_model):
-    samples = colour_pictures(9)
-    found = words.summaries(red_model.using(memory=1 << 20), ["mix", "pool"], samples, "squash")
+    samples = colour_images(9)
+    found = words.summaries(
+        red_model.using(memory=1 << 20), ["mix", "pool"], samples, "squash"
+    )
     for name, values in found.items():
-        one = [red_model.activations(red_model.view(s, "squash").pixels, [name])[name][0].mean(dim=(1, 2)) for s in samples]
-        np.testing.assert_allclose(values, torch.stack(one).numpy(), rtol=1e-5, atol=1e-7)
+        one = [
+            red_model.activations(red_model.view(s, "squash").pixels, [name])[name][
+                0
+            ].mean(dim=(1, 2))
+            for s in samples
+        ]
+        np.testing.assert_allclose(
+            values, torch.stack(one).numpy(), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_words_stand_beside_concepts(red_model):
-    found = name_units(red_model, ["mix"], list(COLOURS), colour_pictures(), ColourEncoder()).table()
-    dissection = pd.DataFrame({"layer": "mix", "unit": [0, 1, 3], "concept": ["red-c", "car", ""], "iou": [0.4, 0.1, 0.0]})
+    found = name_units(
+        red_model, ["mix"], list(COLOURS), colour_images(), ColourEncoder()
+    ).table()
+    dissection = pd.DataFrame(
+        {
+            "layer": "mix",
+            "unit": [0, 1, 3],
+            "concept": ["red-c", "car", ""],
+            "iou": [0.4, 0.1, 0.0],
+        }
+    )
     table = beside(found, dissection).set_index("unit")
     assert list(table.loc[[0, 1], "same"]) == [True, False]
     assert table["same"].isna()[[2, 3]].all()
@@ -163,7 +238,7 @@ def test_words_stand_beside_concepts(red_model):
     assert table.loc[0, "iou"] == 0.4
 
 
-# ---------------------------------------------------------------- word lists
+# ---- word lists
 
 
 def test_word_lists(tmp_path):
@@ -179,23 +254,32 @@ def test_word_lists(tmp_path):
 
 def test_a_prompt_needs_a_place_for_the_word(red_model):
     with pytest.raises(ConsilienceError, match="where the word goes"):
-        name_units(red_model, ["mix"], list(COLOURS), colour_pictures(4), ColourEncoder(), prompt="a photo")
+        name_units(
+            red_model,
+            ["mix"],
+            list(COLOURS),
+            colour_images(4),
+            ColourEncoder(),
+            prompt="a photo",
+        )
 
 
-# ---------------------------------------------------------------- embeddings kept by content
+# ---- embeddings kept by content
 
 
 def test_embeddings_are_kept_by_content(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
-    encoder, samples = ColourEncoder(), colour_pictures(10)
-    first = picture_embeddings(encoder, samples, batch=4)
+    encoder, samples = ColourEncoder(), colour_images(10)
+    first = image_embeddings(encoder, samples, batch=4)
     assert len(encoder.asked) == 10
-    again = picture_embeddings(encoder, [Sample("renamed", samples[3].pixels), samples[0]])
+    again = image_embeddings(
+        encoder, [Sample("renamed", samples[3].pixels), samples[0]]
+    )
     assert len(encoder.asked) == 10
     np.testing.assert_array_equal(again, first[[3, 0]])
     changed = samples[3].pixels.copy()
     changed[0, 0] = 255 - changed[0, 0]
-    picture_embeddings(encoder, [Sample(samples[3].name, changed)])
+    image_embeddings(encoder, [Sample(samples[3].name, changed)])
     assert len(encoder.asked) == 11
     assert not list(tmp_path.rglob("*.part"))
 
@@ -210,7 +294,9 @@ def test_another_encoder_and_a_damaged_file_are_encoded_anew(tmp_path, monkeypat
     for file in tmp_path.rglob("*.npz"):
         file.write_bytes(b"PK\x03\x04 cut off")
     third = ColourEncoder()
-    np.testing.assert_array_equal(word_embeddings(third, ["red", "blue"]), [[1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(
+        word_embeddings(third, ["red", "blue"]), [[1, 0, 0], [0, 0, 1]]
+    )
     assert third.asked == ["red", "blue"]
 
 
@@ -223,33 +309,37 @@ def test_nothing_is_unpickled_from_the_store(tmp_path, monkeypatch):
         def __reduce__(self):
             return (pytest.fail, ("a pickle was run",))
 
-    np.savez(store.folder / "trap.npz", keys=np.array([Trap()], dtype=object), rows=np.zeros((1, 3)))
+    np.savez(
+        store.folder / "trap.npz",
+        keys=np.array([Trap()], dtype=object),
+        rows=np.zeros((1, 3)),
+    )
     assert store.read({"x"}) == {}
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
-    encoder, samples = ColourEncoder(), colour_pictures(10)
-    encode = encoder.pictures
+    encoder, samples = ColourEncoder(), colour_images(10)
+    encode = encoder.images
 
-    def fails_late(pictures):
+    def fails_late(images):
         if len(encoder.asked) >= 8:
             raise KeyboardInterrupt
-        return encode(pictures)
+        return encode(images)
 
-    encoder.pictures = fails_late
+    encoder.images = fails_late
     with pytest.raises(KeyboardInterrupt):
-        picture_embeddings(encoder, samples, batch=4)
-    encoder.pictures = encode
+        image_embeddings(encoder, samples, batch=4)
+    encoder.images = encode
     encoder.asked.clear()
-    picture_embeddings(encoder, samples, batch=4)
+    image_embeddings(encoder, samples, batch=4)
     assert len(encoder.asked) == 2
 
 
 def test_an_encoder_without_an_id_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     known = ColourEncoder()
-    pair = load_encoder((known.pictures, known.words))
+    pair = load_encoder((known.images, known.words))
     assert isinstance(pair, EncoderPair)
     word_embeddings(pair, ["red", "blue"])
     word_embeddings(pair, ["red", "blue"])
@@ -258,7 +348,14 @@ def test_an_encoder_without_an_id_keeps_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "answer", [torch.zeros(2, 3), torch.ones(3, 3), torch.ones(2), torch.full((2, 3), float("nan"))], ids=str
+    "answer",
+    [
+        torch.zeros(2, 3),
+        torch.ones(3, 3),
+        torch.ones(2),
+        torch.full((2, 3), float("nan")),
+    ],
+    ids=str,
 )
 def test_what_is_no_embedding_is_refused(answer):
     with pytest.raises(ConsilienceError, match="embedding"):
@@ -270,12 +367,13 @@ def test_two_spaces_are_no_common_space(units):
         Space(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))
 
 
-# ---------------------------------------------------------------- encoders by name
+# ---- encoders by name
 
 
 def test_an_encoder_by_factory(tmp_path, monkeypatch):
     (tmp_path / "my_encoders.py").write_text(
-        "import torch\ndef pair():\n    return (lambda p: torch.ones(len(p), 2), lambda w: torch.ones(len(w), 2))\n"
+        "import torch\ndef pair():\n    return (lambda p: torch.ones(len(p), 2), lambda w: "
+        "torch.ones(len(w), 2))\n"
         "def nothing():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -293,8 +391,20 @@ def test_an_encoder_by_factory(tmp_path, monkeypatch):
 
 TINY = {
     "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 16,
+    },
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    },
 }
 
 
@@ -321,15 +431,20 @@ def test_open_clip_loads_a_file_and_says_what_the_module_says(tiny_clip):
     module, file = tiny_clip
     encoder = load_encoder(f'open_clip:tiny-test,pretrained="{file}"')
     pixels = np.random.default_rng(0).integers(0, 255, (40, 32, 3), dtype=np.uint8)
-    mean, std = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
+    mean, std = (
+        torch.tensor(open_clip.OPENAI_DATASET_MEAN),
+        torch.tensor(open_clip.OPENAI_DATASET_STD),
+    )
     from PIL import Image
 
-    squashed = np.array(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC))
+    squashed = np.array(
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+    )
     with torch.no_grad():
         shown = ((torch.from_numpy(squashed) / 255 - mean) / std).permute(2, 0, 1)[None]
         expected = module.encode_image(shown)
         said = module.encode_text(open_clip.tokenize(["a dog"]))
-    torch.testing.assert_close(encoder.pictures([pixels]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.images([pixels]), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.words(["a dog"]), said)
     assert encoder.id.startswith("tiny-test@")
 
@@ -347,11 +462,19 @@ def test_the_encoders_id_follows_weights_and_view(tiny_clip):
 
 def test_open_clip_says_what_is_missing(tiny_clip, tmp_path, monkeypatch):
     _, file = tiny_clip
-    with pytest.raises(ConsilienceError, match="no CLIP in open_clip 'ViT-B-61'; did you mean 'ViT-B-16'"):
+    with pytest.raises(
+        ConsilienceError,
+        match="no CLIP in open_clip 'ViT-B-61'; did you mean 'ViT-B-16'",
+    ):
         OpenClip("ViT-B-61").load()
-    with pytest.raises(ConsilienceError, match=r"no weights of ViT-B-16 'open'.*openai"):
+    with pytest.raises(
+        ConsilienceError, match=r"no weights of ViT-B-16 'open'.*openai"
+    ):
         OpenClip("ViT-B-16", "open").load()
-    with pytest.raises(ConsilienceError, match=r"no network, and not on this machine yet: .*ViT-B-16 \(openai\)"):
+    with pytest.raises(
+        ConsilienceError,
+        match=r"no network, and not on this machine yet: .*ViT-B-16 \(openai\)",
+    ):
         OpenClip().load()
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     with pytest.raises(ConsilienceError, match="does not load as tiny-test"):
@@ -373,7 +496,7 @@ def test_weights_of_clip_are_not_unpickled(tmp_path, tiny_clip):
         OpenClip("tiny-test", str(tmp_path / "trap.pt")).load()
 
 
-# ---------------------------------------------------------------- names
+# ---- names
 
 
 @pytest.mark.parametrize(
@@ -398,21 +521,45 @@ def test_imagenet_runs_are_what_they_say():
     from consilience.models.load import imagenet_names
 
     classes = imagenet_names()
-    sizes = {"dog": 118, "bird": 59, "snake": 17, "fish": 16, "spider": 6, "insect": 27, "turtle": 5}  # counted by hand
-    assert {name: len(class_groups.match(name, classes).classes) for name in sizes} == sizes
+    sizes = {
+        "dog": 118,
+        "bird": 59,
+        "snake": 17,
+        "fish": 16,
+        "spider": 6,
+        "insect": 27,
+        "turtle": 5,
+    }  # counted by hand
+    assert {
+        name: len(class_groups.match(name, classes).classes) for name in sizes
+    } == sizes
     dogs = class_groups.match("dogs", classes)
     assert dogs.how == "run"
-    assert {classes[index] for index in dogs.classes} >= {"beagle", "golden retriever", "toy poodle", "Siberian husky"}
-    assert not {"timber wolf", "hyena", "tabby", "hot dog"} & {classes[index] for index in dogs.classes}
-    assert all(class_groups.match(name, classes).how == "run" for name in class_groups.RUNS)
+    assert {classes[index] for index in dogs.classes} >= {
+        "beagle",
+        "golden retriever",
+        "toy poodle",
+        "Siberian husky",
+    }
+    assert not {"timber wolf", "hyena", "tabby", "hot dog"} & {
+        classes[index] for index in dogs.classes
+    }
+    assert all(
+        class_groups.match(name, classes).how == "run" for name in class_groups.RUNS
+    )
     assert "118" not in dogs.said(classes, 2)
     assert "and 116 more" in dogs.said(classes, 2)
 
 
 def test_a_run_needs_imagenets_classes():
-    assert class_groups.match("dog", ("Eskimo dog, husky", "hot dog", "dogsled", "cat")).classes == (0, 1)
+    assert class_groups.match(
+        "dog", ("Eskimo dog, husky", "hot dog", "dogsled", "cat")
+    ).classes == (0, 1)
     assert class_groups.match("sports car", ("car", "sports car")).classes == (1,)
-    assert class_groups.match("wheel", ("cat",)).said(("cat",)) == "no class goes with 'wheel' by name"
+    assert (
+        class_groups.match("wheel", ("cat",)).said(("cat",))
+        == "no class goes with 'wheel' by name"
+    )
 
 
 def test_a_file_of_groups_overrules(tmp_path):
@@ -420,7 +567,10 @@ def test_a_file_of_groups_overrules(tmp_path):
     file.write_text("concept,class\nvehicle,0\nvehicle,bus\ndog,hot dog\n")
     groups = class_groups.read_groups(file, ("car", "bus", "Eskimo dog", "hot dog"))
     assert groups == {"vehicle": (0, 1), "dog": (3,)}
-    assert class_groups.match("dogs", ("car", "bus", "Eskimo dog", "hot dog"), groups).how == "file"
+    assert (
+        class_groups.match("dogs", ("car", "bus", "Eskimo dog", "hot dog"), groups).how
+        == "file"
+    )
     file.write_text("concept,class\nvehicle,9\n")
     with pytest.raises(ConsilienceError, match="line 2: classes are 0 to 1"):
         class_groups.read_groups(file, ("car", "bus"))

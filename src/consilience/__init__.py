@@ -1,4 +1,6 @@
-"""Explain what a vision model looks at, hold explanations against each other, and say whether to believe them."""
+"""Explain what a vision model looks at, hold explanations against each other, and say
+whether to believe them.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,14 @@ if TYPE_CHECKING:
     from consilience.models.network import wrap
     from consilience.models.tasks import wrap_detector, wrap_segmentation
     from consilience.runs.folder import Run
-    from consilience.types import Box, ConsilienceError, Explanation, NotApplicable, Sample, Score
+    from consilience.types import (
+        Box,
+        ConsilienceError,
+        Explanation,
+        NotApplicable,
+        Sample,
+        Score,
+    )
 
 # Resolved on first use, so that the command line answers before torch is imported.
 _HOME = {
@@ -64,7 +73,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'consilience' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'consilience' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     return getattr(import_module(f"consilience.{_HOME[name]}"), name)
 
 

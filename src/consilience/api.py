@@ -1,4 +1,7 @@
-"""The public verbs: load, read, explain, evaluate, agree. Each parses, resolves, times and validates; the work is elsewhere."""
+"""The public verbs: load, read, explain, evaluate, agree.
+
+Each parses, resolves, times and validates; the work is elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ from consilience.types import (
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a picture: the first class, its probability (nan for bare values), its lead over the second."""
+    """What a model says of an image: the first class, its probability (nan for bare
+    values), its lead over the second.
+    """
 
     index: int
     name: str
@@ -51,12 +56,13 @@ def explain(
     target: str | int | Target = "predicted",
     view: ViewMode | None = None,
 ) -> Explanation:
-    """Explain one picture: a raw map in the model's frame.
+    """Explain one image: a raw map in the model's frame.
 
-    ``by`` is an explainer or its spelling (``"lime:samples=700,seed=1"``), ``target`` is ``predicted``, ``true``, a class's
-    index or name, a spelling (``"difference:cat,dog"``, ``"unit:layer4,412"``: see `targets`), or a `Target`; ``view`` is
-    ``crop`` or ``squash``, None as the model was trained.
-    Raises `ConsilienceError` where the model cannot do what the explainer needs.
+    ``by`` is an explainer or its spelling (``"lime:samples=700,seed=1"``), ``target``
+    is ``predicted``, ``true``, a class's index or name, a spelling
+    (``"difference:cat,dog"``, ``"unit:layer4,412"``: see `targets`), or a `Target`;
+    ``view`` is ``crop`` or ``squash``, None as the model was trained. Raises
+    `ConsilienceError` where the model cannot do what the explainer needs.
     """
     explainer = resolve_explainer(model, by)
     shown = model.view(sample, view)
@@ -80,41 +86,76 @@ def explain(
 
 
 def evaluate(
-    model: Model, explanation: Explanation, metrics: str | Metric | Sequence[str | Metric]
+    model: Model,
+    explanation: Explanation,
+    metrics: str | Metric | Sequence[str | Metric],
 ) -> dict[str, Score | NotApplicable]:
-    """Score one explanation by several metrics: by each spelling its `Score`, or `NotApplicable` with the reason.
+    """Score one explanation by several metrics: by each spelling its `Score`, or
+    `NotApplicable` with the reason.
 
-    ``model`` is the one that made the explanation. Raises `ConsilienceError` for a metric or option that there is not, or for
-    another model. Each number stands alone: they have units of their own and are never added up.
+    ``model`` is the one that made the explanation. Raises `ConsilienceError` for a
+    metric or option that there is not, or for another model. Each number stands alone:
+    they have units of their own and are never added up.
     """
-    asked = [metrics] if isinstance(metrics, str) or not isinstance(metrics, Sequence) else list(metrics)
-    built = {one if isinstance(one, str) else registry.spell(one): registry.metrics.build(one) for one in asked}
+    asked = (
+        [metrics]
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence)
+        else list(metrics)
+    )
+    built = {
+        one if isinstance(one, str) else registry.spell(one): registry.metrics.build(
+            one
+        )
+        for one in asked
+    }
     if explanation.model_id != model.id:
-        raise ConsilienceError(f"{explanation.explainer} is of {explanation.model_id}; the model given is {model.id}")
+        raise ConsilienceError(
+            f"{explanation.explainer} is of {explanation.model_id}; the model given is "
+            f"{model.id}"
+        )
     view = model.view(explanation.sample, explanation.provenance.get("view"))
-    return {name: metric_scores(model, metric, [view], [explanation])[0] for name, metric in built.items()}
+    return {
+        name: metric_scores(model, metric, [view], [explanation])[0]
+        for name, metric in built.items()
+    }
 
 
 def metric_scores(
-    model: Model, metric: Metric, views: Sequence[View], explanations: Sequence[Explanation]
+    model: Model,
+    metric: Metric,
+    views: Sequence[View],
+    explanations: Sequence[Explanation],
 ) -> list[Score | NotApplicable]:
-    """One metric's scores of explanations of one model, in one batch where the metric takes many.
+    """One metric's scores of explanations of one model, in one batch where the metric
+    takes many.
 
     What the model cannot do, and a number that is not finite, is `NotApplicable` too.
     """
     missing = sorted(getattr(metric, "needs", frozenset()) - model.can)
     if missing:
-        return [NotApplicable(f"needs {', '.join(missing)} of the model; {model.id} offers less")] * len(views)
-    posed = [targets.ask_where_read(model, view, one.target) for view, one in zip(views, explanations, strict=True)]
+        return [
+            NotApplicable(
+                f"needs {', '.join(missing)} of the model; {model.id} offers less"
+            )
+        ] * len(views)
+    posed = [
+        targets.ask_where_read(model, view, one.target)
+        for view, one in zip(views, explanations, strict=True)
+    ]
     many = getattr(metric, "score_batch", None)
     if many is not None and all(asked is model for asked, _ in posed):
         return [_finite(score) for score in many(model, views, explanations)]
-    bound = [replace(one, target=goal) for one, (_, goal) in zip(explanations, posed, strict=True)]
+    bound = [
+        replace(one, target=goal)
+        for one, (_, goal) in zip(explanations, posed, strict=True)
+    ]
     rows = zip(posed, views, bound, strict=True)
     return [_score(metric, asked, view, one) for (asked, _), view, one in rows]
 
 
-def _score(metric: Metric, model: Model, view: View, explanation: Explanation) -> Score | NotApplicable:
+def _score(
+    metric: Metric, model: Model, view: View, explanation: Explanation
+) -> Score | NotApplicable:
     try:
         return _finite(metric.score(model, view, explanation))
     except NotApplicable as reason:
@@ -128,19 +169,25 @@ def _finite(score: Score | NotApplicable) -> Score | NotApplicable:
 
 
 def resolve_explainer(model: Model, by: str | Explainer) -> Explainer:
-    """Build an explainer, refuse what the model cannot do, and settle what ``auto`` becomes for this model."""
+    """Build an explainer, refuse what the model cannot do, and settle what ``auto``
+    becomes for this model.
+    """
     explainer: Explainer = registry.explainers.build(by)
     missing = sorted(explainer.needs - model.can)
     if missing:
         name = registry.spell(explainer)
         has = ", ".join(sorted(model.can)) or "scores only"
-        raise ConsilienceError(f"{name} needs {', '.join(missing)} of the model; {model.id} offers {has}")
+        raise ConsilienceError(
+            f"{name} needs {', '.join(missing)} of the model; {model.id} offers {has}"
+        )
     resolved = getattr(explainer, "resolved", None)
     return explainer if resolved is None else resolved(model)
 
 
 def raw_outputs(model: Model, view: View) -> torch.Tensor:
-    """Outputs (1, K) of one view, by the plain network where there is one (no batch engine is started for one picture)."""
+    """Outputs (1, K) of one view, by the plain network where there is one (no batch
+    engine is started for one image).
+    """
     if "module" not in model.can:
         return model.scores(view.pixels).detach().float().cpu()
     with torch.no_grad():
@@ -159,13 +206,17 @@ def predict(model: Model, outputs: torch.Tensor) -> Prediction:
     return Prediction(first, class_name(model, first), probability, margin)
 
 
-def resolve_target(model: Model, sample: Sample, target: str | int | Target, outputs: torch.Tensor) -> Target:
-    """The target that a word, a number, a class name or a spelling means for this picture."""
+def resolve_target(
+    model: Model, sample: Sample, target: str | int | Target, outputs: torch.Tensor
+) -> Target:
+    """The target that a word, a number, a class name or a spelling means for this
+    image.
+    """
     return targets.resolve_target(model, sample, target, outputs)
 
 
 def check_target(model: Model, target: str | int | Target) -> None:
-    """Refuse a class, layer, unit or file that is not there, before any picture is read."""
+    """Refuse a class, layer, unit or file that is not there, before any image is read."""
     targets.check_target(model, target)
 
 
@@ -175,11 +226,16 @@ def explainer_spelling(by: str | Explainer) -> str:
 
 
 def engines_that_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
-    """Engines and precisions that an explanation was made with; nothing where no pass was seen."""
+    """Engines and precisions that an explanation was made with; nothing where no pass
+    was seen.
+    """
     if not ran:
         return {}
     names, precisions = zip(*ran, strict=True)
-    return {"engine": "+".join(sorted({*names})), "precision": "+".join(sorted({*precisions}))}
+    return {
+        "engine": "+".join(sorted({*names})),
+        "precision": "+".join(sorted({*precisions})),
+    }
 
 
 def read_as_explained(target: Target, explainer: Explainer) -> Target:
@@ -199,7 +255,9 @@ def finish_explanation(
     heat: Heat,
     facts: dict[str, Any],
 ) -> Explanation:
-    """An explainer's heat as an explanation in the model's frame, checked and with its provenance."""
+    """An explainer's heat as an explanation in the model's frame, checked and with its
+    provenance.
+    """
     values = heat.values.detach().float().cpu()
     size = view.geometry.size
     extras = dict(heat.extras)
@@ -208,7 +266,9 @@ def finish_explanation(
         values = images.enlarge(values, size)
     asked = registry.spell(registry.explainers.build(by))
     if not bool(torch.isfinite(values).all()):
-        raise ConsilienceError(f"{asked} gave a map with values that are not finite on {sample.name}")
+        raise ConsilienceError(
+            f"{asked} gave a map with values that are not finite on {sample.name}"
+        )
     provenance = {
         **model.facts,
         **heat.facts,
@@ -220,14 +280,30 @@ def finish_explanation(
         "key": explanation_key(model, sample, view, explainer, target),
     }
     array: Array = np.ascontiguousarray(values.numpy(), dtype=np.float32)
-    return Explanation(sample, model.id, asked, target, view.geometry, array, extras, provenance)
+    return Explanation(
+        sample, model.id, asked, target, view.geometry, array, extras, provenance
+    )
 
 
-def explanation_key(model: Model, sample: Sample, view: View, explainer: Explainer, target: Target) -> str:
-    """Digest of everything the map depends on: picture, model, view, engine, every option, target, library version."""
+def explanation_key(
+    model: Model, sample: Sample, view: View, explainer: Explainer, target: Target
+) -> str:
+    """Digest of everything the map depends on: image, model, view, engine, every
+    option, target, library version.
+    """
     engine = [str(model.facts.get(name)) for name in ("engine", "precision")]
-    parts = [sample.digest, model.id, view.mode, str(view.geometry.as_dict()), registry.spell(explainer, full=True)]
-    parts += [f"{target.name}|{target.index}|{target.score}", *engine, versions()["consilience"]]
+    parts = [
+        sample.digest,
+        model.id,
+        view.mode,
+        str(view.geometry.as_dict()),
+        registry.spell(explainer, full=True),
+    ]
+    parts += [
+        f"{target.name}|{target.index}|{target.score}",
+        *engine,
+        versions()["consilience"],
+    ]
     parts += [spelled] if (spelled := targets.target_spelling(target)) else []
     return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
@@ -235,5 +311,13 @@ def explanation_key(model: Model, sample: Sample, view: View, explainer: Explain
 @cache
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("consilience", "torch", "torchvision", "timm", "numpy", "scikit-image", "scikit-learn")
+    names = (
+        "consilience",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "scikit-image",
+        "scikit-learn",
+    )
     return {name: version(name) for name in names}

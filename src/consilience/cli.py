@@ -1,6 +1,9 @@
-"""The command line: each verb parses, calls one function and prints. Data on stdout, progress on stderr.
+"""The command line: each verb parses, calls one function and prints.
 
-Exit codes: 0 done, 1 an expected failure said in one line, 2 wrong usage. Verbs import lazily: torch alone takes seconds.
+Data on stdout, progress on stderr.
+
+Exit codes: 0 done, 1 an expected failure said in one line, 2 wrong usage. Verbs import
+lazily: torch alone takes seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +26,17 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "efficientnet_lite0"
 DEFAULT_BY = ("gradcam", "lime")
-LISTS = ("models", "explainers", "segmenters", "fills", "masks", "presets", "layers", "metrics", "suites")
+LISTS = (
+    "models",
+    "explainers",
+    "segmenters",
+    "fills",
+    "masks",
+    "presets",
+    "layers",
+    "metrics",
+    "suites",
+)
 
 EPILOG = """examples:
   consilience demo
@@ -37,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    arguments.command = shlex.join(["consilience", *(sys.argv[1:] if argv is None else argv)])
+    arguments.command = shlex.join(
+        ["consilience", *(sys.argv[1:] if argv is None else argv)]
+    )
     try:
         for plugin in getattr(arguments, "plugin", None) or ():
             registry.load_plugin(plugin)
@@ -46,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"consilience: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("consilience: stopped; give the same command again (with its -o) to continue", file=sys.stderr)
+        print(
+            "consilience: stopped; give the same command again (with its -o) to continue",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -76,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+        super().__init__(
+            option_strings, dest, nargs=0, help="print the version and exit"
+        )
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
@@ -85,24 +105,42 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _verb(verbs: Any, name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+def _verb(
+    verbs: Any, name: str, call: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text
+    )
     parser.set_defaults(call=call)
     return parser
 
 
 def _add_demo(verbs: Any) -> None:
-    parser = _verb(verbs, "demo", demo_verb, "Explain photographs that come with the program, with the model that comes with it.")
+    parser = _verb(
+        verbs,
+        "demo",
+        demo_verb,
+        "Explain photographs that come with the program, with the model that comes with it.",
+    )
     parser.add_argument(
-        "-o", "--output", metavar="RUN", default="consilience-demo", help="folder of the run (default: %(default)s)"
+        "-o",
+        "--output",
+        metavar="RUN",
+        default="consilience-demo",
+        help="folder of the run (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_explain(verbs: Any) -> None:
-    parser = _verb(verbs, "explain", explain_verb, "Explain pictures and hold the explanations against each other.")
+    parser = _verb(
+        verbs,
+        "explain",
+        explain_verb,
+        "Explain images and hold the explanations against each other.",
+    )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help="pictures, folders or globs")
+    add("paths", nargs="+", metavar="PATH", help="images, folders or globs")
     add(
         "-m",
         "--model",
@@ -116,19 +154,58 @@ def _add_explain(verbs: Any) -> None:
         metavar="SPEC",
         help="explainer as name[:value][,key=value...]; repeat it (default: gradcam, lime)",
     )
-    add("--preset", metavar="NAME", help="a named protocol instead of --by; see `consilience list presets`")
-    add("--target", default=None, metavar="T", help="predicted (default), true, a class index or a class name")
-    add("--truth", metavar="FILE", help="CSV with image, class_index (or class) and boxes x0, y0, x1, y1")
-    add("--view", choices=("crop", "squash"), help="crop as the model was trained (default) or squash the whole picture")
+    add(
+        "--preset",
+        metavar="NAME",
+        help="a named protocol instead of --by; see `consilience list presets`",
+    )
+    add(
+        "--target",
+        default=None,
+        metavar="T",
+        help="predicted (default), true, a class index or a class name",
+    )
+    add(
+        "--truth",
+        metavar="FILE",
+        help="CSV with image, class_index (or class) and boxes x0, y0, x1, y1",
+    )
+    add(
+        "--view",
+        choices=("crop", "squash"),
+        help="crop as the model was trained (default) or squash the whole image",
+    )
     add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
     add("--labels", metavar="FILE", help="class names of the model")
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
     add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
-    add("--precision", metavar="P", help="f32 (default), bf16, f16; says how far the maps moved from f32")
-    add("--memory", metavar="SIZE", help="working memory of a pass through the model: 1G (default), 500M, bytes")
-    add("--dissection", metavar="RUN", help="a dissection of this model: name the units that carry class activation maps")
-    add("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers")
-    add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/DATE-TIME)")
+    add(
+        "--precision",
+        metavar="P",
+        help="f32 (default), bf16, f16; says how far the maps moved from f32",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="working memory of a pass through the model: 1G (default), 500M, bytes",
+    )
+    add(
+        "--dissection",
+        metavar="RUN",
+        help="a dissection of this model: name the units that carry class activation maps",
+    )
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file that registers explainers",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="RUN",
+        help="folder of the run (default: runs/DATE-TIME)",
+    )
     add("--json", action="store_true", help="print the result as JSON")
 
 
@@ -136,47 +213,197 @@ def _add_evaluate(verbs: Any) -> None:
     text = "Score explanations by metrics, beside controls, with intervals: can they be trusted?"
     parser = _verb(verbs, "evaluate", evaluate_verb, text)
     add = parser.add_argument
-    add("paths", nargs="*", metavar="RUN|PATH", help="a finished run, or pictures, folders or globs to explain first")
-    add("--metric", action="append", metavar="SPEC", help="metric as name[:value][,key=value...]; repeat it")
-    add("--suite", metavar="NAME", help="a named set of metrics (without --metric: quick); see `consilience list suites`")
-    add("-m", "--model", action="append", metavar="MODEL", help=f"model of pictures, default {DEFAULT_MODEL}")
-    add("--by", action="append", metavar="SPEC", help="explainer of pictures; repeat it (default: gradcam, lime)")
-    add("--target", metavar="T", help="what is explained: predicted (default), true, a class index or a class name")
-    add("--truth", metavar="FILE", help="CSV with image, class_index (or class) and boxes x0, y0, x1, y1")
-    add("--view", choices=("crop", "squash"), help="crop as the model was trained (default) or squash the whole picture")
-    add("--seed", type=int, default=0, metavar="N", help="draws the other classes of the controls (default 0)")
+    add(
+        "paths",
+        nargs="*",
+        metavar="RUN|PATH",
+        help="a finished run, or images, folders or globs to explain first",
+    )
+    add(
+        "--metric",
+        action="append",
+        metavar="SPEC",
+        help="metric as name[:value][,key=value...]; repeat it",
+    )
+    add(
+        "--suite",
+        metavar="NAME",
+        help="a named set of metrics (without --metric: quick); see `consilience list suites`",
+    )
+    add(
+        "-m",
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help=f"model of images, default {DEFAULT_MODEL}",
+    )
+    add(
+        "--by",
+        action="append",
+        metavar="SPEC",
+        help="explainer of images; repeat it (default: gradcam, lime)",
+    )
+    add(
+        "--target",
+        metavar="T",
+        help="what is explained: predicted (default), true, a class index or a class name",
+    )
+    add(
+        "--truth",
+        metavar="FILE",
+        help="CSV with image, class_index (or class) and boxes x0, y0, x1, y1",
+    )
+    add(
+        "--view",
+        choices=("crop", "squash"),
+        help="crop as the model was trained (default) or squash the whole image",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draws the other classes of the controls (default 0)",
+    )
     _add_loading(add)
-    add("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers or metrics")
-    add("-o", "--output", metavar="RUN", help="folder of the run, or of the planted suite's page (default: runs/DATE-TIME)")
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file that registers explainers or metrics",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="RUN",
+        help="folder of the run, or of the planted suite's page (default: runs/DATE-TIME)",
+    )
     add("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_dissect(verbs: Any) -> None:
-    parser = _verb(verbs, "dissect", dissect_verb, "Name what the units of a network detect, held against chance.")
+    parser = _verb(
+        verbs,
+        "dissect",
+        dissect_verb,
+        "Name what the units of a network detect, held against chance.",
+    )
     add = parser.add_argument
-    add("concepts", metavar="CONCEPTS", help="labelled pictures: a folder (Broden, ADE20K, masks), COCO JSON, drawn:pictures=N")
-    add("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL", help="model (default: %(default)s)")
-    add("-l", "--layer", action="append", metavar="LAYER", help="layer; repeat it (default: the last spatial output)")
-    add("--words", metavar="FILE", help="name units in these words too, one a line (CLIP-Dissect)")
-    add("--encoder", metavar="E", help="open_clip:NAME,pretrained=TAG|FILE (default ViT-B-16, openai), package.module:factory")
-    add("--similarity", metavar="S", help="soft-wpmi (default), wpmi, rank-reorder, cos, cos-cubed, with options")
+    add(
+        "concepts",
+        metavar="CONCEPTS",
+        help="labelled images: a folder (Broden, ADE20K, masks), COCO JSON, drawn:images=N",
+    )
+    add(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="model (default: %(default)s)",
+    )
+    add(
+        "-l",
+        "--layer",
+        action="append",
+        metavar="LAYER",
+        help="layer; repeat it (default: the last spatial output)",
+    )
+    add(
+        "--words",
+        metavar="FILE",
+        help="name units in these words too, one a line (CLIP-Dissect)",
+    )
+    add(
+        "--encoder",
+        metavar="E",
+        help="open_clip:NAME,pretrained=TAG|FILE (default ViT-B-16, openai), package.module:factory",
+    )
+    add(
+        "--similarity",
+        metavar="S",
+        help="soft-wpmi (default), wpmi, rank-reorder, cos, cos-cubed, with options",
+    )
     add("--prompt", metavar="P", help="what a word is put into, default {}")
-    add("--probe", metavar="PATH", help="pictures that words are told by (default: those of CONCEPTS)")
-    add("--knockout", action="store_true", help="set detectors to zero, one at a time, and measure what classes lose")
-    add("--knockout-pictures", metavar="N|PATH", help="over N pictures of CONCEPTS (default 100), or over those of a folder")
-    add("--truth", metavar="FILE", help="CSV with the classes of the knock-out's pictures")
-    add("--groups", metavar="FILE", help="CSV with the columns concept and class: which classes a concept means")
-    add("--permutations", type=int, metavar="N", help="exchanges of labels behind p (default 999; 0 makes no null)")
-    add("--against", choices=("random",), help="dissect the same architecture with random weights too")
-    add("--min-pictures", type=int, metavar="N", help="a concept needs so many pictures (default 20)")
-    add("--threshold", type=float, metavar="IOU", help="a detector's IoU is above this (default .04)")
-    add("--quantile", type=float, metavar="Q", help="a unit's mask is what lies above this quantile (default .995)")
-    add("--upsample", choices=("half-pixel", "align_corners", "netdissect"), help="how maps are enlarged (default half-pixel)")
-    add("--union", choices=("paper", "lite"), help="which pixels count for a concept's category (default paper)")
-    add("--view", choices=("crop", "squash"), help="squash the whole picture (default) or crop as the model was trained")
-    add("--seed", type=int, metavar="N", help="of permutations and bootstrap (default 0)")
+    add(
+        "--probe",
+        metavar="PATH",
+        help="images that words are told by (default: those of CONCEPTS)",
+    )
+    add(
+        "--knockout",
+        action="store_true",
+        help="set detectors to zero, one at a time, and measure what classes lose",
+    )
+    add(
+        "--knockout-images",
+        metavar="N|PATH",
+        help="over N images of CONCEPTS (default 100), or over those of a folder",
+    )
+    add(
+        "--truth", metavar="FILE", help="CSV with the classes of the knock-out's images"
+    )
+    add(
+        "--groups",
+        metavar="FILE",
+        help="CSV with the columns concept and class: which classes a concept means",
+    )
+    add(
+        "--permutations",
+        type=int,
+        metavar="N",
+        help="exchanges of labels behind p (default 999; 0 makes no null)",
+    )
+    add(
+        "--against",
+        choices=("random",),
+        help="dissect the same architecture with random weights too",
+    )
+    add(
+        "--min-images",
+        type=int,
+        metavar="N",
+        help="a concept needs so many images (default 20)",
+    )
+    add(
+        "--threshold",
+        type=float,
+        metavar="IOU",
+        help="a detector's IoU is above this (default .04)",
+    )
+    add(
+        "--quantile",
+        type=float,
+        metavar="Q",
+        help="a unit's mask is what lies above this quantile (default .995)",
+    )
+    add(
+        "--upsample",
+        choices=("half-pixel", "align_corners", "netdissect"),
+        help="how maps are enlarged (default half-pixel)",
+    )
+    add(
+        "--union",
+        choices=("paper", "lite"),
+        help="which pixels count for a concept's category (default paper)",
+    )
+    add(
+        "--view",
+        choices=("crop", "squash"),
+        help="squash the whole image (default) or crop as the model was trained",
+    )
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of permutations and bootstrap (default 0)",
+    )
     _add_loading(add)
-    add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/DATE-TIME)")
+    add(
+        "-o",
+        "--output",
+        metavar="RUN",
+        help="folder of the run (default: runs/DATE-TIME)",
+    )
     add("--json", action="store_true", help="print the result as JSON")
 
 
@@ -186,54 +413,98 @@ def _add_loading(add: Callable[..., Any]) -> None:
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
     add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
     add("--precision", metavar="P", help="f32 (default), bf16, f16")
-    add("--memory", metavar="SIZE", help="working memory of a pass through the model: 1G (default), 500M, bytes")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="working memory of a pass through the model: 1G (default), 500M, bytes",
+    )
 
 
 def _add_compare(verbs: Any) -> None:
-    parser = _verb(verbs, "compare", compare_verb, "Hold two dissections against each other: shared and own concepts.")
+    parser = _verb(
+        verbs,
+        "compare",
+        compare_verb,
+        "Hold two dissections against each other: shared and own concepts.",
+    )
     add = parser.add_argument
     add("a", metavar="A", help="a dissection's folder, or FOLDER:LAYER+LAYER")
     add("b", metavar="B", help="another one")
-    add("--significant", action="store_true", help="count significant units instead of detectors")
-    add("--words", action="store_true", help="compare CLIP-Dissect's words instead of concepts")
-    add("-o", "--output", metavar="FOLDER", help="folder of tables and page (default: runs/DATE-TIME)")
+    add(
+        "--significant",
+        action="store_true",
+        help="count significant units instead of detectors",
+    )
+    add(
+        "--words",
+        action="store_true",
+        help="compare CLIP-Dissect's words instead of concepts",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder of tables and page (default: runs/DATE-TIME)",
+    )
     add("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_report(verbs: Any) -> None:
-    parser = _verb(verbs, "report", report_verb, "Write the report of a finished run anew.")
+    parser = _verb(
+        verbs, "report", report_verb, "Write the report of a finished run anew."
+    )
     parser.add_argument("run", metavar="RUN", help="a run's folder")
 
 
 def _add_list(verbs: Any) -> None:
     parser = _verb(verbs, "list", list_verb, "List what there is, with its options.")
     parser.add_argument("what", choices=LISTS, metavar="WHAT", help=", ".join(LISTS))
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL", help="whose layers (default: %(default)s)")
-    parser.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers explainers")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="whose layers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file that registers explainers",
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
-# ---------------------------------------------------------------- verbs
+# ---- verbs
 
 
 def demo_verb(arguments: argparse.Namespace) -> int:
     """The main job on the embedded model and scikit-image's photographs."""
     from consilience import demo as example
 
-    return _run_and_print(example.demo_job(), example.demo_images(), arguments, arguments.output)
+    return _run_and_print(
+        example.demo_job(), example.demo_images(), arguments, arguments.output
+    )
 
 
 def explain_verb(arguments: argparse.Namespace) -> int:
-    """Explain pictures."""
+    """Explain images."""
     from consilience.runs.explain import LoadOptions
 
     job = replace(_job(arguments), dissection=arguments.dissection)
     options = LoadOptions(**_loading(arguments))
-    return _run_and_print(job, arguments.paths, arguments, arguments.output or _dated(), arguments.truth, options)
+    return _run_and_print(
+        job,
+        arguments.paths,
+        arguments,
+        arguments.output or _dated(),
+        arguments.truth,
+        options,
+    )
 
 
 def evaluate_verb(arguments: argparse.Namespace) -> int:
-    """Evaluate a run, pictures, or the planted suite."""
+    """Evaluate a run, images, or the planted suite."""
     from consilience.show import console
 
     if arguments.suite == "planted":
@@ -249,24 +520,43 @@ def evaluate_verb(arguments: argparse.Namespace) -> int:
 
 def _evaluated(arguments: argparse.Namespace) -> Any:
     from consilience.evaluation.suites import asked_metrics
-    from consilience.runs.evaluate import Asked, evaluate_pictures, evaluate_run
+    from consilience.runs.evaluate import Asked, evaluate_images, evaluate_run
     from consilience.runs.explain import LoadOptions, job_from_specs
     from consilience.runs.folder import JOB
 
     if not arguments.paths:
-        raise ConsilienceError("evaluate needs a run's folder or pictures (only --suite planted takes none)")
+        raise ConsilienceError(
+            "evaluate needs a run's folder or images (only --suite planted takes none)"
+        )
     metrics = asked_metrics(arguments.metric or (), arguments.suite)
     asked = Asked(metrics, arguments.suite, arguments.seed)
     options = LoadOptions(**_loading(arguments))
     is_run = len(arguments.paths) == 1 and (Path(arguments.paths[0]) / JOB).is_file()
     if not is_run:
-        job = job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
+        job = job_from_specs(
+            arguments.by or DEFAULT_BY,
+            arguments.model,
+            arguments.target,
+            arguments.view,
+        )
         output = arguments.output or _dated()
-        return evaluate_pictures(asked, job, arguments.paths, output, arguments.truth, options, arguments.command)
+        return evaluate_images(
+            asked,
+            job,
+            arguments.paths,
+            output,
+            arguments.truth,
+            options,
+            arguments.command,
+        )
     for name in ("by", "model", "target", "view", "output"):
         if getattr(arguments, name) is not None:
-            raise ConsilienceError(f"--{name} goes with pictures; {arguments.paths[0]} is a run and has its own")
-    return evaluate_run(asked, arguments.paths[0], arguments.truth, options, arguments.command)
+            raise ConsilienceError(
+                f"--{name} goes with images; {arguments.paths[0]} is a run and has its own"
+            )
+    return evaluate_run(
+        asked, arguments.paths[0], arguments.truth, options, arguments.command
+    )
 
 
 def _evaluate_planted(arguments: argparse.Namespace) -> int:
@@ -276,16 +566,25 @@ def _evaluate_planted(arguments: argparse.Namespace) -> int:
     from consilience.show import console
 
     if arguments.paths:
-        raise ConsilienceError(f"--suite planted draws its own pictures; got {arguments.paths[0]}")
+        raise ConsilienceError(
+            f"--suite planted draws its own images; got {arguments.paths[0]}"
+        )
     for name in ("model", "target", "truth", "view"):
         if getattr(arguments, name) is not None:
-            raise ConsilienceError(f"--{name} goes with pictures; --suite planted has its own models and truth")
-    by, metrics = arguments.by or planted_suite.PLANTED_EXPLAINERS, arguments.metric or planted_suite.PLANTED_METRICS
+            raise ConsilienceError(
+                f"--{name} goes with images; --suite planted has its own models and truth"
+            )
+    by, metrics = (
+        arguments.by or planted_suite.PLANTED_EXPLAINERS,
+        arguments.metric or planted_suite.PLANTED_METRICS,
+    )
     with console.progress_bars():
         found = planted_suite.evaluate_planted(by, metrics, seed=arguments.seed)
     page = planted.write_planted(found, arguments.output or _dated(), arguments.command)
     if arguments.json:
-        print(json.dumps(json_ready({**found, "report": str(page)}), ensure_ascii=False))
+        print(
+            json.dumps(json_ready({**found, "report": str(page)}), ensure_ascii=False)
+        )
     else:
         console.show_planted(found, page, console.output())
     return 0
@@ -297,7 +596,12 @@ def dissect_verb(arguments: argparse.Namespace) -> int:
     from consilience.show import console
 
     with console.progress_bars():
-        finished = run_dissection(_dissection_job(arguments), arguments.output or _dated(), _loading(arguments), arguments.command)
+        finished = run_dissection(
+            _dissection_job(arguments),
+            arguments.output or _dated(),
+            _loading(arguments),
+            arguments.command,
+        )
     if arguments.json:
         print(json.dumps(console.dissection_as_json(finished), ensure_ascii=False))
     else:
@@ -308,13 +612,34 @@ def dissect_verb(arguments: argparse.Namespace) -> int:
 def _dissection_job(arguments: argparse.Namespace) -> Any:
     from consilience.runs.dissect import DissectionJob, KnockoutJob, WordsJob
 
-    measured = ("permutations", "against", "min_pictures", "threshold", "quantile", "upsample", "union", "view", "seed")
-    options = tuple((name, getattr(arguments, name)) for name in measured if getattr(arguments, name) is not None)
-    words = {name: getattr(arguments, name) for name in ("encoder", "similarity", "prompt", "probe")}
+    measured = (
+        "permutations",
+        "against",
+        "min_images",
+        "threshold",
+        "quantile",
+        "upsample",
+        "union",
+        "view",
+        "seed",
+    )
+    options = tuple(
+        (name, getattr(arguments, name))
+        for name in measured
+        if getattr(arguments, name) is not None
+    )
+    words = {
+        name: getattr(arguments, name)
+        for name in ("encoder", "similarity", "prompt", "probe")
+    }
     given = {name: value for name, value in words.items() if value is not None}
     if given and not arguments.words:
         raise ConsilienceError(f"--{next(iter(given))} goes with --words FILE")
-    knocked = [name for name in ("knockout_pictures", "truth", "groups") if getattr(arguments, name) is not None]
+    knocked = [
+        name
+        for name in ("knockout_images", "truth", "groups")
+        if getattr(arguments, name) is not None
+    ]
     if knocked and not arguments.knockout:
         raise ConsilienceError(f"--{knocked[0].replace('_', '-')} goes with --knockout")
     return DissectionJob(
@@ -328,12 +653,17 @@ def _dissection_job(arguments: argparse.Namespace) -> Any:
 
 
 def _knockout_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    over = arguments.knockout_pictures
+    over = arguments.knockout_images
     if arguments.truth and (over is None or over.isdecimal()):
-        raise ConsilienceError("--truth names the classes of a folder of pictures; give it with --knockout-pictures FOLDER")
+        raise ConsilienceError(
+            "--truth names the classes of a folder of images; give it with --knockout-images "
+            "FOLDER"
+        )
     given = {"truth": arguments.truth, "groups": arguments.groups}
     if over is not None:
-        given["pictures" if over.isdecimal() else "folder"] = int(over) if over.isdecimal() else over
+        given["images" if over.isdecimal() else "folder"] = (
+            int(over) if over.isdecimal() else over
+        )
     return given
 
 
@@ -343,9 +673,18 @@ def compare_verb(arguments: argparse.Namespace) -> int:
     from consilience.show import console
 
     which: Any = "significant" if arguments.significant else "detector"
-    made = compare_runs(arguments.a, arguments.b, arguments.output or _dated(), which, arguments.words, arguments.command)
+    made = compare_runs(
+        arguments.a,
+        arguments.b,
+        arguments.output or _dated(),
+        which,
+        arguments.words,
+        arguments.command,
+    )
     if arguments.json:
-        print(json.dumps({**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False))
+        print(
+            json.dumps({**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False)
+        )
     else:
         console.show_comparison(*made, console.output())
     return 0
@@ -353,7 +692,10 @@ def compare_verb(arguments: argparse.Namespace) -> int:
 
 def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
     """How models are loaded and run."""
-    return {name: getattr(arguments, name) for name in ("weights", "labels", "device", "engine", "precision", "memory")}
+    return {
+        name: getattr(arguments, name)
+        for name in ("weights", "labels", "device", "engine", "precision", "memory")
+    }
 
 
 def _dated() -> Path:
@@ -364,20 +706,33 @@ def _job(arguments: argparse.Namespace) -> Any:
     from consilience.runs.explain import job_from_preset, job_from_specs
 
     if arguments.preset and arguments.by:
-        raise ConsilienceError("--preset names its own explainers; give --preset or --by, not both")
+        raise ConsilienceError(
+            "--preset names its own explainers; give --preset or --by, not both"
+        )
     if arguments.preset:
-        return job_from_preset(arguments.preset, arguments.model, arguments.target, arguments.view)
-    return job_from_specs(arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view)
+        return job_from_preset(
+            arguments.preset, arguments.model, arguments.target, arguments.view
+        )
+    return job_from_specs(
+        arguments.by or DEFAULT_BY, arguments.model, arguments.target, arguments.view
+    )
 
 
 def _run_and_print(
-    job: Any, paths: Sequence[Any], arguments: argparse.Namespace, output: Any, truth: Any = None, options: Any = None
+    job: Any,
+    paths: Sequence[Any],
+    arguments: argparse.Namespace,
+    output: Any,
+    truth: Any = None,
+    options: Any = None,
 ) -> int:
     from consilience.runs.explain import run_explanations
     from consilience.show import console
 
     with console.progress_bars():
-        finished = run_explanations(job, paths, output, truth, options, arguments.command)
+        finished = run_explanations(
+            job, paths, output, truth, options, arguments.command
+        )
     if arguments.json:
         print(json.dumps(console.as_json(finished), ensure_ascii=False))
     else:
@@ -385,7 +740,10 @@ def _run_and_print(
     failures = finished.manifest["failures"]
     if failures:
         done = len(finished.samples)
-        print(f"consilience: {len(failures)} of {done + len(failures)} pictures failed", file=sys.stderr)
+        print(
+            f"consilience: {len(failures)} of {done + len(failures)} images failed",
+            file=sys.stderr,
+        )
     return 1 if failures else 0
 
 

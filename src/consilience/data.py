@@ -1,4 +1,6 @@
-"""Folders, patterns and box files: from what a user names to samples, one picture in memory at a time."""
+"""Folders, patterns and box files: from what a user names to samples, one image in
+memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _WNID = re.compile(r"^n\d{8}[_-]")
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be read, and why, in one line."""
+    """An image that could not be read, and why, in one line."""
 
     name: str
     reason: str
@@ -30,7 +32,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class KnownTruth:
-    """What a truth file says of one picture."""
+    """What a truth file says of one image."""
 
     label: int
     boxes: tuple[Box, ...] = ()
@@ -39,23 +41,37 @@ class KnownTruth:
 
 @dataclass(frozen=True, eq=False)
 class TruthTable:
-    """True classes and boxes by picture, as a box file names them; ``notes`` say what of the file was not used."""
+    """True classes and boxes by image, as a box file names them; ``notes`` say what of
+    the file was not used.
+    """
 
-    pictures: Mapping[str, KnownTruth]
+    images: Mapping[str, KnownTruth]
     notes: tuple[str, ...] = field(default=())
 
     def of(self, path: str | Path) -> KnownTruth | None:
-        """What is known of a file: the longest end of its path that the truth file names, else its bare stem."""
+        """What is known of a file: the longest end of its path that the truth file
+        names, else its bare stem.
+        """
         parts = Path(path).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        return next((self.pictures[end] for end in [*ends, Path(path).stem] if end in self.pictures), None)
+        return next(
+            (
+                self.images[end]
+                for end in [*ends, Path(path).stem]
+                if end in self.images
+            ),
+            None,
+        )
 
 
-# ---------------------------------------------------------------- finding and reading pictures
+# ---- finding and reading images
 
 
 def read_image(path: str | Path, name: str | None = None) -> Sample:
-    """Read one picture as a `Sample`, named by its stem unless told. Raises `ConsilienceError` where it cannot be read."""
+    """Read one image as a `Sample`, named by its stem unless told.
+
+    Raises `ConsilienceError` where it cannot be read.
+    """
     pixels, notes = images.read_pixels(path)
     return Sample(name if name is not None else Path(path).stem, pixels, notes=notes)
 
@@ -63,23 +79,35 @@ def read_image(path: str | Path, name: str | None = None) -> Sample:
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Files behind files, folders and patterns, in the order given, each once.
 
-    Folders are searched to the bottom for files with a picture's suffix, in order of the alphabet, without hidden ones. A file
-    that is named is tried whatever its suffix. Raises `ConsilienceError` for whatever stands for no picture at all.
+    Folders are searched to the bottom for files with an image's suffix, in order of the
+    alphabet, without hidden ones. A file that is named is tried whatever its suffix.
+    Raises `ConsilienceError` for whatever stands for no image at all.
     """
     found = {str(path): _expand(str(path)) for path in paths}
     empty = [name for name, files in found.items() if not files]
     if empty or not found:
         suffixes = " ".join(sorted(images.SUFFIXES))
         looked = ", ".join(_looked_for(name) for name in empty) or "no path was given"
-        raise ConsilienceError(f"no pictures: {looked}; looked for files, for patterns, and in folders for {suffixes}")
-    once = {os.path.abspath(file): file for files in reversed(found.values()) for file in reversed(files)}  # noqa: PTH100
+        raise ConsilienceError(
+            f"no images: {looked}; looked for files, for patterns, and in folders for "
+            f"{suffixes}"
+        )
+    once = {
+        os.path.abspath(file): file  # noqa: PTH100 - resolve() would follow links
+        for files in reversed(found.values())
+        for file in reversed(files)
+    }
     return list(reversed(once.values()))
 
 
 def _looked_for(name: str) -> str:
     if Path(name).is_dir():
         return f"folder {name} holds none"
-    return f"pattern {name} matches none" if glob.has_magic(name) else f"{name} does not exist"
+    return (
+        f"pattern {name} matches none"
+        if glob.has_magic(name)
+        else f"{name} does not exist"
+    )
 
 
 def _expand(name: str) -> list[Path]:
@@ -94,17 +122,19 @@ def _expand(name: str) -> list[Path]:
     for match in map(Path, sorted(glob.glob(name, recursive=True))):  # noqa: PTH207 - Path.glob takes no absolute pattern
         if match.is_dir():
             found += [] if "**" in name else _walk(match)
-        elif literal or _is_picture(match):
+        elif literal or _is_image(match):
             found.append(match)
     return found
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".")
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Pictures below a folder; linked folders are followed, each real one once, so that a loop of links ends."""
+    """Images below a folder; linked folders are followed, each real one once, so that a
+    loop of links ends.
+    """
     seen: set[str] = set()
     found: list[Path] = []
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -114,22 +144,30 @@ def _walk(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for path in (Path(here, name) for name in files) if _is_picture(path)]
+        found += [
+            path for path in (Path(here, name) for name in files) if _is_image(path)
+        ]
     return sorted(found, key=lambda path: path.parts)
 
 
 def _refuse(error: OSError) -> None:
-    raise ConsilienceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
+    raise ConsilienceError(
+        f"{error.filename}: the folder cannot be read ({error.strerror})"
+    )
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """A name for each file, unique also where case does not count: its stem, with as many folders before it as it takes.
+    """A name for each file, unique also where case does not count: its stem, with as
+    many folders before it as it takes.
 
     >>> names_of([Path("a/dog.jpg"), Path("b/dog.jpg"), Path("b/cat.jpg"), Path("b/cat.png")])
     ['a/dog', 'b/dog', 'cat.jpg', 'cat.png']
     """
     twins = _repeated(str(file.with_suffix("")) for file in files)
-    bases = [file.name if str(file.with_suffix("")).casefold() in twins else file.stem for file in files]
+    bases = [
+        file.name if str(file.with_suffix("")).casefold() in twins else file.stem
+        for file in files
+    ]
     names = list(bases)
     for depth in range(1, max((len(file.parts) for file in files), default=0)):
         clash = _repeated(names)
@@ -139,7 +177,10 @@ def names_of(files: Sequence[Path]) -> list[str]:
             if names[place].casefold() in clash:
                 names[place] = "/".join((*file.parent.parts[-depth:], bases[place]))
     clash = _repeated(names)
-    return [str(file) if name.casefold() in clash else name for name, file in zip(names, files, strict=True)]
+    return [
+        str(file) if name.casefold() in clash else name
+        for name, file in zip(names, files, strict=True)
+    ]
 
 
 def _repeated(names: Iterable[str]) -> set[str]:
@@ -149,17 +190,25 @@ def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in counts.items() if count > 1}
 
 
-def read_samples(paths: Sequence[str | Path], truth: TruthTable | None = None, classes: Sequence[str] = ()) -> Iterator[Sample | Failure]:
-    """Read picture after picture; one that cannot be read is a `Failure` with its reason, and the rest goes on.
+def read_samples(
+    paths: Sequence[str | Path],
+    truth: TruthTable | None = None,
+    classes: Sequence[str] = (),
+) -> Iterator[Sample | Failure]:
+    """Read image after image; one that cannot be read is a `Failure` with its reason,
+    and the rest goes on.
 
-    ``truth`` gives labels and boxes. With ``classes``, a picture that it does not know is labelled by its file's name, where
-    that names exactly one class (``n01443537_goldfish.JPEG``). Nothing found raises `ConsilienceError` at once.
+    ``truth`` gives labels and boxes. With ``classes``, an image that it does not know
+    is labelled by its file's name, where that names exactly one class
+    (``n01443537_goldfish.JPEG``). Nothing found raises `ConsilienceError` at once.
     """
     files = find_images(paths)
     return _read_all(files, truth, classes)
 
 
-def _read_all(files: Sequence[Path], truth: TruthTable | None, classes: Sequence[str]) -> Iterator[Sample | Failure]:
+def _read_all(
+    files: Sequence[Path], truth: TruthTable | None, classes: Sequence[str]
+) -> Iterator[Sample | Failure]:
     for file, name in zip(files, names_of(files), strict=True):
         try:
             yield _labelled(read_image(file, name), file, truth, classes)
@@ -167,37 +216,56 @@ def _read_all(files: Sequence[Path], truth: TruthTable | None, classes: Sequence
             yield Failure(name, str(error))
 
 
-def _labelled(sample: Sample, file: Path, truth: TruthTable | None, classes: Sequence[str]) -> Sample:
+def _labelled(
+    sample: Sample, file: Path, truth: TruthTable | None, classes: Sequence[str]
+) -> Sample:
     known = truth.of(file) if truth is not None else None
     if known is None:
         return replace(sample, label=label_from_name(file.name, classes))
     height, width = sample.pixels.shape[:2]
     boxes = tuple(_inside(box, width, height, file) for box in known.boxes)
-    return replace(sample, label=known.label, boxes=boxes, notes=sample.notes + known.notes)
+    return replace(
+        sample, label=known.label, boxes=boxes, notes=sample.notes + known.notes
+    )
 
 
 def _inside(box: Box, width: int, height: int, file: Path) -> Box:
-    """A box held to its picture; up to a pixel outside is rounding, more is a box file made for another size."""
+    """A box held to its image; up to a pixel outside is rounding, more is a box file
+    made for another size.
+    """
     if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1:
         edges = ", ".join(f"{edge:g}" for edge in (box.x0, box.y0, box.x1, box.y1))
         raise ConsilienceError(
-            f"{file}: box {edges} lies outside of the picture's {width} x {height} pixels; boxes are in pixels of this file"
+            f"{file}: box {edges} lies outside of the image's {width} x {height} pixels; "
+            f"boxes are in pixels of this file"
         )
-    return Box(box.index, max(box.x0, 0.0), max(box.y0, 0.0), min(box.x1, float(width)), min(box.y1, float(height)))
+    return Box(
+        box.index,
+        max(box.x0, 0.0),
+        max(box.y0, 0.0),
+        min(box.x1, float(width)),
+        min(box.y1, float(height)),
+    )
 
 
-# ---------------------------------------------------------------- class names
+# ---- class names
 
 
 def plain_class_name(name: str) -> str:
-    """A class name without what spellings differ in: case, underscores, hyphens, apostrophes, spaces."""
-    return " ".join(re.sub(r"['’`.]", "", re.sub(r"[_\-\s]+", " ", name)).casefold().split())
+    """A class name without what spellings differ in: case, underscores, hyphens,
+    apostrophes, spaces.
+    """
+    return " ".join(
+        re.sub(r"['’`.]", "", re.sub(r"[_\-\s]+", " ", name)).casefold().split()
+    )
 
 
 def label_from_name(name: str, classes: Sequence[str]) -> int | None:
-    """The class that a file like ``n01443537_goldfish.JPEG`` is named after; None without a WordNet id, or unless one fits.
+    """The class that a file like ``n01443537_goldfish.JPEG`` is named after; None
+    without a WordNet id, or unless one fits.
 
-    Names that two classes share (ImageNet has two cranes and two maillots) say nothing and give None.
+    Names that two classes share (ImageNet has two cranes and two maillots) say nothing
+    and give None.
     """
     stem = Path(name).stem
     if not _WNID.match(stem):
@@ -209,33 +277,40 @@ def label_from_name(name: str, classes: Sequence[str]) -> int | None:
 
 def _spellings(known: str) -> set[str]:
     """A class's name, and each of its synonyms where they are listed with commas."""
-    return {plain_class_name(known), *(plain_class_name(part) for part in known.split(","))}
+    return {
+        plain_class_name(known),
+        *(plain_class_name(part) for part in known.split(",")),
+    }
 
 
-# ---------------------------------------------------------------- box files
+# ---- box files
 
 
 def read_truth(path: str | Path, classes: Sequence[str] = ()) -> TruthTable:
-    """Read a CSV of true classes and boxes: a row a box, with a header ``image,class_index,x0,y0,x1,y1`` in any order.
+    """Read a CSV of true classes and boxes: a row a box, with a header
+    ``image,class_index,x0,y0,x1,y1`` in any order.
 
-    ``class`` may stand for ``class_index`` and gives a name of ``classes``; edges are pixels of the picture (upper ones
-    exclusive) and may be left out; ``wnid`` is allowed. A picture with boxes of several classes is labelled by its first row.
-    Comma, semicolon or tab. Raises `ConsilienceError` with the line of whatever is wrong.
+    ``class`` may stand for ``class_index`` and gives a name of ``classes``; edges are
+    pixels of the image (upper ones exclusive) and may be left out; ``wnid`` is allowed.
+    An image with boxes of several classes is labelled by its first row. Comma,
+    semicolon or tab. Raises `ConsilienceError` with the line of whatever is wrong.
     """
     file = Path(path)
     rows = _rows(file)
     header = _header(file, rows)
-    pictures: dict[str, list[tuple[int, Box | None]]] = {}
+    images: dict[str, list[tuple[int, Box | None]]] = {}
     for line, cells in rows[1:]:
         if any(cells):
             row = _record(f"{file}, line {line}", header, cells)
             index = _class_of(f"{file}, line {line}", row, classes)
-            pictures.setdefault(_image_of(f"{file}, line {line}", row), []).append((index, _box(file, line, row, index)))
-    if not pictures:
+            images.setdefault(_image_of(f"{file}, line {line}", row), []).append(
+                (index, _box(file, line, row, index))
+            )
+    if not images:
         raise ConsilienceError(f"{file} has a header and no rows")
     unused = [name for name in header if name not in TRUTH_COLUMNS]
     notes = (f"columns not used: {', '.join(unused)}",) if unused else ()
-    return TruthTable({name: _known(found) for name, found in pictures.items()}, notes)
+    return TruthTable({name: _known(found) for name, found in images.items()}, notes)
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -256,7 +331,9 @@ def _header(file: Path, rows: list[tuple[int, list[str]]]) -> list[str]:
     if any(name in header for name in EDGES):
         missing += [name for name in EDGES if name not in header]
     if missing:
-        raise ConsilienceError(f"{file} lacks {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
+        raise ConsilienceError(
+            f"{file} lacks {', '.join(missing)}; its columns are {', '.join(header) or 'none'}"
+        )
     repeated = [name for name in TRUTH_COLUMNS if header.count(name) > 1]
     if repeated:
         raise ConsilienceError(f"{file} has the column {repeated[0]} more than once")
@@ -265,7 +342,9 @@ def _header(file: Path, rows: list[tuple[int, list[str]]]) -> list[str]:
 
 def _record(where: str, header: list[str], cells: list[str]) -> dict[str, str]:
     if len(cells) != len(header):
-        raise ConsilienceError(f"{where} has {len(cells)} values for {len(header)} columns")
+        raise ConsilienceError(
+            f"{where} has {len(cells)} values for {len(header)} columns"
+        )
     return dict(zip(header, cells, strict=True))
 
 
@@ -286,11 +365,21 @@ def _class_of(where: str, row: Mapping[str, str], classes: Sequence[str]) -> int
 
 
 def _class_named(where: str, name: str, classes: Sequence[str]) -> int:
-    fit = [index for index, known in enumerate(classes) if plain_class_name(name) in _spellings(known)] if name else []
+    fit = (
+        [
+            index
+            for index, known in enumerate(classes)
+            if plain_class_name(name) in _spellings(known)
+        ]
+        if name
+        else []
+    )
     if len(fit) == 1:
         return fit[0]
     if fit:
-        raise ConsilienceError(f"{where}: class {name!r} is number {' and '.join(map(str, fit))}; give class_index")
+        raise ConsilienceError(
+            f"{where}: class {name!r} is number {' and '.join(map(str, fit))}; give class_index"
+        )
     raise ConsilienceError(f"{where}: {unknown('class', name, classes, limit=12)}")
 
 
@@ -301,14 +390,22 @@ def _box(file: Path, line: int, row: Mapping[str, str], index: int) -> Box | Non
     try:
         x0, y0, x1, y1 = map(float, cells)
     except ValueError:
-        raise ConsilienceError(f"{file}, line {line}: a box is four numbers; got {', '.join(cells)}") from None
+        raise ConsilienceError(
+            f"{file}, line {line}: a box is four numbers; got {', '.join(cells)}"
+        ) from None
     if not (all(map(math.isfinite, (x0, y0, x1, y1))) and x0 < x1 and y0 < y1):
-        raise ConsilienceError(f"{file}, line {line}: a box has x0 < x1 and y0 < y1; got {', '.join(cells)}")
+        raise ConsilienceError(
+            f"{file}, line {line}: a box has x0 < x1 and y0 < y1; got {', '.join(cells)}"
+        )
     return Box(index, x0, y0, x1, y1)
 
 
 def _known(found: Sequence[tuple[int, Box | None]]) -> KnownTruth:
     label = found[0][0]
     several = len({index for index, _ in found})
-    notes = (f"boxes of {several} classes; its label is the first one's",) if several > 1 else ()
+    notes = (
+        (f"boxes of {several} classes; its label is the first one's",)
+        if several > 1
+        else ()
+    )
     return KnownTruth(label, tuple(box for _, box in found if box is not None), notes)

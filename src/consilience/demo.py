@@ -7,7 +7,13 @@ from pathlib import Path
 from consilience.runs.explain import ExplanationJob, job_from_specs
 from consilience.types import ConsilienceError
 
-DEMO_FILES = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "astronaut.png")
+DEMO_FILES = (
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "astronaut.png",
+)
 DEMO_EXPLAINERS = ("gradcam", "lime:samples=700,seed=1")
 
 
@@ -18,7 +24,10 @@ def demo_images() -> list[Path]:
     folder = Path(skimage.__file__).parent / "data"
     there = [folder / name for name in DEMO_FILES if (folder / name).is_file()]
     if not there:
-        raise ConsilienceError(f"scikit-image carries none of {', '.join(DEMO_FILES)} in {folder}; install a release that does")
+        raise ConsilienceError(
+            f"scikit-image carries none of {', '.join(DEMO_FILES)} in {folder}; install a "
+            f"release that does"
+        )
     return there
 
 

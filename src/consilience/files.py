@@ -19,17 +19,27 @@ from consilience.types import ConsilienceError
 
 def digest_of_data(thing: Any) -> str:
     """Digest of plain data, whatever the order of its keys."""
-    return blake2b(json.dumps(thing, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return blake2b(
+        json.dumps(thing, sort_keys=True, default=str).encode(), digest_size=16
+    ).hexdigest()
 
 
 def file_stem(name: str) -> str:
-    """A file name for a sample's name: as it is where that is safe, else cleaned and made unique by a digest."""
+    """A file name for a sample's name: as it is where that is safe, else cleaned and
+    made unique by a digest.
+    """
     clean = re.sub(r"[^\w.\- ]", "_", name).strip(". ")[:80]
-    return clean if clean == name else f"{clean}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return (
+        clean
+        if clean == name
+        else f"{clean}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+    )
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place and move it there; nothing half-written is ever seen under its name."""
+    """Write a file beside its place and move it there; nothing half-written is ever
+    seen under its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
@@ -64,7 +74,7 @@ def json_ready(thing: Any) -> Any:
     return thing
 
 
-# ---------------------------------------------------------------- reading
+# ---- reading
 
 
 def _read_json(path: Path) -> dict[str, Any]:

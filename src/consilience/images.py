@@ -1,7 +1,8 @@
 """Reading, resizing and blurring: the only module that resamples pixels.
 
-Pictures are untrusted: their claimed size is checked before a pixel is decoded, and only well-known formats are tried. All
-geometry uses half-pixel centres: pixel i covers [i, i + 1) and is sampled at i + .5.
+Images are untrusted: their claimed size is checked before a pixel is decoded, and only
+well-known formats are tried. All geometry uses half-pixel centres: pixel i covers [i, i
++ 1) and is sampled at i + .5.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from consilience.types import Array, Box, ConsilienceError
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _FILTERS = {
@@ -35,20 +38,24 @@ _FILTERS = {
 }
 
 
-# ---------------------------------------------------------------- reading
+# ---- reading
 
 
-def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Array, tuple[str, ...]]:
-    """Read a picture as (H, W, 3) uint8 RGB, upright, with notes on what had to be decided.
+def read_pixels(
+    path: str | Path, max_pixels: int = MAX_PIXELS
+) -> tuple[Array, tuple[str, ...]]:
+    """Read an image as (H, W, 3) uint8 RGB, upright, with notes on what had to be
+    decided.
 
-    The format is found from the content, not from the name. Sixteen-bit greys are scaled, transparency is composited on
-    white, and of several frames the first is taken. Raises `ConsilienceError` with one line on anything else.
+    The format is found from the content, not from the name. Sixteen-bit greys are
+    scaled, transparency is composited on white, and of several frames the first is
+    taken. Raises `ConsilienceError` with one line on anything else.
     """
     file = Path(path)
     if not file.exists():
         raise ConsilienceError(f"{file}: no such file")
     if file.is_dir():
-        raise ConsilienceError(f"{file}: a folder, not a picture")
+        raise ConsilienceError(f"{file}: a folder, not an image")
     if file.stat().st_size == 0:
         raise ConsilienceError(f"{file}: the file is empty")
     try:
@@ -57,19 +64,27 @@ def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Array, 
             with Image.open(file, formats=FORMATS) as image:
                 return _decode(image, file, max_pixels)
     except UnidentifiedImageError:
-        raise ConsilienceError(f"{file}: not a picture in any format read here ({', '.join(FORMATS)})") from None
+        raise ConsilienceError(
+            f"{file}: not an image in any format read here ({', '.join(FORMATS)})"
+        ) from None
     except Image.DecompressionBombError:
-        raise ConsilienceError(f"{file}: claims more pixels than the limit of {max_pixels:,}") from None
+        raise ConsilienceError(
+            f"{file}: claims more pixels than the limit of {max_pixels:,}"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, ConsilienceError):
             raise
         raise ConsilienceError(f"{file}: damaged or truncated ({error})") from None
 
 
-def _decode(image: Image.Image, file: Path, max_pixels: int) -> tuple[Array, tuple[str, ...]]:
+def _decode(
+    image: Image.Image, file: Path, max_pixels: int
+) -> tuple[Array, tuple[str, ...]]:
     width, height = image.size
     if width * height > max_pixels:
-        raise ConsilienceError(f"{file}: claims {width} x {height} pixels; the limit is {max_pixels:,}")
+        raise ConsilienceError(
+            f"{file}: claims {width} x {height} pixels; the limit is {max_pixels:,}"
+        )
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -86,39 +101,69 @@ def _to_rgb(image: Image.Image, file: Path) -> tuple[Array, list[str]]:
     if image.mode.startswith("I"):
         return _scaled_grey(np.asarray(image), file), ["16-bit grey scaled to 8 bits"]
     if image.mode == "F":
-        raise ConsilienceError(f"{file}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        raise ConsilienceError(
+            f"{file}: floating-point pixels have no agreed range; save it with 8 or 16 bits"
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         whole = image.convert("RGBA")
         white = Image.new("RGBA", whole.size, (255, 255, 255, 255))
-        return np.array(Image.alpha_composite(white, whole).convert("RGB")), ["transparency composited on white"]
+        return np.array(Image.alpha_composite(white, whole).convert("RGB")), [
+            "transparency composited on white"
+        ]
     return np.array(image.convert("RGB")), []
 
 
 def _scaled_grey(values: Array, file: Path) -> Array:
     wide = values.astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
-        raise ConsilienceError(f"{file}: grey values from {wide.min()} to {wide.max()}; at most 16 bits are read")
+        raise ConsilienceError(
+            f"{file}: grey values from {wide.min()} to {wide.max()}; at most 16 bits are read"
+        )
     grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-# ---------------------------------------------------------------- resizing
+# ---- resizing
 
 
-def resize(pixels: Array, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Array:
-    """Resize (H, W, 3) uint8 to ``size`` (height, width) with antialiasing, as torchvision and timm do on PIL pictures."""
+def resize(
+    pixels: Array, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> Array:
+    """Resize (H, W, 3) uint8 to ``size`` (height, width) with antialiasing, as
+    torchvision and timm do on PIL images.
+    """
     image = Image.fromarray(pixels)
     return np.array(image.resize((size[1], size[0]), _FILTERS[interpolation]))
 
 
-def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad: float | tuple[float, ...] = 0.5) -> Array:
-    """The model's input (h, w, 3) uint8: resized as a whole, then the window cut out; outside the picture it is ``pad``."""
-    (top, left), (height, width), resized = placement.offset, placement.size, placement.resized
-    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, resized[0]), min(left + width, resized[1])
+def place(
+    pixels: Array,
+    placement: Placement,
+    interpolation: Interpolation,
+    pad: float | tuple[float, ...] = 0.5,
+) -> Array:
+    """The model's input (h, w, 3) uint8: resized as a whole, then the window cut out;
+    outside the image it is ``pad``.
+    """
+    (top, left), (height, width), resized = (
+        placement.offset,
+        placement.size,
+        placement.resized,
+    )
+    y0, x0, y1, x1 = (
+        max(top, 0),
+        max(left, 0),
+        min(top + height, resized[0]),
+        min(left + width, resized[1]),
+    )
     if resized[0] * resized[1] > MAX_PIXELS:
         part = _resize_part(pixels, resized, ((y0, y1), (x0, x1)), interpolation)
     else:
-        part = (pixels if resized == pixels.shape[:2] else resize(pixels, resized, interpolation))[y0:y1, x0:x1]
+        part = (
+            pixels
+            if resized == pixels.shape[:2]
+            else resize(pixels, resized, interpolation)
+        )[y0:y1, x0:x1]
     if part.shape[:2] == (height, width):
         return np.ascontiguousarray(part)
     canvas = np.full((height, width, 3), np.rint(255 * np.asarray(pad)), dtype=np.uint8)
@@ -127,52 +172,73 @@ def place(pixels: Array, placement: Placement, interpolation: Interpolation, pad
 
 
 def _resize_part(
-    pixels: Array, resized: tuple[int, int], window: tuple[tuple[int, int], tuple[int, int]], interpolation: Interpolation
+    pixels: Array,
+    resized: tuple[int, int],
+    window: tuple[tuple[int, int], tuple[int, int]],
+    interpolation: Interpolation,
 ) -> Array:
-    """A window (rows, columns) of the resized whole, which is never made: for shapes of which it would not fit in memory.
+    """A window (rows, columns) of the resized whole, which is never made: for shapes of
+    which it would not fit in memory.
 
-    Pillow's filters reach beyond the box into the rest of the picture, so that its borders are right. It may take the axes in
-    another order than for the whole, which shows where a bicubic filter overshoots and is clipped between them.
+    Pillow's filters reach beyond the box into the rest of the image, so that its
+    borders are right. It may take the axes in another order than for the whole, which
+    shows where a bicubic filter overshoots and is clipped between them.
     """
     (y0, y1), (x0, x1) = window
     down, across = (resized[axis] / pixels.shape[axis] for axis in (0, 1))
     box = (x0 / across, y0 / down, x1 / across, y1 / down)
-    return np.array(Image.fromarray(pixels).resize((x1 - x0, y1 - y0), _FILTERS[interpolation], box=box))
+    return np.array(
+        Image.fromarray(pixels).resize(
+            (x1 - x0, y1 - y0), _FILTERS[interpolation], box=box
+        )
+    )
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model's input lies on a picture: the whole is resized to ``resized``, then ``size`` is cut at ``offset``.
+    """Where a model's input lies on an image: the whole is resized to ``resized``, then
+    ``size`` is cut at ``offset``.
 
-    All pairs are (height, width) or (top, left). A negative offset means padding. It is the `Geometry` of every view.
+    All pairs are (height, width) or (top, left). A negative offset means padding. It is
+    the `Geometry` of every view.
     """
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     resized: tuple[int, int]
     offset: tuple[int, int]
     size: tuple[int, int]
 
     @staticmethod
-    def crop(picture: tuple[int, int], short_side: int, size: tuple[int, int]) -> Placement:
-        """Shorter side to ``short_side``, then the centre of ``size``, rounded as torchvision does."""
-        height, width = picture
+    def crop(
+        image: tuple[int, int], short_side: int, size: tuple[int, int]
+    ) -> Placement:
+        """Shorter side to ``short_side``, then the centre of ``size``, rounded as
+        torchvision does.
+        """
+        height, width = image
         if height <= width:
             resized = (short_side, max(1, int(short_side * width / height)))
         else:
             resized = (max(1, int(short_side * height / width)), short_side)
-        return Placement.centred(picture, resized, size)
+        return Placement.centred(image, resized, size)
 
     @staticmethod
-    def centred(picture: tuple[int, int], resized: tuple[int, int], size: tuple[int, int]) -> Placement:
-        """The centre of ``size`` after resizing to ``resized``; where that is smaller, padded as torchvision does."""
+    def centred(
+        image: tuple[int, int], resized: tuple[int, int], size: tuple[int, int]
+    ) -> Placement:
+        """The centre of ``size`` after resizing to ``resized``; where that is smaller,
+        padded as torchvision does.
+        """
         extra = [resized[axis] - size[axis] for axis in (0, 1)]
-        top, left = (round(more / 2.0) if more >= 0 else -(-more // 2) for more in extra)
-        return Placement(picture, resized, (top, left), size)
+        top, left = (
+            round(more / 2.0) if more >= 0 else -(-more // 2) for more in extra
+        )
+        return Placement(image, resized, (top, left), size)
 
     @staticmethod
-    def squash(picture: tuple[int, int], size: tuple[int, int]) -> Placement:
-        """The whole picture to ``size``, whatever its shape."""
-        return Placement(picture, size, (0, 0), size)
+    def squash(image: tuple[int, int], size: tuple[int, int]) -> Placement:
+        """The whole image to ``size``, whatever its shape."""
+        return Placement(image, size, (0, 0), size)
 
     @staticmethod
     def from_dict(numbers: dict[str, Any]) -> Placement:
@@ -189,9 +255,10 @@ class Placement:
     @overload
     def to_input(self, thing: Array) -> Array: ...
     def to_input(self, thing: Box | Array) -> Box | Array:
-        """Move a box (clipped to the frame) or a mask or label map (nearest, 0 outside) into the model's frame.
+        """Move a box (clipped to the frame) or a mask or label map (nearest, 0 outside)
+        into the model's frame.
 
-        A label map may have any resolution: it is taken to cover the picture.
+        A label map may have any resolution: it is taken to cover the image.
         """
         if isinstance(thing, Box):
             y0, y1 = (self._box_edge(edge, 0) for edge in (thing.y0, thing.y1))
@@ -200,10 +267,14 @@ class Placement:
         rows, inside_y = self._nearest(0, thing.shape[0])
         columns, inside_x = self._nearest(1, thing.shape[1])
         moved = thing[np.ix_(rows, columns)]
-        return np.where(np.outer(inside_y, inside_x), moved, np.zeros((), dtype=thing.dtype))
+        return np.where(
+            np.outer(inside_y, inside_x), moved, np.zeros((), dtype=thing.dtype)
+        )
 
-    def to_picture(self, values: Array) -> Array:
-        """Move a map that covers the input (any resolution) onto the picture: bilinear, NaN where the model did not look."""
+    def to_image(self, values: Array) -> Array:
+        """Move a map that covers the input (any resolution) onto the image: bilinear,
+        NaN where the model did not look.
+        """
         down, seen_y = self._linear(0, values.shape[0])
         across, seen_x = self._linear(1, values.shape[1])
         moved = down @ values.astype(np.float64) @ across.T
@@ -211,23 +282,31 @@ class Placement:
         return moved.astype(np.float32)
 
     def _box_edge(self, edge: float, axis: int) -> float:
-        moved = edge * self.resized[axis] / self.picture[axis] - self.offset[axis]
+        moved = edge * self.resized[axis] / self.image[axis] - self.offset[axis]
         return float(min(max(moved, 0.0), self.size[axis]))
 
     def _nearest(self, axis: int, length: int) -> tuple[Array, Array]:
         centres = np.arange(self.size[axis]) + 0.5 + self.offset[axis]
         share = centres / self.resized[axis]
-        return np.clip(np.floor(share * length).astype(int), 0, length - 1), (share >= 0) & (share < 1)
+        return np.clip(np.floor(share * length).astype(int), 0, length - 1), (
+            share >= 0
+        ) & (share < 1)
 
     def _linear(self, axis: int, length: int) -> tuple[Array, Array]:
-        """Interpolation matrix (picture pixels, map cells) of one axis, and which picture pixels the model saw."""
-        centres = (np.arange(self.picture[axis]) + 0.5) * self.resized[axis] / self.picture[axis] - self.offset[axis]
+        """Interpolation matrix (image pixels, map cells) of one axis, and which image
+        pixels the model saw.
+        """
+        centres = (np.arange(self.image[axis]) + 0.5) * self.resized[axis] / self.image[
+            axis
+        ] - self.offset[axis]
         seen = (centres >= 0) & (centres <= self.size[axis])
         return _hat(centres / self.size[axis] * length - 0.5, length), seen
 
 
 def _hat(at: Array, length: int) -> Array:
-    """Rows of linear-interpolation weights for positions in units of cells, held at the edges."""
+    """Rows of linear-interpolation weights for positions in units of cells, held at the
+    edges.
+    """
     at = np.clip(at, 0, length - 1)
     low = np.minimum(np.floor(at).astype(int), max(length - 2, 0))
     share = at - low
@@ -238,18 +317,27 @@ def _hat(at: Array, length: int) -> Array:
     return weights
 
 
-# ---------------------------------------------------------------- maps and tensors
+# ---- maps and tensors
 
 
 def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Bilinear resampling of maps (..., h, w) to (..., height, width); half-pixel centres unless ``align_corners``."""
+    """Bilinear resampling of maps (..., h, w) to (..., height, width); half-pixel
+    centres unless ``align_corners``.
+    """
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    return functional.interpolate(flat, size, mode="bilinear", align_corners=align_corners).reshape(*maps.shape[:-2], *size)
+    return functional.interpolate(
+        flat, size, mode="bilinear", align_corners=align_corners
+    ).reshape(*maps.shape[:-2], *size)
 
 
 def to_tensor(pixels: Array) -> Tensor:
     """(H, W, 3) uint8 to (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).unsqueeze(0).float().div_(255)
+    return (
+        torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        .unsqueeze(0)
+        .float()
+        .div_(255)
+    )
 
 
 def to_array(pixels: Tensor) -> Array:
@@ -258,13 +346,19 @@ def to_array(pixels: Tensor) -> Array:
 
 
 def blur(pixels: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (N, 3, h, w), standard deviation in pixels, mirrored at the borders."""
-    array = ndimage.gaussian_filter(pixels.detach().cpu().numpy(), sigma=(0, 0, sigma, sigma), mode="reflect")
+    """Gaussian blur of (N, 3, h, w), standard deviation in pixels, mirrored at the
+    borders.
+    """
+    array = ndimage.gaussian_filter(
+        pixels.detach().cpu().numpy(), sigma=(0, 0, sigma, sigma), mode="reflect"
+    )
     return torch.from_numpy(array).to(pixels)
 
 
 def mirrored_kernel(side: int, sigma: float) -> Array:
-    """A Gaussian (side,) held within ``side`` cells, what would lie outside mirrored into them; it sums to 1."""
+    """A Gaussian (side,) held within ``side`` cells, what would lie outside mirrored
+    into them; it sums to 1.
+    """
     one = np.zeros(side)
     one[side // 2] = 1.0
     kernel: Array = ndimage.gaussian_filter1d(one, sigma, mode="reflect")
@@ -273,8 +367,12 @@ def mirrored_kernel(side: int, sigma: float) -> Array:
 
 
 def convolved(pixels: Tensor, kernel: Tensor) -> Tensor:
-    """(N, 3, h, w) convolved down and across with an odd symmetric kernel (k,), zeros outside the picture."""
+    """(N, 3, h, w) convolved down and across with an odd symmetric kernel (k,), zeros
+    outside the image.
+    """
     half = len(kernel) // 2
     flat = pixels.reshape(-1, 1, *pixels.shape[-2:])
     down = functional.conv2d(flat, kernel.reshape(1, 1, -1, 1), padding=(half, 0))
-    return functional.conv2d(down, kernel.reshape(1, 1, 1, -1), padding=(0, half)).reshape(pixels.shape)
+    return functional.conv2d(
+        down, kernel.reshape(1, 1, 1, -1), padding=(0, half)
+    ).reshape(pixels.shape)

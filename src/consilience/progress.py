@@ -1,7 +1,8 @@
 """Progress and cancellation without a parameter in every signature.
 
-A hot path says ``for chunk in track(chunks, label)`` or opens a `Task`; whoever called the library may have put a reporter
-into the context variable (a bar, an event stream). With none, reporting costs nothing.
+A hot path says ``for chunk in track(chunks, label)`` or opens a `Task`; whoever called
+the library may have put a reporter into the context variable (a bar, an event stream).
+With none, reporting costs nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Reporter(Protocol):
         """A line for the person who waits."""
 
 
-_reporter: ContextVar[Reporter | None] = ContextVar("consilience_reporter", default=None)
+_reporter: ContextVar[Reporter | None] = ContextVar(
+    "consilience_reporter", default=None
+)
 
 
 class Task:

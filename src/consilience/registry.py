@@ -1,8 +1,9 @@
 """Names, and the one grammar in which everything is spelled.
 
-``name[:positional][,key=value...]``; nested values as ``segments=quickshift(kernel_size=5)``, lists with ``+``, quotes round
-what needs them. A registered frozen dataclass is the schema: its first field is the positional one, its fields are the
-options. `build` and `spell` are inverse.
+``name[:positional][,key=value...]``; nested values as
+``segments=quickshift(kernel_size=5)``, lists with ``+``, quotes round what needs them.
+A registered frozen dataclass is the schema: its first field is the positional one, its
+fields are the options. `build` and `spell` are inverse.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ class Spec:
     options: tuple[tuple[str, Value], ...] = ()
 
 
-# ---------------------------------------------------------------- parsing
+# ---- parsing
 
-_TOKEN = re.compile(r"""\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<mark>[,+()=])|(?P<word>[^,+()="']+))""")
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<mark>[,+()=])|(?P<word>[^,+()="']+))"""
+)
 _PLAIN = re.compile(r"""[^,+()="'\s\\][^,+()="'\\]*(?<!\s)""")
 
 
@@ -55,7 +58,9 @@ def parse(text: str) -> Spec:
     name, colon, rest = text.strip().partition(":")
     name = name.strip()
     if not name or re.search(r"""[,()="'\s]""", name):
-        raise ConsilienceError(f"{text!r} is no spec; a spec is name[:value][,key=value...]")
+        raise ConsilienceError(
+            f"{text!r} is no spec; a spec is name[:value][,key=value...]"
+        )
     if not colon:
         return Spec(name)
     tokens = _tokens(rest, text)
@@ -69,7 +74,9 @@ def _tokens(rest: str, text: str) -> list[tuple[str, str]]:
     while at < len(rest) and rest[at:].strip():
         match = _TOKEN.match(rest, at)
         if match is None:
-            raise ConsilienceError(f"{text!r}: a quote is opened and not closed at {rest[at:]!r}")
+            raise ConsilienceError(
+                f"{text!r}: a quote is opened and not closed at {rest[at:]!r}"
+            )
         kind = str(match.lastgroup)
         tokens.append((kind, match.group(kind)))
         at = match.end()
@@ -80,7 +87,9 @@ def _tokens(rest: str, text: str) -> list[tuple[str, str]]:
 def _items(
     tokens: list[tuple[str, str]], text: str, closing: str | None
 ) -> tuple[tuple[Value, ...], tuple[tuple[str, Value], ...]]:
-    """Items up to ``closing`` (a bracket) or the end; ``tokens`` is consumed from the front."""
+    """Items up to ``closing`` (a bracket) or the end; ``tokens`` is consumed from the
+    front.
+    """
     args: list[Value] = []
     options: list[tuple[str, Value]] = []
     stop = ("mark", ")") if closing else ("end", "")
@@ -92,14 +101,18 @@ def _items(
                 raise ConsilienceError(f"{text!r} gives {key!r} twice")
             options.append((key, _value(tokens, text)))
         elif options:
-            raise ConsilienceError(f"{text!r}: a value without a name comes after a named one, at {tokens[0][1]!r}")
+            raise ConsilienceError(
+                f"{text!r}: a value without a name comes after a named one, at {tokens[0][1]!r}"
+            )
         else:
             args.append(_value(tokens, text))
         if tokens[0] == stop:
             tokens.pop(0)
             return tuple(args), tuple(options)
         if tokens[0] != ("mark", ","):
-            raise ConsilienceError(f"{text!r} is no spec: {tokens[0][1] or 'its end'!r} was not expected there")
+            raise ConsilienceError(
+                f"{text!r} is no spec: {tokens[0][1] or 'its end'!r} was not expected there"
+            )
         tokens.pop(0)
 
 
@@ -116,7 +129,9 @@ def _atom(tokens: list[tuple[str, str]], text: str) -> str | Spec:
     if kind == "quoted":
         return re.sub(r"\\(.)", r"\1", word[1:-1])
     if kind != "word":
-        raise ConsilienceError(f"{text!r} is no spec: a value is missing before {word or 'its end'!r}")
+        raise ConsilienceError(
+            f"{text!r} is no spec: a value is missing before {word or 'its end'!r}"
+        )
     if tokens[0] != ("mark", "("):
         return word.strip()
     tokens.pop(0)
@@ -143,14 +158,22 @@ def _render_value(value: Value) -> str:
         return "+".join(_render_value(item) for item in value)
     if isinstance(value, Spec):
         return f"{value.name}({_render_items(value)})"
-    return value if _PLAIN.fullmatch(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return (
+        value
+        if _PLAIN.fullmatch(value)
+        else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )
 
 
-# ---------------------------------------------------------------- the registry
+# ---- the registry
 
 
 class Registry:
-    """Names of one kind. ``packages`` and their modules are imported, and plugins loaded, when a name is first asked for."""
+    """Names of one kind.
+
+    ``packages`` and their modules are imported, and plugins loaded, when a name is
+    first asked for.
+    """
 
     def __init__(self, kind: str, *packages: str) -> None:
         self.kind, self.packages = kind, packages
@@ -158,12 +181,21 @@ class Registry:
         self._loaded = False
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator: ``name`` is what users type. The class is a frozen dataclass."""
+        """Class decorator: ``name`` is what users type.
+
+        The class is a frozen dataclass.
+        """
 
         def add(cls: C) -> C:
             known = self._entries.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ConsilienceError(f"{self.kind} {name!r} is registered by {known.__module__} and by {cls.__module__}")
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise ConsilienceError(
+                    f"{self.kind} {name!r} is registered by {known.__module__} and by "
+                    f"{cls.__module__}"
+                )
             cls.spelled = name  # type: ignore[attr-defined]
             cls.registry = self  # type: ignore[attr-defined]
             self._entries[name] = cls
@@ -211,22 +243,31 @@ class Registry:
 
 explainers = Registry("explainer", "consilience.explainers")
 metrics = Registry("metric", "consilience.metrics")
-segmenters = Registry("segmenter", "consilience.perturb.superpixels", "consilience.perturb.quickshift")
+segmenters = Registry(
+    "segmenter", "consilience.perturb.superpixels", "consilience.perturb.quickshift"
+)
 fills = Registry("fill", "consilience.perturb.fills", "consilience.study")
 cutters = Registry("mask", "consilience.agreement.masks", "consilience.study")
 
-_by_kind = {registry.kind: registry for registry in (explainers, metrics, segmenters, fills, cutters)}
+_by_kind = {
+    registry.kind: registry
+    for registry in (explainers, metrics, segmenters, fills, cutters)
+}
 
 
 @cache
 def load_entry_points() -> None:
-    """Import what other installed packages offer under the entry point group ``consilience.plugins``."""
+    """Import what other installed packages offer under the entry point group
+    ``consilience.plugins``.
+    """
     for entry in entry_points(group=ENTRY_POINTS):
         entry.load()
 
 
 def load_plugin(path: str | Path) -> None:
-    """Import a Python file that registers explainers or metrics (the user's own code: it runs as such)."""
+    """Import a Python file that registers explainers or metrics (the user's own code:
+    it runs as such).
+    """
     file = Path(path)
     if not file.is_file():
         raise ConsilienceError(f"plugin {str(path)!r} is no file")
@@ -242,7 +283,9 @@ def load_plugin(path: str | Path) -> None:
         del sys.modules[name]
         if isinstance(error, ConsilienceError):
             raise
-        raise ConsilienceError(f"plugin {str(path)!r} does not load: {type(error).__name__}: {error}") from error
+        raise ConsilienceError(
+            f"plugin {str(path)!r} does not load: {type(error).__name__}: {error}"
+        ) from error
 
 
 def unknown(kind: str, got: str, there: typing.Iterable[str], limit: int = 60) -> str:
@@ -251,15 +294,23 @@ def unknown(kind: str, got: str, there: typing.Iterable[str], limit: int = 60) -
     near = get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     limit = 12 if near and len(names) > limit else limit
-    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
-    return f"no {kind} {got!r}{hint} There is: {shown}" if hint else f"no {kind} {got!r}; there is: {shown}"
+    shown = ", ".join(names[:limit]) + (
+        f", ... ({len(names)} in all)" if len(names) > limit else ""
+    )
+    return (
+        f"no {kind} {got!r}{hint} There is: {shown}"
+        if hint
+        else f"no {kind} {got!r}; there is: {shown}"
+    )
 
 
-# ---------------------------------------------------------------- dataclasses as schemas
+# ---- dataclasses as schemas
 
 
 def option(default: Any, *, kind: str | None = None, help: str = "") -> Any:
-    """A dataclass field with what the CLI and the web say of it; ``kind`` names the registry of a nested value."""
+    """A dataclass field with what the CLI and the web say of it; ``kind`` names the
+    registry of a nested value.
+    """
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help})
 
 
@@ -274,10 +325,15 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def construct(cls: type, spec: Spec) -> Any:
-    """Build a registered class from a parsed spec, converting each value as its field is typed."""
+    """Build a registered class from a parsed spec, converting each value as its field
+    is typed.
+    """
     fields = {item.name: item for item in options_of(cls)}
     if len(spec.args) > len(fields):
-        raise ConsilienceError(f"{spec.name} takes {len(fields)} values at most; got {len(spec.args)}: {_render_items(spec)}")
+        raise ConsilienceError(
+            f"{spec.name} takes {len(fields)} values at most; got {len(spec.args)}: "
+            f"{_render_items(spec)}"
+        )
     given: dict[str, Value] = dict(zip(fields, spec.args, strict=False))
     for key, value in spec.options:
         name = key.replace("-", "_")
@@ -285,16 +341,29 @@ def construct(cls: type, spec: Spec) -> Any:
             near = get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]}?)" if near else ""
             has = ", ".join(fields) or "no options"
-            raise ConsilienceError(f"{spec.name} has no option {key!r}{hint}; it has {has}")
+            raise ConsilienceError(
+                f"{spec.name} has no option {key!r}{hint}; it has {has}"
+            )
         if name in given:
             raise ConsilienceError(f"{spec.name} is given {name!r} twice")
         given[name] = value
-    required = [name for name, item in fields.items() if item.default is MISSING and item.default_factory is MISSING]
+    required = [
+        name
+        for name, item in fields.items()
+        if item.default is MISSING and item.default_factory is MISSING
+    ]
     for name in required:
         if name not in given:
-            raise ConsilienceError(f"{spec.name} needs {name}: {spec.name}:{name.upper()}")
+            raise ConsilienceError(
+                f"{spec.name} needs {name}: {spec.name}:{name.upper()}"
+            )
     hints = _hints(cls)
-    return cls(**{name: _convert(value, hints[name], fields[name], f"{spec.name}: {name}") for name, value in given.items()})
+    return cls(
+        **{
+            name: _convert(value, hints[name], fields[name], f"{spec.name}: {name}")
+            for name, value in given.items()
+        }
+    )
 
 
 def _convert(value: Value, hint: Any, item: Field[Any], where: str) -> Any:
@@ -303,9 +372,14 @@ def _convert(value: Value, hint: Any, item: Field[Any], where: str) -> Any:
         registry = _by_kind[kind]
         if typing.get_origin(hint) is tuple:
             several = value if isinstance(value, tuple) else (value,)
-            return tuple(registry.build(one if isinstance(one, Spec) else Spec(one)) for one in several)
+            return tuple(
+                registry.build(one if isinstance(one, Spec) else Spec(one))
+                for one in several
+            )
         if isinstance(value, tuple):
-            raise ConsilienceError(f"{where} is one {kind}, got a list: {_render_value(value)}")
+            raise ConsilienceError(
+                f"{where} is one {kind}, got a list: {_render_value(value)}"
+            )
         return registry.build(value if isinstance(value, Spec) else Spec(value))
     return _typed(value, hint, where)
 
@@ -317,15 +391,23 @@ def _typed(value: Value, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise ConsilienceError(f"{where} is one of {', '.join(map(str, args))}; got {_render_value(value)!r}")
+        raise ConsilienceError(
+            f"{where} is one of {', '.join(map(str, args))}; got {_render_value(value)!r}"
+        )
     if origin is tuple:
         items = value if isinstance(value, tuple) else (value,)
         inner = args[:-1] * len(items) if args[-1] is Ellipsis else args
         if len(inner) != len(items):
-            raise ConsilienceError(f"{where} takes {len(inner)} values joined by +; got {_render_value(value)!r}")
-        return tuple(_typed(one, kind, where) for one, kind in zip(items, inner, strict=True))
+            raise ConsilienceError(
+                f"{where} takes {len(inner)} values joined by +; got {_render_value(value)!r}"
+            )
+        return tuple(
+            _typed(one, kind, where) for one, kind in zip(items, inner, strict=True)
+        )
     if not isinstance(value, str):
-        raise ConsilienceError(f"{where} takes one plain value; got {_render_value(value)!r}")
+        raise ConsilienceError(
+            f"{where} takes one plain value; got {_render_value(value)!r}"
+        )
     return _scalar(value, hint, where)
 
 
@@ -347,22 +429,33 @@ def _scalar(text: str, hint: Any, where: str) -> Any:
             return None
         raise ConsilienceError(f"{where} may be none; got {text!r}")
     if hint is bool:
-        flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        flags = {
+            "true": True,
+            "yes": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "0": False,
+        }
         if text.lower() in flags:
             return flags[text.lower()]
         raise ConsilienceError(f"{where} is true or false; got {text!r}")
     try:
         return hint(text)
     except ValueError:
-        what = {int: "a whole number", float: "a number"}.get(hint, f"a {hint.__name__}")
+        what = {int: "a whole number", float: "a number"}.get(
+            hint, f"a {hint.__name__}"
+        )
         raise ConsilienceError(f"{where} is {what}; got {text!r}") from None
 
 
-# ---------------------------------------------------------------- spelling
+# ---- spelling
 
 
 def spell(thing: Any, full: bool = False) -> str:
-    """The spelling of a registered instance, without its defaults; ``full`` names every field, for keys."""
+    """The spelling of a registered instance, without its defaults; ``full`` names every
+    field, for keys.
+    """
     return render(as_spec(thing, full))
 
 
@@ -378,7 +471,11 @@ def as_spec(thing: Any, full: bool = False) -> Spec:
 
 def spelled_default(item: Field[Any]) -> str:
     """A field's default as users would type it; empty where it must be given."""
-    return "" if item.default is MISSING else _render_value(_spelled(item.default, full=False))
+    return (
+        ""
+        if item.default is MISSING
+        else _render_value(_spelled(item.default, full=False))
+    )
 
 
 def _spelled(value: Any, full: bool) -> Value:

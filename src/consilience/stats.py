@@ -1,6 +1,6 @@
 """Intervals, paired tests and multiple comparison: the few that tables here need.
 
-The unit is always a picture (or a run), never a pixel.
+The unit is always an image (or a run), never a pixel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Alternative = Literal["two-sided", "greater", "less"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the bounds of its confidence interval, how many values it stands on, and how the bounds were made."""
+    """A mean with the bounds of its confidence interval, how many values it stands on,
+    and how the bounds were made.
+    """
 
     mean: float
     low: float
@@ -35,34 +37,56 @@ class Interval:
     level: float = 0.95
 
 
-def mean_interval(values: Sequence[float] | Array, level: float = 0.95, seed: int = 0) -> Interval:
+def mean_interval(
+    values: Sequence[float] | Array, level: float = 0.95, seed: int = 0
+) -> Interval:
     """Mean of independent values (n,) with its confidence interval.
 
-    Student's t below 20 values, where BCa covers too little; the bias-corrected and accelerated bootstrap (Efron 1987) with
-    9,999 seeded resamples from 20; Student's t again above 5,000, where both agree and the bootstrap only costs. One value
-    has no interval (NaN bounds); equal values have one of no width. Both are said in ``method``. NaN is refused: what is
-    left out is for the caller to say.
+    Student's t below 20 values, where BCa covers too little; the bias-corrected and
+    accelerated bootstrap (Efron 1987) with 9,999 seeded resamples from 20; Student's t
+    again above 5,000, where both agree and the bootstrap only costs. One value has no
+    interval (NaN bounds); equal values have one of no width. Both are said in
+    ``method``. NaN is refused: what is left out is for the caller to say.
     """
     _check_level(level)
     x = np.asarray(values, dtype=np.float64).ravel()
     if not np.isfinite(x).all():
-        raise ConsilienceError(f"mean_interval: {np.count_nonzero(~np.isfinite(x))} of {x.size} values are not finite")
+        raise ConsilienceError(
+            f"mean_interval: {np.count_nonzero(~np.isfinite(x))} of {x.size} values are not "
+            f"finite"
+        )
     if x.size < 2:
-        mean, method = (float(x[0]), "one value: no interval") if x.size else (math.nan, "no values")
+        mean, method = (
+            (float(x[0]), "one value: no interval")
+            if x.size
+            else (math.nan, "no values")
+        )
         return Interval(mean, math.nan, math.nan, x.size, method, level)
     if (x == x[0]).all():
-        return Interval(float(x[0]), float(x[0]), float(x[0]), x.size, "no variance: all values are equal", level)
+        return Interval(
+            float(x[0]),
+            float(x[0]),
+            float(x[0]),
+            x.size,
+            "no variance: all values are equal",
+            level,
+        )
     return _bca(x, level, seed) if SMALL <= x.size <= LARGE else _student(x, level)
 
 
 def _student(x: Array, level: float) -> Interval:
     mean = float(x.mean())
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1)) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    half = (
+        float(stats.t.ppf((1 + level) / 2, x.size - 1))
+        * float(x.std(ddof=1))
+        / math.sqrt(x.size)
+    )
     return Interval(mean, mean - half, mean + half, x.size, "Student's t", level)
 
 
 def _bca(x: Array, level: float, seed: int) -> Interval:
-    # a batch bounds the memory of the resamples to 8 MB; where the bootstrap degenerates it gives NaN
+    # a batch bounds the memory of the resamples to 8 MB; where the bootstrap
+    # degenerates it gives NaN
     found = stats.bootstrap(
         (x,),
         np.mean,
@@ -76,14 +100,25 @@ def _bca(x: Array, level: float, seed: int) -> Interval:
     ).confidence_interval
     if not math.isfinite(found.low + found.high):
         return _student(x, level)
-    return Interval(float(x.mean()), float(found.low), float(found.high), x.size, "BCa bootstrap", level)
+    return Interval(
+        float(x.mean()),
+        float(found.low),
+        float(found.high),
+        x.size,
+        "BCa bootstrap",
+        level,
+    )
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Share of successes with its score interval (Wilson 1927), for outcomes that are 0 or 1."""
+    """Share of successes with its score interval (Wilson 1927), for outcomes that are 0
+    or 1.
+    """
     _check_level(level)
     if not 0 <= successes <= n:
-        raise ConsilienceError(f"wilson: successes must be from 0 to n; got {successes} of {n}")
+        raise ConsilienceError(
+            f"wilson: successes must be from 0 to n; got {successes} of {n}"
+        )
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0, "no values", level)
     z = float(stats.norm.ppf((1 + level) / 2))
@@ -97,16 +132,23 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
 
 
 def sign_flip_test(
-    differences: Sequence[float] | Array, seed: int = 0, draws: int = 9999, alternative: Alternative = "two-sided"
+    differences: Sequence[float] | Array,
+    seed: int = 0,
+    draws: int = 9999,
+    alternative: Alternative = "two-sided",
 ) -> float:
-    """p of paired differences (n,) under the null that each is as likely with the other sign (Fisher 1935).
+    """p of paired differences (n,) under the null that each is as likely with the other
+    sign (Fisher 1935).
 
-    The statistic is the mean. Up to 15 differences all 2^n flips are counted, above that ``draws`` seeded ones and the
-    identity, so p is never 0.
+    The statistic is the mean. Up to 15 differences all 2^n flips are counted, above
+    that ``draws`` seeded ones and the identity, so p is never 0.
     """
     x = np.asarray(differences, dtype=np.float64).ravel()
     if x.size == 0 or not np.isfinite(x).all():
-        raise ConsilienceError(f"sign_flip_test: needs finite differences; got {x.size} with {int(np.isnan(x).sum())} NaN")
+        raise ConsilienceError(
+            f"sign_flip_test: needs finite differences; got {x.size} with "
+            f"{int(np.isnan(x).sum())} NaN"
+        )
     exact = x.size <= 15
     sums = _all_flips(x) if exact else _drawn_flips(x, seed, draws)
     return share_as_extreme(sums, float(x.sum()), alternative, float(np.abs(x).sum()))
@@ -127,10 +169,17 @@ def _drawn_flips(x: Array, seed: int, draws: int) -> Array:
     return np.concatenate(sums)
 
 
-def share_as_extreme(null: Array, observed: float, alternative: Alternative = "greater", scale: float = 1.0) -> float:
-    """Share of a null distribution that is at least as extreme as ``observed``; equal up to rounding counts as equal.
+def share_as_extreme(
+    null: Array,
+    observed: float,
+    alternative: Alternative = "greater",
+    scale: float = 1.0,
+) -> float:
+    """Share of a null distribution that is at least as extreme as ``observed``; equal
+    up to rounding counts as equal.
 
-    ``null`` must contain the identity, so that the share is a valid p (Phipson & Smyth 2010).
+    ``null`` must contain the identity, so that the share is a valid p (Phipson & Smyth
+    2010).
     """
     slack = TIE_TOLERANCE * scale
     if alternative == "two-sided":
@@ -141,7 +190,9 @@ def share_as_extreme(null: Array, observed: float, alternative: Alternative = "g
 
 
 def holm(p_values: Sequence[float] | Array) -> Array:
-    """p values adjusted for the family-wise error (Holm 1979), in the order given. NaN is not tested: it stays, uncounted.
+    """p values adjusted for the family-wise error (Holm 1979), in the order given.
+
+    NaN is not tested: it stays, uncounted.
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
@@ -157,24 +208,31 @@ def holm(p_values: Sequence[float] | Array) -> Array:
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ConsilienceError(f"a confidence level lies between 0 and 1; got {level:g}")
+        raise ConsilienceError(
+            f"a confidence level lies between 0 and 1; got {level:g}"
+        )
 
 
-# ---------------------------------------------------------------- paired differences
+# ---- paired differences
 
 
 def effect_size(differences: Sequence[float] | Array) -> float:
-    """Cohen's d_z of paired differences (n,): their mean over their standard deviation (Cohen 1988, section 2.3.5).
+    """Cohen's d_z of paired differences (n,): their mean over their standard deviation
+    (Cohen 1988, section 2.3.5).
 
-    The standard deviation has n - 1 below it. About .2 is small, .5 medium, .8 large. NaN for fewer than two; differences that
-    are all equal have 0 where they are 0, else an infinite one of their sign.
+    The standard deviation has n - 1 below it. About .2 is small, .5 medium, .8 large.
+    NaN for fewer than two; differences that are all equal have 0 where they are 0, else
+    an infinite one of their sign.
 
     >>> effect_size([1.0, 2.0, 3.0])
     2.0
     """
     x = np.asarray(differences, dtype=np.float64).ravel()
     if not np.isfinite(x).all():
-        raise ConsilienceError(f"effect_size: {np.count_nonzero(~np.isfinite(x))} of {x.size} differences are not finite")
+        raise ConsilienceError(
+            f"effect_size: {np.count_nonzero(~np.isfinite(x))} of {x.size} differences are "
+            f"not finite"
+        )
     if x.size < 2:
         return math.nan
     if (x == x[0]).all():
@@ -182,8 +240,12 @@ def effect_size(differences: Sequence[float] | Array) -> float:
     return float(x.mean() / x.std(ddof=1))
 
 
-def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided", draws: int = 9999) -> float:
-    """The smallest p that `sign_flip_test` can give for n differences: what so few pictures can show at best."""
+def smallest_sign_flip_p(
+    n: int, alternative: Alternative = "two-sided", draws: int = 9999
+) -> float:
+    """The smallest p that `sign_flip_test` can give for n differences: what so few
+    images can show at best.
+    """
     if n > 15:
         return 1 / (draws + 1)
     return min(1.0, math.ldexp(2.0 if alternative == "two-sided" else 1.0, -n))
@@ -191,7 +253,9 @@ def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided", draws: 
 
 @dataclass(frozen=True)
 class Family:
-    """Tests that are adjusted together (Holm), under the ``name`` that says which: raw and adjusted p by test."""
+    """Tests that are adjusted together (Holm), under the ``name`` that says which: raw
+    and adjusted p by test.
+    """
 
     name: str
     p: Mapping[str, float]
@@ -204,20 +268,25 @@ class Family:
 
 
 def holm_family(name: str, p: Mapping[str, float]) -> Family:
-    """`holm` over the tests of a family that is named, so that a table can say what its p values are adjusted for."""
-    return Family(name, dict(p), dict(zip(p, holm(list(p.values())).tolist(), strict=True)))
+    """`holm` over the tests of a family that is named, so that a table can say what its
+    p values are adjusted for.
+    """
+    return Family(
+        name, dict(p), dict(zip(p, holm(list(p.values())).tolist(), strict=True))
+    )
 
 
-# ---------------------------------------------------------------- orders of methods
+# ---- orders of methods
 
 
 @dataclass(frozen=True, eq=False)
 class RankStability:
-    """How far the order of k methods depends on which pictures were taken.
+    """How far the order of k methods depends on which images were taken.
 
-    ``mean_rank`` (k,) is the mean over resamples of each method's rank by its mean, 1 is best; ``low`` and ``high`` (k,) span
-    95 % of them. ``kept`` (k, k) is the share of resamples in which two methods keep the order of their means (a tie counts
-    half), NaN on the diagonal and where the two are equal.
+    ``mean_rank`` (k,) is the mean over resamples of each method's rank by its mean, 1
+    is best; ``low`` and ``high`` (k,) span 95 % of them. ``kept`` (k, k) is the share
+    of resamples in which two methods keep the order of their means (a tie counts half),
+    NaN on the diagonal and where the two are equal.
     """
 
     mean_rank: Array
@@ -229,18 +298,27 @@ class RankStability:
 
 
 def rank_stability(
-    values: Sequence[Sequence[float]] | Array, higher_is_better: bool = True, seed: int = 0, resamples: int = 2000
+    values: Sequence[Sequence[float]] | Array,
+    higher_is_better: bool = True,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> RankStability:
-    """Order of k methods under a seeded bootstrap of pictures; ``values`` (n, k) has a row a picture, without NaN."""
+    """Order of k methods under a seeded bootstrap of images; ``values`` (n, k) has a
+    row an image, without NaN.
+    """
     x = _table("rank_stability", values) * (1 if higher_is_better else -1)
     means = _resampled_means(x, seed, resamples)
     ranks = stats.rankdata(-means, axis=1)
     low, high = np.quantile(ranks, (0.025, 0.975), axis=0)
-    return RankStability(ranks.mean(axis=0), low, high, _kept(means, x.mean(axis=0)), len(x), resamples)
+    return RankStability(
+        ranks.mean(axis=0), low, high, _kept(means, x.mean(axis=0)), len(x), resamples
+    )
 
 
 def _resampled_means(x: Array, seed: int, resamples: int) -> Array:
-    """Means (resamples, k); what is drawn is how often each picture is taken, at most a million counts at a time."""
+    """Means (resamples, k); what is drawn is how often each image is taken, at most a
+    million counts at a time.
+    """
     rng, n = np.random.default_rng(seed), len(x)
     chunk = max(1, 1_000_000 // n)
     parts = []
@@ -258,17 +336,21 @@ def _kept(means: Array, whole: Array) -> Array:
         gap, gaps = whole[a] - whole[b], means[:, a] - means[:, b]
         if abs(gap) > scale:
             tied = np.abs(gaps) <= scale
-            kept[a, b] = float(np.mean(np.where(tied, 0.5, np.sign(gaps) == np.sign(gap))))
+            kept[a, b] = float(
+                np.mean(np.where(tied, 0.5, np.sign(gaps) == np.sign(gap)))
+            )
     return kept
 
 
 @dataclass(frozen=True, eq=False)
 class CriticalDifference:
-    """Friedman's test with Nemenyi's critical difference (Demsar, JMLR 2006, section 3.2.2), k methods on n pictures.
+    """Friedman's test with Nemenyi's critical difference (Demsar, JMLR 2006, section
+    3.2.2), k methods on n images.
 
-    ``mean_ranks`` (k,), 1 is best, ties share their ranks; ``chi2`` of Friedman, corrected for ties, and ``p`` of Iman and
-    Davenport's F; methods whose mean ranks differ by less than ``difference`` cannot be told apart at ``alpha``; ``groups``
-    are the largest such sets, as indices from the best on.
+    ``mean_ranks`` (k,), 1 is best, ties share their ranks; ``chi2`` of Friedman,
+    corrected for ties, and ``p`` of Iman and Davenport's F; methods whose mean ranks
+    differ by less than ``difference`` cannot be told apart at ``alpha``; ``groups`` are
+    the largest such sets, as indices from the best on.
     """
 
     mean_ranks: Array
@@ -282,32 +364,49 @@ class CriticalDifference:
 
 
 def critical_difference(
-    values: Sequence[Sequence[float]] | Array, higher_is_better: bool = True, alpha: float = 0.05
+    values: Sequence[Sequence[float]] | Array,
+    higher_is_better: bool = True,
+    alpha: float = 0.05,
 ) -> CriticalDifference:
-    """Mean ranks of k methods over n pictures and how far apart they must lie: ``q_alpha sqrt(k (k + 1) / (6 n))``.
+    """Mean ranks of k methods over n images and how far apart they must lie: ``q_alpha
+    sqrt(k (k + 1) / (6 n))``.
 
-    ``q_alpha`` is the studentised range's quantile over the square root of 2. ``values`` (n, k) has a row a picture, no NaN.
+    ``q_alpha`` is the studentised range's quantile over the square root of 2.
+    ``values`` (n, k) has a row an image, no NaN.
     """
     x = _table("critical_difference", values)
     n, k = x.shape
     if k < 2:
-        raise ConsilienceError(f"critical_difference: an order needs two methods; got {k}")
+        raise ConsilienceError(
+            f"critical_difference: an order needs two methods; got {k}"
+        )
     ranks = stats.rankdata(-x if higher_is_better else x, axis=1)
     mean_ranks = ranks.mean(axis=0)
-    difference = float(stats.studentized_range.ppf(1 - alpha, k, np.inf) / math.sqrt(2)) * math.sqrt(k * (k + 1) / (6 * n))
+    difference = float(
+        stats.studentized_range.ppf(1 - alpha, k, np.inf) / math.sqrt(2)
+    ) * math.sqrt(k * (k + 1) / (6 * n))
     chi2 = _friedman(ranks)
     f = _iman_davenport(chi2, n, k)
     p = float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))) if n > 1 else math.nan
-    return CriticalDifference(mean_ranks, chi2, f, p, difference, _groups(mean_ranks, difference), n, alpha)
+    return CriticalDifference(
+        mean_ranks, chi2, f, p, difference, _groups(mean_ranks, difference), n, alpha
+    )
 
 
 def _friedman(ranks: Array) -> float:
     n, k = ranks.shape
-    counts = np.concatenate([np.unique(row, return_counts=True)[1] for row in ranks]).astype(np.float64)
+    counts = np.concatenate(
+        [np.unique(row, return_counts=True)[1] for row in ranks]
+    ).astype(np.float64)
     untied = 1 - float((counts**3 - counts).sum()) / (n * k * (k**2 - 1))
     if untied <= 0:
-        return 0.0  # every picture ties all methods: nothing speaks against their being equal
-    raw = 12 * n / (k * (k + 1)) * (float((ranks.mean(axis=0) ** 2).sum()) - k * (k + 1) ** 2 / 4)
+        return 0.0  # every image ties all methods: nothing speaks against their being equal
+    raw = (
+        12
+        * n
+        / (k * (k + 1))
+        * (float((ranks.mean(axis=0) ** 2).sum()) - k * (k + 1) ** 2 / 4)
+    )
     return float(raw / untied)
 
 
@@ -320,7 +419,11 @@ def _groups(mean_ranks: Array, difference: float) -> tuple[tuple[int, ...], ...]
     order = np.argsort(mean_ranks, kind="stable")
     found: list[tuple[int, ...]] = []
     for start in range(len(order)):
-        near = [int(i) for i in order[start:] if mean_ranks[i] - mean_ranks[order[start]] < difference]
+        near = [
+            int(i)
+            for i in order[start:]
+            if mean_ranks[i] - mean_ranks[order[start]] < difference
+        ]
         if len(near) > 1 and not any(set(near) <= set(known) for known in found):
             found.append(tuple(near))
     return tuple(found)
@@ -328,22 +431,32 @@ def _groups(mean_ranks: Array, difference: float) -> tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
-    """Spearman's correlation of two metrics over pictures: ``mean`` over methods, ``within`` (k,) each, NaN where undefined."""
+    """Spearman's correlation of two metrics over images: ``mean`` over methods,
+    ``within`` (k,) each, NaN where undefined.
+    """
 
     mean: float
     within: Array
 
 
-def metric_correlation(a: Sequence[Sequence[float]] | Array, b: Sequence[Sequence[float]] | Array) -> Correlation:
-    """Whether two metrics agree on which pictures a method explains well: Spearman over pictures, within each method.
+def metric_correlation(
+    a: Sequence[Sequence[float]] | Array, b: Sequence[Sequence[float]] | Array
+) -> Correlation:
+    """Whether two metrics agree on which images a method explains well: Spearman over
+    images, within each method.
 
-    ``a`` and ``b`` (n, k) hold the metrics' values, a row a picture, a column a method, turned so that more is better; NaN
-    where one does not apply. Over all pictures and methods at once the methods' means would correlate too, which is another
-    question. A method with fewer than three pictures, or a constant metric, has NaN and is left out of the mean.
+    ``a`` and ``b`` (n, k) hold the metrics' values, a row an image, a column a method,
+    turned so that more is better; NaN where one does not apply. Over all images and
+    methods at once the methods' means would correlate too, which is another question. A
+    method with fewer than three images, or a constant metric, has NaN and is left out
+    of the mean.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 2:
-        raise ConsilienceError(f"metric_correlation: needs two tables (n, k) of one shape; got {x.shape} and {y.shape}")
+        raise ConsilienceError(
+            f"metric_correlation: needs two tables (n, k) of one shape; got {x.shape} and "
+            f"{y.shape}"
+        )
     within = np.array([_spearman(*pair) for pair in zip(x.T, y.T, strict=True)])
     known = within[~np.isnan(within)]
     return Correlation(float(known.mean()) if known.size else math.nan, within)
@@ -359,5 +472,7 @@ def _spearman(a: Array, b: Array) -> float:
 def _table(what: str, values: Sequence[Sequence[float]] | Array) -> Array:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape or not np.isfinite(x).all():
-        raise ConsilienceError(f"{what}: needs a table (pictures, methods) of finite values; got {x.shape}")
+        raise ConsilienceError(
+            f"{what}: needs a table (images, methods) of finite values; got {x.shape}"
+        )
     return x

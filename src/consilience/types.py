@@ -1,7 +1,8 @@
 """The nouns: what a sample, a model, a target, an explanation and a score are.
 
-A Sample is shown to a Model; an Explainer makes an Explanation; a Metric gives it a Score. Everything here is data or a
-protocol: nothing has to be inherited, and nothing here computes more than a slice of what it holds.
+A Sample is shown to a Model; an Explainer makes an Explanation; a Metric gives it a
+Score. Everything here is data or a protocol: nothing has to be inherited, and nothing
+here computes more than a slice of what it holds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, overload, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    overload,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +32,13 @@ ViewMode = Literal["crop", "squash"]
 Outputs = Literal["logits", "probabilities", "values"]
 
 PIXELS = "pixels"
-"""The name of the layer that is the picture itself, wherever a layer is asked for."""
+"""The name of the layer that is the image itself, wherever a layer is asked for."""
 
 
 class ConsilienceError(ValueError):
-    """An expected failure, said in one line: what was wrong, what was got, what there is."""
+    """An expected failure, said in one line: what was wrong, what was got, what there
+    is.
+    """
 
 
 class NotApplicable(ConsilienceError):  # noqa: N818 - it is a verdict, not a fault
@@ -36,7 +47,9 @@ class NotApplicable(ConsilienceError):  # noqa: N818 - it is a verdict, not a fa
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of one class: ``index`` of the class, edges in pixels (x to the right, y down, upper edges exclusive)."""
+    """A rectangle of one class: ``index`` of the class, edges in pixels (x to the
+    right, y down, upper edges exclusive).
+    """
 
     index: int | None
     x0: float
@@ -47,10 +60,11 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture as a person sees it, with what is known about it.
+    """An image as a person sees it, with what is known about it.
 
-    ``pixels`` is (H, W, 3) uint8 RGB with the EXIF orientation applied, ``label`` the true class, ``boxes`` in pixels of the
-    picture, ``masks`` concept or class to (H, W) bool. ``notes`` say what reading had to decide ("first of 12 frames").
+    ``pixels`` is (H, W, 3) uint8 RGB with the EXIF orientation applied, ``label`` the
+    true class, ``boxes`` in pixels of the image, ``masks`` concept or class to (H, W)
+    bool. ``notes`` say what reading had to decide ("first of 12 frames").
     """
 
     name: str
@@ -62,26 +76,35 @@ class Sample:
 
     def __post_init__(self) -> None:
         pixels = self.pixels
-        if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.ndim != 3
+            or pixels.shape[2] != 3
+            or pixels.dtype != np.uint8
+        ):
             got = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}".strip()
-            raise ConsilienceError(f"a sample's pixels are (H, W, 3) uint8 RGB; {self.name!r} has {got}")
+            raise ConsilienceError(
+                f"a sample's pixels are (H, W, 3) uint8 RGB; {self.name!r} has {got}"
+            )
         if 0 in pixels.shape:
-            raise ConsilienceError(f"{self.name!r} is an empty picture: {pixels.shape[1]} x {pixels.shape[0]}")
+            raise ConsilienceError(
+                f"{self.name!r} is an empty image: {pixels.shape[1]} x {pixels.shape[0]}"
+            )
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest of the decoded picture: shape and pixels, nothing else."""
+        """Hex digest of the decoded image: shape and pixels, nothing else."""
         state = blake2b(repr(self.pixels.shape).encode(), digest_size=16)
         state.update(np.ascontiguousarray(self.pixels).tobytes())
         return state.hexdigest()
 
 
 class Geometry(Protocol):
-    """Where a model's input lies on the picture. Half-pixel centres throughout."""
+    """Where a model's input lies on the image. Half-pixel centres throughout."""
 
     @property
-    def picture(self) -> tuple[int, int]:
-        """Height and width of the picture."""
+    def image(self) -> tuple[int, int]:
+        """Height and width of the image."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,10 +115,14 @@ class Geometry(Protocol):
     @overload
     def to_input(self, thing: Array) -> Array: ...
     def to_input(self, thing: Box | Array) -> Box | Array:
-        """Move a box, a mask or a label map (any resolution, covering the picture) into the model's frame."""
+        """Move a box, a mask or a label map (any resolution, covering the image) into
+        the model's frame.
+        """
 
-    def to_picture(self, values: Array) -> Array:
-        """Move a map (any resolution, covering the input) onto the picture; NaN where the model did not look."""
+    def to_image(self, values: Array) -> Array:
+        """Move a map (any resolution, covering the input) onto the image; NaN where the
+        model did not look.
+        """
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, enough to build the same geometry again."""
@@ -103,9 +130,11 @@ class Geometry(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a model is shown of a sample: ``pixels`` (1, 3, h, w) RGB float32 in [0, 1] on the model's device.
+    """What a model is shown of a sample: ``pixels`` (1, 3, h, w) RGB float32 in [0, 1]
+    on the model's device.
 
-    ``neutral`` is the colour that the network takes as zero: the mean it normalises with, black where it does not say.
+    ``neutral`` is the colour that the network takes as zero: the mean it normalises
+    with, black where it does not say.
     """
 
     pixels: Tensor
@@ -116,7 +145,10 @@ class View:
 
 @dataclass(frozen=True)
 class Layer:
-    """A place inside a network. ``spatial`` is the (height, width) of its map, None for a vector."""
+    """A place inside a network.
+
+    ``spatial`` is the (height, width) of its map, None for a vector.
+    """
 
     name: str
     channels: int
@@ -126,7 +158,9 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One forward and backward pass: by layer the activations and d(sum of scores)/d(activations), both (N, C, h, w)."""
+    """One forward and backward pass: by layer the activations and d(sum of
+    scores)/d(activations), both (N, C, h, w).
+    """
 
     outputs: Tensor
     activations: Mapping[str, Tensor]
@@ -169,7 +203,9 @@ class ClassTarget:
         return outputs[..., self.index]
 
     def scored(self, score: str) -> ClassTarget:
-        """The same class read as ``score``, as far as the model's outputs allow: logits cannot be had from probabilities."""
+        """The same class read as ``score``, as far as the model's outputs allow: logits
+        cannot be had from probabilities.
+        """
         if self.outputs == "values":
             return replace(self, score="value")
         if self.outputs == "probabilities":
@@ -178,7 +214,9 @@ class ClassTarget:
 
 
 class Tail(Protocol):
-    """The part of a network after a layer, for one picture: activations (N, C, h, w) to raw outputs (N, K)."""
+    """The part of a network after a layer, for one image: activations (N, C, h, w) to
+    raw outputs (N, K).
+    """
 
     @property
     def kind(self) -> str:
@@ -186,18 +224,22 @@ class Tail(Protocol):
 
     @property
     def logits(self) -> Tensor:
-        """What the model says of the picture itself, (1, K)."""
+        """What the model says of the image itself, (1, K)."""
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Raw outputs as if the layer had given these activations; without gradients."""
 
-    def without(self, channels: Sequence[int] | Tensor, batch: int | None = None) -> Tensor:
-        """Raw outputs (n, K) with one channel of the layer at a time set to zero, in the order of ``channels``."""
+    def without(
+        self, channels: Sequence[int] | Tensor, batch: int | None = None
+    ) -> Tensor:
+        """Raw outputs (n, K) with one channel of the layer at a time set to zero, in
+        the order of ``channels``.
+        """
 
 
 @runtime_checkable
 class Model(Protocol):
-    """Anything that scores pictures: a torch module, a callable, an ONNX file, a server."""
+    """Anything that scores images: a torch module, a callable, an ONNX file, a server."""
 
     @property
     def id(self) -> str:
@@ -221,27 +263,41 @@ class Model(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ran: engine, precision, device, and weights as far as known, after ``auto`` is resolved."""
+        """What ran: engine, precision, device, and weights as far as known, after
+        ``auto`` is resolved.
+        """
 
     @property
     def batch(self) -> int:
-        """How many pictures a pass takes best within the memory budget."""
+        """How many images a pass takes best within the memory budget."""
 
     def view(self, sample: Sample, mode: ViewMode | None = None) -> View:
-        """The sample as this model was trained to see it (crop) or whole (squash); None means the model's default."""
+        """The sample as this model was trained to see it (crop) or whole (squash); None
+        means the model's default.
+        """
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) in [0, 1] to (N, K) raw outputs by the fastest exact engine, without gradients."""
+        """(N, 3, h, w) in [0, 1] to (N, K) raw outputs by the fastest exact engine,
+        without gradients.
+        """
 
     def using(
-        self, device: str | None = None, engine: str | None = None, precision: str | None = None, memory: int | None = None
+        self,
+        device: str | None = None,
+        engine: str | None = None,
+        precision: str | None = None,
+        memory: int | None = None,
     ) -> Model:
-        """The same model on another device or engine, in another precision, in ``memory`` bytes; None keeps what is."""
+        """The same model on another device or engine, in another precision, in
+        ``memory`` bytes; None keeps what is.
+        """
 
 
 @runtime_checkable
 class Network(Model, Protocol):
-    """A torch module, opened. The module comes back from every call as it was: mode, gradients, hooks, weights."""
+    """A torch module, opened. The module comes back from every call as it was: mode,
+    gradients, hooks, weights.
+    """
 
     @property
     def module(self) -> nn.Module:
@@ -251,10 +307,14 @@ class Network(Model, Protocol):
         """(N, 3, h, w) in [0, 1] to (N, K), differentiable."""
 
     def layers(self) -> tuple[Layer, ...]:
-        """Every layer that gives one map or vector, in the order of the forward pass; token grids are given as maps."""
+        """Every layer that gives one map or vector, in the order of the forward pass;
+        token grids are given as maps.
+        """
 
     def target_layer(self) -> str:
-        """The last spatial output, after activation and residual: where a CAM looks unless told."""
+        """The last spatial output, after activation and residual: where a CAM looks
+        unless told.
+        """
 
     def activations(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """One forward pass: by layer (N, C, h, w)."""
@@ -263,15 +323,21 @@ class Network(Model, Protocol):
         """Activations and d score / d activations by layer; ``PIXELS`` is a layer too."""
 
     def tail(self, pixels: Tensor, layer: str) -> Tail:
-        """The network after ``layer`` for one picture (1, 3, h, w): what would it say if this layer had said that?"""
+        """The network after ``layer`` for one image (1, 3, h, w): what would it say if
+        this layer had said that?
+        """
 
     def with_module(self, module: nn.Module) -> Network:
-        """The same adapter round another module: randomised weights, rule-wrapped copies."""
+        """The same adapter round another module: randomised weights, rule-wrapped
+        copies.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Heat:
-    """What an explainer returns: a raw map (h', w') at its own resolution, its arrays, and facts of the making."""
+    """What an explainer returns: a raw map (h', w') at its own resolution, its arrays,
+    and facts of the making.
+    """
 
     values: Tensor
     extras: Mapping[str, Array] = field(default_factory=dict)
@@ -279,20 +345,25 @@ class Heat:
 
 
 class Explainer(Protocol):
-    """A frozen dataclass whose fields are its options. An optional ``explain_batch(model, views, targets)`` gives a list."""
+    """A frozen dataclass whose fields are its options.
+
+    An optional ``explain_batch(model, views, targets)`` gives a list.
+    """
 
     needs: ClassVar[frozenset[str]]
 
     def explain(self, model: Any, view: View, target: Target) -> Heat:
-        """Raw map and extras for one picture."""
+        """Raw map and extras for one image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A raw map of one picture, one model and one target, with enough to draw it without the model.
+    """A raw map of one image, one model and one target, with enough to draw it without
+    the model.
 
-    ``values`` is (h, w) float32, signed and unscaled, in the model's frame; ``explainer`` its spec as spelled;
-    ``extras`` what the method keeps beside it (LIME: segments, weights, refit, r2); ``provenance`` how it was made.
+    ``values`` is (h, w) float32, signed and unscaled, in the model's frame;
+    ``explainer`` its spec as spelled; ``extras`` what the method keeps beside it (LIME:
+    segments, weights, refit, r2); ``provenance`` how it was made.
     """
 
     sample: Sample
@@ -320,7 +391,9 @@ class Score:
 
 
 class Metric(Protocol):
-    """A frozen dataclass that scores an explanation, or raises `NotApplicable` with the reason."""
+    """A frozen dataclass that scores an explanation, or raises `NotApplicable` with the
+    reason.
+    """
 
     higher_is_better: ClassVar[bool]
     bounds: ClassVar[tuple[float, float]]

@@ -1,6 +1,8 @@
-"""What makes a comparison invalid, found and said: each finding has a stable code and one plain sentence.
+"""What makes a comparison invalid, found and said: each finding has a stable code and
+one plain sentence.
 
-An `Auditor` sees picture after picture, keeps a few numbers of each and no arrays, and merges what it found over pictures.
+An `Auditor` sees image after image, keeps a few numbers of each and no arrays, and
+merges what it found over images.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ Severity = Literal["error", "warning", "note"]
 UNSURE_PROBABILITY = 0.5
 UNSURE_MARGIN = 0.1
 AREA_SPREAD = 0.05
-FEW_PICTURES = 5
+FEW_IMAGES = 5
 INCOMPLETE_SHARE = 0.01
 NAMED = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that makes numbers doubtful: an ``error`` invalidates them, a ``warning`` limits what they say."""
+    """Something that makes numbers doubtful: an ``error`` invalidates them, a
+    ``warning`` limits what they say.
+    """
 
     code: str
     severity: Severity
@@ -43,7 +47,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingRule:
-    """How a code reads: ``text`` with places for ``pictures`` (where found), ``first`` and ``second`` (ranges), ``words``."""
+    """How a code reads: ``text`` with places for ``images`` (where found), ``first``
+    and ``second`` (ranges), ``words``.
+    """
 
     severity: Severity
     text: str
@@ -52,69 +58,105 @@ class FindingRule:
 FINDING_RULES: Mapping[str, FindingRule] = {
     "rendered-mask": FindingRule(
         "error",
-        "the mask is cut from the luminance of a saved figure, not from the map{pictures}: it covers {first} of the frame, "
-        "and {second} of the frame share the value of the cut, as the white of a page does; it says nothing about the map",
+        "the mask is cut from the luminance of a saved figure, not from the map{images}: it "
+        "covers {first} of the frame, "
+        "and {second} of the frame share the value of the cut, as the white of a page does; "
+        "it says nothing about the map",
     ),
     "mixed-weights": FindingRule(
-        "error", "different weights are compared{pictures}: {words}; no difference can be laid to the methods"
+        "error",
+        "different weights are compared{images}: {words}; no difference can be laid to the "
+        "methods",
     ),
-    "mixed-views": FindingRule("error", "different views of the picture are compared{pictures}: {words}; the frames do not coincide"),
-    "mixed-targets": FindingRule("error", "different classes are explained{pictures}: {words}"),
+    "mixed-views": FindingRule(
+        "error",
+        "different views of the image are compared{images}: {words}; the frames do not "
+        "coincide",
+    ),
+    "mixed-targets": FindingRule(
+        "error", "different classes are explained{images}: {words}"
+    ),
     "fill-truncated": FindingRule(
         "error",
-        "the fill is not the percentile that was asked for{pictures}: {words}; cast to a whole number, what lies in [0, 1] "
+        "the fill is not the percentile that was asked for{images}: {words}; cast to a whole "
+        "number, what lies in [0, 1] "
         "is black",
     ),
     "fill-out-of-range": FindingRule(
-        "error", "the fill has values outside of [0, 1]{pictures}: {words}; the model never saw such pixels"
+        "error",
+        "the fill has values outside of [0, 1]{images}: {words}; the model never saw such "
+        "pixels",
     ),
     "seed-without-effect": FindingRule(
         "error",
-        "the draws are unseeded{pictures}: lime's random_seed reaches only its own default segmentation, so a seed has no "
+        "the draws are unseeded{images}: lime's random_seed reaches only its own default "
+        "segmentation, so a seed has no "
         "effect here and the numbers will not come out again (seeds drawn this time: {words})",
     ),
-    "empty-mask": FindingRule("warning", "the mask is empty{pictures}: its IoU is 0 or undefined whatever the other one shows"),
+    "empty-mask": FindingRule(
+        "warning",
+        "the mask is empty{images}: its IoU is 0 or undefined whatever the other one shows",
+    ),
     "flat-map": FindingRule(
-        "warning", "the map has one value everywhere{pictures}: it ranks no pixel, and a mask cut from it is arbitrary"
+        "warning",
+        "the map has one value everywhere{images}: it ranks no pixel, and a mask cut from it "
+        "is arbitrary",
     ),
     "completeness-gap": FindingRule(
         "warning",
-        "the attributions do not add up to what they explain{pictures}: the gap is {first} of it; more steps may close it, or "
+        "the attributions do not add up to what they explain{images}: the gap is {first} of "
+        "it; more steps may close it, or "
         "part of the score does not go through what is explained",
     ),
     "ties-at-cut": FindingRule(
-        "warning", "{first} {words} share the value at the cut{pictures}: which of them the mask holds is arbitrary"
+        "warning",
+        "{first} {words} share the value at the cut{images}: which of them the mask holds is "
+        "arbitrary",
     ),
     "unstable-superpixels": FindingRule(
         "warning",
-        "which superpixels weigh most is not settled{pictures}: {first} of the top ones are sure; another seed may show others "
+        "which superpixels weigh most is not settled{images}: {first} of the top ones are "
+        "sure; another seed may show others "
         "({words})",
     ),
-    "below-chance": FindingRule("warning", "mean IoU {first} is below chance: independent masks of the same areas reach {second}"),
+    "below-chance": FindingRule(
+        "warning",
+        "mean IoU {first} is below chance: independent masks of the same areas reach {second}",
+    ),
     "chance-level": FindingRule(
         "warning",
-        "by its interval over pictures the mean IoU of {first} is not clearly above chance: independent masks of the same "
+        "by its interval over images the mean IoU of {first} is not clearly above chance: "
+        "independent masks of the same "
         "areas reach {second}",
     ),
     "area-varies": FindingRule(
-        "warning", "the masks cover {first} of the frame from picture to picture: IoU mixes their size with their place"
+        "warning",
+        "the masks cover {first} of the frame from image to image: IoU mixes their size with "
+        "their place",
     ),
-    "few-pictures": FindingRule("warning", "{words}"),
+    "few-images": FindingRule("warning", "{words}"),
     "shift-explains": FindingRule(
         "warning",
-        "the masks overlap more than independent ones, but in only {first} of the pictures more than when one of them is "
+        "the masks overlap more than independent ones, but in only {first} of the images more "
+        "than when one of them is "
         "shifted (p at most .05): smooth shapes may explain it",
     ),
-    "prediction-wrong": FindingRule("warning", "the model's first class is not the true one{pictures}: {words}"),
-    "prediction-unsure": FindingRule("note", "the model is unsure{pictures}: {words}"),
-    "fill-black": FindingRule("note", "the percentile asked for as fill is black{pictures}: the pictures themselves are that dark"),
+    "prediction-wrong": FindingRule(
+        "warning", "the model's first class is not the true one{images}: {words}"
+    ),
+    "prediction-unsure": FindingRule("note", "the model is unsure{images}: {words}"),
+    "fill-black": FindingRule(
+        "note",
+        "the percentile asked for as fill is black{images}: the images themselves are that "
+        "dark",
+    ),
 }
 """Every finding there is, most serious first."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One rule met in one picture: numbers to be spanned and a word to be listed."""
+    """One rule met in one image: numbers to be spanned and a word to be listed."""
 
     sample: str
     first: float = math.nan
@@ -122,11 +164,14 @@ class Event:
     word: str = ""
 
 
-# ---------------------------------------------------------------- the auditor
+# ---- the auditor
 
 
 class Auditor:
-    """Takes the explanations of picture after picture, then says what it found. Keeps numbers, no arrays."""
+    """Takes the explanations of image after image, then says what it found.
+
+    Keeps numbers, no arrays.
+    """
 
     def __init__(self) -> None:
         self._events: dict[tuple[str, str], list[Event]] = {}
@@ -140,14 +185,19 @@ class Auditor:
         prediction: Mapping[str, Any] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
-        """Look at all explanations of one picture with the masks cut from them.
+        """Look at all explanations of one image with the masks cut from them.
 
-        ``prediction`` has ``index``, ``name``, ``probability``, ``margin`` and, where known, ``true`` and ``true_name``;
-        ``labels`` name the explanations: their spelling unless given.
+        ``prediction`` has ``index``, ``name``, ``probability``, ``margin`` and, where
+        known, ``true`` and ``true_name``; ``labels`` name the explanations: their
+        spelling unless given.
         """
         if not explanations:
             return
-        names = list(labels) if labels is not None else [one.explainer for one in explanations]
+        names = (
+            list(labels)
+            if labels is not None
+            else [one.explainer for one in explanations]
+        )
         self._samples.append(explanations[0].sample.name)
         for name, explanation, mask in zip(names, explanations, masks, strict=True):
             self._areas.setdefault(name, []).append(mask.share)
@@ -158,17 +208,35 @@ class Auditor:
         for code, event in _of_prediction(self._samples[-1], prediction or {}):
             self._note(code, "", event)
 
-    def findings(self, table: pd.DataFrame | None = None, summary: pd.DataFrame | None = None) -> list[Finding]:
-        """Everything found, merged over pictures, most serious first; ``summary`` is that of `Agreement`.
+    def findings(
+        self, table: pd.DataFrame | None = None, summary: pd.DataFrame | None = None
+    ) -> list[Finding]:
+        """Everything found, merged over images, most serious first; ``summary`` is that
+        of `Agreement`.
 
-        Of ``table`` only a column ``published_iou`` is read; what else it holds by picture was seen in `add`.
+        Of ``table`` only a column ``published_iou`` is read; what else it holds by
+        image was seen in `add`.
         """
         rows: list[Any] = [] if summary is None else summary.to_dict("records")
-        across = [*_of_areas(self._areas), *(found for row in rows for found in _of_pair(row)), *_of_published(table, rows)]
-        merged = [self._merged(code, where, events) for (code, where), events in self._events.items()]
+        across = [
+            *_of_areas(self._areas),
+            *(found for row in rows for found in _of_pair(row)),
+            *_of_published(table, rows),
+        ]
+        merged = [
+            self._merged(code, where, events)
+            for (code, where), events in self._events.items()
+        ]
         order = {code: place for place, code in enumerate(FINDING_RULES)}
         severities = ("error", "warning", "note")
-        return sorted([*merged, *across], key=lambda found: (severities.index(found.severity), order[found.code], found.where))
+        return sorted(
+            [*merged, *across],
+            key=lambda found: (
+                severities.index(found.severity),
+                order[found.code],
+                found.where,
+            ),
+        )
 
     def _note(self, code: str, where: str, event: Event) -> None:
         self._events.setdefault((code, where), []).append(event)
@@ -177,24 +245,30 @@ class Auditor:
         return _finding(
             code,
             where,
-            pictures=_pictures([event.sample for event in events], len(self._samples)),
+            images=_images([event.sample for event in events], len(self._samples)),
             first=_span([event.first for event in events], _UNITS.get(code, _per_cent)),
             second=_span([event.second for event in events], _per_cent),
-            words=_listed(list(dict.fromkeys(event.word for event in events if event.word))),
+            words=_listed(
+                list(dict.fromkeys(event.word for event in events if event.word))
+            ),
         )
 
 
 def _finding(code: str, where: str, **parts: str) -> Finding:
-    text = FINDING_RULES[code].text.format(**{"pictures": "", "first": "", "second": "", "words": "", **parts})
-    return Finding(code, FINDING_RULES[code].severity, f"{where}: {text}" if where else text, where)
+    text = FINDING_RULES[code].text.format(
+        **{"images": "", "first": "", "second": "", "words": "", **parts}
+    )
+    return Finding(
+        code, FINDING_RULES[code].severity, f"{where}: {text}" if where else text, where
+    )
 
 
-def _pictures(names: Sequence[str], total: int) -> str:
+def _images(names: Sequence[str], total: int) -> str:
     if total == 1:
         return ""
     if len(names) == total:
-        return f" in all {total} pictures"
-    return f" in {len(names)} of {total} pictures ({_listed(names)})"
+        return f" in all {total} images"
+    return f" in {len(names)} of {total} images ({_listed(names)})"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -219,7 +293,7 @@ def _whole(count: float) -> str:
 _UNITS: Mapping[str, Callable[[float], str]] = {"ties-at-cut": _whole}
 
 
-# ---------------------------------------------------------------- one explanation
+# ---- one explanation
 
 
 def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]:
@@ -235,7 +309,10 @@ def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]
     if share > INCOMPLETE_SHARE:
         yield "completeness-gap", Event(sample, share)
     if explanation.provenance.get("unseeded"):
-        yield "seed-without-effect", Event(sample, word=str(explanation.provenance.get("seed", "not recorded")))
+        yield (
+            "seed-without-effect",
+            Event(sample, word=str(explanation.provenance.get("seed", "not recorded"))),
+        )
 
 
 def _of_cut(sample: str, mask: Mask) -> Iterator[tuple[str, Event]]:
@@ -243,41 +320,70 @@ def _of_cut(sample: str, mask: Mask) -> Iterator[tuple[str, Event]]:
     if rule == "luminance":
         yield "rendered-mask", Event(sample, mask.share, mask.tied / mask.on.size)
     elif mask.tied:
-        yield "ties-at-cut", Event(sample, mask.tied, word="superpixels" if rule == "superpixels" else "pixels")
+        yield (
+            "ties-at-cut",
+            Event(
+                sample,
+                mask.tied,
+                word="superpixels" if rule == "superpixels" else "pixels",
+            ),
+        )
 
 
 def _of_certainty(explanation: Explanation) -> Iterator[tuple[str, Event]]:
-    """Whether an explainer of superpixels found its top ones unsettled; one that cannot tell says nothing."""
-    chances, stable = explanation.extras.get("p_top"), explanation.provenance.get("stable")
+    """Whether an explainer of superpixels found its top ones unsettled; one that cannot
+    tell says nothing.
+    """
+    chances, stable = (
+        explanation.extras.get("p_top"),
+        explanation.provenance.get("stable"),
+    )
     if chances is None or stable is not False:
         return
     sure, top = settled(chances)
     share = len(sure) / len(top) if len(top) else 0.0
     said = str(explanation.provenance.get("verdict", "not stable"))
-    yield "unstable-superpixels", Event(explanation.sample.name, share, word=said.removeprefix("not stable").lstrip(": "))
+    yield (
+        "unstable-superpixels",
+        Event(
+            explanation.sample.name,
+            share,
+            word=said.removeprefix("not stable").lstrip(": "),
+        ),
+    )
 
 
 def _of_fill(explanation: Explanation) -> Iterator[tuple[str, Event]]:
-    """The explainer's fill, made again on the picture and held against what it is called."""
+    """The explainer's fill, made again on the image and held against what it is called."""
     spelled = dict(registry.parse(explanation.explainer).options).get("fill")
     if spelled is None:
         return
     fill = registry.fills.build(spelled)
     view = _view(explanation)
-    made = fill.image(view, explanation.extras.get("segments"))[0].cpu().double().numpy()
+    made = (
+        fill.image(view, explanation.extras.get("segments"))[0].cpu().double().numpy()
+    )
     sample = explanation.sample.name
     if made.min() < 0 or made.max() > 1:
-        yield "fill-out-of-range", Event(sample, word=f"{made.min():g} to {made.max():g}")
+        yield (
+            "fill-out-of-range",
+            Event(sample, word=f"{made.min():g} to {made.max():g}"),
+        )
     percentile = getattr(fill, "q", getattr(fill, "percentile", None))
     if percentile is not None:
         yield from _of_percentile(sample, percentile, made, view)
 
 
-def _of_percentile(sample: str, percentile: float, made: Array, view: View) -> Iterator[tuple[str, Event]]:
+def _of_percentile(
+    sample: str, percentile: float, made: Array, view: View
+) -> Iterator[tuple[str, Event]]:
     wanted = np.percentile(images.to_array(view.pixels), percentile, axis=(0, 1))
     got = made.mean(axis=(1, 2))
     if np.abs(wanted - got).max() > 0.5 / 255:
-        yield "fill-truncated", Event(sample, word=f"{_colour(got)} instead of {_colour(wanted)}")
+        yield (
+            "fill-truncated",
+            Event(sample, word=f"{_colour(got)} instead of {_colour(wanted)}"),
+        )
     elif got.max() == 0:
         yield "fill-black", Event(sample)
 
@@ -287,23 +393,38 @@ def _colour(channels: Array) -> str:
 
 
 def _view(explanation: Explanation) -> View:
-    """The picture in the model's frame; where the model resizes by another filter, as near as this question needs."""
+    """The image in the model's frame; where the model resizes by another filter, as
+    near as this question needs.
+    """
     placement = Placement.from_dict(explanation.geometry.as_dict())
-    return View(images.to_tensor(images.place(explanation.sample.pixels, placement, "bilinear")), placement, "crop")
+    return View(
+        images.to_tensor(
+            images.place(explanation.sample.pixels, placement, "bilinear")
+        ),
+        placement,
+        "crop",
+    )
 
 
-# ---------------------------------------------------------------- one picture
+# ---- one image
 
 
-def _of_columns(names: Sequence[str], explanations: Sequence[Explanation]) -> Iterator[tuple[str, Event]]:
+def _of_columns(
+    names: Sequence[str], explanations: Sequence[Explanation]
+) -> Iterator[tuple[str, Event]]:
     sides: dict[str, list[tuple[Any, str]]] = {
         "mixed-weights": [(one.model_id, one.model_id) for one in explanations],
-        "mixed-views": [(_frame(one), str(one.provenance.get("view", "another part"))) for one in explanations],
+        "mixed-views": [
+            (_frame(one), str(one.provenance.get("view", "another part")))
+            for one in explanations
+        ],
         "mixed-targets": [(_class(one), one.target.name) for one in explanations],
     }
     for code, found in sides.items():
         if len({repr(key) for key, _ in found}) > 1:
-            word = " against ".join(f"{name} {shown}" for name, (_, shown) in zip(names, found, strict=True))
+            word = " against ".join(
+                f"{name} {shown}" for name, (_, shown) in zip(names, found, strict=True)
+            )
             yield code, Event(explanations[0].sample.name, word=word)
 
 
@@ -312,7 +433,9 @@ def _frame(explanation: Explanation) -> Any:
 
 
 def _class(explanation: Explanation) -> Any:
-    """Logit and probability of one class are one target: methods have their own score by definition."""
+    """Logit and probability of one class are one target: methods have their own score
+    by definition.
+    """
     target = explanation.target
     return target.name if target.index is None else target.index
 
@@ -322,17 +445,30 @@ def _of_prediction(sample: str, said: Mapping[str, Any]) -> Iterator[tuple[str, 
         return
     true = said.get("true")
     if true is not None and true != said["index"]:
-        yield "prediction-wrong", Event(sample, word=f"{said.get('true_name') or true} is called {said['name']}")
+        yield (
+            "prediction-wrong",
+            Event(
+                sample, word=f"{said.get('true_name') or true} is called {said['name']}"
+            ),
+        )
     probability, margin = (_number(said.get(key)) for key in ("probability", "margin"))
-    if not math.isnan(probability) and (probability < UNSURE_PROBABILITY or margin < UNSURE_MARGIN):
-        yield "prediction-unsure", Event(sample, word=f"{said['name']} at {probability:.2f}, {margin:.2f} before the next")
+    if not math.isnan(probability) and (
+        probability < UNSURE_PROBABILITY or margin < UNSURE_MARGIN
+    ):
+        yield (
+            "prediction-unsure",
+            Event(
+                sample,
+                word=f"{said['name']} at {probability:.2f}, {margin:.2f} before the next",
+            ),
+        )
 
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-# ---------------------------------------------------------------- all pictures
+# ---- all images
 
 
 def _of_areas(areas: Mapping[str, Sequence[float]]) -> Iterator[Finding]:
@@ -344,37 +480,57 @@ def _of_areas(areas: Mapping[str, Sequence[float]]) -> Iterator[Finding]:
 def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
     where = f"{row['a']} | {row['b']}"
     if row["iou_mean"] < row["expected_mean"]:
-        yield _finding("below-chance", where, first=f"{row['iou_mean']:.3f}", second=f"{row['expected_mean']:.3f}")
+        yield _finding(
+            "below-chance",
+            where,
+            first=f"{row['iou_mean']:.3f}",
+            second=f"{row['expected_mean']:.3f}",
+        )
     elif row["iou_mean"] >= row["expected_mean"] and not row["excess_low"] > 0:
-        yield _finding("chance-level", where, first=f"{row['iou_mean']:.3f}", second=f"{row['expected_mean']:.3f}")
+        yield _finding(
+            "chance-level",
+            where,
+            first=f"{row['iou_mean']:.3f}",
+            second=f"{row['expected_mean']:.3f}",
+        )
     few = _few(row)
     if few:
-        yield _finding("few-pictures", where, words=few)
+        yield _finding("few-images", where, words=few)
     share = _number(row.get("share_p05"))
     if row["excess_low"] > 0 and share < 0.5:
         yield _finding("shift-explains", where, first=_per_cent(share))
 
 
-def _of_published(table: pd.DataFrame | None, rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _of_published(
+    table: pd.DataFrame | None, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[Finding]:
     """What a study printed, held against the chance level of the masks of this run."""
     if table is None or "published_iou" not in table or len(rows) != 1:
         return
     there = table[table["published_iou"].notna()]
-    published, expected = float(there["published_iou"].mean()), float(there["expected_iou"].mean())
+    published, expected = (
+        float(there["published_iou"].mean()),
+        float(there["expected_iou"].mean()),
+    )
     if published < expected:
-        yield _finding("below-chance", "as published", first=f"{published:.3f}", second=f"{expected:.3f}")
+        yield _finding(
+            "below-chance",
+            "as published",
+            first=f"{published:.3f}",
+            second=f"{expected:.3f}",
+        )
 
 
 def _few(row: Mapping[str, Any]) -> str:
-    """Why the pictures are too few, or nothing."""
+    """Why the images are too few, or nothing."""
     count, mean = int(row["n"]), _number(row["excess_mean"])
     half = (_number(row["excess_high"]) - _number(row["excess_low"])) / 2
     if count == 0:
-        return "no picture has a defined IoU"
+        return "no image has a defined IoU"
     if count == 1:
-        return "one picture has no interval: nothing can be said of others"
-    if count < FEW_PICTURES:
-        return f"{count} pictures are too few: the 95 % interval of the mean excess rests on {count} numbers"
+        return "one image has no interval: nothing can be said of others"
+    if count < FEW_IMAGES:
+        return f"{count} images are too few: the 95 % interval of the mean excess rests on {count} numbers"
     if half > abs(mean):
-        return f"{count} pictures give a mean excess of {mean:.3f} +- {half:.3f}: more are needed to tell its sign"
+        return f"{count} images give a mean excess of {mean:.3f} +- {half:.3f}: more are needed to tell its sign"
     return ""

@@ -1,7 +1,9 @@
-"""Cutting binary masks from raw maps and from superpixels, never from a picture of a map.
+"""Cutting binary masks from raw maps and from superpixels, never from an image of a
+map.
 
-A cutter is a registered frozen dataclass with ``cut(explanation) -> Mask``. Values are used as they are: no scaling, no
-absolute value. Where equal values make a cut arbitrary, the mask says how many were tied.
+A cutter is a registered frozen dataclass with ``cut(explanation) -> Mask``. Values are
+used as they are: no scaling, no absolute value. Where equal values make a cut
+arbitrary, the mask says how many were tied.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ NONE_POSITIVE = "no superpixel has a positive weight: the mask is empty"
 class Mask:
     """A binary mask in the model's frame.
 
-    ``on`` is (h, w) bool, ``rule`` the cutter as spelled, ``tied`` how many pixels (superpixels for ``superpixels``) share
-    the value at which an arbitrary choice was made, 0 if none was, ``note`` what else a reader must know.
+    ``on`` is (h, w) bool, ``rule`` the cutter as spelled, ``tied`` how many pixels
+    (superpixels for ``superpixels``) share the value at which an arbitrary choice was
+    made, 0 if none was, ``note`` what else a reader must know.
     """
 
     on: Array
@@ -44,7 +47,9 @@ class Mask:
 
 
 class Cutter(Protocol):
-    """A frozen dataclass that cuts a mask from an explanation, or raises `NotApplicable` with the reason."""
+    """A frozen dataclass that cuts a mask from an explanation, or raises
+    `NotApplicable` with the reason.
+    """
 
     def cut(self, explanation: Explanation) -> Mask:
         """The mask, in the frame of the explanation's values."""
@@ -53,12 +58,16 @@ class Cutter(Protocol):
 @cutters.register("top")
 @dataclass(frozen=True)
 class Top:
-    """The pixels with the largest raw values: ``fraction`` of the frame, rounded half up to whole pixels.
+    """The pixels with the largest raw values: ``fraction`` of the frame, rounded half
+    up to whole pixels.
 
-    Exactly that many are taken whatever the map; of pixels equal at the cut the first in row-major order.
+    Exactly that many are taken whatever the map; of pixels equal at the cut the first
+    in row-major order.
     """
 
-    fraction: float = option(0.2, help="part of the frame that is on, above 0 and at most 1")
+    fraction: float = option(
+        0.2, help="part of the frame that is on, above 0 and at most 1"
+    )
 
     def __post_init__(self) -> None:
         _check_fraction("top", self.fraction)
@@ -73,10 +82,12 @@ class Top:
 @cutters.register("superpixels")
 @dataclass(frozen=True)
 class Superpixels:
-    """The ``k`` first superpixels with a positive weight, as LIME's ``get_image_and_mask(positive_only=True)`` takes them.
+    """The ``k`` first superpixels with a positive weight, as LIME's
+    ``get_image_and_mask(positive_only=True)`` takes them.
 
-    The selected superpixels are ordered by the size of their refitted weight, equal ones as they were selected; negative ones
-    are then left out. Without a refit all superpixels are ordered by the size of their weight.
+    The selected superpixels are ordered by the size of their refitted weight, equal
+    ones as they were selected; negative ones are then left out. Without a refit all
+    superpixels are ordered by the size of their weight.
     """
 
     k: int = option(10, help="superpixels at most")
@@ -91,17 +102,24 @@ class Superpixels:
         weights, candidates = _in_order_of_lime(explanation)
         positive = candidates[weights[candidates] > 0]
         on = np.isin(segments, positive[: self.k])
-        tied = max(_tied_at_place(weights[positive], self.k), _tied_in_selection(explanation, candidates))
+        tied = max(
+            _tied_at_place(weights[positive], self.k),
+            _tied_in_selection(explanation, candidates),
+        )
         return Mask(on, spell(self), tied, "" if len(positive) else NONE_POSITIVE)
 
 
 def default_cutter(explanation: Explanation) -> Cutter:
-    """``superpixels`` where the explanation has them, else ``top`` (a fifth of the frame)."""
+    """``superpixels`` where the explanation has them, else ``top`` (a fifth of the
+    frame).
+    """
     return Superpixels() if has_superpixels(explanation) else Top()
 
 
 def build_cutter(cutter: str | Cutter | None, explanation: Explanation) -> Cutter:
-    """A cutter from its spelling, the instance itself, or the default for this explanation."""
+    """A cutter from its spelling, the instance itself, or the default for this
+    explanation.
+    """
     if cutter is None:
         return default_cutter(explanation)
     built: Cutter = cutters.build(cutter)
@@ -116,16 +134,21 @@ def has_superpixels(explanation: Explanation) -> bool:
 def matched(a: Explanation, b: Explanation, fraction: float) -> tuple[Mask, Mask]:
     """Masks of exactly equal area, so that their overlap speaks of place alone.
 
-    Two raw maps are cut at ``fraction`` of the frame. Where ``a`` has superpixels (else ``b``), they are taken whole, largest
-    signed weight first, equal ones in order of label, until at least ``fraction`` is covered; that area then holds for the
-    other map. Two partitions have no common areas: where both have superpixels, those of ``a`` set the area, and the last
-    superpixel of ``b`` is filled in row-major order up to it (its pixels are then counted as tied).
+    Two raw maps are cut at ``fraction`` of the frame. Where ``a`` has superpixels (else
+    ``b``), they are taken whole, largest signed weight first, equal ones in order of
+    label, until at least ``fraction`` is covered; that area then holds for the other
+    map. Two partitions have no common areas: where both have superpixels, those of
+    ``a`` set the area, and the last superpixel of ``b`` is filled in row-major order up
+    to it (its pixels are then counted as tied).
 
-    Raises `ConsilienceError` for frames of different shape, `NotApplicable` for values that are not finite.
+    Raises `ConsilienceError` for frames of different shape, `NotApplicable` for values
+    that are not finite.
     """
     _check_fraction("matched", fraction)
     if a.values.shape != b.values.shape:
-        raise ConsilienceError(f"maps of {frame(a.values)} and {frame(b.values)} cannot be laid over each other")
+        raise ConsilienceError(
+            f"maps of {frame(a.values)} and {frame(b.values)} cannot be laid over each other"
+        )
     area = pixels_of(fraction, a.values.size)
     leader = next((one for one in (a, b) if has_superpixels(one)), None)
     if leader is not None:
@@ -134,20 +157,25 @@ def matched(a: Explanation, b: Explanation, fraction: float) -> tuple[Mask, Mask
     return _cut_area(a, area, rule), _cut_area(b, area, rule)
 
 
-# ---------------------------------------------------------------- counting pixels
+# ---- counting pixels
 
 
 def pixels_of(fraction: float, pixels: int) -> int:
-    """``fraction`` of ``pixels``, rounded half up as the decimal number reads (.145 of 100 is 15).
+    """``fraction`` of ``pixels``, rounded half up as the decimal number reads (.145 of
+    100 is 15).
 
     >>> pixels_of(0.2, 224 * 224), pixels_of(0.145, 100)
     (10035, 15)
     """
-    return int((Decimal(repr(float(fraction))) * pixels).to_integral_value(ROUND_HALF_UP))
+    return int(
+        (Decimal(repr(float(fraction))) * pixels).to_integral_value(ROUND_HALF_UP)
+    )
 
 
 def largest(values: Array, area: int) -> Array:
-    """The ``area`` pixels with the largest values as (h, w) bool; equal ones are taken first in row-major order."""
+    """The ``area`` pixels with the largest values as (h, w) bool; equal ones are taken
+    first in row-major order.
+    """
     flat = values.ravel()
     if area <= 0:
         return np.zeros(values.shape, dtype=bool)
@@ -158,7 +186,9 @@ def largest(values: Array, area: int) -> Array:
 
 
 def tied_at_cut(values: Array, on: Array) -> int:
-    """Pixels that share the smallest value taken, where some of them were taken and some were not; else 0."""
+    """Pixels that share the smallest value taken, where some of them were taken and
+    some were not; else 0.
+    """
     if not on.any():
         return 0
     equal = values == values[on].min()
@@ -172,14 +202,19 @@ def frame(values: Array) -> str:
 
 def _check_fraction(who: str, fraction: float) -> None:
     if not 0 < fraction <= 1:
-        raise ConsilienceError(f"{who}: fraction must be above 0 and at most 1; got {fraction:g}")
+        raise ConsilienceError(
+            f"{who}: fraction must be above 0 and at most 1; got {fraction:g}"
+        )
 
 
 def _finite(explanation: Explanation) -> Array:
     values = explanation.values
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if bad:
-        raise NotApplicable(f"{explanation.explainer}: {bad} of {values.size} values are not finite, so no mask can be cut")
+        raise NotApplicable(
+            f"{explanation.explainer}: {bad} of {values.size} values are not finite, so no "
+            f"mask can be cut"
+        )
     return values
 
 
@@ -187,12 +222,14 @@ def _flat_note(values: Array) -> str:
     return FLAT_MAP if values.min() == values.max() else ""
 
 
-# ---------------------------------------------------------------- superpixels
+# ---- superpixels
 
 
 def _segments(explanation: Explanation) -> Array:
     if not has_superpixels(explanation):
-        raise NotApplicable(f"{explanation.explainer} has no superpixels; cut its map with top:fraction=0.2")
+        raise NotApplicable(
+            f"{explanation.explainer} has no superpixels; cut its map with top:fraction=0.2"
+        )
     segments: Array = explanation.extras["segments"]
     if segments.shape != explanation.values.shape:
         shapes = f"{frame(segments)} for a map of {frame(explanation.values)}"
@@ -201,7 +238,9 @@ def _segments(explanation: Explanation) -> Array:
 
 
 def _in_order_of_lime(explanation: Explanation) -> tuple[Array, Array]:
-    """Weights (S,) and the superpixels in the order of lime's ``local_exp``: by size of weight, stable."""
+    """Weights (S,) and the superpixels in the order of lime's ``local_exp``: by size of
+    weight, stable.
+    """
     extras = explanation.extras
     weights = _finite_weights(explanation, "refit" if "refit" in extras else "weights")
     if "refit" not in extras:
@@ -216,7 +255,10 @@ def _in_order_of_lime(explanation: Explanation) -> tuple[Array, Array]:
 def _finite_weights(explanation: Explanation, key: str) -> Array:
     weights: Array = np.asarray(explanation.extras[key])
     if not np.isfinite(weights).all():
-        raise NotApplicable(f"{explanation.explainer}: {key} of superpixels are not finite, so no mask can be cut")
+        raise NotApplicable(
+            f"{explanation.explainer}: {key} of superpixels are not finite, so no mask can be "
+            f"cut"
+        )
     return weights
 
 
@@ -228,12 +270,18 @@ def _tied_at_place(ordered: Array, k: int) -> int:
 
 
 def _tied_in_selection(explanation: Explanation, selected: Array) -> int:
-    """How many share the size of weight at which LIME chose what to refit, where it left some of them out."""
+    """How many share the size of weight at which LIME chose what to refit, where it
+    left some of them out.
+    """
     sizes = np.abs(np.asarray(explanation.extras["weights"]))
     if len(selected) == 0:
         return 0
     equal = sizes == sizes[selected].min()
-    return int(np.count_nonzero(equal)) if np.count_nonzero(equal) > np.count_nonzero(equal[selected]) else 0
+    return (
+        int(np.count_nonzero(equal))
+        if np.count_nonzero(equal) > np.count_nonzero(equal[selected])
+        else 0
+    )
 
 
 def _places(explanation: Explanation) -> tuple[Array, Array]:
@@ -244,7 +292,9 @@ def _places(explanation: Explanation) -> tuple[Array, Array]:
 
 
 def _whole_area(explanation: Explanation, area: int) -> int:
-    """The smallest area of whole superpixels, taken in order, that is at least ``area``."""
+    """The smallest area of whole superpixels, taken in order, that is at least
+    ``area``.
+    """
     covered = np.cumsum(_places(explanation)[1])
     return int(covered[np.searchsorted(covered, area)])
 

@@ -1,9 +1,12 @@
-"""Holding explanations against each other: overlap of masks, rank correlation, and what chance alone would give.
+"""Holding explanations against each other: overlap of masks, rank correlation, and what
+chance alone would give.
 
-Three chances are kept apart. ``expected_iou`` is the mean overlap of two masks of these areas thrown anywhere, pixel by
-pixel. ``shift_p`` keeps both shapes and moves one cyclically against the other. The permutation of pictures keeps what all
-maps of an explainer share (smooth, centred) and asks whether agreement depends on the picture: the only one that carries
-the verdict, and the only one that needs several pictures. No p is ever made from the number of pixels.
+Three chances are kept apart. ``expected_iou`` is the mean overlap of two masks of these
+areas thrown anywhere, pixel by pixel. ``shift_p`` keeps both shapes and moves one
+cyclically against the other. The permutation of images keeps what all maps of an
+explainer share (smooth, centred) and asks whether agreement depends on the image: the
+only one that carries the verdict, and the only one that needs several images. No p is
+ever made from the number of pixels.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ FRACTIONS = (0.1, 0.2, 0.3)
 ALPHA = 0.05
 DRAWS = 9999
 ALL_PERMUTATIONS = 7
-"""Up to so many pictures (7! = 5,040) every permutation is counted."""
+"""Up to so many images (7! = 5,040) every permutation is counted."""
 PERMUTATIONS_AT_ONCE = 1000
-"""Above so many pictures they are permuted within random groups of at most so many."""
+"""Above so many images they are permuted within random groups of at most so many."""
 
 Cutters = str | Cutter | Mapping[str, str | Cutter] | None
 
-# ---------------------------------------------------------------- overlap
+# ---- overlap
 
 
 def iou(a: Array, b: Array) -> float:
@@ -46,16 +49,20 @@ def iou(a: Array, b: Array) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def expected_iou(pixels: int, a: int, b: int) -> float:
-    """Mean IoU of two masks of ``a`` and ``b`` of ``pixels`` pixels, one of them thrown uniformly; NaN where both are empty.
+    """Mean IoU of two masks of ``a`` and ``b`` of ``pixels`` pixels, one of them thrown
+    uniformly; NaN where both are empty.
 
-    Exact: E[X / (a + b - X)] with X hypergeometric. The probabilities come from the ratios of neighbours, since logarithms
-    of factorials lose five digits here. (Near ``ab / (a + b - ab)`` for shares a, b of a large frame.)
+    Exact: E[X / (a + b - X)] with X hypergeometric. The probabilities come from the
+    ratios of neighbours, since logarithms of factorials lose five digits here. (Near
+    ``ab / (a + b - ab)`` for shares a, b of a large frame.)
 
     >>> expected_iou(2, 1, 1), round(expected_iou(50176, 10035, 10035), 6)
     (0.5, 0.111113)
     """
     if not (0 <= a <= pixels and 0 <= b <= pixels and pixels > 0):
-        raise ConsilienceError(f"masks of {a} and {b} pixels do not fit in a frame of {pixels}")
+        raise ConsilienceError(
+            f"masks of {a} and {b} pixels do not fit in a frame of {pixels}"
+        )
     if a == b == 0:
         return math.nan
     x = np.arange(max(0, a + b - pixels), min(a, b) + 1, dtype=np.float64)
@@ -67,61 +74,78 @@ def expected_iou(pixels: int, a: int, b: int) -> float:
 
 
 def iou_max(a: int, b: int) -> float:
-    """The largest IoU that masks of ``a`` and ``b`` pixels can have: one inside the other."""
+    """The largest IoU that masks of ``a`` and ``b`` pixels can have: one inside the
+    other.
+    """
     return min(a, b) / max(a, b) if max(a, b) else math.nan
 
 
 def excess(observed: float, expected: float) -> float:
-    """How far above chance, as a part of the way to identity: ``(iou - E) / (1 - E)``, as kappa does."""
+    """How far above chance, as a part of the way to identity: ``(iou - E) / (1 - E)``,
+    as kappa does.
+    """
     return (observed - expected) / (1 - expected) if expected < 1 else math.nan
 
 
 def excess_of_possible(observed: float, expected: float, largest: float) -> float:
-    """How far above chance, as a part of what these areas allow: ``(iou - E) / (iou_max - E)``; NaN where nothing is open."""
+    """How far above chance, as a part of what these areas allow: ``(iou - E) / (iou_max
+    - E)``; NaN where nothing is open.
+    """
     room = largest - expected
     return (observed - expected) / room if room > 1e-12 else math.nan
 
 
 def shift_p(a: Array, b: Array) -> float:
-    """Share of all cyclic shifts of ``b`` whose IoU with ``a`` is at least the observed one, the identity included.
+    """Share of all cyclic shifts of ``b`` whose IoU with ``a`` is at least the observed
+    one, the identity included.
 
-    Areas do not change under a shift, so intersections decide; all h * w of them come from one Fourier transform and are
-    rounded to whole pixels. At least 1 / (h * w). NaN where both masks are empty, 1 where one is empty or full.
+    Areas do not change under a shift, so intersections decide; all h * w of them come
+    from one Fourier transform and are rounded to whole pixels. At least 1 / (h * w).
+    NaN where both masks are empty, 1 where one is empty or full.
     """
     _same_frame(a, b)
     if not (a.any() or b.any()):
         return math.nan
-    spectrum = fft.rfft2(a.astype(np.float64)) * np.conj(fft.rfft2(b.astype(np.float64)))
+    spectrum = fft.rfft2(a.astype(np.float64)) * np.conj(
+        fft.rfft2(b.astype(np.float64))
+    )
     shared = np.rint(fft.irfft2(spectrum, s=a.shape))
     return float(np.mean(shared >= np.count_nonzero(a & b)))
 
 
 def spearman(a: Array, b: Array) -> float:
-    """Rank correlation of two raw maps (h, w), average ranks for ties; NaN where one is constant.
+    """Rank correlation of two raw maps (h, w), average ranks for ties; NaN where one is
+    constant.
 
     It has no p: pixels of a smooth map are no independent observations.
     """
     _same_frame(a, b)
-    x, y = (stats.rankdata(values, axis=None) - (values.size + 1) / 2 for values in (a, b))
+    x, y = (
+        stats.rankdata(values, axis=None) - (values.size + 1) / 2 for values in (a, b)
+    )
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale else math.nan
 
 
 def _same_frame(a: Array, b: Array) -> None:
     if a.shape != b.shape:
-        raise ConsilienceError(f"frames of {frame(a)} and {frame(b)} cannot be laid over each other")
+        raise ConsilienceError(
+            f"frames of {frame(a)} and {frame(b)} cannot be laid over each other"
+        )
 
 
-# ---------------------------------------------------------------- one pair, one picture
+# ---- one pair, one image
 
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """Two explanations of one picture held against each other.
+    """Two explanations of one image held against each other.
 
-    Areas are shares of the frame; ``p`` is `shift_p`; ``iou_at_*`` and ``expected_at_*`` are of masks of equal area (10, 20,
-    30 % of the frame asked for, ``area_at_*`` what whole superpixels made of it), NaN where they were not asked for.
-    ``mismatch`` says why the two should not be compared; every number of such a pair stands under it.
+    Areas are shares of the frame; ``p`` is `shift_p`; ``iou_at_*`` and
+    ``expected_at_*`` are of masks of equal area (10, 20, 30 % of the frame asked for,
+    ``area_at_*`` what whole superpixels made of it), NaN where they were not asked for.
+    ``mismatch`` says why the two should not be compared; every number of such a pair
+    stands under it.
     """
 
     sample: str
@@ -164,10 +188,11 @@ def compare_pair(
     fractions: Sequence[float] = FRACTIONS,
     allow_mismatch: bool = False,
 ) -> PairAgreement:
-    """Hold two explanations of one picture against each other.
+    """Hold two explanations of one image against each other.
 
-    Masks are cut by ``cutter_a`` and ``cutter_b`` (a spelling or an instance; `default_cutter` unless given) and at equal
-    areas for ``fractions``, any of .1, .2, .3. Explanations of different pictures, weights, views or classes raise
+    Masks are cut by ``cutter_a`` and ``cutter_b`` (a spelling or an instance;
+    `default_cutter` unless given) and at equal areas for ``fractions``, any of .1, .2,
+    .3. Explanations of different images, weights, views or classes raise
     `ConsilienceError` unless ``allow_mismatch``; then the pair says so in ``mismatch``.
     """
     masks = (build_cutter(cutter_a, a).cut(a), build_cutter(cutter_b, b).cut(b))
@@ -175,45 +200,60 @@ def compare_pair(
 
 
 def mismatches(a: Explanation, b: Explanation) -> tuple[str, ...]:
-    """Why two explanations cannot be compared: picture, weights, view, class. Empty where they can.
+    """Why two explanations cannot be compared: image, weights, view, class.
 
-    A different score of the same class (logit, probability) is allowed: methods have their own by definition.
+    Empty where they can.
+
+    A different score of the same class (logit, probability) is allowed: methods have
+    their own by definition.
     """
-    same_picture = a.sample.digest == b.sample.digest
+    same_image = a.sample.digest == b.sample.digest
     same_class = (a.target.index, a.target.name) == (b.target.index, b.target.name)
     if a.target.index is not None and b.target.index is not None:
         same_class = a.target.index == b.target.index
     found = [
-        "" if same_picture else f"different pictures ({a.sample.name} and {b.sample.name})",
+        "" if same_image else f"different images ({a.sample.name} and {b.sample.name})",
         "" if a.model_id == b.model_id else _different_models(a.model_id, b.model_id),
-        "" if _same_view(a, b, same_picture) else _different_views(a, b),
-        "" if same_class else f"different classes explained ({_target(a)} and {_target(b)})",
+        "" if _same_view(a, b, same_image) else _different_views(a, b),
+        ""
+        if same_class
+        else f"different classes explained ({_target(a)} and {_target(b)})",
     ]
     return tuple(reason for reason in found if reason)
 
 
 def _different_models(a: str, b: str) -> str:
     names = [re.sub(r"@[^@]*$", "", one) for one in (a, b)]
-    what = "different weights of one model" if names[0] == names[1] else "different models"
+    what = (
+        "different weights of one model" if names[0] == names[1] else "different models"
+    )
     return f"{what} ({a} and {b})"
 
 
-def _same_view(a: Explanation, b: Explanation, same_picture: bool) -> bool:
-    """Two pictures of different size lie differently in the same view; then only the frame counts."""
+def _same_view(a: Explanation, b: Explanation, same_image: bool) -> bool:
+    """Two images of different size lie differently in the same view; then only the
+    frame counts.
+    """
     if a.values.shape != b.values.shape:
         return False
-    return a.geometry.as_dict() == b.geometry.as_dict() if same_picture else a.geometry.size == b.geometry.size
+    return (
+        a.geometry.as_dict() == b.geometry.as_dict()
+        if same_image
+        else a.geometry.size == b.geometry.size
+    )
 
 
 def _different_views(a: Explanation, b: Explanation) -> str:
     modes = [str(one.provenance.get("view", "")) for one in (a, b)]
     if modes[0] == modes[1] or not all(modes):
         modes = [_placed(one) for one in (a, b)]
-    return f"different views of the picture ({modes[0]} and {modes[1]})"
+    return f"different views of the image ({modes[0]} and {modes[1]})"
 
 
 def _placed(explanation: Explanation) -> str:
-    numbers = ", ".join(f"{key} {value}" for key, value in explanation.geometry.as_dict().items())
+    numbers = ", ".join(
+        f"{key} {value}" for key, value in explanation.geometry.as_dict().items()
+    )
     return f"{frame(explanation.values)} with {numbers}"
 
 
@@ -234,7 +274,10 @@ def _pair(
     a, b = explanations
     reasons = (*mismatches(a, b), *((further,) if further else ()))
     if reasons and not allow_mismatch:
-        raise ConsilienceError(f"{labels[0]} and {labels[1]} of {a.sample.name} cannot be compared: {'; '.join(reasons)}")
+        raise ConsilienceError(
+            f"{labels[0]} and {labels[1]} of {a.sample.name} cannot be compared: "
+            f"{'; '.join(reasons)}"
+        )
     on_a, on_b = masks[0].on, masks[1].on
     numbers = _overlap(on_a, on_b)
     return PairAgreement(
@@ -247,7 +290,11 @@ def _pair(
         area_b=masks[1].share,
         **numbers,
         excess=excess(numbers["iou"], numbers["expected_iou"]),
-        excess_of_possible=excess_of_possible(numbers["iou"], numbers["expected_iou"], iou_max(masks[0].area, masks[1].area)),
+        excess_of_possible=excess_of_possible(
+            numbers["iou"],
+            numbers["expected_iou"],
+            iou_max(masks[0].area, masks[1].area),
+        ),
         p=shift_p(on_a, on_b),
         spearman=spearman(a.values, b.values),
         **_at_equal_areas(a, b, fractions),
@@ -263,11 +310,15 @@ def _overlap(a: Array, b: Array) -> dict[str, float]:
     return {"iou": iou(a, b), "expected_iou": expected_iou(a.size, *areas)}
 
 
-def _at_equal_areas(a: Explanation, b: Explanation, fractions: Sequence[float]) -> dict[str, float]:
+def _at_equal_areas(
+    a: Explanation, b: Explanation, fractions: Sequence[float]
+) -> dict[str, float]:
     found: dict[str, float] = {}
     for fraction in fractions:
         if fraction not in FRACTIONS:
-            raise ConsilienceError(f"equal areas are had at {', '.join(map(str, FRACTIONS))}; got {fraction}")
+            raise ConsilienceError(
+                f"equal areas are had at {', '.join(map(str, FRACTIONS))}; got {fraction}"
+            )
         masks = matched(a, b, fraction)
         numbers = _overlap(masks[0].on, masks[1].on)
         per_cent = round(100 * fraction)
@@ -276,8 +327,16 @@ def _at_equal_areas(a: Explanation, b: Explanation, fractions: Sequence[float]) 
     return found
 
 
-def _notes(explanations: tuple[Explanation, Explanation], masks: tuple[Mask, Mask], labels: tuple[str, str]) -> tuple[str, ...]:
-    notes = [f"{label}: {mask.note}" for label, mask in zip(labels, masks, strict=True) if mask.note]
+def _notes(
+    explanations: tuple[Explanation, Explanation],
+    masks: tuple[Mask, Mask],
+    labels: tuple[str, str],
+) -> tuple[str, ...]:
+    notes = [
+        f"{label}: {mask.note}"
+        for label, mask in zip(labels, masks, strict=True)
+        if mask.note
+    ]
     if not any(mask.area for mask in masks):
         notes.append("both masks are empty: their IoU is undefined")
     elif all(mask.area == mask.on.size for mask in masks):
@@ -288,7 +347,7 @@ def _notes(explanations: tuple[Explanation, Explanation], masks: tuple[Mask, Mas
     return tuple(notes)
 
 
-# ---------------------------------------------------------------- many pictures
+# ---- many images
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,29 +364,38 @@ def pack(on: Array) -> Packed:
     return Packed(np.packbits(on), int(np.count_nonzero(on)), on.shape)
 
 
-def permutation_p(a: Sequence[Packed], b: Sequence[Packed], seed: int = 0, draws: int = DRAWS) -> float:
-    """One-sided p that masks of the same picture agree more than masks of different pictures.
+def permutation_p(
+    a: Sequence[Packed], b: Sequence[Packed], seed: int = 0, draws: int = DRAWS
+) -> float:
+    """One-sided p that masks of the same image agree more than masks of different
+    images.
 
-    Mask ``a`` of picture i is laid over mask ``b`` of picture pi(i); the statistic is the mean excess, in which an undefined
-    one counts 0. Every permutation is counted up to 7 pictures, else ``draws`` seeded ones and the identity. Above 1,000
-    pictures permutations stay within random groups of at most 1,000, which keeps the test exact (they form a group) and memory
-    at 8 MB a table of excesses. All masks are of one frame.
+    Mask ``a`` of image i is laid over mask ``b`` of image pi(i); the statistic is the
+    mean excess, in which an undefined one counts 0. Every permutation is counted up to
+    7 images, else ``draws`` seeded ones and the identity. Above 1,000 images
+    permutations stay within random groups of at most 1,000, which keeps the test exact
+    (they form a group) and memory at 8 MB a table of excesses. All masks are of one
+    frame.
     """
     if len({mask.shape for mask in (*a, *b)}) > 1:
-        raise ConsilienceError("masks of different frames cannot be exchanged between pictures")
+        raise ConsilienceError(
+            "masks of different frames cannot be exchanged between images"
+        )
     rng = np.random.default_rng(seed)
     count = len(a)
     mixed = rng.permutation(count) if count > PERMUTATIONS_AT_ONCE else np.arange(count)
     sums: Any = 0.0
     for group in np.array_split(mixed, math.ceil(count / PERMUTATIONS_AT_ONCE)):
-        table = excess_matrix([a[i] for i in group.tolist()], [b[i] for i in group.tolist()])
+        table = excess_matrix(
+            [a[i] for i in group.tolist()], [b[i] for i in group.tolist()]
+        )
         sums = sums + _null_sums(table, rng, draws)
     return share_as_extreme(sums, float(sums[0]), "greater", scale=count)
 
 
-def smallest_p(pictures: int, draws: int = DRAWS) -> float:
-    """The smallest p that `permutation_p` can give for so many pictures."""
-    return 1 / math.factorial(pictures) if pictures <= ALL_PERMUTATIONS else 1 / (draws + 1)
+def smallest_p(images: int, draws: int = DRAWS) -> float:
+    """The smallest p that `permutation_p` can give for so many images."""
+    return 1 / math.factorial(images) if images <= ALL_PERMUTATIONS else 1 / (draws + 1)
 
 
 def _null_sums(table: Array, rng: np.random.Generator, draws: int) -> Array:
@@ -335,7 +403,9 @@ def _null_sums(table: Array, rng: np.random.Generator, draws: int) -> Array:
     count = len(table)
     rows = np.arange(count)
     if count <= ALL_PERMUTATIONS:
-        every: Array = table[rows, np.array(list(itertools.permutations(range(count))))].sum(axis=1)
+        every: Array = table[
+            rows, np.array(list(itertools.permutations(range(count))))
+        ].sum(axis=1)
         return every
     sums = [np.array([table.trace()])]
     chunk = max(1, 1_000_000 // count)
@@ -346,25 +416,39 @@ def _null_sums(table: Array, rng: np.random.Generator, draws: int) -> Array:
 
 
 def excess_matrix(a: Sequence[Packed], b: Sequence[Packed]) -> Array:
-    """Excess (n, m) of every mask of ``a`` over every one of ``b``; 0 where it is undefined (both empty, or both full)."""
+    """Excess (n, m) of every mask of ``a`` over every one of ``b``; 0 where it is
+    undefined (both empty, or both full).
+    """
     pixels = math.prod(a[0].shape)
-    areas = [np.array([mask.area for mask in masks], dtype=np.float64) for masks in (a, b)]
-    shared = _intersections(np.stack([mask.bits for mask in a]), np.stack([mask.bits for mask in b]), pixels)
+    areas = [
+        np.array([mask.area for mask in masks], dtype=np.float64) for masks in (a, b)
+    ]
+    shared = _intersections(
+        np.stack([mask.bits for mask in a]), np.stack([mask.bits for mask in b]), pixels
+    )
     expected = expected_matrix(pixels, *areas)
     with np.errstate(invalid="ignore", divide="ignore"):
-        above = (shared / (areas[0][:, None] + areas[1] - shared) - expected) / (1 - expected)
+        above = (shared / (areas[0][:, None] + areas[1] - shared) - expected) / (
+            1 - expected
+        )
     return np.where(np.isfinite(above), above, 0.0)
 
 
 def _intersections(a: Array, b: Array, pixels: int) -> Array:
-    """Shared pixels (n, m) of packed masks, as products of blocks of at most 32 MB each."""
-    kind: Any = np.float32 if pixels < 1 << 24 else np.float64  # whole numbers are exact up to there
+    """Shared pixels (n, m) of packed masks, as products of blocks of at most 32 MB
+    each.
+    """
+    kind: Any = (
+        np.float32 if pixels < 1 << 24 else np.float64
+    )  # whole numbers are exact up to there
     block = max(1, 8_000_000 // pixels)
     shared = np.empty((len(a), len(b)))
     for i in range(0, len(a), block):
         left: Array = np.unpackbits(a[i : i + block], axis=1).astype(kind)
         for j in range(0, len(b), block):
-            shared[i : i + block, j : j + block] = left @ np.unpackbits(b[j : j + block], axis=1).astype(kind).T
+            shared[i : i + block, j : j + block] = (
+                left @ np.unpackbits(b[j : j + block], axis=1).astype(kind).T
+            )
     return shared
 
 
@@ -374,12 +458,17 @@ EXACT_PAIRS = 256
 def expected_matrix(pixels: int, a: Array, b: Array) -> Array:
     """`expected_iou` for all pairs of areas ``a`` (n,) and ``b`` (m,).
 
-    Exact for up to 256 different pairs. Beyond, the first moments of the hypergeometric distribution give it with a proven
-    error below 1e-6 (1e-8 for masks of 1 % of 224 x 224 or more); pairs for which the proof fails are computed exactly.
+    Exact for up to 256 different pairs. Beyond, the first moments of the hypergeometric
+    distribution give it with a proven error below 1e-6 (1e-8 for masks of 1 % of 224 x
+    224 or more); pairs for which the proof fails are computed exactly.
     """
-    (in_a, at_a), (in_b, at_b) = (np.unique(areas, return_inverse=True) for areas in (a, b))
+    (in_a, at_a), (in_b, at_b) = (
+        np.unique(areas, return_inverse=True) for areas in (a, b)
+    )
     if len(in_a) * len(in_b) <= EXACT_PAIRS:
-        unique = np.array([[expected_iou(pixels, int(x), int(y)) for y in in_b] for x in in_a])
+        unique = np.array(
+            [[expected_iou(pixels, int(x), int(y)) for y in in_b] for x in in_a]
+        )
     else:
         unique, bound = expected_by_moments(pixels, in_a[:, None], in_b[None, :])
         for i, j in np.argwhere(~(bound < 1e-6)):
@@ -388,32 +477,39 @@ def expected_matrix(pixels: int, a: Array, b: Array) -> Array:
 
 
 def expected_by_moments(pixels: int, a: Array, b: Array) -> tuple[Array, Array]:
-    """`expected_iou` of arrays of areas by a series round the mean overlap, with a bound on its error.
+    """`expected_iou` of arrays of areas by a series round the mean overlap, with a
+    bound on its error.
 
-    With s = a + b, c = s - E X and d = X - E X: s / (s - X) = (s / c) (1 + d/c + d^2/c^2 + d^3/c^3) + s (d/c)^4 / (s - X).
-    The remainder lies between 0 and s E d^4 / (c^4 max(a, b)), and E d^4 is at most that of sampling with replacement
-    (Hoeffding 1963, theorem 4), v + 3 v^2 with v its variance. A normal's fourth moment stands in for the remainder; it lies
-    between the same two.
+    With s = a + b, c = s - E X and d = X - E X: s / (s - X) = (s / c) (1 + d/c +
+    d^2/c^2 + d^3/c^3) + s (d/c)^4 / (s - X). The remainder lies between 0 and s E d^4 /
+    (c^4 max(a, b)), and E d^4 is at most that of sampling with replacement (Hoeffding
+    1963, theorem 4), v + 3 v^2 with v its variance. A normal's fourth moment stands in
+    for the remainder; it lies between the same two.
     """
     both, mean = a + b, a * b / pixels
     c = both - mean
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = mean * (pixels - a) * (pixels - b) / (pixels * (pixels - 1))
         third = variance * (pixels - 2 * a) * (pixels - 2 * b) / (pixels * (pixels - 2))
-        series = both / c * (1 + variance / c**2 + third / c**3 + 3 * variance**2 / c**4) - 1
+        series = (
+            both / c * (1 + variance / c**2 + third / c**3 + 3 * variance**2 / c**4) - 1
+        )
         v = mean * (1 - np.maximum(a, b) / pixels)
         bound = both * (v + 3 * v**2) / (c**4 * np.maximum(a, b))
     return series, bound
 
 
 class Agreement:
-    """Explanations of many pictures held against each other, one picture at a time.
+    """Explanations of many images held against each other, one image at a time.
 
-    Kept are the pairs and one packed mask per explainer and picture (6 kB on 224 x 224), no maps. ``cutters`` is one
-    cutter for all, or by explainer (its spelling or its name); ``seed`` is of the permutations and the bootstrap.
+    Kept are the pairs and one packed mask per explainer and image (6 kB on 224 x 224),
+    no maps. ``cutters`` is one cutter for all, or by explainer (its spelling or its
+    name); ``seed`` is of the permutations and the bootstrap.
     """
 
-    def __init__(self, cutters: Cutters = None, allow_mismatch: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, cutters: Cutters = None, allow_mismatch: bool = False, seed: int = 0
+    ) -> None:
         self.cutters, self.allow_mismatch, self.seed = cutters, allow_mismatch, seed
         self._pairs: list[PairAgreement] = []
         self._masks: dict[str, dict[str, Packed]] = {}
@@ -421,27 +517,41 @@ class Agreement:
 
     @property
     def pairs(self) -> tuple[PairAgreement, ...]:
-        """All pairs, picture by picture."""
+        """All pairs, image by image."""
         return tuple(self._pairs)
 
     def add(
-        self, explanations: Sequence[Explanation], masks: Sequence[Mask] | None = None, labels: Sequence[str] | None = None
+        self,
+        explanations: Sequence[Explanation],
+        masks: Sequence[Mask] | None = None,
+        labels: Sequence[str] | None = None,
     ) -> tuple[PairAgreement, ...]:
-        """Hold all explanations of one picture against each other; returns the new pairs.
+        """Hold all explanations of one image against each other; returns the new pairs.
 
-        ``masks`` are given where they are cut already. ``labels`` name the explanations in the tables: their spelling unless
-        given, with the model, mask or class where a spelling occurs twice. Nothing is kept of a picture that raises
-        `ConsilienceError`: mismatches, a picture given twice, other weights than in the pictures before.
+        ``masks`` are given where they are cut already. ``labels`` name the explanations
+        in the tables: their spelling unless given, with the model, mask or class where
+        a spelling occurs twice. Nothing is kept of an image that raises
+        `ConsilienceError`: mismatches, an image given twice, other weights than in the
+        images before.
         """
         if not explanations:
             return ()
         sample = explanations[0].sample.name
         if any(sample in known for known in self._masks.values()):
-            raise ConsilienceError(f"{sample}: this picture was added before")
-        cut = list(masks) if masks is not None else [self._cutter(one).cut(one) for one in explanations]
+            raise ConsilienceError(f"{sample}: this image was added before")
+        cut = (
+            list(masks)
+            if masks is not None
+            else [self._cutter(one).cut(one) for one in explanations]
+        )
         named = list(labels) if labels is not None else _labels(explanations, cut)
-        if not len(cut) == len(named) == len(explanations) or len(set(named)) < len(named):
-            raise ConsilienceError(f"{sample}: {len(explanations)} explanations need as many masks and different labels")
+        if not len(cut) == len(named) == len(explanations) or len(set(named)) < len(
+            named
+        ):
+            raise ConsilienceError(
+                f"{sample}: {len(explanations)} explanations need as many masks and different "
+                f"labels"
+            )
         pairs = self._compared(explanations, cut, named)
         for label, explanation, mask in zip(named, explanations, cut, strict=True):
             self._models.setdefault(label, explanation.model_id)
@@ -450,25 +560,33 @@ class Agreement:
         return tuple(pairs)
 
     def table(self) -> pd.DataFrame:
-        """A row a pair and picture; the columns are those of `Pair`."""
-        return pd.DataFrame([pair.row() for pair in self._pairs], columns=[item.name for item in fields(PairAgreement)])
+        """A row a pair and image; the columns are those of `Pair`."""
+        return pd.DataFrame(
+            [pair.row() for pair in self._pairs],
+            columns=[item.name for item in fields(PairAgreement)],
+        )
 
     def summary(self) -> pd.DataFrame:
-        """A row a pair of explainers over all pictures.
+        """A row a pair of explainers over all images.
 
-        ``pictures`` and, of them, the ``n`` with a defined IoU; means of IoU and excess with 95 % intervals and their method;
-        ``share_p05``: pictures whose shift p is at most .05; ``p_pictures`` of `permutation_p` and ``p_holm``, adjusted for the
+        ``images`` and, of them, the ``n`` with a defined IoU; means of IoU and excess
+        with 95 % intervals and their method; ``share_p05``: images whose shift p is at
+        most .05; ``p_images`` of `permutation_p` and ``p_holm``, adjusted for the
         number of pairs in this table. ``verdict`` is one of
 
         - better than chance: ``p_holm`` at most .05 and the mean excess above 0;
         - worse than chance: the interval of the mean excess lies below 0;
-        - not testable this way: one picture, several frames, or so few pictures that no p could be small enough;
+        - not testable this way: one image, several frames, or so few images that no p
+          could be small enough;
         - not better than chance: all others.
 
         ``why`` gives the numbers behind it in words.
         """
         grouped = self._by_explainers()
-        tests = [_Test.of(*self._exchangeable(pairs), self.seed) for pairs in grouped.values()]
+        tests = [
+            _Test.of(*self._exchangeable(pairs), self.seed)
+            for pairs in grouped.values()
+        ]
         adjusted = holm([test.p for test in tests])
         family = sum(not math.isnan(test.p) for test in tests)
         rows = [
@@ -483,17 +601,35 @@ class Agreement:
             chosen = chosen.get(explanation.explainer, chosen.get(explanation.name))
         return build_cutter(chosen, explanation)
 
-    def _compared(self, explanations: Sequence[Explanation], masks: Sequence[Mask], labels: Sequence[str]) -> list[PairAgreement]:
+    def _compared(
+        self,
+        explanations: Sequence[Explanation],
+        masks: Sequence[Mask],
+        labels: Sequence[str],
+    ) -> list[PairAgreement]:
         """All pairs, each in the order in which its explainers were first met."""
         known = list(self._masks)
-        order = sorted(range(len(labels)), key=lambda i: known.index(labels[i]) if labels[i] in known else len(known) + i)
+        order = sorted(
+            range(len(labels)),
+            key=lambda i: (
+                known.index(labels[i]) if labels[i] in known else len(known) + i
+            ),
+        )
         return [
             _pair(
                 (explanations[i], explanations[j]),
                 (masks[i], masks[j]),
                 (labels[i], labels[j]),
                 allow_mismatch=self.allow_mismatch,
-                further="; ".join(filter(None, (self._other_weights(labels[k], explanations[k]) for k in (i, j)))),
+                further="; ".join(
+                    filter(
+                        None,
+                        (
+                            self._other_weights(labels[k], explanations[k])
+                            for k in (i, j)
+                        ),
+                    )
+                ),
             )
             for i, j in itertools.combinations(order, 2)
         ]
@@ -501,7 +637,9 @@ class Agreement:
     def _other_weights(self, label: str, explanation: Explanation) -> str:
         before = self._models.get(label, explanation.model_id)
         return (
-            "" if before == explanation.model_id else f"{label} is of {before} in pictures before, here {explanation.model_id}"
+            ""
+            if before == explanation.model_id
+            else f"{label} is of {before} in images before, here {explanation.model_id}"
         )
 
     def _by_explainers(self) -> dict[tuple[str, str], list[PairAgreement]]:
@@ -510,51 +648,73 @@ class Agreement:
             grouped.setdefault((pair.a, pair.b), []).append(pair)
         return grouped
 
-    def _exchangeable(self, pairs: Sequence[PairAgreement]) -> tuple[list[Packed], list[Packed]]:
-        """Masks of the pictures that have a defined excess, of pairs of the same two explainers."""
+    def _exchangeable(
+        self, pairs: Sequence[PairAgreement]
+    ) -> tuple[list[Packed], list[Packed]]:
+        """Masks of the images that have a defined excess, of pairs of the same two
+        explainers.
+        """
         kept = [pair for pair in pairs if not math.isnan(pair.excess)]
-        return [self._masks[pair.a][pair.sample] for pair in kept], [self._masks[pair.b][pair.sample] for pair in kept]
+        return [self._masks[pair.a][pair.sample] for pair in kept], [
+            self._masks[pair.b][pair.sample] for pair in kept
+        ]
 
-    def _summary_row(self, pairs: Sequence[PairAgreement], test: _Test, p_holm: float, family: int) -> dict[str, Any]:
-        columns = {key: _defined(pairs, key) for key in ("iou", "expected_iou", "excess", "p", "spearman")}
-        overlap, above = (mean_interval(columns[key], seed=self.seed) for key in ("iou", "excess"))
+    def _summary_row(
+        self, pairs: Sequence[PairAgreement], test: _Test, p_holm: float, family: int
+    ) -> dict[str, Any]:
+        columns = {
+            key: _defined(pairs, key)
+            for key in ("iou", "expected_iou", "excess", "p", "spearman")
+        }
+        overlap, above = (
+            mean_interval(columns[key], seed=self.seed) for key in ("iou", "excess")
+        )
         expected = _mean(columns["expected_iou"])
         verdict, why = _verdict(test, p_holm, family, above.mean, above.high)
         below = (
-            f"mean IoU {overlap.mean:.3f} is below the {expected:.3f} of independent masks" if overlap.mean < expected else ""
+            f"mean IoU {overlap.mean:.3f} is below the {expected:.3f} of independent masks"
+            if overlap.mean < expected
+            else ""
         )
         return {
             "a": pairs[0].a,
             "b": pairs[0].b,
-            "pictures": len(pairs),
+            "images": len(pairs),
             "n": overlap.n,
             **{f"iou_{key}": getattr(overlap, key) for key in INTERVAL},
             "expected_mean": expected,
             **{f"excess_{key}": getattr(above, key) for key in INTERVAL},
             "share_p05": _mean(columns["p"] <= ALPHA),
             "spearman_mean": _mean(columns["spearman"]),
-            "p_pictures": test.p,
+            "p_images": test.p,
             "p_holm": p_holm,
             "verdict": verdict,
             "why": "; ".join(filter(None, (below, why))),
-            "mismatch": "; ".join(dict.fromkeys(pair.mismatch for pair in pairs if pair.mismatch)),
+            "mismatch": "; ".join(
+                dict.fromkeys(pair.mismatch for pair in pairs if pair.mismatch)
+            ),
         }
 
 
 INTERVAL = ("mean", "low", "high", "method")
 SUMMARY = [
-    *("a", "b", "pictures", "n"),
+    *("a", "b", "images", "n"),
     *(f"iou_{key}" for key in INTERVAL),
     "expected_mean",
     *(f"excess_{key}" for key in INTERVAL),
-    *("share_p05", "spearman_mean", "p_pictures", "p_holm", "verdict", "why", "mismatch"),
+    *("share_p05", "spearman_mean", "p_images", "p_holm", "verdict", "why", "mismatch"),
 ]
 
 
 def agree(
-    explanations: Iterable[Explanation], cutters: Cutters = None, allow_mismatch: bool = False, seed: int = 0
+    explanations: Iterable[Explanation],
+    cutters: Cutters = None,
+    allow_mismatch: bool = False,
+    seed: int = 0,
 ) -> Agreement:
-    """Hold explanations against each other: all pairs of every picture. Pictures are told apart by their sample's name.
+    """Hold explanations against each other: all pairs of every image.
+
+    Images are told apart by their sample's name.
 
     >>> agree([]).table().empty
     True
@@ -563,7 +723,9 @@ def agree(
     for explanation in explanations:
         by_sample.setdefault(explanation.sample.name, []).append(explanation)
     if by_sample and all(len(group) < 2 for group in by_sample.values()):
-        raise ConsilienceError(f"nothing to compare: one explanation each of {', '.join(by_sample)}")
+        raise ConsilienceError(
+            f"nothing to compare: one explanation each of {', '.join(by_sample)}"
+        )
     found = Agreement(cutters, allow_mismatch, seed)
     for group in by_sample.values():
         found.add(group)
@@ -571,7 +733,9 @@ def agree(
 
 
 def _labels(explanations: Sequence[Explanation], masks: Sequence[Mask]) -> list[str]:
-    """Spellings; those that occur twice with what tells them apart: the model, else the mask, else the class, else a number."""
+    """Spellings; those that occur twice with what tells them apart: the model, else the
+    mask, else the class, else a number.
+    """
     spelled = [one.explainer for one in explanations]
     labels = list(spelled)
     for name in dict.fromkeys(spelled):
@@ -589,12 +753,12 @@ def _labels(explanations: Sequence[Explanation], masks: Sequence[Mask]) -> list[
     return labels
 
 
-# ---------------------------------------------------------------- the verdict
+# ---- the verdict
 
 
 @dataclass(frozen=True)
 class _Test:
-    """The permutation of pictures for one pair of explainers, or why there is none."""
+    """The permutation of images for one pair of explainers, or why there is none."""
 
     p: float
     smallest: float
@@ -603,25 +767,40 @@ class _Test:
     @staticmethod
     def of(a: list[Packed], b: list[Packed], seed: int) -> _Test:
         if len(a) < 2:
-            count = "one picture" if a else "no picture with a defined IoU"
+            count = "one image" if a else "no image with a defined IoU"
             return _Test(math.nan, math.nan, f"{count}: nothing to exchange")
         if len({mask.shape for mask in a}) > 1:
-            return _Test(math.nan, math.nan, "pictures of different frames: their masks cannot be exchanged")
+            return _Test(
+                math.nan,
+                math.nan,
+                "images of different frames: their masks cannot be exchanged",
+            )
         return _Test(permutation_p(a, b, seed), smallest_p(len(a)))
 
 
-def _verdict(test: _Test, p_holm: float, family: int, mean: float, high: float) -> tuple[str, str]:
+def _verdict(
+    test: _Test, p_holm: float, family: int, mean: float, high: float
+) -> tuple[str, str]:
     worse = high < 0
     if math.isnan(test.p):
         return ("worse than chance" if worse else "not testable this way"), test.why
     if p_holm <= ALPHA and mean > 0:
-        return "better than chance", f"pictures' own maps agree more than exchanged ones, p = {p_holm:.2g} after Holm"
+        return (
+            "better than chance",
+            f"images' own maps agree more than exchanged ones, p = {p_holm:.2g} after Holm",
+        )
     if worse:
-        return "worse than chance", f"the mean excess lies below 0 with its whole interval (up to {high:.3f})"
+        return (
+            "worse than chance",
+            f"the mean excess lies below 0 with its whole interval (up to {high:.3f})",
+        )
     if test.smallest * family > ALPHA:
         reach = f"no p below {min(test.smallest * family, 1.0):.2g} is possible"
-        return "not testable this way", f"too few pictures for {family} pair{'s' if family > 1 else ''}: {reach}"
-    return "not better than chance", f"p = {p_holm:.2g} after Holm by exchanging pictures"
+        return (
+            "not testable this way",
+            f"too few images for {family} pair{'s' if family > 1 else ''}: {reach}",
+        )
+    return "not better than chance", f"p = {p_holm:.2g} after Holm by exchanging images"
 
 
 def _defined(pairs: Sequence[PairAgreement], key: str) -> Array:

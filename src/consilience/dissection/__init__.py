@@ -1,1 +1,3 @@
-"""Network dissection: which unit of a network detects which concept, with a null and in words."""
+"""Network dissection: which unit of a network detects which concept, with a null and in
+words.
+"""

@@ -1,7 +1,9 @@
-"""Concepts and classes that share a name: simple matching of words, with what was matched said, and no WordNet.
+"""Concepts and classes that share a name: simple matching of words, with what was
+matched said, and no WordNet.
 
-ImageNet-1k orders its classes by WordNet, so that some groups (dogs, birds, snakes) are runs of classes: these few are known
-here by the names of their first and last class. All else goes by the words of the names; a file of groups overrules both.
+ImageNet-1k orders its classes by WordNet, so that some groups (dogs, birds, snakes) are
+runs of classes: these few are known here by the names of their first and last class.
+All else goes by the words of the names; a file of groups overrules both.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ Groups = Mapping[str, tuple[int, ...]]
 RUNS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "dog": (("Chihuahua", "Mexican hairless"),),
     "cat": (("tabby", "cheetah"),),
-    "bird": (("cock", "great grey owl"), ("black grouse", "black swan"), ("white stork", "albatross")),
+    "bird": (
+        ("cock", "great grey owl"),
+        ("black grouse", "black swan"),
+        ("white stork", "albatross"),
+    ),
     "fish": (("tench", "stingray"), ("barracouta", "puffer")),
     "snake": (("thunder snake", "sidewinder"),),
     "frog": (("bullfrog", "tailed frog"),),
@@ -36,16 +42,21 @@ RUNS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "monkey": (("guenon", "squirrel monkey"),),
     "elephant": (("Indian elephant", "African elephant"),),
 }
-"""Runs of ImageNet-1k's classes, by the first spelling of their first and last class (torchvision's and timm's are the same
-up to synonyms)."""
+"""Runs of ImageNet-1k's classes, by the first spelling of their first and last class
+(torchvision's and timm's are the same up to synonyms).
+"""
 
 
-# ---------------------------------------------------------------- words of names
+# ---- words of names
 
 
 def spelled_name(name: str) -> str:
-    """A concept's or class's name for comparison: lower case, no underscores, without Broden's suffix (``black-c``)."""
-    return plain_class_name(re.sub(r"-[cs]$", "", name.strip().lower().lstrip("/")).replace("/", " "))
+    """A concept's or class's name for comparison: lower case, no underscores, without
+    Broden's suffix (``black-c``).
+    """
+    return plain_class_name(
+        re.sub(r"-[cs]$", "", name.strip().lower().lstrip("/")).replace("/", " ")
+    )
 
 
 @cache
@@ -64,7 +75,13 @@ def singular(word: str) -> str:
         return word[:-3] + "y"
     if re.search(r"(s|x|z|ch|sh)es$", word):
         return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+    return (
+        word[:-1]
+        if len(word) > 3
+        and word.endswith("s")
+        and not word.endswith(("ss", "us", "is"))
+        else word
+    )
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -73,8 +90,14 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 def same_name(a: str, b: str) -> bool:
-    """Whether one name ends with the other in whole words: ``sports car`` and ``car``, not ``car wheel`` and ``car``."""
-    return any(_ends(words_of(one), words_of(two)) for one in spellings(a) for two in spellings(b))
+    """Whether one name ends with the other in whole words: ``sports car`` and ``car``,
+    not ``car wheel`` and ``car``.
+    """
+    return any(
+        _ends(words_of(one), words_of(two))
+        for one in spellings(a)
+        for two in spellings(b)
+    )
 
 
 def _ends(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
@@ -82,12 +105,14 @@ def _ends(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     return short > 0 and a[-short:] == b[-short:]
 
 
-# ---------------------------------------------------------------- classes of a concept
+# ---- classes of a concept
 
 
 @dataclass(frozen=True)
 class Match:
-    """The classes that go with a concept, and how they were found: ``file``, ``run`` (of ImageNet), ``name``, or ``none``."""
+    """The classes that go with a concept, and how they were found: ``file``, ``run``
+    (of ImageNet), ``name``, or ``none``.
+    """
 
     concept: str
     classes: tuple[int, ...]
@@ -98,13 +123,21 @@ class Match:
         if not self.classes:
             return f"no class goes with {self.concept!r} by name"
         shown = ", ".join(names[index] for index in self.classes[:most])
-        more = f" and {len(self.classes) - most} more" if len(self.classes) > most else ""
-        how = {"file": "as the file of groups says", "run": "a run of ImageNet's classes", "name": "by name"}[self.how]
+        more = (
+            f" and {len(self.classes) - most} more" if len(self.classes) > most else ""
+        )
+        how = {
+            "file": "as the file of groups says",
+            "run": "a run of ImageNet's classes",
+            "name": "by name",
+        }[self.how]
         return f"{self.concept}: {shown}{more} ({how})"
 
 
 def match(concept: str, classes: Sequence[str], groups: Groups | None = None) -> Match:
-    """The classes that a concept means: as ``groups`` say, by a run of ImageNet's, or those whose name ends with it."""
+    """The classes that a concept means: as ``groups`` say, by a run of ImageNet's, or
+    those whose name ends with it.
+    """
     for known, indices in (groups or {}).items():
         if words_of(known) == words_of(concept):
             return Match(concept, tuple(indices), "file")
@@ -112,7 +145,11 @@ def match(concept: str, classes: Sequence[str], groups: Groups | None = None) ->
     if run:
         return Match(concept, run, "run")
     wanted = words_of(concept)
-    named = tuple(index for index, name in enumerate(classes) if any(_is_a(words_of(part), wanted) for part in spellings(name)))
+    named = tuple(
+        index
+        for index, name in enumerate(classes)
+        if any(_is_a(words_of(part), wanted) for part in spellings(name))
+    )
     return Match(concept, named, "name" if named else "none")
 
 
@@ -122,7 +159,9 @@ def _is_a(name: tuple[str, ...], concept: tuple[str, ...]) -> bool:
 
 
 def _run(concept: str, classes: Sequence[str]) -> tuple[int, ...]:
-    """Classes of a known run, where every end of it is one class of this model, in order."""
+    """Classes of a known run, where every end of it is one class of this model, in
+    order.
+    """
     words = words_of(concept)
     ends = RUNS.get(words[0], ()) if len(words) == 1 and len(classes) == 1000 else ()
     found: list[int] = []
@@ -135,34 +174,51 @@ def _run(concept: str, classes: Sequence[str]) -> tuple[int, ...]:
 
 
 def _place(name: str, classes: Sequence[str]) -> int | None:
-    fit = [index for index, known in enumerate(classes) if plain_class_name(name) in {plain_class_name(part) for part in spellings(known)}]
+    fit = [
+        index
+        for index, known in enumerate(classes)
+        if plain_class_name(name)
+        in {plain_class_name(part) for part in spellings(known)}
+    ]
     return fit[0] if len(fit) == 1 else None
 
 
-# ---------------------------------------------------------------- a file of groups
+# ---- a file of groups
 
 
 def read_groups(path: str | Path, classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Groups of classes from a CSV with the columns ``concept`` and ``class`` (an index or a name), a row a class."""
+    """Groups of classes from a CSV with the columns ``concept`` and ``class`` (an index
+    or a name), a row a class.
+    """
     file = Path(path).expanduser()
     try:
         rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConsilienceError(f"groups {str(path)!r} cannot be read: {error}") from None
+        raise ConsilienceError(
+            f"groups {str(path)!r} cannot be read: {error}"
+        ) from None
     if not rows or not {"concept", "class"} <= rows[0].keys():
         has = ", ".join(rows[0]) if rows else "nothing"
-        raise ConsilienceError(f"{file}: a file of groups has the columns concept and class; this has {has}")
+        raise ConsilienceError(
+            f"{file}: a file of groups has the columns concept and class; this has {has}"
+        )
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows, 2):
-        groups.setdefault(row["concept"].strip(), []).append(_index(row["class"] or "", classes, f"{file}, line {number}"))
-    return {concept: tuple(dict.fromkeys(indices)) for concept, indices in groups.items()}
+        groups.setdefault(row["concept"].strip(), []).append(
+            _index(row["class"] or "", classes, f"{file}, line {number}")
+        )
+    return {
+        concept: tuple(dict.fromkeys(indices)) for concept, indices in groups.items()
+    }
 
 
 def _index(text: str, classes: Sequence[str], where: str) -> int:
     if text.strip().isdecimal():
         if int(text) < len(classes):
             return int(text)
-        raise ConsilienceError(f"{where}: classes are 0 to {len(classes) - 1}; got {text}")
+        raise ConsilienceError(
+            f"{where}: classes are 0 to {len(classes) - 1}; got {text}"
+        )
     place = _place(text.strip(), classes)
     if place is None:
         raise ConsilienceError(f"{where}: {unknown('class', text, classes, limit=12)}")

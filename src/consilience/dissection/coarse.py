@@ -1,8 +1,11 @@
-"""What a null needs of every picture: unit masks and labels sampled on a coarse grid, gathered as sparse pairs.
+"""What a null needs of every image: unit masks and labels sampled on a coarse grid,
+gathered as sparse pairs.
 
-A cell is one pixel of the label grid, at the middle of its square of the coarse grid. Units keep the cells they cover,
-pictures the labels of their cells. Twelve bytes a covered cell, of which there are half a percent by construction: 20 MB for
-900 units, 1,800 pictures and a grid of 14 x 14. Only ``most`` pictures are gathered, drawn with a seed, so that it ends there.
+A cell is one pixel of the label grid, at the middle of its square of the coarse grid.
+Units keep the cells they cover, images the labels of their cells. Twelve bytes a
+covered cell, of which there are half a percent by construction: 20 MB for 900 units,
+1,800 images and a grid of 14 x 14. Only ``most`` images are gathered, drawn with a
+seed, so that it ends there.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ def middles(pixels: int, cells: int) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Covered cells and labels of ``pictures`` on a coarse grid of G cells.
+    """Covered cells and labels of ``images`` on a coarse grid of G cells.
 
-    ``owners`` (M,), ``places`` (M,) and ``cells`` (M,): unit (numbered through all layers), picture and cell of every covered
-    cell. ``shown_places``, ``shown_cells``, ``shown_concepts``: the same of every labelled one, sorted by picture and cell.
-    ``annotated`` (N, K): the categories that a picture is annotated for.
+    ``owners`` (M,), ``places`` (M,) and ``cells`` (M,): unit (numbered through all
+    layers), image and cell of every covered cell. ``shown_places``, ``shown_cells``,
+    ``shown_concepts``: the same of every labelled one, sorted by image and cell.
+    ``annotated`` (N, K): the categories that an image is annotated for.
     """
 
     units: int
@@ -48,19 +52,20 @@ class Gathered:
 
     @property
     def size(self) -> int:
-        """Cells a picture."""
+        """Cells an image."""
         return self.grid[0] * self.grid[1]
 
     @property
-    def pictures(self) -> int:
-        """How many pictures were gathered."""
+    def images(self) -> int:
+        """How many images were gathered."""
         return len(self.annotated)
 
 
 class GrowingRows:
     """Rows of ``width`` numbers in one block that doubles when it is full.
 
-    Not a list of small arrays: kept between the large ones that come and go with every picture, they leave the heap in pieces.
+    Not a list of small arrays: kept between the large ones that come and go with every
+    image, they leave the heap in pieces.
     """
 
     def __init__(self, width: int, dtype: Any = np.int32) -> None:
@@ -71,7 +76,10 @@ class GrowingRows:
         new = np.stack(np.broadcast_arrays(*columns), axis=-1)
         stop = self._count + len(new)
         if stop > len(self._block):
-            block = np.empty((max(stop, 2 * len(self._block)), self._block.shape[1]), self._block.dtype)
+            block = np.empty(
+                (max(stop, 2 * len(self._block)), self._block.shape[1]),
+                self._block.dtype,
+            )
             block[: self._count], self._block = self.all, block
         self._block[self._count : stop], self._count = new, stop
 
@@ -83,7 +91,7 @@ class GrowingRows:
 
 @dataclass(eq=False)
 class Gatherer:
-    """Takes in pictures one by one, those of ``chosen`` alone."""
+    """Takes in images one by one, those of ``chosen`` alone."""
 
     pixels: tuple[int, int]
     units: int
@@ -108,10 +116,12 @@ class Gatherer:
 
     @cached_property
     def _middles(self) -> tuple[Array, Array]:
-        return middles(self.pixels[0], self.grid[0]), middles(self.pixels[1], self.grid[1])
+        return middles(self.pixels[0], self.grid[0]), middles(
+            self.pixels[1], self.grid[1]
+        )
 
     def add_labels(self, index: int, labels: Labels) -> None:
-        """Take in the labels of picture ``index``."""
+        """Take in the labels of image ``index``."""
         if index not in self._places:
             return
         down, across = self._middles
@@ -127,14 +137,21 @@ class Gatherer:
         self._annotated.add(*labels.annotated[:, None])
 
     def watch(self, index: int, first: int) -> CellWatch | None:
-        """What takes in the masks of picture ``index`` of a layer whose units are numbered from ``first``."""
+        """What takes in the masks of image ``index`` of a layer whose units are
+        numbered from ``first``.
+        """
         if index not in self._places:
             return None
         place = self._places[index]
         down, across = (torch.from_numpy(one) for one in self._middles)
 
         def take(units: Array, masks: Tensor) -> None:
-            few = masks[:, down.to(masks.device)][:, :, across.to(masks.device)].flatten(1).cpu().numpy()
+            few = (
+                masks[:, down.to(masks.device)][:, :, across.to(masks.device)]
+                .flatten(1)
+                .cpu()
+                .numpy()
+            )
             rows, cells = np.nonzero(few)
             self._covered.add(units[rows] + first, place, cells)
 
@@ -147,22 +164,38 @@ class Gatherer:
         covered = [part[order] for part in (owners, places, cells)]
         shown = [np.ascontiguousarray(part) for part in self._shown.all.T]
         return Gathered(
-            self.units, self.concepts, self.grid, covered[0], covered[1], covered[2], shown[0], shown[1], shown[2],
+            self.units,
+            self.concepts,
+            self.grid,
+            covered[0],
+            covered[1],
+            covered[2],
+            shown[0],
+            shown[1],
+            shown[2],
             self._annotated.all,
-        )  # fmt: skip
+        )
 
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
-        return {"covered": self._covered.all, "shown": self._shown.all, "annotated": self._annotated.all}
+        return {
+            "covered": self._covered.all,
+            "shown": self._shown.all,
+            "annotated": self._annotated.all,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        for rows, kept in ((self._covered, "covered"), (self._shown, "shown"), (self._annotated, "annotated")):
+        for rows, kept in (
+            (self._covered, "covered"),
+            (self._shown, "shown"),
+            (self._annotated, "annotated"),
+        ):
             rows.add(*state[kept].T)
 
 
-def chosen_pictures(count: int, most: int, seed: int) -> Array:
-    """Which pictures are gathered: all, or ``most`` drawn with a seed."""
+def chosen_images(count: int, most: int, seed: int) -> Array:
+    """Which images are gathered: all, or ``most`` drawn with a seed."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng((seed, 1)).choice(count, most, replace=False))

@@ -1,7 +1,8 @@
-"""Concept sets: pictures with per-pixel labels, read one picture at a time.
+"""Concept sets: images with per-pixel labels, read one image at a time.
 
-A concept is a label within a category: what is labelled both as an object and as a part is two concepts. Label maps live on a
-common ``grid`` that covers the picture; they move into a model's frame through its `Geometry`, nearest neighbour throughout.
+A concept is a label within a category: what is labelled both as an object and as a part
+is two concepts. Label maps live on a common ``grid`` that covers the image; they move
+into a model's frame through its `Geometry`, nearest neighbour throughout.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ concept_sets = Registry(
 )
 
 
-# ---------------------------------------------------------------- what is labelled
+# ---- what is labelled
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A label within a category: ``index`` is its place among the set's concepts, ``number`` what label maps hold for it."""
+    """A label within a category: ``index`` is its place among the set's concepts,
+    ``number`` what label maps hold for it.
+    """
 
     index: int
     name: str
@@ -48,7 +51,9 @@ class Concept:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One label map of a picture: numbers (H, W) of a category, 0 where unlabelled; or one number for the whole picture."""
+    """One label map of an image: numbers (H, W) of a category, 0 where unlabelled; or
+    one number for the whole image.
+    """
 
     category: int
     numbers: Array | int
@@ -56,10 +61,11 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What a picture shows, on the label grid.
+    """What an image shows, on the label grid.
 
-    ``masks`` (L, h, w) bool belong to the concepts ``present`` (L,); ``whole`` are concepts of the picture as a whole.
-    ``annotated`` (K,) says of which categories anything at all is labelled.
+    ``masks`` (L, h, w) bool belong to the concepts ``present`` (L,); ``whole`` are
+    concepts of the image as a whole. ``annotated`` (K,) says of which categories
+    anything at all is labelled.
     """
 
     masks: Array
@@ -69,13 +75,13 @@ class Labels:
 
 
 class Source(Protocol):
-    """Where pictures and their label maps come from."""
+    """Where images and their label maps come from."""
 
-    def picture(self, index: int) -> Array:
+    def image(self, index: int) -> Array:
         """Pixels (H, W, 3) uint8 RGB."""
 
     def planes(self, index: int) -> Sequence[Plane]:
-        """The label maps of a picture, each of any size that covers it."""
+        """The label maps of an image, each of any size that covers it."""
 
 
 class ConceptSpec(Protocol):
@@ -85,15 +91,18 @@ class ConceptSpec(Protocol):
         """Read its index and check it."""
 
 
-# ---------------------------------------------------------------- the set
+# ---- the set
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
-    """Pictures with concepts. Pictures and label maps are read when asked for, and not kept.
+    """Images with concepts.
 
-    ``spec`` opens the set again with `load_concepts`; ``digest`` is of its index: names of pictures, label maps and concepts.
-    ``notes`` say what of it is not used, ``largest`` is the largest number of a label map where that is no concept's.
+    Images and label maps are read when asked for, and not kept.
+
+    ``spec`` opens the set again with `load_concepts`; ``digest`` is of its index: names
+    of images, label maps and concepts. ``notes`` say what of it is not used,
+    ``largest`` is the largest number of a label map where that is no concept's.
     """
 
     spec: str
@@ -108,9 +117,11 @@ class ConceptSet:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ConsilienceError(f"concept set {self.spec} has no pictures")
+            raise ConsilienceError(f"concept set {self.spec} has no images")
         if not self.concepts:
-            raise ConsilienceError(f"concept set {self.spec} has no concepts with a name")
+            raise ConsilienceError(
+                f"concept set {self.spec} has no concepts with a name"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -121,22 +132,30 @@ class ConceptSet:
         return f"{self.spec.partition(':')[0]}@{self.digest}"
 
     def sample(self, index: int) -> Sample:
-        """Picture ``index`` as a sample named as in the set."""
-        return Sample(self.names[index], self.source.picture(index))
+        """Image ``index`` as a sample named as in the set."""
+        return Sample(self.names[index], self.source.image(index))
 
     @property
     def samples(self) -> Samples:
-        """All pictures as a sequence that reads each when asked for it."""
+        """All images as a sequence that reads each when asked for it."""
         return Samples(self)
 
     def subset(self, indices: Iterable[int]) -> ConceptSet:
-        """The same concepts over some of the pictures; it has no spec of its own that opens it again."""
+        """The same concepts over some of the images; it has no spec of its own that
+        opens it again.
+        """
         kept = tuple(int(index) for index in indices)
         names = tuple(self.names[index] for index in kept)
-        return replace(self, names=names, digest=concept_digest(self.digest, kept), source=_Some(self.source, kept))
+        return replace(
+            self,
+            names=names,
+            digest=concept_digest(self.digest, kept),
+            source=_Some(self.source, kept),
+        )
 
     def labels(self, index: int, geometry: Geometry | None = None) -> Labels:
-        """What picture ``index`` shows, on the grid; with a ``geometry``, the grid covers the model's frame.
+        """What image ``index`` shows, on the grid; with a ``geometry``, the grid covers
+        the model's frame.
 
         Raises `ConsilienceError` for numbers that are no label of the set.
         """
@@ -144,21 +163,40 @@ class ConceptSet:
         whole: set[int] = set()
         for plane in self.source.planes(index):
             if isinstance(plane.numbers, int):
-                whole |= set(self._known(index, plane.category, np.array([plane.numbers])).values())
+                whole |= set(
+                    self._known(
+                        index, plane.category, np.array([plane.numbers])
+                    ).values()
+                )
             else:
-                self._add(masks, index, plane.category, self._placed(plane.numbers, geometry))
+                self._add(
+                    masks, index, plane.category, self._placed(plane.numbers, geometry)
+                )
         present = sorted(set(masks) - whole)
-        stack = np.stack([masks[one] for one in present]) if present else np.zeros((0, *self.grid), dtype=bool)
-        return Labels(stack, np.array(present, dtype=np.int64), tuple(sorted(whole)), self._annotated({*present, *whole}))
+        stack = (
+            np.stack([masks[one] for one in present])
+            if present
+            else np.zeros((0, *self.grid), dtype=bool)
+        )
+        return Labels(
+            stack,
+            np.array(present, dtype=np.int64),
+            tuple(sorted(whole)),
+            self._annotated({*present, *whole}),
+        )
 
     def _placed(self, numbers: Array, geometry: Geometry | None) -> Array:
         if geometry is not None:
             numbers = geometry.to_input(numbers)
         if numbers.shape == self.grid:
             return numbers
-        return Placement.squash((numbers.shape[0], numbers.shape[1]), self.grid).to_input(numbers)
+        return Placement.squash(
+            (numbers.shape[0], numbers.shape[1]), self.grid
+        ).to_input(numbers)
 
-    def _add(self, masks: dict[int, Array], index: int, category: int, numbers: Array) -> None:
+    def _add(
+        self, masks: dict[int, Array], index: int, category: int, numbers: Array
+    ) -> None:
         for number, concept in self._known(index, category, numbers).items():
             mask = numbers == number
             masks[concept] = masks[concept] | mask if concept in masks else mask
@@ -169,25 +207,35 @@ class ConceptSet:
         if numbers.min() < 0 or numbers.max() >= len(column):
             wrong = numbers.min() if numbers.min() < 0 else numbers.max()
             raise ConsilienceError(
-                f"{self.names[index]}: its {self.categories[category]} labels hold number {wrong}; "
+                f"{self.names[index]}: its {self.categories[category]} labels hold number "
+                f"{wrong}; "
                 f"the set's labels go from 1 to {len(column) - 1}"
             )
         there = np.flatnonzero(np.bincount(numbers.ravel()))
-        return {int(number): int(column[number]) for number in there if column[number] >= 0}
+        return {
+            int(number): int(column[number]) for number in there if column[number] >= 0
+        }
 
     @cached_property
     def _columns(self) -> tuple[Array, ...]:
         """By category: the concept of every number, -1 where it has none."""
         largest = max(concept.number for concept in self.concepts)
-        columns = np.full((len(self.categories), max(largest, self.largest) + 1), -1, dtype=np.int64)
+        columns = np.full(
+            (len(self.categories), max(largest, self.largest) + 1), -1, dtype=np.int64
+        )
         for concept in self.concepts:
-            columns[self.categories.index(concept.category), concept.number] = concept.index
+            columns[self.categories.index(concept.category), concept.number] = (
+                concept.index
+            )
         return tuple(columns)
 
     @cached_property
     def category_of(self) -> Array:
         """Category index (C,) of every concept."""
-        return np.array([self.categories.index(concept.category) for concept in self.concepts], dtype=np.int64)
+        return np.array(
+            [self.categories.index(concept.category) for concept in self.concepts],
+            dtype=np.int64,
+        )
 
     def _annotated(self, shown: set[int]) -> Array:
         annotated = np.zeros(len(self.categories), dtype=bool)
@@ -197,7 +245,7 @@ class ConceptSet:
 
 @dataclass(frozen=True, eq=False)
 class Samples(Sequence[Sample]):
-    """The pictures of a set, read one at a time."""
+    """The images of a set, read one at a time."""
 
     concepts: ConceptSet
 
@@ -210,7 +258,9 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: slice) -> list[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
-            return [self.concepts.sample(one) for one in range(*index.indices(len(self)))]
+            return [
+                self.concepts.sample(one) for one in range(*index.indices(len(self)))
+            ]
         return self.concepts.sample(range(len(self))[index])
 
 
@@ -219,31 +269,42 @@ class _Some:
     whole: Source
     kept: tuple[int, ...]
 
-    def picture(self, index: int) -> Array:
-        return self.whole.picture(self.kept[index])
+    def image(self, index: int) -> Array:
+        return self.whole.image(self.kept[index])
 
     def planes(self, index: int) -> Sequence[Plane]:
         return self.whole.planes(self.kept[index])
 
 
-# ---------------------------------------------------------------- opening
+# ---- opening
 
 
 def load_concepts(source: str | Path | ConceptSet | ConceptSpec) -> ConceptSet:
-    """A concept set from a folder, a COCO file, or its spelling; raises `ConsilienceError` with what is wrong with it.
+    """A concept set from a folder, a COCO file, or its spelling; raises
+    `ConsilienceError` with what is wrong with it.
 
-    A folder with ``index.csv`` has the Broden layout; one with ``objectInfo150.txt`` or ``*_seg.png`` files is ADE20K; one
-    with ``images`` and ``masks`` has a mask a picture and concept; a ``.json`` file is COCO's. Spelled out: ``broden:DIR``,
-    ``ade20k:DIR``, ``folder:DIR``, ``coco:FILE,images=DIR``, ``drawn:pictures=240,seed=0``.
+    A folder with ``index.csv`` has the Broden layout; one with ``objectInfo150.txt`` or
+    ``*_seg.png`` files is ADE20K; one with ``images`` and ``masks`` has a mask an image
+    and concept; a ``.json`` file is COCO's. Spelled out: ``broden:DIR``,
+    ``ade20k:DIR``, ``folder:DIR``, ``coco:FILE,images=DIR``,
+    ``drawn:images=240,seed=0``.
     """
     if isinstance(source, ConceptSet):
         return source
-    spec: ConceptSpec = _of_path(Path(source)) if isinstance(source, str | Path) and Path(source).exists() else _spelled(source)
+    spec: ConceptSpec = (
+        _of_path(Path(source))
+        if isinstance(source, str | Path) and Path(source).exists()
+        else _spelled(source)
+    )
     return spec.open()
 
 
 def _spelled(source: Any) -> ConceptSpec:
-    if isinstance(source, Path) or (isinstance(source, str) and ("/" in source or "." in source) and ":" not in source):
+    if isinstance(source, Path) or (
+        isinstance(source, str)
+        and ("/" in source or "." in source)
+        and ":" not in source
+    ):
         raise ConsilienceError(f"concepts {str(source)!r}: no such file or folder")
     spec: ConceptSpec = concept_sets.build(source)
     return spec
@@ -259,16 +320,22 @@ def _of_path(path: Path) -> ConceptSpec:
 def _kind(path: Path) -> str:
     if path.is_file():
         if path.suffix.lower() != ".json":
-            raise ConsilienceError(f"concepts {path}: a file of concepts is COCO's .json; a folder is Broden, ADE20K or masks")
+            raise ConsilienceError(
+                f"concepts {path}: a file of concepts is COCO's .json; a folder is Broden, "
+                f"ADE20K or masks"
+            )
         return "coco"
     if (path / "index.csv").is_file():
         return "broden"
     if (path / "masks").is_dir():
         return "folder"
-    if (path / "objectInfo150.txt").is_file() or next((path / "images").rglob("*_seg.png"), None) is not None:
+    if (path / "objectInfo150.txt").is_file() or next(
+        (path / "images").rglob("*_seg.png"), None
+    ) is not None:
         return "ade20k"
     raise ConsilienceError(
-        f"concepts {path}: no index.csv (Broden), no images and masks folders, no objectInfo150.txt or *_seg.png (ADE20K)"
+        f"concepts {path}: no index.csv (Broden), no images and masks folders, no "
+        f"objectInfo150.txt or *_seg.png (ADE20K)"
     )
 
 
@@ -286,8 +353,14 @@ def concept_digest(*parts: Any) -> str:
 
 
 def numbered(rows: Iterable[tuple[str, str, int]]) -> tuple[Concept, ...]:
-    """Concepts of (name, category, number) rows in their order, without those that have no name."""
-    named = [(name.strip(), category, number) for name, category, number in rows if name.strip() not in NAMELESS]
+    """Concepts of (name, category, number) rows in their order, without those that have
+    no name.
+    """
+    named = [
+        (name.strip(), category, number)
+        for name, category, number in rows
+        if name.strip() not in NAMELESS
+    ]
     return tuple(Concept(index, *row) for index, row in enumerate(named))
 
 
@@ -297,9 +370,15 @@ def refuse_missing(what: str, files: Iterable[Path]) -> None:
     missing = []
     for file in files:
         if file.parent not in known:
-            known[file.parent] = {entry.name for entry in file.parent.iterdir()} if file.parent.is_dir() else set()
+            known[file.parent] = (
+                {entry.name for entry in file.parent.iterdir()}
+                if file.parent.is_dir()
+                else set()
+            )
         if file.name not in known[file.parent]:
             missing.append(file)
     if missing:
         count = "1 file" if len(missing) == 1 else f"{len(missing)} files"
-        raise ConsilienceError(f"{what}: {count} that its index names do not exist; the first is {missing[0]}")
+        raise ConsilienceError(
+            f"{what}: {count} that its index names do not exist; the first is {missing[0]}"
+        )

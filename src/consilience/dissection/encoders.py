@@ -1,7 +1,9 @@
-"""Pairs of encoders that put pictures and words into one space, and the store that keeps what they said.
+"""Pairs of encoders that put images and words into one space, and the store that keeps
+what they said.
 
-``open_clip:ViT-B-16,pretrained=openai`` loads a CLIP through open_clip (extra ``clip``); ``package.module:factory`` takes any
-other pair. An embedding is kept on disk under the content it is of: the picture's or the text's digest and the encoder's id.
+``open_clip:ViT-B-16,pretrained=openai`` loads a CLIP through open_clip (extra
+``clip``); ``package.module:factory`` takes any other pair. An embedding is kept on disk
+under the content it is of: the image's or the text's digest and the encoder's id.
 """
 
 from __future__ import annotations
@@ -37,14 +39,16 @@ encoders = Registry("encoder")
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A picture encoder and a text encoder of one space; rows need no particular length."""
+    """An image encoder and a text encoder of one space; rows need no particular length."""
 
     @property
     def id(self) -> str | None:
-        """Name and digest of the weights; None where nobody can say, and then nothing is kept on disk."""
+        """Name and digest of the weights; None where nobody can say, and then nothing
+        is kept on disk.
+        """
 
-    def pictures(self, pictures: Sequence[Array]) -> Tensor:
-        """Embeddings (n, d) of pictures, each (H, W, 3) uint8 RGB."""
+    def images(self, images: Sequence[Array]) -> Tensor:
+        """Embeddings (n, d) of images, each (H, W, 3) uint8 RGB."""
 
     def words(self, words: Sequence[str]) -> Tensor:
         """Embeddings (n, d) of texts."""
@@ -52,15 +56,17 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EncoderPair:
-    """Two functions as an encoder: ``(n pictures) -> (n, d)`` and ``(n texts) -> (n, d)``."""
+    """Two functions as an encoder: ``(n images) -> (n, d)`` and ``(n texts) -> (n,
+    d)``.
+    """
 
-    of_pictures: Callable[[Sequence[Array]], Tensor]
+    of_images: Callable[[Sequence[Array]], Tensor]
     of_words: Callable[[Sequence[str]], Tensor]
     id: str | None = None
 
-    def pictures(self, pictures: Sequence[Array]) -> Tensor:
+    def images(self, images: Sequence[Array]) -> Tensor:
         """Embeddings (n, d)."""
-        return self.of_pictures(pictures)
+        return self.of_images(images)
 
     def words(self, words: Sequence[str]) -> Tensor:
         """Embeddings (n, d)."""
@@ -68,7 +74,8 @@ class EncoderPair:
 
 
 def load_encoder(spec: str | Encoder | tuple[Any, Any]) -> Encoder:
-    """An encoder by its spelling: ``open_clip:NAME,pretrained=TAG|FILE`` or ``package.module:factory``.
+    """An encoder by its spelling: ``open_clip:NAME,pretrained=TAG|FILE`` or
+    ``package.module:factory``.
 
     A factory returns an `Encoder`, or a pair of functions. Raises `ConsilienceError`.
     """
@@ -80,17 +87,24 @@ def load_encoder(spec: str | Encoder | tuple[Any, Any]) -> Encoder:
         return loaded
     if len(parsed.args) != 1 or not isinstance(parsed.args[0], str) or parsed.options:
         known = ", ".join(encoders.names())
-        raise ConsilienceError(f"{spec!r} is no encoder; there is: {known}, or {_FACTORY}")
+        raise ConsilienceError(
+            f"{spec!r} is no encoder; there is: {known}, or {_FACTORY}"
+        )
     return _as_encoder(_factory(parsed.name, parsed.args[0])(), spec)
 
 
 def _as_encoder(made: Any, where: str) -> Encoder:
-    if isinstance(made, tuple) and len(made) == 2 and all(callable(part) for part in made):
+    if (
+        isinstance(made, tuple)
+        and len(made) == 2
+        and all(callable(part) for part in made)
+    ):
         return EncoderPair(*made)
     if isinstance(made, Encoder):
         return made
     raise ConsilienceError(
-        f"{where} gives {type(made).__name__}; an encoder has id, pictures and words, or is a pair of functions"
+        f"{where} gives {type(made).__name__}; an encoder has id, images and words, or is a "
+        f"pair of functions"
     )
 
 
@@ -102,7 +116,9 @@ def _factory(package: str, name: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         if error.name and package.split(".")[0] == error.name.split(".")[0]:
             known = ", ".join(encoders.names())
-            raise ConsilienceError(f"no encoder {package!r}; there is: {known}, or {_FACTORY}") from None
+            raise ConsilienceError(
+                f"no encoder {package!r}; there is: {known}, or {_FACTORY}"
+            ) from None
         raise
     finally:
         sys.path.remove(here)
@@ -112,76 +128,125 @@ def _factory(package: str, name: str) -> Callable[[], Any]:
     return factory  # type: ignore[no-any-return]
 
 
-# ---------------------------------------------------------------- CLIP
+# ---- CLIP
 
 
 @encoders.register("open_clip")
 @dataclass(frozen=True)
 class OpenClip:
-    """A CLIP by open_clip's name for it (extra ``clip``). CLIP-Dissect used OpenAI's ViT-B/16: the default.
+    """A CLIP by open_clip's name for it (extra ``clip``).
 
-    ``pretrained`` is a tag of open_clip, downloaded on first use, or a file of weights; there is no default of random weights.
-    ``view`` says what it is shown of a picture that is not square: ``squash`` the whole, as dissection shows it to the model;
+    CLIP-Dissect used OpenAI's ViT-B/16: the default.
+
+    ``pretrained`` is a tag of open_clip, downloaded on first use, or a file of weights;
+    there is no default of random weights. ``view`` says what it is shown of an image
+    that is not square: ``squash`` the whole, as dissection shows it to the model;
     ``crop`` the centre, as CLIP was trained.
     """
 
     name: str = option("ViT-B-16", help="architecture, as open_clip spells it")
     pretrained: str = option("openai", help="a tag of open_clip, or a file of weights")
-    view: Literal["squash", "crop"] = option("squash", help="the whole picture, or its centre as CLIP was trained")
-    quick_gelu: bool = option(False, help="for a file of OpenAI's own weights; a tag knows it")
+    view: Literal["squash", "crop"] = option(
+        "squash", help="the whole image, or its centre as CLIP was trained"
+    )
+    quick_gelu: bool = option(
+        False, help="for a file of OpenAI's own weights; a tag knows it"
+    )
     device: str = option("auto", help="auto, cpu, cuda, mps")
 
     def load(self) -> Clip:
-        """Build, fill and prepare; raises `ConsilienceError` where open_clip or the weights are not there."""
+        """Build, fill and prepare; raises `ConsilienceError` where open_clip or the
+        weights are not there.
+        """
         clip = _open_clip()
         if self.name not in clip.list_models():
-            raise ConsilienceError(registry.unknown("CLIP in open_clip", self.name, clip.list_models(), limit=20))
+            raise ConsilienceError(
+                registry.unknown(
+                    "CLIP in open_clip", self.name, clip.list_models(), limit=20
+                )
+            )
         there = plan.resolve_device(self.device)
         module, prepare, tokens = self._filled(clip, there)
         made = f"{registry.spell(self)} {prepare}"
-        return Clip(module.eval(), prepare, tokens, f"{self.name}@{digest.module_digest(module, made)}", there)
+        return Clip(
+            module.eval(),
+            prepare,
+            tokens,
+            f"{self.name}@{digest.module_digest(module, made)}",
+            there,
+        )
 
     def _filled(self, clip: Any, device: torch.device) -> tuple[nn.Module, Any, Any]:
         mode = "squash" if self.view == "squash" else None
-        settings: dict[str, Any] = {"device": device, "image_resize_mode": mode, "force_quick_gelu": self._gelu(clip)}
+        settings: dict[str, Any] = {
+            "device": device,
+            "image_resize_mode": mode,
+            "force_quick_gelu": self._gelu(clip),
+        }
         with _weights_at_hand(clip, self.name, self.pretrained):
             try:
-                module, _, prepare = clip.create_model_and_transforms(self.name, pretrained=self.pretrained, **settings)
+                module, _, prepare = clip.create_model_and_transforms(
+                    self.name, pretrained=self.pretrained, **settings
+                )
                 return module, prepare, clip.get_tokenizer(self.name)
-            except (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError) as error:
+            except (
+                RuntimeError,
+                OSError,
+                ValueError,
+                KeyError,
+                EOFError,
+                AssertionError,
+                pickle.UnpicklingError,
+            ) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise ConsilienceError(f"{self.pretrained} does not load as {self.name} of open_clip: {reason}") from None
+                raise ConsilienceError(
+                    f"{self.pretrained} does not load as {self.name} of open_clip: {reason}"
+                ) from None
 
     def _gelu(self, clip: Any) -> bool:
-        return self.quick_gelu or bool(_tag(clip, self.name, self.pretrained).get("quick_gelu"))
+        return self.quick_gelu or bool(
+            _tag(clip, self.name, self.pretrained).get("quick_gelu")
+        )
 
 
 def _open_clip() -> Any:
     try:
         return importlib.import_module("open_clip")
     except ImportError:
-        raise ConsilienceError("open_clip is not installed; pip install 'consilience[clip]'") from None
+        raise ConsilienceError(
+            "open_clip is not installed; pip install 'consilience[clip]'"
+        ) from None
 
 
 def _tag(clip: Any, name: str, pretrained: str) -> dict[str, Any]:
-    """What open_clip knows of a tag of weights; nothing where it is no tag of this architecture."""
+    """What open_clip knows of a tag of weights; nothing where it is no tag of this
+    architecture.
+    """
     return dict(clip.pretrained.get_pretrained_cfg(name, pretrained) or {})
 
 
 def _weights_at_hand(clip: Any, name: str, pretrained: str) -> Any:
-    """A context in which open_clip finds the weights: a file that is there, or a tag that is on disk or can be fetched."""
+    """A context in which open_clip finds the weights: a file that is there, or a tag
+    that is on disk or can be fetched.
+    """
     from contextlib import nullcontext
 
     known = _tag(clip, name, pretrained)
     if not known:
         if not Path(pretrained).expanduser().is_file():
             tags = clip.list_pretrained_tags_by_model(name)
-            raise ConsilienceError(f"{registry.unknown(f'weights of {name}', pretrained, tags)}; or a file")
+            raise ConsilienceError(
+                f"{registry.unknown(f'weights of {name}', pretrained, tags)}; or a file"
+            )
         return nullcontext()
     hub, url = str(known.get("hf_hub", "")), str(known.get("url", ""))
     if hub and clip.pretrained.has_hf_hub():
         repository, _, file = hub.rpartition("/")
-        wanted = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        wanted = (
+            (file,)
+            if file
+            else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        )
         files.fetch_hub(repository, wanted, f"{name} ({pretrained})")
         return nullcontext()
     wanted_url = f"the weights of {name} ({pretrained}): {url}"
@@ -198,9 +263,11 @@ class Clip:
     id: str
     device: torch.device
 
-    def pictures(self, pictures: Sequence[Array]) -> Tensor:
+    def images(self, images: Sequence[Array]) -> Tensor:
         """Embeddings (n, d) on the CPU."""
-        batch = torch.stack([self.prepare(Image.fromarray(picture)) for picture in pictures]).to(self.device)
+        batch = torch.stack(
+            [self.prepare(Image.fromarray(image)) for image in images]
+        ).to(self.device)
         with torch.inference_mode():
             return self.module.encode_image(batch).float().cpu()  # type: ignore[operator, no-any-return]
 
@@ -211,7 +278,7 @@ class Clip:
             return self.module.encode_text(tokens).float().cpu()  # type: ignore[operator, no-any-return]
 
 
-# ---------------------------------------------------------------- what was said, kept by content
+# ---- what was said, kept by content
 
 
 def digest_of_text(text: str) -> str:
@@ -219,19 +286,41 @@ def digest_of_text(text: str) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def picture_embeddings(encoder: Encoder, samples: Sequence[Sample], batch: int = BATCH) -> Array:
-    """Unit-length embeddings (n, d) float32 of samples; encoded once, then read from disk by the pictures' digests."""
+def image_embeddings(
+    encoder: Encoder, samples: Sequence[Sample], batch: int = BATCH
+) -> Array:
+    """Unit-length embeddings (n, d) float32 of samples; encoded once, then read from
+    disk by the images' digests.
+    """
     keys = [sample.digest for sample in samples]
-    return _embedded(encoder, "pictures", keys, lambda at: encoder.pictures([samples[i].pixels for i in at]), batch)
+    return _embedded(
+        encoder,
+        "images",
+        keys,
+        lambda at: encoder.images([samples[i].pixels for i in at]),
+        batch,
+    )
 
 
-def word_embeddings(encoder: Encoder, texts: Sequence[str], batch: int = 4 * BATCH) -> Array:
-    """Unit-length embeddings (n, d) float32 of texts; encoded once, then read from disk by the texts' digests."""
+def word_embeddings(
+    encoder: Encoder, texts: Sequence[str], batch: int = 4 * BATCH
+) -> Array:
+    """Unit-length embeddings (n, d) float32 of texts; encoded once, then read from disk
+    by the texts' digests.
+    """
     keys = [digest_of_text(text) for text in texts]
-    return _embedded(encoder, "words", keys, lambda at: encoder.words([texts[i] for i in at]), batch)
+    return _embedded(
+        encoder, "words", keys, lambda at: encoder.words([texts[i] for i in at]), batch
+    )
 
 
-def _embedded(encoder: Encoder, what: str, keys: Sequence[str], make: Callable[[list[int]], Any], batch: int) -> Array:
+def _embedded(
+    encoder: Encoder,
+    what: str,
+    keys: Sequence[str],
+    make: Callable[[list[int]], Any],
+    batch: int,
+) -> Array:
     store = None if encoder.id is None else Store(encoder.id, what)
     known = {} if store is None else store.read(set(keys))
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
@@ -251,12 +340,18 @@ def _embedded(encoder: Encoder, what: str, keys: Sequence[str], make: Callable[[
 
 def _checked(made: Any, count: int, what: str) -> Array:
     """Rows of unit length, float32."""
-    rows = np.asarray(made.detach().cpu() if isinstance(made, Tensor) else made, dtype=np.float32)
+    rows = np.asarray(
+        made.detach().cpu() if isinstance(made, Tensor) else made, dtype=np.float32
+    )
     if rows.ndim != 2 or len(rows) != count:
-        raise ConsilienceError(f"the encoder gives {rows.shape} for {count} {what}; embeddings are (n, d)")
+        raise ConsilienceError(
+            f"the encoder gives {rows.shape} for {count} {what}; embeddings are (n, d)"
+        )
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and lengths.all()):
-        raise ConsilienceError(f"the encoder gives {what} an embedding that has no direction (zero, or no number)")
+        raise ConsilienceError(
+            f"the encoder gives {what} an embedding that has no direction (zero, or no number)"
+        )
     unit: Array = (rows / lengths).astype(np.float32)
     return unit
 
@@ -264,25 +359,42 @@ def _checked(made: Any, count: int, what: str) -> Array:
 def _of_one_length(rows: Sequence[Array], what: str) -> Array:
     sizes = {len(row) for row in rows}
     if len(sizes) > 1:
-        raise ConsilienceError(f"the encoder gives {what} embeddings of {' and '.join(map(str, sorted(sizes)))} numbers")
+        raise ConsilienceError(
+            f"the encoder gives {what} embeddings of {' and '.join(map(str, sorted(sizes)))} "
+            f"numbers"
+        )
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Embeddings of one encoder on disk: .npz files of keys and rows, written whole, read without unpickling."""
+    """Embeddings of one encoder on disk: .npz files of keys and rows, written whole,
+    read without unpickling.
+    """
 
     encoder: str
-    what: Literal["pictures", "words"] | str
+    what: Literal["images", "words"] | str
 
     @property
     def folder(self) -> Path:
         """Where they are."""
-        return openvino.cache_folder() / "embeddings" / digest_of_data([self.encoder, self.what])
+        return (
+            openvino.cache_folder()
+            / "embeddings"
+            / digest_of_data([self.encoder, self.what])
+        )
 
     def read(self, wanted: set[str]) -> dict[str, Array]:
-        """Rows by key, of those that are wanted and there. A damaged file counts as absent."""
-        return {key: row for keys, rows in self._files(wanted) for key, row in zip(keys, rows, strict=True) if key in wanted}
+        """Rows by key, of those that are wanted and there.
+
+        A damaged file counts as absent.
+        """
+        return {
+            key: row
+            for keys, rows in self._files(wanted)
+            for key, row in zip(keys, rows, strict=True)
+            if key in wanted
+        }
 
     def write(self, rows: dict[str, Array]) -> None:
         """Keep rows; where the folder cannot be written to, say so and go on."""

@@ -1,10 +1,12 @@
 """Proof by intervention: what classes lose when a unit is knocked out.
 
-A unit is set to zero everywhere in a picture and the rest of the network runs on (`Tail.without`). All numbers are paired: the
-same picture with and without the unit. If a unit that detects dogs matters to the network as a detector of dogs, knocking it
-out must cost the dog classes more than all others; that contrast is tested over pictures.
+A unit is set to zero everywhere in an image and the rest of the network runs on
+(`Tail.without`). All numbers are paired: the same image with and without the unit. If a
+unit that detects dogs matters to the network as a detector of dogs, knocking it out
+must cost the dog classes more than all others; that contrast is tested over images.
 
-Memory: 17 bytes a unit and picture (three numbers), 16 bytes a unit and class (running sums).
+Memory: 17 bytes a unit and image (three numbers), 16 bytes a unit and class (running
+sums).
 """
 
 from __future__ import annotations
@@ -25,18 +27,23 @@ from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
 
 LEVEL = 0.95
 LOGIT_ROUNDING = 2e-6
-"""A contrast this small beside the outputs is what float32 leaves of nothing; it must not pass for a consistent sign."""
+"""A contrast this small beside the outputs is what float32 leaves of nothing; it must
+not pass for a consistent sign.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Knockout:
-    """What was measured of ``units`` (U,) of one layer over ``pictures`` (N,), classes (K,).
+    """What was measured of ``units`` (U,) of one layer over ``images`` (N,), classes
+    (K,).
 
-    ``predicted`` and ``labels`` (N,) are classes (a label is -1 where unknown); ``lost`` (N, U) is the loss of the predicted
-    class (probability, or the raw output where there are none), ``flipped`` (N, U) whether the prediction changed, ``correct``
-    (N, U) whether it was right without the unit, ``contrast`` (N, U) the mean loss of the unit's own classes minus that of all
-    others, in raw outputs, NaN where the unit's concept has no classes. ``means`` and ``deviations`` (U, K) are mean and
-    standard deviation of every class's loss over the pictures.
+    ``predicted`` and ``labels`` (N,) are classes (a label is -1 where unknown);
+    ``lost`` (N, U) is the loss of the predicted class (probability, or the raw output
+    where there are none), ``flipped`` (N, U) whether the prediction changed,
+    ``correct`` (N, U) whether it was right without the unit, ``contrast`` (N, U) the
+    mean loss of the unit's own classes minus that of all others, in raw outputs, NaN
+    where the unit's concept has no classes. ``means`` and ``deviations`` (U, K) are
+    mean and standard deviation of every class's loss over the images.
     """
 
     layer: str
@@ -44,7 +51,7 @@ class Knockout:
     concepts: tuple[str, ...]
     matches: tuple[Match, ...]
     classes: tuple[str, ...]
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     outputs: str
     predicted: Array
     labels: Array
@@ -59,11 +66,13 @@ class Knockout:
     def table(self) -> pd.DataFrame:
         """A row a unit, by the mean loss of the predicted class, the largest first.
 
-        ``lost`` with its 95 % interval, ``flips`` (share of pictures whose prediction changes, Wilson), ``active`` (share of
-        pictures in which the unit is not zero already); for units whose concept has classes ``contrast`` with its interval, p
-        (sign flips over pictures, one-sided: its classes lose more than others) and ``p_holm`` over all such units,
-        ``contrast_rank`` (1: no other of these units costs those classes more) and ``matched``; ``own_accuracy_lost`` over
-        pictures labelled with them.
+        ``lost`` with its 95 % interval, ``flips`` (share of images whose prediction
+        changes, Wilson), ``active`` (share of images in which the unit is not zero
+        already); for units whose concept has classes ``contrast`` with its interval, p
+        (sign flips over images, one-sided: its classes lose more than others) and
+        ``p_holm`` over all such units, ``contrast_rank`` (1: no other of these units
+        costs those classes more) and ``matched``; ``own_accuracy_lost`` over images
+        labelled with them.
         """
         with progress.task("testing units", len(self.units)) as running:
             rows = []
@@ -72,7 +81,9 @@ class Knockout:
                 running.advance()
         table = pd.DataFrame(rows)
         table["p_holm"] = stats.holm(table["p"].to_numpy(float)) if len(table) else []
-        return table.sort_values("lost", ascending=False, kind="stable", ignore_index=True)
+        return table.sort_values(
+            "lost", ascending=False, kind="stable", ignore_index=True
+        )
 
     def _loss(self, place: int) -> dict[str, Any]:
         lost = stats.mean_interval(self.lost[:, place])
@@ -93,15 +104,31 @@ class Knockout:
 
     def _contrasted(self, place: int) -> dict[str, Any]:
         found = self.matches[place]
-        said = {"classes": len(found.classes), "matched": found.said(self.classes), "how": found.how}
+        said = {
+            "classes": len(found.classes),
+            "matched": found.said(self.classes),
+            "how": found.how,
+        }
         if not found.classes:
-            nothing = ("contrast", "contrast_low", "contrast_high", "p", "contrast_rank", "own_accuracy_lost", "own_pictures")
+            nothing = (
+                "contrast",
+                "contrast_low",
+                "contrast_high",
+                "p",
+                "contrast_rank",
+                "own_accuracy_lost",
+                "own_images",
+            )
             return {**dict.fromkeys(nothing, math.nan), **said}
         values = self.contrast[:, place]
         mean = stats.mean_interval(values)
         own = np.isin(self.labels, found.classes)
         right = self.predicted[own] == self.labels[own]
-        accuracy = float(right.mean() - self.correct[own, place].mean()) if own.any() else math.nan
+        accuracy = (
+            float(right.mean() - self.correct[own, place].mean())
+            if own.any()
+            else math.nan
+        )
         return {
             "contrast": mean.mean,
             "contrast_low": mean.low,
@@ -109,36 +136,53 @@ class Knockout:
             "p": stats.sign_flip_test(values, alternative="greater"),
             "contrast_rank": self._rank(place, found.classes),
             "own_accuracy_lost": accuracy,
-            "own_pictures": int(own.sum()),
+            "own_images": int(own.sum()),
             **said,
         }
 
     def _rank(self, place: int, classes: tuple[int, ...]) -> int:
-        """How many of the units cost these classes (less all others) more than this one, plus one."""
+        """How many of the units cost these classes (less all others) more than this
+        one, plus one.
+        """
         costs = _contrast(self.means, classes)
         return int((costs > costs[place]).sum()) + 1
 
     def hurt(self, unit: int, most: int = 5) -> pd.DataFrame:
-        """The classes that lose most without ``unit``: ``class_index``, ``class``, ``lost`` and its interval, in raw outputs.
+        """The classes that lose most without ``unit``: ``class_index``, ``class``,
+        ``lost`` and its interval, in raw outputs.
 
-        The interval holds for all classes at once (Student's t with Bonferroni's correction over the classes): the largest of
-        many must not look sure because it was looked for.
+        The interval holds for all classes at once (Student's t with Bonferroni's
+        correction over the classes): the largest of many must not look sure because it
+        was looked for.
         """
         place = self._place(unit)
-        means, count = self.means[place], len(self.pictures)
+        means, count = self.means[place], len(self.images)
         order = np.argsort(-means, kind="stable")[:most]
         half = np.full(len(order), math.nan)
         if count > 1:
-            quantile = distributions.t.ppf(1 - (1 - LEVEL) / (2 * len(means)), count - 1)
+            quantile = distributions.t.ppf(
+                1 - (1 - LEVEL) / (2 * len(means)), count - 1
+            )
             half = quantile * self.deviations[place][order] / math.sqrt(count)
         names = [self.classes[index] for index in order]
         low, high = means[order] - half, means[order] + half
-        return pd.DataFrame({"class_index": order, "class": names, "lost": means[order], "lost_low": low, "lost_high": high})
+        return pd.DataFrame(
+            {
+                "class_index": order,
+                "class": names,
+                "lost": means[order],
+                "lost_low": low,
+                "lost_high": high,
+            }
+        )
 
     def _place(self, unit: int) -> int:
         places = np.flatnonzero(self.units == unit)
         if not len(places):
-            raise ConsilienceError(f"unit {unit} of {self.layer!r} was not knocked out; {len(self.units)} others were")
+            raise ConsilienceError(
+                f"unit {unit} of {self.layer!r} was not knocked out; {len(self.units)} others "
+                f"were"
+            )
         return int(places[0])
 
 
@@ -152,10 +196,12 @@ def knockout_sentence(row: pd.Series) -> str:
         said = "costs its classes less than others"
     else:
         said = "does not cost its classes more than others"
-    return f"knocking out unit {row['unit']} ({row['concept']}) {said} ({row['matched']})"
+    return (
+        f"knocking out unit {row['unit']} ({row['concept']}) {said} ({row['matched']})"
+    )
 
 
-# ---------------------------------------------------------------- the measurement
+# ---- the measurement
 
 
 def knock_out(
@@ -169,40 +215,63 @@ def knock_out(
 ) -> Knockout:
     """Knock each of ``units`` out of each of ``samples``, alone.
 
-    ``concepts`` are what the units detect ("" for none), ``groups`` classes by concept where names do not tell
-    (`names.read_groups`). Raises `ConsilienceError`.
+    ``concepts`` are what the units detect ("" for none), ``groups`` classes by concept
+    where names do not tell (`names.read_groups`). Raises `ConsilienceError`.
     """
     if not len(units) or not len(samples):
-        raise ConsilienceError(f"a knock-out needs units and pictures; got {len(units)} units and {len(samples)} pictures")
+        raise ConsilienceError(
+            f"a knock-out needs units and images; got {len(units)} units and {len(samples)} "
+            f"images"
+        )
     if len(set(units)) < len(units):
         raise ConsilienceError("a unit is asked for twice")
     named = tuple(concepts) if concepts is not None else ("",) * len(units)
     if len(named) != len(units):
         raise ConsilienceError(f"{len(named)} concepts for {len(units)} units")
-    matches = tuple(match(concept, model.classes, groups) if concept else Match("", (), "none") for concept in named)
+    matches = tuple(
+        match(concept, model.classes, groups) if concept else Match("", (), "none")
+        for concept in named
+    )
     found = _Tally(len(units), len(model.classes), matches)
     names = []
     with progress.task("knocking out units", len(samples)) as running:
         for sample in samples:
             names.append(sample.name)
             tail = model.tail(model.view(sample, view).pixels, layer)
-            found.add(tail.logits, tail.without(list(units)), model.outputs, sample.label)
+            found.add(
+                tail.logits, tail.without(list(units)), model.outputs, sample.label
+            )
             running.advance()
     return found.finish(layer, np.asarray(units), named, model, tuple(names))
 
 
 class _Tally:
-    """Running sums over pictures, and the few numbers kept of each."""
+    """Running sums over images, and the few numbers kept of each."""
 
     def __init__(self, units: int, classes: int, matches: Sequence[Match]) -> None:
         self.matches = matches
-        self.count, self.mean, self.spread = 0, np.zeros((units, classes)), np.zeros((units, classes))
+        self.count, self.mean, self.spread = (
+            0,
+            np.zeros((units, classes)),
+            np.zeros((units, classes)),
+        )
         self.rows: dict[str, list[Any]] = {
-            name: [] for name in ("predicted", "labels", "active", "lost", "flipped", "correct", "contrast")
+            name: []
+            for name in (
+                "predicted",
+                "labels",
+                "active",
+                "lost",
+                "flipped",
+                "correct",
+                "contrast",
+            )
         }
 
-    def add(self, whole: Tensor, without: Tensor, outputs: str, label: int | None) -> None:
-        """One picture: outputs (1, K) with everything and (U, K) with each unit gone."""
+    def add(
+        self, whole: Tensor, without: Tensor, outputs: str, label: int | None
+    ) -> None:
+        """One image: outputs (1, K) with everything and (U, K) with each unit gone."""
         before, after = whole[0].double().cpu(), without.double().cpu()
         if not (before.isfinite().all() and after.isfinite().all()):
             raise ConsilienceError("the model gives outputs that are not finite")
@@ -216,13 +285,17 @@ class _Tally:
             "lost": _lost(before, after, first, outputs),
             "flipped": then != first,
             "correct": then == (-1 if label is None else label),
-            "contrast": self._contrasts(loss, LOGIT_ROUNDING * float(before.abs().max())),
+            "contrast": self._contrasts(
+                loss, LOGIT_ROUNDING * float(before.abs().max())
+            ),
         }
         for name, value in kept.items():
             self.rows[name].append(value)
 
     def _spread(self, loss: Array) -> None:
-        """Mean and sum of squared deviations of each unit's and class's loss, one picture more (Welford 1962)."""
+        """Mean and sum of squared deviations of each unit's and class's loss, one image
+        more (Welford 1962).
+        """
         self.count += 1
         apart = loss - self.mean
         self.mean += apart / self.count
@@ -230,18 +303,41 @@ class _Tally:
 
     def _contrasts(self, loss: Array, nothing: float) -> Array:
         pairs = zip(loss, self.matches, strict=True)
-        found = np.array([_contrast(row[None], one.classes)[0] if one.classes else math.nan for row, one in pairs])
+        found = np.array(
+            [
+                _contrast(row[None], one.classes)[0] if one.classes else math.nan
+                for row, one in pairs
+            ]
+        )
         return np.where(np.abs(found) <= nothing, 0.0, found)
 
     def finish(
-        self, layer: str, units: Array, concepts: tuple[str, ...], model: Network, pictures: tuple[str, ...]
+        self,
+        layer: str,
+        units: Array,
+        concepts: tuple[str, ...],
+        model: Network,
+        images: tuple[str, ...],
     ) -> Knockout:
         """Everything as arrays."""
         deviations = np.sqrt(self.spread / max(self.count - 1, 1))
-        arrays: dict[str, Any] = {name: np.array(rows) for name, rows in self.rows.items()}
-        about: dict[str, Any] = {"concepts": concepts, "matches": tuple(self.matches), "classes": tuple(model.classes)}
+        arrays: dict[str, Any] = {
+            name: np.array(rows) for name, rows in self.rows.items()
+        }
+        about: dict[str, Any] = {
+            "concepts": concepts,
+            "matches": tuple(self.matches),
+            "classes": tuple(model.classes),
+        }
         return Knockout(
-            layer, units, pictures=pictures, outputs=model.outputs, means=self.mean, deviations=deviations, **about, **arrays
+            layer,
+            units,
+            images=images,
+            outputs=model.outputs,
+            means=self.mean,
+            deviations=deviations,
+            **about,
+            **arrays,
         )
 
 
@@ -254,11 +350,15 @@ def _lost(before: Tensor, after: Tensor, first: int, outputs: str) -> Array:
 
 
 def _contrast(loss: Array, classes: tuple[int, ...]) -> Array:
-    """Mean loss (U,) of ``classes`` minus the mean loss of all others, of losses (U, K)."""
+    """Mean loss (U,) of ``classes`` minus the mean loss of all others, of losses (U,
+    K).
+    """
     own = np.zeros(loss.shape[1], bool)
     own[list(classes)] = True
     if own.all():
-        raise ConsilienceError("a concept that goes with every class leaves none to compare with")
+        raise ConsilienceError(
+            "a concept that goes with every class leaves none to compare with"
+        )
     contrast: Array = loss[:, own].mean(axis=1) - loss[:, ~own].mean(axis=1)
     return contrast
 

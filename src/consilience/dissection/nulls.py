@@ -1,10 +1,11 @@
 """Could a unit that knows nothing of the labels have reached its IoU?
 
-Whole label stacks are permuted between pictures, the same way for all units, so that everything about a unit's masks and
-about the labels stays, and only which belongs to which goes. Pictures are permuted among those annotated for the same
-categories, so that the union of the paper stays as it is. The statistic is a unit's best IoU over all eligible concepts: its p
-respects the search over them. It is computed on a coarse grid (`cells.Gathered`), the observed one too, so that p is valid
-whatever the grid.
+Whole label stacks are permuted between images, the same way for all units, so that
+everything about a unit's masks and about the labels stays, and only which belongs to
+which goes. Images are permuted among those annotated for the same categories, so that
+the union of the paper stays as it is. The statistic is a unit's best IoU over all
+eligible concepts: its p respects the search over them. It is computed on a coarse grid
+(`cells.Gathered`), the observed one too, so that p is valid whatever the grid.
 """
 
 from __future__ import annotations
@@ -31,42 +32,62 @@ UPPER_QUANTILE = 0.95
 
 RESAMPLES_AT_ONCE = 50
 UNITS_AT_ONCE = 64
-"""Whose overlaps by picture stand at a time in the bootstrap: what it takes most memory for."""
+"""Whose overlaps by image stand at a time in the bootstrap: what it takes most memory
+for.
+"""
 THREADS = 2
 
 
-# ---------------------------------------------------------------- IoU on the coarse grid
+# ---- IoU on the coarse grid
 
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
-    """Overlaps of units with the concepts ``eligible`` (E,), of categories ``category_of`` (E,), on the coarse grid."""
+    """Overlaps of units with the concepts ``eligible`` (E,), of categories
+    ``category_of`` (E,), on the coarse grid.
+    """
 
     gathered: Gathered
     eligible: Array
     category_of: Array
 
     def of(self, first: int, last: int) -> Coarse:
-        """The same of units ``first`` to ``last`` alone, numbered anew; labels are shared."""
+        """The same of units ``first`` to ``last`` alone, numbered anew; labels are
+        shared.
+        """
         found = self.gathered
         last = min(last, found.units)
         rows = slice(*np.searchsorted(found.owners, [first, last]))
-        owners, places, cells = found.owners[rows] - first, found.places[rows], found.cells[rows]
-        some = replace(found, units=last - first, owners=owners, places=places, cells=cells)
+        owners, places, cells = (
+            found.owners[rows] - first,
+            found.places[rows],
+            found.cells[rows],
+        )
+        some = replace(
+            found, units=last - first, owners=owners, places=places, cells=cells
+        )
         part = Coarse(some, self.eligible, self.category_of)
         part.__dict__["labels"] = self.labels
         return part
 
     @cached_property
     def labels(self) -> Any:
-        """Sparse (pictures x cells, E): one where a cell shows a concept."""
+        """Sparse (images x cells, E): one where a cell shows a concept."""
         found = self.gathered
         column = np.full(found.concepts, -1)
         column[self.eligible] = np.arange(len(self.eligible))
         kept = column[found.shown_concepts] >= 0
-        rows = found.shown_places[kept].astype(np.int64) * found.size + found.shown_cells[kept]
-        entries = np.ones(len(rows), dtype=np.int32), (rows, column[found.shown_concepts[kept]])
-        return sparse.csr_matrix(entries, shape=(found.pictures * found.size, len(self.eligible)))
+        rows = (
+            found.shown_places[kept].astype(np.int64) * found.size
+            + found.shown_cells[kept]
+        )
+        entries = (
+            np.ones(len(rows), dtype=np.int32),
+            (rows, column[found.shown_concepts[kept]]),
+        )
+        return sparse.csr_matrix(
+            entries, shape=(found.images * found.size, len(self.eligible))
+        )
 
     @cached_property
     def _starts(self) -> Array:
@@ -79,27 +100,38 @@ class Coarse:
 
     @cached_property
     def unit_cells(self) -> Array:
-        """Cells (U, K) of every unit in pictures annotated for each category; permuting within strata leaves them."""
+        """Cells (U, K) of every unit in images annotated for each category; permuting
+        within strata leaves them.
+        """
         found = self.gathered
         cells = np.zeros((found.units, found.annotated.shape[1]), dtype=np.int64)
         for category in range(cells.shape[1]):
             counted = found.annotated[found.places, category]
-            cells[:, category] = np.bincount(found.owners[counted], minlength=found.units)
+            cells[:, category] = np.bincount(
+                found.owners[counted], minlength=found.units
+            )
         return cells
 
     @cached_property
     def _sums(self) -> Array:
         label_cells = np.asarray(self.labels.sum(axis=0)).ravel()
-        sums: Array = (self.unit_cells[:, self.category_of] + label_cells).astype(np.float64)
+        sums: Array = (self.unit_cells[:, self.category_of] + label_cells).astype(
+            np.float64
+        )
         return sums
 
     def best(self, order: Array | None = None) -> Array:
-        """Best IoU (U,) of every unit; with ``order`` (N,), picture n shows the labels of picture ``order[n]``."""
+        """Best IoU (U,) of every unit; with ``order`` (N,), image n shows the labels of
+        image ``order[n]``.
+        """
         found = self.gathered
         places = found.places if order is None else order[found.places]
         columns = places * np.int32(found.size) + found.cells
-        shape = (found.units, found.pictures * found.size)
-        shared = (sparse.csr_matrix((self._ones, columns, self._starts), shape=shape) @ self.labels).tocoo()
+        shape = (found.units, found.images * found.size)
+        shared = (
+            sparse.csr_matrix((self._ones, columns, self._starts), shape=shape)
+            @ self.labels
+        ).tocoo()
         iou = shared.data / (self._sums[shared.row, shared.col] - shared.data)
         best = np.zeros(found.units)
         np.maximum.at(best, shared.row, iou)
@@ -107,9 +139,12 @@ class Coarse:
 
 
 def strata(annotated: Array) -> list[Array]:
-    """Pictures by the set of categories (N, K) that they are annotated for."""
+    """Images by the set of categories (N, K) that they are annotated for."""
     _, kinds = np.unique(annotated, axis=0, return_inverse=True)
-    return [np.flatnonzero(kinds.ravel() == kind) for kind in range(int(kinds.max(initial=-1)) + 1)]
+    return [
+        np.flatnonzero(kinds.ravel() == kind)
+        for kind in range(int(kinds.max(initial=-1)) + 1)
+    ]
 
 
 def permuted(groups: Sequence[Array], count: int, seed: int, number: int) -> Array:
@@ -121,26 +156,41 @@ def permuted(groups: Sequence[Array], count: int, seed: int, number: int) -> Arr
     return order
 
 
-# ---------------------------------------------------------------- the null
+# ---- the null
 
 
 def permutation_null(
-    coarse: Coarse, layers: Sequence[slice], threshold: float, permutations: int, seed: int
+    coarse: Coarse,
+    layers: Sequence[slice],
+    threshold: float,
+    permutations: int,
+    seed: int,
 ) -> tuple[Array, Array, list[float]]:
-    """p (U,), mean best IoU under the null (U,), and by layer the mean number of units over ``threshold``.
+    """p (U,), mean best IoU under the null (U,), and by layer the mean number of units
+    over ``threshold``.
 
-    ``layers`` are the units of each layer. Raises `ConsilienceError` for less than one permutation.
+    ``layers`` are the units of each layer. Raises `ConsilienceError` for less than one
+    permutation.
     """
     if permutations < 1:
-        raise ConsilienceError(f"a null needs at least one permutation; got {permutations}")
+        raise ConsilienceError(
+            f"a null needs at least one permutation; got {permutations}"
+        )
     groups = strata(coarse.gathered.annotated)
     observed = coarse.best()
-    as_high, total, over = np.zeros(len(observed), dtype=np.int64), np.zeros(len(observed)), np.zeros(len(observed))
+    as_high, total, over = (
+        np.zeros(len(observed), dtype=np.int64),
+        np.zeros(len(observed)),
+        np.zeros(len(observed)),
+    )
 
     def once(number: int) -> Array:
-        return coarse.best(permuted(groups, coarse.gathered.pictures, seed, number))
+        return coarse.best(permuted(groups, coarse.gathered.images, seed, number))
 
-    with progress.task("permuting labels", permutations) as running, ThreadPoolExecutor(THREADS) as pool:
+    with (
+        progress.task("permuting labels", permutations) as running,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
         for start in range(0, permutations, 16):
             for best in pool.map(once, range(start, min(start + 16, permutations))):
                 as_high += best >= observed * (1 - 1e-12)
@@ -152,36 +202,63 @@ def permutation_null(
 
 
 def results(
-    gathered: Gathered, eligible: Array, category_of: Array, layers: Sequence[slice], own: Array, *,
-    threshold: float, permutations: int, resamples: int, seed: int,
-) -> list[NullResult]:  # fmt: skip
-    """The null of every layer; ``eligible`` (E,) are concepts, ``category_of`` (C,) categories, ``own`` (U,) units' labels."""
+    gathered: Gathered,
+    eligible: Array,
+    category_of: Array,
+    layers: Sequence[slice],
+    own: Array,
+    *,
+    threshold: float,
+    permutations: int,
+    resamples: int,
+    seed: int,
+) -> list[NullResult]:
+    """The null of every layer; ``eligible`` (E,) are concepts, ``category_of`` (C,)
+    categories, ``own`` (U,) units' labels.
+    """
     if not len(eligible):
         nothing = gathered.units
         p, expected, over = np.ones(nothing), np.zeros(nothing), [0.0] * len(layers)
         several: list[tuple[int, ...]] = [()] * nothing
     else:
         coarse = Coarse(gathered, eligible, category_of[eligible])
-        p, expected, over = permutation_null(coarse, layers, threshold, permutations, seed)
+        p, expected, over = permutation_null(
+            coarse, layers, threshold, permutations, seed
+        )
         several = alternatives(coarse, own, resamples, seed)
     return [
         NullResult(
-            p[units], false_discovery_control(p[units]), expected[units], over[place], tuple(several[units.start : units.stop])
+            p[units],
+            false_discovery_control(p[units]),
+            expected[units],
+            over[place],
+            tuple(several[units.start : units.stop]),
         )
         for place, units in enumerate(layers)
     ]
 
 
-# ---------------------------------------------------------------- which labels it could as well be
+# ---- which labels it could as well be
 
 
-def alternatives(coarse: Coarse, own: Array, resamples: int, seed: int) -> list[tuple[int, ...]]:
-    """By unit its ``own`` label (U,), and the fewest others that with it are best in 95 % of resamples of the pictures.
+def alternatives(
+    coarse: Coarse, own: Array, resamples: int, seed: int
+) -> list[tuple[int, ...]]:
+    """By unit its ``own`` label (U,), and the fewest others that with it are best in 95
+    % of resamples of the images.
 
-    A bootstrap over pictures: each is drawn as often as chance will have it, and IoU is taken over those drawn.
+    A bootstrap over images: each is drawn as often as chance will have it, and IoU is
+    taken over those drawn.
     """
-    wins = _wins(coarse, resamples, seed) if resamples else np.zeros((len(own), len(coarse.eligible)), dtype=np.int64)
-    return [_several(int(label), row, coarse.eligible, resamples) for label, row in zip(own, wins, strict=True)]
+    wins = (
+        _wins(coarse, resamples, seed)
+        if resamples
+        else np.zeros((len(own), len(coarse.eligible)), dtype=np.int64)
+    )
+    return [
+        _several(int(label), row, coarse.eligible, resamples)
+        for label, row in zip(own, wins, strict=True)
+    ]
 
 
 def _several(own: int, wins: Array, eligible: Array, resamples: int) -> tuple[int, ...]:
@@ -200,79 +277,107 @@ def _several(own: int, wins: Array, eligible: Array, resamples: int) -> tuple[in
 
 def _wins(coarse: Coarse, resamples: int, seed: int) -> Array:
     """In how many resamples each eligible concept is a unit's best (U, E)."""
-    labels, pictures = _label_counts(coarse), coarse.gathered.pictures
+    labels, images = _label_counts(coarse), coarse.gathered.images
     rng = np.random.default_rng((seed, 2))
-    sizes = [min(RESAMPLES_AT_ONCE, resamples - start) for start in range(0, resamples, RESAMPLES_AT_ONCE)]
-    even = np.full(pictures, 1 / pictures)
-    draws = [rng.multinomial(pictures, even, size).T.astype(np.float64) for size in sizes]
-    parts = [coarse.of(start, start + UNITS_AT_ONCE) for start in range(0, coarse.gathered.units, UNITS_AT_ONCE)]
+    sizes = [
+        min(RESAMPLES_AT_ONCE, resamples - start)
+        for start in range(0, resamples, RESAMPLES_AT_ONCE)
+    ]
+    even = np.full(images, 1 / images)
+    draws = [rng.multinomial(images, even, size).T.astype(np.float64) for size in sizes]
+    parts = [
+        coarse.of(start, start + UNITS_AT_ONCE)
+        for start in range(0, coarse.gathered.units, UNITS_AT_ONCE)
+    ]
     return np.concatenate([_wins_of(part, labels, draws) for part in parts])
 
 
 def _wins_of(coarse: Coarse, labels: Any, draws: Sequence[Array]) -> Array:
-    """The same for ``draws`` (N, B), how often each picture was drawn."""
+    """The same for ``draws`` (N, B), how often each image was drawn."""
     found = coarse.gathered
-    shared, owners, columns = _by_picture(coarse)
+    shared, owners, columns = _by_image(coarse)
     units, kinds = _unit_counts(coarse), coarse.category_of[columns]
     wins = np.zeros((found.units, len(coarse.eligible)), dtype=np.int64)
     for drawn in draws:
         overlap = shared @ drawn
-        unions = (units @ drawn)[owners * found.annotated.shape[1] + kinds] + (labels @ drawn)[columns] - overlap
+        unions = (
+            (units @ drawn)[owners * found.annotated.shape[1] + kinds]
+            + (labels @ drawn)[columns]
+            - overlap
+        )
         iou = np.divide(overlap, unions, out=np.zeros_like(overlap), where=unions > 0)
         _count_wins(wins, iou, owners, columns)
     return wins
 
 
 def _count_wins(wins: Array, iou: Array, owners: Array, columns: Array) -> None:
-    """Rows of ``iou`` (R, B) belong to ``owners`` (R,), sorted, and concepts ``columns`` (R,)."""
+    """Rows of ``iou`` (R, B) belong to ``owners`` (R,), sorted, and concepts
+    ``columns`` (R,).
+    """
     units, starts = np.unique(owners, return_index=True)
-    for unit, start, stop in zip(units, starts, [*starts[1:], len(owners)], strict=True):
+    for unit, start, stop in zip(
+        units, starts, [*starts[1:], len(owners)], strict=True
+    ):
         best = iou[start:stop].argmax(axis=0)
         hit = iou[start:stop].max(axis=0) > 0
         np.add.at(wins[unit], columns[start + best[hit]], 1)
 
 
-def _by_picture(coarse: Coarse) -> tuple[Any, Array, Array]:
-    """Shared cells as sparse (R, N), a row for every unit and concept that meet, with their units and concepts (R,)."""
+def _by_image(coarse: Coarse) -> tuple[Any, Array, Array]:
+    """Shared cells as sparse (R, N), a row for every unit and concept that meet, with
+    their units and concepts (R,).
+    """
     found = coarse.gathered
-    keys = found.owners.astype(np.int64) * found.pictures + found.places
+    keys = found.owners.astype(np.int64) * found.images + found.places
     pairs, starts = np.unique(keys, return_index=True)
     columns = found.places * np.int32(found.size) + found.cells
     pointers = np.concatenate([starts, [len(keys)]]).astype(np.int32)
-    shape = (len(pairs), found.pictures * found.size)
-    shared = (sparse.csr_matrix((coarse._ones, columns, pointers), shape=shape) @ coarse.labels).tocoo()
-    owner, place = np.divmod(pairs[shared.row], found.pictures)
-    rows, inverse = np.unique(owner * len(coarse.eligible) + shared.col, return_inverse=True)
+    shape = (len(pairs), found.images * found.size)
+    shared = (
+        sparse.csr_matrix((coarse._ones, columns, pointers), shape=shape)
+        @ coarse.labels
+    ).tocoo()
+    owner, place = np.divmod(pairs[shared.row], found.images)
+    rows, inverse = np.unique(
+        owner * len(coarse.eligible) + shared.col, return_inverse=True
+    )
     entries = shared.data.astype(np.float64), (inverse.ravel(), place)
     owners, concepts = np.divmod(rows, len(coarse.eligible))
-    return sparse.csr_matrix(entries, shape=(len(rows), found.pictures)), owners, concepts
+    return sparse.csr_matrix(entries, shape=(len(rows), found.images)), owners, concepts
 
 
 def _unit_counts(coarse: Coarse) -> Any:
-    """Cells of a unit in a picture that counts for a category, sparse (U x K, N)."""
+    """Cells of a unit in an image that counts for a category, sparse (U x K, N)."""
     found = coarse.gathered
     kinds = found.annotated.shape[1]
-    pairs, counts = np.unique(found.owners.astype(np.int64) * found.pictures + found.places, return_counts=True)
-    owners, places = np.divmod(pairs, found.pictures)
+    pairs, counts = np.unique(
+        found.owners.astype(np.int64) * found.images + found.places, return_counts=True
+    )
+    owners, places = np.divmod(pairs, found.images)
     pair, category = np.nonzero(found.annotated[places])
-    entries = counts[pair].astype(np.float64), (owners[pair] * kinds + category, places[pair])
-    return sparse.csr_matrix(entries, shape=(found.units * kinds, found.pictures))
+    entries = (
+        counts[pair].astype(np.float64),
+        (owners[pair] * kinds + category, places[pair]),
+    )
+    return sparse.csr_matrix(entries, shape=(found.units * kinds, found.images))
 
 
 def _label_counts(coarse: Coarse) -> Any:
-    """Cells of a concept in a picture, sparse (E, N)."""
+    """Cells of a concept in an image, sparse (E, N)."""
     found, shown = coarse.gathered, coarse.labels.tocoo()
     entries = shown.data.astype(np.float64), (shown.col, shown.row // found.size)
-    return sparse.csr_matrix(entries, shape=(len(coarse.eligible), found.pictures))
+    return sparse.csr_matrix(entries, shape=(len(coarse.eligible), found.images))
 
 
-# ---------------------------------------------------------------- the same network that has learned nothing
+# ---- the same network that has learned nothing
 
 
 def with_random_weights(model: Network, seed: int) -> Network:
-    """The same architecture as it is before training: every part's own initialisation, drawn with ``seed``.
+    """The same architecture as it is before training: every part's own initialisation,
+    drawn with ``seed``.
 
-    A part that does not say how it begins (class tokens, positions, scales) gets normal numbers of its own mean and deviation.
+    A part that does not say how it begins (class tokens, positions, scales) gets normal
+    numbers of its own mean and deviation.
     """
     module = copy.deepcopy(model.module)
     for name, part in module.named_modules():

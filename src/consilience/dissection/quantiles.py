@@ -1,10 +1,13 @@
-"""The high quantile of every unit of a layer, from a stream of maps, in memory that does not grow with the stream.
+"""The high quantile of every unit of a layer, from a stream of maps, in memory that
+does not grow with the stream.
 
-Only the largest values matter: of n values, the quantile q lies at rank n - floor((n - 1) q) from the top. As long as that many
-fit into the state the quantile is exact, interpolated as numpy does. Beyond, values are halved as they come in (Munro &
-Paterson 1980; Manku, Rajagopalan & Lindsay 1998): a full buffer is sorted, every second value stays and counts for two, and so
-on up to a top buffer that keeps the largest. Halving a buffer whose values count for w moves the rank of any value by at
-most w, so the error of the result is known: `TailSketch.error`.
+Only the largest values matter: of n values, the quantile q lies at rank n - floor((n -
+1) q) from the top. As long as that many fit into the state the quantile is exact,
+interpolated as numpy does. Beyond, values are halved as they come in (Munro & Paterson
+1980; Manku, Rajagopalan & Lindsay 1998): a full buffer is sorted, every second value
+stays and counts for two, and so on up to a top buffer that keeps the largest. Halving a
+buffer whose values count for w moves the rank of any value by at most w, so the error
+of the result is known: `TailSketch.error`.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ EMPTY = -math.inf
 
 
 class TailSketch:
-    """The quantile ``q`` of each of ``units`` rows of a stream of ``total`` values a row, with room for ``capacity`` a row.
+    """The quantile ``q`` of each of ``units`` rows of a stream of ``total`` values a
+    row, with room for ``capacity`` a row.
 
-    State: at most 1.5 times ``capacity`` values a row and as many that wait, whatever ``total`` is.
+    State: at most 1.5 times ``capacity`` values a row and as many that wait, whatever
+    ``total`` is.
     """
 
     def __init__(self, units: int, total: int, q: float, capacity: int) -> None:
@@ -34,14 +39,21 @@ class TailSketch:
             raise ConsilienceError(f"a quantile lies between 0 and 1; got {q:g}")
         if capacity < LEAST_VALUES or total < 1:
             raise ConsilienceError(
-                f"a sketch has room for {LEAST_VALUES} values at least, of a stream of one; got {capacity}, {total}"
+                f"a sketch has room for {LEAST_VALUES} values at least, of a stream of one; "
+                f"got {capacity}, {total}"
             )
         position = (total - 1) * q
         self.units, self.total, self.q = units, total, q
         self.rank = total - math.floor(position)
         self._share = position - math.floor(position)
-        self._levels = 0 if self.rank <= capacity else math.ceil(math.log2(2 * self.rank / capacity))
-        self._width = capacity if self._levels == 0 else 2 * (capacity // (4 * self._levels))
+        self._levels = (
+            0
+            if self.rank <= capacity
+            else math.ceil(math.log2(2 * self.rank / capacity))
+        )
+        self._width = (
+            capacity if self._levels == 0 else 2 * (capacity // (4 * self._levels))
+        )
         top = self.rank if self._levels == 0 else -(-self.rank // 2**self._levels)
         self._top = np.full((units, top), EMPTY, dtype=np.float32)
         self._half: list[Array | None] = [None] * self._levels
@@ -53,7 +65,9 @@ class TailSketch:
 
     @property
     def floor(self) -> Array:
-        """Values (U,) at or below which nothing can matter any more: the lowest that the top still holds."""
+        """Values (U,) at or below which nothing can matter any more: the lowest that
+        the top still holds.
+        """
         return self._top[:, -1]
 
     @property
@@ -64,17 +78,22 @@ class TailSketch:
     # -- filling
 
     def add(self, maps: Tensor, peaks: Tensor | None = None) -> None:
-        """Take in maps (N, U, h, w): h w values a row for each of N pictures; ``peaks`` (N, U): their maxima, where known."""
+        """Take in maps (N, U, h, w): h w values a row for each of N images; ``peaks``
+        (N, U): their maxima, where known.
+        """
         self.seen += len(maps) * maps.shape[2] * maps.shape[3]
         if self.exact and self.floor.min() == EMPTY:  # nothing can be left out yet
             dense = maps.transpose(0, 1).flatten(1).float().cpu().numpy()
-            self._top = _largest(np.concatenate([self._top, dense], axis=1), self._top.shape[1])
+            self._top = _largest(
+                np.concatenate([self._top, dense], axis=1), self._top.shape[1]
+            )
             return
         peaks = maps.amax(dim=(2, 3)) if peaks is None else peaks
         rows, values = _above(maps, peaks, torch.tensor(self.floor, device=maps.device))
         self._counts += np.bincount(rows, minlength=self.units)
         self._waiting.append((rows, values))
-        # to merge early costs time, to merge late lets values wait that a higher floor would have stopped
+        # to merge early costs time, to merge late lets values wait that a higher floor
+        # would have stopped
         enough = max(self._width, self._top.shape[1]) // 4 + 1
         if self._counts.max(initial=0) >= enough or self.floor.min() == EMPTY:
             self._merge(last=False)
@@ -93,7 +112,9 @@ class TailSketch:
         self._counts = np.bincount(rows[~rest], minlength=self.units)
 
     def _enter(self, block: Array) -> None:
-        """A block (U, width), empty places -inf, goes up level by level until it waits for its other half or is at the top."""
+        """A block (U, width), empty places -inf, goes up level by level until it waits
+        for its other half or is at the top.
+        """
         for level in range(self._levels):
             block = self._halved(block, level)
             half = self._half[level]
@@ -101,7 +122,9 @@ class TailSketch:
                 self._half[level] = block
                 return
             block, self._half[level] = np.concatenate([half, block], axis=1), None
-        self._top = _largest(np.concatenate([self._top, block], axis=1), self._top.shape[1])
+        self._top = _largest(
+            np.concatenate([self._top, block], axis=1), self._top.shape[1]
+        )
 
     def _halved(self, block: Array, level: int) -> Array:
         self.error += (block > EMPTY).any(axis=1) * 2**level
@@ -112,33 +135,48 @@ class TailSketch:
     # -- reading
 
     def result(self) -> tuple[Array, Array]:
-        """Quantiles (U,) float32, and by how many ranks (U,) each may be off at most: 0 where it is exact.
+        """Quantiles (U,) float32, and by how many ranks (U,) each may be off at most: 0
+        where it is exact.
 
-        Raises `ConsilienceError` where fewer values came than were announced, or values that are not finite.
+        Raises `ConsilienceError` where fewer values came than were announced, or values
+        that are not finite.
         """
         if self.seen != self.total:
-            raise ConsilienceError(f"a sketch of {self.total} values a unit was shown {self.seen}")
+            raise ConsilienceError(
+                f"a sketch of {self.total} values a unit was shown {self.seen}"
+            )
         self._merge(last=True)
         values, bound = self._exact() if self.exact else self._estimated()
         if not np.isfinite(values).all():
-            raise ConsilienceError("activations are not finite: a quantile of them says nothing")
+            raise ConsilienceError(
+                "activations are not finite: a quantile of them says nothing"
+            )
         return values, bound
 
     def _exact(self) -> tuple[Array, Array]:
-        # the floor-th value from below is the last of the top, the next one stands before it
+        # the floor-th value from below is the last of the top, the next one stands
+        # before it
         low = self._top[:, -1].astype(np.float64)
         high = self._top[:, -2].astype(np.float64) if self.rank > 1 else low
         return (low + self._share * (high - low)).astype(np.float32), self.error.copy()
 
     def _estimated(self) -> tuple[Array, Array]:
         parts = [(self._top, 2**self._levels)]
-        parts += [(half, 2 ** (level + 1)) for level, half in enumerate(self._half) if half is not None]
+        parts += [
+            (half, 2 ** (level + 1))
+            for level, half in enumerate(self._half)
+            if half is not None
+        ]
         values = np.concatenate([part for part, _ in parts], axis=1)
-        weights = np.concatenate([np.full(part.shape[1], weight) for part, weight in parts])
+        weights = np.concatenate(
+            [np.full(part.shape[1], weight) for part, weight in parts]
+        )
         order = np.argsort(-values, axis=1, kind="stable")
         ranks = np.cumsum(weights[order], axis=1)
         place = np.argmax(ranks >= self.rank, axis=1)
-        found = np.take_along_axis(values, np.take_along_axis(order, place[:, None], axis=1), axis=1)[:, 0]
+        found = np.take_along_axis(
+            values, np.take_along_axis(order, place[:, None], axis=1), axis=1
+        )[:, 0]
         return found, self.error + 2**self._levels
 
     # -- keeping
@@ -146,14 +184,30 @@ class TailSketch:
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
         self._merge(last=False)
-        rows, values = self._waiting[0] if self._waiting else (np.zeros(0, np.int64), np.zeros(0, np.float32))
-        halves = {f"half{level}": half for level, half in enumerate(self._half) if half is not None}
-        plain = {"seen": np.array(self.seen), "error": self.error, "turn": np.array(self._turn)}
+        rows, values = (
+            self._waiting[0]
+            if self._waiting
+            else (np.zeros(0, np.int64), np.zeros(0, np.float32))
+        )
+        halves = {
+            f"half{level}": half
+            for level, half in enumerate(self._half)
+            if half is not None
+        }
+        plain = {
+            "seen": np.array(self.seen),
+            "error": self.error,
+            "turn": np.array(self._turn),
+        }
         return {"top": self._top, "rows": rows, "values": values, **plain, **halves}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state` of a sketch made alike."""
-        self._top, self.error, self.seen = state["top"], state["error"], int(state["seen"])
+        self._top, self.error, self.seen = (
+            state["top"],
+            state["error"],
+            int(state["seen"]),
+        )
         self._turn = [int(turn) for turn in state["turn"]]
         self._half = [state.get(f"half{level}") for level in range(self._levels)]
         self._waiting = [(state["rows"], state["values"])]
@@ -161,16 +215,23 @@ class TailSketch:
 
 
 def _above(maps: Tensor, peaks: Tensor, floor: Tensor) -> tuple[Array, Array]:
-    """Unit numbers and values of everything above its unit's floor; NaN counts as above, so that it is found."""
-    pictures, units = torch.nonzero(~(peaks <= floor), as_tuple=True)
-    rows = maps[pictures, units].flatten(1)
+    """Unit numbers and values of everything above its unit's floor; NaN counts as
+    above, so that it is found.
+    """
+    images, units = torch.nonzero(~(peaks <= floor), as_tuple=True)
+    rows = maps[images, units].flatten(1)
     above = ~(rows <= floor[units, None])
     counts = above.sum(dim=1)
-    return torch.repeat_interleave(units, counts).cpu().numpy(), rows[above].float().cpu().numpy()
+    return torch.repeat_interleave(units, counts).cpu().numpy(), rows[
+        above
+    ].float().cpu().numpy()
 
 
-def _blocks(rows: Array, values: Array, units: int, width: int, least: int) -> Iterator[tuple[Array, Array]]:
-    """Blocks (U, width) of the values by unit, in the order they came, and which values are in the block.
+def _blocks(
+    rows: Array, values: Array, units: int, width: int, least: int
+) -> Iterator[tuple[Array, Array]]:
+    """Blocks (U, width) of the values by unit, in the order they came, and which values
+    are in the block.
 
     Only blocks in which some unit has ``least`` values; empty places are -inf.
     """
@@ -183,7 +244,11 @@ def _blocks(rows: Array, values: Array, units: int, width: int, least: int) -> I
         taken = (place >= number * width) & (place < (number + 1) * width)
         if np.bincount(rows[taken], minlength=1).max() < least:
             return
-        block = np.full((units, min(width, int(counts.max()) - number * width)), EMPTY, dtype=np.float32)
+        block = np.full(
+            (units, min(width, int(counts.max()) - number * width)),
+            EMPTY,
+            dtype=np.float32,
+        )
         block[rows[taken], place[taken] - number * width] = values[taken]
         yield block, taken
 

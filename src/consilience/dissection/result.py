@@ -1,7 +1,9 @@
-"""What a dissection found: counts by unit and concept, the label of every unit, and tables of them.
+"""What a dissection found: counts by unit and concept, the label of every unit, and
+tables of them.
 
-NetDissect's words are kept in its CSV: ``unit`` from 1, ``label``, ``score``, and for every category ``-label``, ``-truth``,
-``-activation``, ``-intersect`` and ``-iou``. Everywhere else units count from 0.
+NetDissect's words are kept in its CSV: ``unit`` from 1, ``label``, ``score``, and for
+every category ``-label``, ``-truth``, ``-activation``, ``-intersect`` and ``-iou``.
+Everywhere else units count from 0.
 """
 
 from __future__ import annotations
@@ -24,26 +26,33 @@ from consilience.registry import unknown
 from consilience.types import Array, ConsilienceError
 
 DISSECTION_SCHEMA = 1
-MANIFEST, UNITS, SCORES, TOP, CONCEPTS = "dissection.json", "units.parquet", "scores.parquet", "top.parquet", "concepts.parquet"
+MANIFEST, UNITS, SCORES, TOP, CONCEPTS = (
+    "dissection.json",
+    "units.parquet",
+    "scores.parquet",
+    "top.parquet",
+    "concepts.parquet",
+)
 
 
-# ---------------------------------------------------------------- what is known of concepts
+# ---- what is known of concepts
 
 
 @dataclass(frozen=True)
 class ConceptFacts:
     """A concept and what the set has of it.
 
-    ``pixels`` on the label grid, ``prevalence`` their share of all pixels. A unit covers ``1 - quantile`` of all pixels, so its
-    IoU with the concept is at most ``ceiling`` = (1 - quantile) / prevalence. ``eligible`` says whether units may be labelled
-    with it, ``why`` what stands against it.
+    ``pixels`` on the label grid, ``prevalence`` their share of all pixels. A unit
+    covers ``1 - quantile`` of all pixels, so its IoU with the concept is at most
+    ``ceiling`` = (1 - quantile) / prevalence. ``eligible`` says whether units may be
+    labelled with it, ``why`` what stands against it.
     """
 
     index: int
     name: str
     category: str
     number: int
-    pictures: int
+    images: int
     pixels: int
     prevalence: float
     ceiling: float
@@ -52,40 +61,75 @@ class ConceptFacts:
 
 
 def concept_facts(
-    concepts: Sequence[Any], pixels: Array, pictures: Array, area: int, quantile: float, least: int, threshold: float
+    concepts: Sequence[Any],
+    pixels: Array,
+    images: Array,
+    area: int,
+    quantile: float,
+    least: int,
+    threshold: float,
 ) -> tuple[ConceptFacts, ...]:
-    """Facts of `Concept`s from their pixels and pictures (C,); ``area`` is the number of pixels of the whole set."""
+    """Facts of `Concept`s from their pixels and images (C,); ``area`` is the number of
+    pixels of the whole set.
+    """
     return tuple(
-        _facts(concept, int(pixels[concept.index]), int(pictures[concept.index]), area, quantile, least, threshold)
+        _facts(
+            concept,
+            int(pixels[concept.index]),
+            int(images[concept.index]),
+            area,
+            quantile,
+            least,
+            threshold,
+        )
         for concept in concepts
     )
 
 
-def _facts(concept: Any, pixels: int, pictures: int, area: int, quantile: float, least: int, threshold: float) -> ConceptFacts:
+def _facts(
+    concept: Any,
+    pixels: int,
+    images: int,
+    area: int,
+    quantile: float,
+    least: int,
+    threshold: float,
+) -> ConceptFacts:
     prevalence = pixels / area
     ceiling = min(1.0, (1 - quantile) / prevalence) if pixels else 0.0
     why = ""
-    if pictures < least:
-        why = f"in {pictures} pictures; {least} are needed"
+    if images < least:
+        why = f"in {images} images; {least} are needed"
     elif ceiling <= threshold:
         why = f"cannot be detected: its IoU is at most {ceiling:.3f}"
-    eligible = pictures >= least and bool(concept.name)
+    eligible = images >= least and bool(concept.name)
     return ConceptFacts(
-        concept.index, concept.name, concept.category, concept.number, pictures, pixels, prevalence, ceiling, eligible, why
+        concept.index,
+        concept.name,
+        concept.category,
+        concept.number,
+        images,
+        pixels,
+        prevalence,
+        ceiling,
+        eligible,
+        why,
     )
 
 
-# ---------------------------------------------------------------- a layer
+# ---- a layer
 
 
 @dataclass(frozen=True, eq=False)
 class NullResult:
-    """A layer under label stacks permuted between pictures.
+    """A layer under label stacks permuted between images.
 
-    ``p`` (U,) = (1 + b) / (1 + P): the share of permutations in which the unit's best IoU, over all eligible concepts, is
-    at least as high as without. ``q`` (U,) are Benjamini and Hochberg's within the layer. ``expected_iou`` (U,) is the mean of
-    that best IoU, ``expected_detectors`` the mean number of units over the threshold. ``alternatives`` (U) are the concepts
-    that could as well be the unit's label: its own, and the fewest that are best in 95 % of resamples of the pictures.
+    ``p`` (U,) = (1 + b) / (1 + P): the share of permutations in which the unit's best
+    IoU, over all eligible concepts, is at least as high as without. ``q`` (U,) are
+    Benjamini and Hochberg's within the layer. ``expected_iou`` (U,) is the mean of that
+    best IoU, ``expected_detectors`` the mean number of units over the threshold.
+    ``alternatives`` (U) are the concepts that could as well be the unit's label: its
+    own, and the fewest that are best in 95 % of resamples of the images.
     """
 
     p: Array
@@ -97,10 +141,12 @@ class NullResult:
 
 @dataclass(frozen=True, eq=False)
 class LayerResult:
-    """One layer: ``grid`` of its maps (None for a vector), and by unit what `Dissection` reads.
+    """One layer: ``grid`` of its maps (None for a vector), and by unit what
+    `Dissection` reads.
 
-    ``thresholds`` (U,) float32: a unit's mask is where its enlarged map is above; ``intersections`` and ``unions`` (U, C) and
-    ``unit_pixels`` (U, K) int64 in pixels of the label grid; ``top_pictures`` (U, T) indices of pictures, the highest first, -1
+    ``thresholds`` (U,) float32: a unit's mask is where its enlarged map is above;
+    ``intersections`` and ``unions`` (U, C) and ``unit_pixels`` (U, K) int64 in pixels
+    of the label grid; ``top_images`` (U, T) indices of images, the highest first, -1
     where there is none, with the maxima ``top_activations`` (U, T) float32.
     """
 
@@ -110,7 +156,7 @@ class LayerResult:
     intersections: Array
     unions: Array
     unit_pixels: Array
-    top_pictures: Array
+    top_images: Array
     top_activations: Array
     null: NullResult | None = None
 
@@ -123,18 +169,21 @@ class LayerResult:
     def iou(self) -> Array:
         """Intersection over union (U, C); 0 where there is neither."""
         zero = np.zeros(self.unions.shape)
-        return np.divide(self.intersections, self.unions, out=zero, where=self.unions > 0)
+        return np.divide(
+            self.intersections, self.unions, out=zero, where=self.unions > 0
+        )
 
 
-# ---------------------------------------------------------------- the whole
+# ---- the whole
 
 
 @dataclass(frozen=True, eq=False)
 class Dissection:
     """Layers of one model held against one concept set.
 
-    A unit is a detector where its best IoU is over ``threshold``; it is significant where its q is at most ``level``.
-    ``facts`` say how all was made; ``random`` is the same network with random weights, where that was asked for.
+    A unit is a detector where its best IoU is over ``threshold``; it is significant
+    where its q is at most ``level``. ``facts`` say how all was made; ``random`` is the
+    same network with random weights, where that was asked for.
     """
 
     model_id: str
@@ -143,7 +192,7 @@ class Dissection:
     concepts_spec: str
     concepts: tuple[ConceptFacts, ...]
     categories: tuple[str, ...]
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     layers: tuple[LayerResult, ...]
     threshold: float = 0.04
     level: float = 0.05
@@ -160,11 +209,14 @@ class Dissection:
     # -- labels
 
     def best(self, layer: str, category: str | None = None) -> tuple[Array, Array]:
-        """Best eligible concept (U,) of each unit, -1 where none is hit, and its IoU (U,); of one category or of all.
+        """Best eligible concept (U,) of each unit, -1 where none is hit, and its IoU
+        (U,); of one category or of all.
 
         Of concepts with equal IoU the one that comes first in the set.
         """
-        fit = [one.eligible and category in (None, one.category) for one in self.concepts]
+        fit = [
+            one.eligible and category in (None, one.category) for one in self.concepts
+        ]
         iou = np.where(fit, self.layer(layer).iou, 0.0)
         if not len(fit):
             return np.full(len(iou), -1), np.zeros(len(iou))
@@ -183,11 +235,14 @@ class Dissection:
     def table(self) -> pd.DataFrame:
         """A row a unit.
 
-        ``layer``, ``unit``, ``concept``, ``category``, ``iou``, ``detector``, ``p``, ``q``, ``significant``, ``alternatives``
-        (names joined by "; "), ``ceiling``, ``expected_iou``, ``threshold``, and for every category its best concept and IoU.
-        ``p`` and ``q`` are NaN where no null was made.
+        ``layer``, ``unit``, ``concept``, ``category``, ``iou``, ``detector``, ``p``,
+        ``q``, ``significant``, ``alternatives`` (names joined by "; "), ``ceiling``,
+        ``expected_iou``, ``threshold``, and for every category its best concept and
+        IoU. ``p`` and ``q`` are NaN where no null was made.
         """
-        return pd.concat([self._rows(layer) for layer in self.layers], ignore_index=True)
+        return pd.concat(
+            [self._rows(layer) for layer in self.layers], ignore_index=True
+        )
 
     def _rows(self, layer: LayerResult) -> pd.DataFrame:
         found, scores = self.best(layer.layer)
@@ -206,32 +261,48 @@ class Dissection:
                 "q": q,
                 "significant": q <= self.level,
                 "alternatives": self._alternatives(layer),
-                "ceiling": [self.concepts[one].ceiling if one >= 0 else math.nan for one in found],
+                "ceiling": [
+                    self.concepts[one].ceiling if one >= 0 else math.nan
+                    for one in found
+                ],
                 "expected_iou": null.expected_iou if null else nan,
                 "threshold": layer.thresholds,
             }
         )
         for category in self.categories:
             own, iou = self.best(layer.layer, category)
-            rows[f"{category}_concept"], rows[f"{category}_iou"] = [self._name(one) for one in own], iou
+            rows[f"{category}_concept"], rows[f"{category}_iou"] = (
+                [self._name(one) for one in own],
+                iou,
+            )
         return rows
 
     def _alternatives(self, layer: LayerResult) -> list[str]:
         if layer.null is None:
             return [""] * layer.units
-        return ["; ".join(self._name(one) for one in several) for several in layer.null.alternatives]
+        return [
+            "; ".join(self._name(one) for one in several)
+            for several in layer.null.alternatives
+        ]
 
     def detectors(self, layer: str | None = None) -> pd.DataFrame:
         """The rows of `table` whose IoU is over the threshold, of one layer or of all."""
         rows = self.table()
-        return rows[rows["detector"] & ((rows["layer"] == layer) | (layer is None))].reset_index(drop=True)
+        return rows[
+            rows["detector"] & ((rows["layer"] == layer) | (layer is None))
+        ].reset_index(drop=True)
 
     def summary(self) -> pd.DataFrame:
-        """A row a layer: units, detectors, their distinct concepts, detectors expected by chance, significant units and their
-        concepts, and detectors by category.
+        """A row a layer: units, detectors, their distinct concepts, detectors expected
+        by chance, significant units and their concepts, and detectors by category.
         """
         table = self.table()
-        return pd.DataFrame([self._summed(layer, table[table["layer"] == layer.layer]) for layer in self.layers])
+        return pd.DataFrame(
+            [
+                self._summed(layer, table[table["layer"] == layer.layer])
+                for layer in self.layers
+            ]
+        )
 
     def _summed(self, layer: LayerResult, rows: pd.DataFrame) -> dict[str, Any]:
         over, sure = rows[rows["detector"]], rows[rows["significant"]]
@@ -240,38 +311,53 @@ class Dissection:
             "units": layer.units,
             "detectors": len(over),
             "unique_detectors": _distinct(over),
-            "expected_detectors": layer.null.expected_detectors if layer.null else math.nan,
+            "expected_detectors": layer.null.expected_detectors
+            if layer.null
+            else math.nan,
             "significant": len(sure),
             "unique_significant": _distinct(sure),
             "both": int((rows["detector"] & rows["significant"]).sum()),
-            **{category: int((over["category"] == category).sum()) for category in self.categories},
+            **{
+                category: int((over["category"] == category).sum())
+                for category in self.categories
+            },
         }
 
     def headline(self, layer: str) -> str:
         """How many units detect a concept, and how many would by chance."""
         found, null = self.layer(layer), self.layer(layer).null
         count = int((self.best(layer)[1] > self.threshold).sum())
-        chance = f"{null.expected_detectors:.1f} expected by chance" if null else "chance was not asked for"
+        chance = (
+            f"{null.expected_detectors:.1f} expected by chance"
+            if null
+            else "chance was not asked for"
+        )
         return f"{layer}: {count} of {found.units} units detect a concept ({chance})"
 
     def concept_table(self) -> pd.DataFrame:
-        """A row a concept: ``concept``, ``category``, pictures, pixels, prevalence, ceiling, eligible, why."""
-        return pd.DataFrame([asdict(one) for one in self.concepts]).rename(columns={"name": "concept"})
+        """A row a concept: ``concept``, ``category``, images, pixels, prevalence,
+        ceiling, eligible, why.
+        """
+        return pd.DataFrame([asdict(one) for one in self.concepts]).rename(
+            columns={"name": "concept"}
+        )
 
     def top(self, layer: str | None = None) -> pd.DataFrame:
-        """The pictures on which each unit is highest: ``layer``, ``unit``, ``rank``, ``picture``, ``index``, ``activation``."""
+        """The images on which each unit is highest: ``layer``, ``unit``, ``rank``,
+        ``image``, ``index``, ``activation``.
+        """
         chosen = self.layers if layer is None else (self.layer(layer),)
         return pd.concat([self._top(one) for one in chosen], ignore_index=True)
 
     def _top(self, layer: LayerResult) -> pd.DataFrame:
-        units, ranks = np.nonzero(layer.top_pictures >= 0)
-        index = layer.top_pictures[units, ranks]
+        units, ranks = np.nonzero(layer.top_images >= 0)
+        index = layer.top_images[units, ranks]
         return pd.DataFrame(
             {
                 "layer": layer.layer,
                 "unit": units,
                 "rank": ranks,
-                "picture": [self.pictures[one] for one in index],
+                "image": [self.images[one] for one in index],
                 "index": index,
                 "activation": layer.top_activations[units, ranks],
             }
@@ -280,8 +366,8 @@ class Dissection:
     def netdissect(self, layer: str) -> pd.DataFrame:
         """The layer in NetDissect's columns, the highest score first.
 
-        ``unit`` from 1, ``category``, ``label``, ``score``, and for every category ``-label``, ``-truth``, ``-activation``,
-        ``-intersect`` and ``-iou``.
+        ``unit`` from 1, ``category``, ``label``, ``score``, and for every category
+        ``-label``, ``-truth``, ``-activation``, ``-intersect`` and ``-iou``.
         """
         found, (best, scores) = self.layer(layer), self.best(layer)
         rows = {
@@ -293,24 +379,37 @@ class Dissection:
         for place, category in enumerate(self.categories):
             own, iou = self.best(layer, category)
             rows[f"{category}-label"] = [self._name(one) for one in own]
-            rows[f"{category}-truth"] = [self.concepts[one].pixels if one >= 0 else 0 for one in own]
+            rows[f"{category}-truth"] = [
+                self.concepts[one].pixels if one >= 0 else 0 for one in own
+            ]
             rows[f"{category}-activation"] = found.unit_pixels[:, place]
-            rows[f"{category}-intersect"] = np.where(own >= 0, found.intersections[np.arange(found.units), own], 0)
+            rows[f"{category}-intersect"] = np.where(
+                own >= 0, found.intersections[np.arange(found.units), own], 0
+            )
             rows[f"{category}-iou"] = iou
-        return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        return pd.DataFrame(rows).sort_values(
+            "score", ascending=False, kind="stable", ignore_index=True
+        )
 
     # -- on disk
 
     def write(self, folder: str | Path) -> Path:
-        """Everything into a folder: tables as Parquet, a CSV a layer in NetDissect's columns, the manifest last."""
+        """Everything into a folder: tables as Parquet, a CSV a layer in NetDissect's
+        columns, the manifest last.
+        """
         into = Path(folder)
         write_parquet(into / UNITS, self.table())
         write_parquet(into / CONCEPTS, self.concept_table())
         write_parquet(into / TOP, self.top())
-        write_parquet(into / SCORES, pd.concat([_scores(layer) for layer in self.layers], ignore_index=True))
+        write_parquet(
+            into / SCORES,
+            pd.concat([_scores(layer) for layer in self.layers], ignore_index=True),
+        )
         for layer in self.layers:
             text = io.StringIO()
-            self.netdissect(layer.layer).to_csv(text, index=False, quoting=csv.QUOTE_MINIMAL)
+            self.netdissect(layer.layer).to_csv(
+                text, index=False, quoting=csv.QUOTE_MINIMAL
+            )
             _write(into / f"{layer.layer}.csv", text.getvalue().encode())
         if self.random is not None:
             self.random.write(into / "random")
@@ -321,8 +420,14 @@ class Dissection:
     def _manifest(self) -> dict[str, Any]:
         return {
             "schema": DISSECTION_SCHEMA,
-            **{key: getattr(self, key) for key in ("model_id", "model_spec", "concepts_id", "concepts_spec")},
-            **{key: getattr(self, key) for key in ("categories", "pictures", "threshold", "level", "facts")},
+            **{
+                key: getattr(self, key)
+                for key in ("model_id", "model_spec", "concepts_id", "concepts_spec")
+            },
+            **{
+                key: getattr(self, key)
+                for key in ("categories", "images", "threshold", "level", "facts")
+            },
             "headlines": [self.headline(layer.layer) for layer in self.layers],
             "layers": [_described(layer) for layer in self.layers],
             "random": self.random is not None,
@@ -335,18 +440,42 @@ class Dissection:
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConsilienceError(f"{folder} holds no dissection: {MANIFEST} cannot be read ({error})") from None
+            raise ConsilienceError(
+                f"{folder} holds no dissection: {MANIFEST} cannot be read ({error})"
+            ) from None
         if told.get("schema") != DISSECTION_SCHEMA:
-            raise ConsilienceError(f"{file} has schema {told.get('schema')!r}; this version reads {DISSECTION_SCHEMA}")
-        tables = {name: pd.read_parquet(Path(folder) / name) for name in (UNITS, SCORES, TOP, CONCEPTS)}
+            raise ConsilienceError(
+                f"{file} has schema {told.get('schema')!r}; this version reads "
+                f"{DISSECTION_SCHEMA}"
+            )
+        tables = {
+            name: pd.read_parquet(Path(folder) / name)
+            for name in (UNITS, SCORES, TOP, CONCEPTS)
+        }
         rows = tables[CONCEPTS].rename(columns={"concept": "name"}).to_dict("records")
-        concepts = tuple(ConceptFacts(**{str(key): value for key, value in row.items()}) for row in rows)
-        layers = tuple(_restored(one, tables, concepts, told["categories"]) for one in told["layers"])
+        concepts = tuple(
+            ConceptFacts(**{str(key): value for key, value in row.items()})
+            for row in rows
+        )
+        layers = tuple(
+            _restored(one, tables, concepts, told["categories"])
+            for one in told["layers"]
+        )
         random = Dissection.read(Path(folder) / "random") if told["random"] else None
         return Dissection(
-            told["model_id"], told["model_spec"], told["concepts_id"], told["concepts_spec"], concepts,
-            tuple(told["categories"]), tuple(told["pictures"]), layers, told["threshold"], told["level"], told["facts"], random,
-        )  # fmt: skip
+            told["model_id"],
+            told["model_spec"],
+            told["concepts_id"],
+            told["concepts_spec"],
+            concepts,
+            tuple(told["categories"]),
+            tuple(told["images"]),
+            layers,
+            told["threshold"],
+            told["level"],
+            told["facts"],
+            random,
+        )
 
 
 def _distinct(rows: pd.DataFrame) -> int:
@@ -364,7 +493,7 @@ def _write(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-# ---------------------------------------------------------------- to and from disk
+# ---- to and from disk
 
 
 def _scores(layer: LayerResult) -> pd.DataFrame:
@@ -388,7 +517,7 @@ def _described(layer: LayerResult) -> dict[str, Any]:
         "layer": layer.layer,
         "grid": layer.grid,
         "units": layer.units,
-        "top": layer.top_pictures.shape[1],
+        "top": layer.top_images.shape[1],
         "unit_pixels": layer.unit_pixels.tolist(),
         "expected_detectors": null.expected_detectors if null else None,
         "alternatives": null.alternatives if null else None,
@@ -396,24 +525,48 @@ def _described(layer: LayerResult) -> dict[str, Any]:
 
 
 def _restored(
-    told: dict[str, Any], tables: Mapping[str, pd.DataFrame], concepts: tuple[ConceptFacts, ...], categories: list[str]
+    told: dict[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    concepts: tuple[ConceptFacts, ...],
+    categories: list[str],
 ) -> LayerResult:
-    mine = {name: rows[rows["layer"] == told["layer"]] for name, rows in tables.items() if name != CONCEPTS}
+    mine = {
+        name: rows[rows["layer"] == told["layer"]]
+        for name, rows in tables.items()
+        if name != CONCEPTS
+    }
     units = mine[UNITS].sort_values("unit")
     pixels = np.array(told["unit_pixels"], dtype=np.int64).reshape(told["units"], -1)
     intersections = np.zeros((told["units"], len(concepts)), dtype=np.int64)
     place = mine[SCORES]["unit"].to_numpy(), mine[SCORES]["concept"].to_numpy()
     intersections[place] = mine[SCORES]["intersection"].to_numpy()
     columns = [categories.index(one.category) for one in concepts]
-    unions = pixels[:, columns] + np.array([one.pixels for one in concepts])[None, :] - intersections
+    unions = (
+        pixels[:, columns]
+        + np.array([one.pixels for one in concepts])[None, :]
+        - intersections
+    )
     top, heights = _tops(mine[TOP], told["units"], told["top"])
     grid = tuple(told["grid"]) if told["grid"] else None
     cuts = units["threshold"].to_numpy(np.float32)
-    return LayerResult(told["layer"], grid, cuts, intersections, unions, pixels, top, heights, _null(told, units))
+    return LayerResult(
+        told["layer"],
+        grid,
+        cuts,
+        intersections,
+        unions,
+        pixels,
+        top,
+        heights,
+        _null(told, units),
+    )
 
 
 def _tops(rows: pd.DataFrame, units: int, count: int) -> tuple[Array, Array]:
-    top, heights = np.full((units, count), -1, dtype=np.int64), np.full((units, count), -np.inf, dtype=np.float32)
+    top, heights = (
+        np.full((units, count), -1, dtype=np.int64),
+        np.full((units, count), -np.inf, dtype=np.float32),
+    )
     place = rows["unit"].to_numpy(), rows["rank"].to_numpy()
     top[place], heights[place] = rows["index"].to_numpy(), rows["activation"].to_numpy()
     return top, heights
@@ -422,5 +575,13 @@ def _tops(rows: pd.DataFrame, units: int, count: int) -> tuple[Array, Array]:
 def _null(told: dict[str, Any], units: pd.DataFrame) -> NullResult | None:
     if told["expected_detectors"] is None:
         return None
-    p, q, expected = (units[name].to_numpy(float) for name in ("p", "q", "expected_iou"))
-    return NullResult(p, q, expected, told["expected_detectors"], tuple(tuple(one) for one in told["alternatives"]))
+    p, q, expected = (
+        units[name].to_numpy(float) for name in ("p", "q", "expected_iou")
+    )
+    return NullResult(
+        p,
+        q,
+        expected,
+        told["expected_detectors"],
+        tuple(tuple(one) for one in told["alternatives"]),
+    )

@@ -1,10 +1,13 @@
-"""Which pixels of which concept does each unit cover: the counts of Network Dissection (Bau et al., CVPR 2017, section 2.1).
+"""Which pixels of which concept does each unit cover: the counts of Network Dissection
+(Bau et al., CVPR 2017, section 2.1).
 
-A unit's mask is its map enlarged to the label grid and cut at its own threshold. A map enlarged by weights that sum to 1 is
-nowhere larger than itself, so only the units of a picture whose maximum passes their threshold are enlarged; their masks
-(units x pixels) times the picture's labels (pixels x labels) are the intersections.
+A unit's mask is its map enlarged to the label grid and cut at its own threshold. A map
+enlarged by weights that sum to 1 is nowhere larger than itself, so only the units of an
+image whose maximum passes their threshold are enlarged; their masks (units x pixels)
+times the image's labels (pixels x labels) are the intersections.
 
-Memory: intersections and unit pixels (units x concepts and categories, int64), and `CHUNK` masks.
+Memory: intersections and unit pixels (units x concepts and categories, int64), and
+`CHUNK` masks.
 """
 
 from __future__ import annotations
@@ -26,20 +29,29 @@ Union = Literal["paper", "lite"]
 CHUNK = 64
 
 
-# ---------------------------------------------------------------- masks
+# ---- masks
 
 
-def unit_masks(maps: Tensor, thresholds: Tensor, size: tuple[int, int], upsample: Upsample = "half-pixel") -> Tensor:
-    """Where maps (n, h, w), enlarged bilinearly to ``size``, are above ``thresholds`` (n,): (n, height, width) bool.
+def unit_masks(
+    maps: Tensor,
+    thresholds: Tensor,
+    size: tuple[int, int],
+    upsample: Upsample = "half-pixel",
+) -> Tensor:
+    """Where maps (n, h, w), enlarged bilinearly to ``size``, are above ``thresholds``
+    (n,): (n, height, width) bool.
 
-    ``half-pixel``: cells and pixels are areas whose centres are compared. ``align_corners``: the centres of the corners
-    coincide. ``netdissect``: cell i stands at pixel i height / h, as the receptive fields of a padded network have it in the
-    published code.
+    ``half-pixel``: cells and pixels are areas whose centres are compared.
+    ``align_corners``: the centres of the corners coincide. ``netdissect``: cell i
+    stands at pixel i height / h, as the receptive fields of a padded network have it in
+    the published code.
     """
     return _above(maps, thresholds, size, upsample) > 0
 
 
-def _above(maps: Tensor, thresholds: Tensor, size: tuple[int, int], upsample: Upsample) -> Tensor:
+def _above(
+    maps: Tensor, thresholds: Tensor, size: tuple[int, int], upsample: Upsample
+) -> Tensor:
     """Enlarged maps less their thresholds (n, height, width).
 
     The threshold is taken off first: a plateau of exactly that height stays exactly 0.
@@ -70,15 +82,19 @@ def _positions(cells: int, pixels: int, upsample: Upsample) -> Array:
         return index * (cells - 1) / max(pixels - 1, 1)
     if upsample == "netdissect":
         return index * cells / pixels
-    raise ConsilienceError(f"upsample is one of {', '.join(get_args(Upsample))}; got {upsample!r}")
+    raise ConsilienceError(
+        f"upsample is one of {', '.join(get_args(Upsample))}; got {upsample!r}"
+    )
 
 
-# ---------------------------------------------------------------- one picture
+# ---- one image
 
 
 @dataclass(frozen=True, eq=False)
 class ShownLabels:
-    """The labels of a picture as the counts need them: rows (L + 1, pixels) float32, the last one all ones."""
+    """The labels of an image as the counts need them: rows (L + 1, pixels) float32, the
+    last one all ones.
+    """
 
     labels: Labels
     rows: Tensor
@@ -99,21 +115,38 @@ CellWatch = Callable[[Array, Tensor], None]
 class Counts:
     """Intersections and unit pixels of one layer.
 
-    ``intersections`` (U, C) and ``unit_pixels`` (U, K) int64 count pixels of the label grid. A unit's pixels count for a
-    category in a picture that is annotated for it (``paper``), or only where the unit's mask hits one of its labels
-    (``lite``, as NetDissect-Lite counts).
+    ``intersections`` (U, C) and ``unit_pixels`` (U, K) int64 count pixels of the label
+    grid. A unit's pixels count for a category in an image that is annotated for it
+    (``paper``), or only where the unit's mask hits one of its labels (``lite``, as
+    NetDissect-Lite counts).
     """
 
-    def __init__(self, thresholds: Array, concepts: ConceptSet, upsample: Upsample, union: Union) -> None:
+    def __init__(
+        self, thresholds: Array, concepts: ConceptSet, upsample: Upsample, union: Union
+    ) -> None:
         if union not in get_args(Union):
-            raise ConsilienceError(f"union is one of {', '.join(get_args(Union))}; got {union!r}")
+            raise ConsilienceError(
+                f"union is one of {', '.join(get_args(Union))}; got {union!r}"
+            )
         self.thresholds, self.upsample, self.union = thresholds, upsample, union
         self.grid, self.category_of = concepts.grid, concepts.category_of
-        self.intersections = np.zeros((len(thresholds), len(concepts.concepts)), dtype=np.int64)
-        self.unit_pixels = np.zeros((len(thresholds), len(concepts.categories)), dtype=np.int64)
+        self.intersections = np.zeros(
+            (len(thresholds), len(concepts.concepts)), dtype=np.int64
+        )
+        self.unit_pixels = np.zeros(
+            (len(thresholds), len(concepts.categories)), dtype=np.int64
+        )
 
-    def add(self, maps: Tensor, peaks: Tensor, shown: ShownLabels, watch: CellWatch | None = None) -> None:
-        """Count a picture's maps (U, h, w) with maxima ``peaks`` (U,) against its labels."""
+    def add(
+        self,
+        maps: Tensor,
+        peaks: Tensor,
+        shown: ShownLabels,
+        watch: CellWatch | None = None,
+    ) -> None:
+        """Count an image's maps (U, h, w) with maxima ``peaks`` (U,) against its
+        labels.
+        """
         cuts = torch.from_numpy(self.thresholds).to(maps.device)
         active = torch.nonzero(peaks > cuts)[:, 0]
         for units in torch.split(active, CHUNK):
@@ -129,7 +162,11 @@ class Counts:
         self.intersections[np.ix_(units, labels.present)] += hits
         for concept in labels.whole:
             self.intersections[units, concept] += area
-        counts = labels.annotated[None, :] if self.union == "paper" else self._hit(hits, labels)
+        counts = (
+            labels.annotated[None, :]
+            if self.union == "paper"
+            else self._hit(hits, labels)
+        )
         self.unit_pixels[units] += area[:, None] * counts
 
     def _hit(self, hits: Array, labels: Labels) -> Array:
@@ -142,7 +179,11 @@ class Counts:
 
     def unions(self, label_pixels: Array) -> Array:
         """Unions (U, C) with labels of ``label_pixels`` (C,) in all."""
-        unions: Array = self.unit_pixels[:, self.category_of] + label_pixels[None, :] - self.intersections
+        unions: Array = (
+            self.unit_pixels[:, self.category_of]
+            + label_pixels[None, :]
+            - self.intersections
+        )
         return unions
 
     def state(self) -> dict[str, Array]:
@@ -151,52 +192,75 @@ class Counts:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        self.intersections, self.unit_pixels = state["intersections"], state["unit_pixels"]
+        self.intersections, self.unit_pixels = (
+            state["intersections"],
+            state["unit_pixels"],
+        )
 
 
 class LabelCounts:
-    """Of every concept its pixels and pictures (C,), of every category the pictures annotated for it (K,)."""
+    """Of every concept its pixels and images (C,), of every category the images
+    annotated for it (K,).
+    """
 
     def __init__(self, concepts: ConceptSet) -> None:
         self.area = concepts.grid[0] * concepts.grid[1]
         self.pixels = np.zeros(len(concepts.concepts), dtype=np.int64)
-        self.pictures = np.zeros(len(concepts.concepts), dtype=np.int64)
+        self.images = np.zeros(len(concepts.concepts), dtype=np.int64)
         self.annotated = np.zeros(len(concepts.categories), dtype=np.int64)
 
     def add(self, labels: Labels) -> None:
-        """Count a picture's labels."""
+        """Count an image's labels."""
         sizes = labels.masks.sum(axis=(1, 2))
         self.pixels[labels.present] += sizes
-        self.pictures[labels.present] += sizes > 0
+        self.images[labels.present] += sizes > 0
         self.pixels[list(labels.whole)] += self.area
-        self.pictures[list(labels.whole)] += 1
+        self.images[list(labels.whole)] += 1
         self.annotated += labels.annotated
 
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
-        return {"pixels": self.pixels, "pictures": self.pictures, "annotated": self.annotated}
+        return {
+            "pixels": self.pixels,
+            "images": self.images,
+            "annotated": self.annotated,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        self.pixels, self.pictures, self.annotated = state["pixels"], state["pictures"], state["annotated"]
+        self.pixels, self.images, self.annotated = (
+            state["pixels"],
+            state["images"],
+            state["annotated"],
+        )
 
 
-# ---------------------------------------------------------------- top pictures
+# ---- top images
 
 
 class Tops:
-    """The pictures on which each unit is highest: ``indices`` (U, T), -1 where there is none, and ``values`` (U, T)."""
+    """The images on which each unit is highest: ``indices`` (U, T), -1 where there is
+    none, and ``values`` (U, T).
+    """
 
     def __init__(self, units: int, count: int) -> None:
         self.indices = np.full((units, count), -1, dtype=np.int64)
         self.values = np.full((units, count), -np.inf, dtype=np.float32)
 
     def add(self, first: int, peaks: Tensor) -> None:
-        """Take in maxima (N, U) of pictures ``first`` and on; of equal ones the earlier stays."""
+        """Take in maxima (N, U) of images ``first`` and on; of equal ones the earlier
+        stays.
+        """
         new = peaks.T.float().cpu().numpy()
-        better = np.flatnonzero((new > self.values[:, -1:]).any(axis=1)) if self.values.shape[1] else np.zeros(0, int)
+        better = (
+            np.flatnonzero((new > self.values[:, -1:]).any(axis=1))
+            if self.values.shape[1]
+            else np.zeros(0, int)
+        )
         values = np.concatenate([self.values[better], new[better]], axis=1)
-        places = np.broadcast_to(np.arange(first, first + new.shape[1]), (len(better), new.shape[1]))
+        places = np.broadcast_to(
+            np.arange(first, first + new.shape[1]), (len(better), new.shape[1])
+        )
         indices = np.concatenate([self.indices[better], places], axis=1)
         order = np.argsort(-values, axis=1, kind="stable")[:, : self.values.shape[1]]
         self.values[better] = np.take_along_axis(values, order, axis=1)

@@ -1,7 +1,9 @@
-"""From a map to units: which units carry a class activation map, and which concepts they detect.
+"""From a map to units: which units carry a class activation map, and which concepts
+they detect.
 
-Grad-CAM, HiResCAM and their kin are sums over a layer's channels. What a channel adds to the map inside a mask, before any
-ReLU, as a share of the whole there, is its share of the map; the shares are signed and sum to 1.
+Grad-CAM, HiResCAM and their kin are sums over a layer's channels. What a channel adds
+to the map inside a mask, before any ReLU, as a share of the whole there, is its share
+of the map; the shares are signed and sum to 1.
 """
 
 from __future__ import annotations
@@ -21,57 +23,83 @@ from consilience.agreement.masks import default_cutter
 from consilience.dissection.result import Dissection
 from consilience.explainers.cam import LayerMaps
 from consilience.images import enlarge
-from consilience.types import Array, ConsilienceError, Explanation, Network, NotApplicable, Target, View
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Explanation,
+    Network,
+    NotApplicable,
+    Target,
+    View,
+)
 
 EXACT = 1e-4
-"""How far, as a part of the map's largest value, the sum over channels may lie from the map."""
+"""How far, as a part of the map's largest value, the sum over channels may lie from the
+map.
+"""
 LEAST_SHARE = 1e-3
-"""A sum this small beside its terms is what rounding leaves: shares of it mean nothing."""
+"""A sum this small beside its terms is what rounding leaves: shares of it mean nothing.
+"""
 
 
-# ---------------------------------------------------------------- what each channel adds
+# ---- what each channel adds
 
 
-def channel_maps(model: Network, view: View, explainer: LayerMaps, target: Target, layer: str) -> Tensor:
-    """What every channel of ``layer`` adds to the map, (C, h, w), before any ReLU; their sum is the map.
+def channel_maps(
+    model: Network, view: View, explainer: LayerMaps, target: Target, layer: str
+) -> Tensor:
+    """What every channel of ``layer`` adds to the map, (C, h, w), before any ReLU;
+    their sum is the map.
 
-    Each channel goes through the method alone. Raises `NotApplicable` where the parts do not add up to the whole: then the
-    method mixes channels (as principal components do).
+    Each channel goes through the method alone. Raises `NotApplicable` where the parts
+    do not add up to the whole: then the method mixes channels (as principal components
+    do).
     """
     trace = model.trace(view.pixels, [layer], target)
     activations, gradients = trace.activations[layer], trace.gradients[layer]
     whole = explainer.map(activations, gradients)[0]
     parts = explainer.map(activations[0][:, None], gradients[0][:, None])
     if _apart(parts.sum(dim=0), whole):
-        raise NotApplicable(f"the map of {registry.spell(explainer)} is no sum over channels: units have no share of it")
+        raise NotApplicable(
+            f"the map of {registry.spell(explainer)} is no sum over channels: units have no "
+            f"share of it"
+        )
     return parts
 
 
 def _apart(sums: Tensor, whole: Tensor) -> bool:
     largest = float(whole.abs().max())
-    return float((sums - whole).abs().max()) > EXACT * max(largest, torch.finfo(torch.float32).tiny)
+    return float((sums - whole).abs().max()) > EXACT * max(
+        largest, torch.finfo(torch.float32).tiny
+    )
 
 
 def cell_weights(mask: Array, grid: tuple[int, int]) -> Tensor:
-    """How much each cell of a map on ``grid`` counts inside a mask (h, w) once it is enlarged: float64, summing to its pixels.
+    """How much each cell of a map on ``grid`` counts inside a mask (h, w) once it is
+    enlarged: float64, summing to its pixels.
 
-    The transpose of the enlargement, so that a map's sum over the mask is the weighted sum of its cells.
+    The transpose of the enlargement, so that a map's sum over the mask is the weighted
+    sum of its cells.
     """
     cells = torch.zeros(grid, dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
-        inside = (enlarge(cells, (mask.shape[0], mask.shape[1])) * torch.from_numpy(mask)).sum()
+        inside = (
+            enlarge(cells, (mask.shape[0], mask.shape[1])) * torch.from_numpy(mask)
+        ).sum()
     return torch.autograd.grad(inside, cells)[0]
 
 
-# ---------------------------------------------------------------- shares
+# ---- shares
 
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """Which units carry a map. ``shares`` (C,) are signed and sum to 1; ``concepts`` (C,) are "" where a unit detects none.
+    """Which units carry a map. ``shares`` (C,) are signed and sum to 1; ``concepts``
+    (C,) are "" where a unit detects none.
 
-    ``cancelled`` is the sum of the shares' magnitudes: 1 where no unit speaks against the map, and where it is large the
-    shares are small differences of large parts. ``area`` is the share of the frame that the mask keeps.
+    ``cancelled`` is the sum of the shares' magnitudes: 1 where no unit speaks against
+    the map, and where it is large the shares are small differences of large parts.
+    ``area`` is the share of the frame that the mask keeps.
     """
 
     layer: str
@@ -87,28 +115,45 @@ class Carried:
         return float(np.abs(self.shares).sum())
 
     def table(self) -> pd.DataFrame:
-        """A row a unit, the largest magnitude first: ``unit``, ``share``, and what the dissection says of it."""
+        """A row a unit, the largest magnitude first: ``unit``, ``share``, and what the
+        dissection says of it.
+        """
         order = np.argsort(-np.abs(self.shares), kind="stable")
         table = pd.DataFrame({"unit": order, "share": self.shares[order]})
         return table.merge(self.known, on="unit", how="left", sort=False)
 
     def by_concept(self) -> dict[str, float]:
-        """Shares summed over the units of each concept, the largest first; "" collects the units without one."""
+        """Shares summed over the units of each concept, the largest first; "" collects
+        the units without one.
+        """
         sums: dict[str, float] = {}
         for concept, share in zip(self.concepts, self.shares, strict=True):
             sums[concept] = sums.get(concept, 0.0) + float(share)
         return dict(sorted(sums.items(), key=lambda item: -abs(item[1])))
 
     def sentence(self, units: int = 2) -> str:
-        """``68 % of this map: unit 412 wheel (41 %), unit 77 road (27 %)``: the largest positive shares."""
-        order = [unit for unit in np.argsort(-self.shares, kind="stable")[:units] if self.shares[unit] > 0]
-        parts = [f"unit {unit} {self.concepts[unit] or 'no concept'} ({_percent(self.shares[unit])})" for unit in order]
+        """``68 % of this map: unit 412 wheel (41 %), unit 77 road (27 %)``: the largest
+        positive shares.
+        """
+        order = [
+            unit
+            for unit in np.argsort(-self.shares, kind="stable")[:units]
+            if self.shares[unit] > 0
+        ]
+        parts = [
+            f"unit {unit} {self.concepts[unit] or 'no concept'} ({_percent(self.shares[unit])})"
+            for unit in order
+        ]
         return f"{_percent(float(self.shares[order].sum()))} of this map: {', '.join(parts)}"
 
     def concepts_sentence(self, most: int = 3) -> str:
-        """``by concept: wheel 43 %, road 27 %, no concept 12 %``: shares summed over the units of a concept."""
+        """``by concept: wheel 43 %, road 27 %, no concept 12 %``: shares summed over
+        the units of a concept.
+        """
         sums = self.by_concept()
-        named = [f"{concept} {_percent(share)}" for concept, share in sums.items() if concept][:most]
+        named = [
+            f"{concept} {_percent(share)}" for concept, share in sums.items() if concept
+        ][:most]
         rest = f"no concept {_percent(sums.get('', 0.0))}"
         return f"by concept: {', '.join([*named, rest])}"
 
@@ -116,7 +161,12 @@ class Carried:
         """Plain data of the largest shares, for a run's files."""
         rows = self.table().head(units).to_dict("records")
         said = f"{self.sentence()}; {self.concepts_sentence()}"
-        made = {"layer": self.layer, "sentence": said, "cancelled": self.cancelled, "area": self.area}
+        made = {
+            "layer": self.layer,
+            "sentence": said,
+            "cancelled": self.cancelled,
+            "area": self.area,
+        }
         return {**made, "units": rows, "concepts": self.by_concept()}
 
 
@@ -124,19 +174,28 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %".replace("-", "−")
 
 
-def carriers(model: Network, explanation: Explanation, dissection: pd.DataFrame, mask: Array | None = None) -> Carried:
-    """The units that carry an explanation's map inside ``mask`` (h, w) bool; None means the mask agreement cuts from it.
+def carriers(
+    model: Network,
+    explanation: Explanation,
+    dissection: pd.DataFrame,
+    mask: Array | None = None,
+) -> Carried:
+    """The units that carry an explanation's map inside ``mask`` (h, w) bool; None means
+    the mask agreement cuts from it.
 
-    ``dissection`` is a table with ``layer``, ``unit`` and ``concept`` (and what else is known of a unit; where it has
-    ``detector``, other units count as without a concept), of this model. Raises `NotApplicable` where the map is no sum over
-    the channels of one dissected layer, or sums to nothing inside the mask; `ConsilienceError` where model, explanation and
-    dissection do not belong together.
+    ``dissection`` is a table with ``layer``, ``unit`` and ``concept`` (and what else is
+    known of a unit; where it has ``detector``, other units count as without a concept),
+    of this model. Raises `NotApplicable` where the map is no sum over the channels of
+    one dissected layer, or sums to nothing inside the mask; `ConsilienceError` where
+    model, explanation and dissection do not belong together.
     """
     explainer, layer = _sum_of_channels(explanation)
     _check_model(dissection, model)
     known = _of_layer(dissection, layer)
     if model.id != explanation.model_id:
-        raise ConsilienceError(f"the explanation is of {explanation.model_id}; the model is {model.id}")
+        raise ConsilienceError(
+            f"the explanation is of {explanation.model_id}; the model is {model.id}"
+        )
     view = model.view(explanation.sample, explanation.provenance["view"])
     parts = channel_maps(model, view, explainer, explanation.target, layer)
     _check_same(parts, explainer, explanation)
@@ -144,17 +203,25 @@ def carriers(model: Network, explanation: Explanation, dissection: pd.DataFrame,
     shares = _shares(parts, kept)
     concepts = dict(zip(known["unit"], known["concept"], strict=True))
     named = tuple(_text(concepts.get(unit)) for unit in range(len(shares)))
-    return Carried(layer, explanation.explainer, shares, named, known, float(kept.mean()))
+    return Carried(
+        layer, explanation.explainer, shares, named, known, float(kept.mean())
+    )
 
 
 def _sum_of_channels(explanation: Explanation) -> tuple[LayerMaps, str]:
     """The explainer as it was resolved, and its one layer."""
-    explainer = registry.explainers.build(explanation.provenance.get("resolved", explanation.explainer))
+    explainer = registry.explainers.build(
+        explanation.provenance.get("resolved", explanation.explainer)
+    )
     if not isinstance(explainer, LayerMaps):
-        raise NotApplicable(f"{explanation.name} is no map of a layer's channels: units have no share of it")
+        raise NotApplicable(
+            f"{explanation.name} is no map of a layer's channels: units have no share of it"
+        )
     if len(explainer.layer) != 1 or explainer.layer == ("auto",):
         layers = "+".join(explainer.layer)
-        raise NotApplicable(f"{explanation.explainer} is made of {layers}; shares are told for one named layer")
+        raise NotApplicable(
+            f"{explanation.explainer} is made of {layers}; shares are told for one named layer"
+        )
     return explainer, explainer.layer[0]
 
 
@@ -162,20 +229,32 @@ def _check_model(dissection: pd.DataFrame, model: Network) -> None:
     """Refuse a table that says that it is of another model."""
     ids = set(dissection["model"]) if "model" in dissection else {model.id}
     if ids != {model.id}:
-        raise NotApplicable(f"the dissection is of {', '.join(sorted(ids))}; the map is of {model.id}")
+        raise NotApplicable(
+            f"the dissection is of {', '.join(sorted(ids))}; the map is of {model.id}"
+        )
 
 
 def _of_layer(dissection: pd.DataFrame, layer: str) -> pd.DataFrame:
     missing = [name for name in ("layer", "unit", "concept") if name not in dissection]
     if missing:
-        raise ConsilienceError(f"a dissection has a column {missing[0]}; this table has {', '.join(map(str, dissection))}")
+        raise ConsilienceError(
+            f"a dissection has a column {missing[0]}; this table has "
+            f"{', '.join(map(str, dissection))}"
+        )
     known = dissection[dissection["layer"] == layer]
     if known.empty:
         there = ", ".join(dict.fromkeys(map(str, dissection["layer"])))
-        raise NotApplicable(f"the dissection is of {there}; the map is of {layer!r}: dissect that layer, or explain another")
-    known = known.drop(columns=["layer", *({"model"} & set(known))]).drop_duplicates("unit")
+        raise NotApplicable(
+            f"the dissection is of {there}; the map is of {layer!r}: dissect that layer, or "
+            f"explain another"
+        )
+    known = known.drop(columns=["layer", *({"model"} & set(known))]).drop_duplicates(
+        "unit"
+    )
     if "detector" in known:
-        known = known.assign(concept=known["concept"].where(known["detector"].astype(bool), ""))
+        known = known.assign(
+            concept=known["concept"].where(known["detector"].astype(bool), "")
+        )
     return known
 
 
@@ -186,7 +265,9 @@ def _check_same(parts: Tensor, explainer: LayerMaps, explanation: Explanation) -
     values = torch.from_numpy(explanation.values)
     if _apart(enlarge(again.cpu().float(), (values.shape[0], values.shape[1])), values):
         name = explanation.sample.name
-        raise ConsilienceError(f"the map of {name} made again is not the one at hand: another option or engine")
+        raise ConsilienceError(
+            f"the map of {name} made again is not the one at hand: another option or engine"
+        )
 
 
 def _shares(parts: Tensor, mask: Array) -> Array:
@@ -195,7 +276,10 @@ def _shares(parts: Tensor, mask: Array) -> Array:
     sums = (parts.detach().cpu().double() * weights).sum(dim=(1, 2)).numpy()
     total, loud = float(sums.sum()), float(np.abs(sums).sum())
     if not mask.any() or abs(total) <= LEAST_SHARE * loud or total <= 0:
-        raise NotApplicable("the map sums to nothing, or to less, inside the mask before its ReLU: nothing to share out")
+        raise NotApplicable(
+            "the map sums to nothing, or to less, inside the mask before its ReLU: nothing to "
+            "share out"
+        )
     shares: Array = sums / total
     return shares
 
@@ -205,20 +289,30 @@ def _text(value: Any) -> str:
 
 
 def known_units(folder: str | Path, models: Sequence[str]) -> pd.DataFrame:
-    """The units of a dissection on disk; raises `ConsilienceError` where it is of none of these models (their ids)."""
+    """The units of a dissection on disk; raises `ConsilienceError` where it is of none
+    of these models (their ids).
+    """
     found = Dissection.read(folder)
     if found.model_id not in models:
         shown = ", ".join(dict.fromkeys(models))
-        raise ConsilienceError(f"the dissection in {folder} is of {found.model_id}; pictures are shown to {shown}")
+        raise ConsilienceError(
+            f"the dissection in {folder} is of {found.model_id}; images are shown to {shown}"
+        )
     return found.table().assign(model=found.model_id)
 
 
-def explain_by_units(model: Network, explanations: Sequence[Explanation], dissection: pd.DataFrame) -> list[Explanation]:
-    """The explanations with ``provenance["units"]``: which units carry each map, or why that cannot be told."""
+def explain_by_units(
+    model: Network, explanations: Sequence[Explanation], dissection: pd.DataFrame
+) -> list[Explanation]:
+    """The explanations with ``provenance["units"]``: which units carry each map, or why
+    that cannot be told.
+    """
     return [_with_units(model, explanation, dissection) for explanation in explanations]
 
 
-def _with_units(model: Network, explanation: Explanation, dissection: pd.DataFrame) -> Explanation:
+def _with_units(
+    model: Network, explanation: Explanation, dissection: pd.DataFrame
+) -> Explanation:
     try:
         said = carriers(model, explanation, dissection).as_dict()
     except ConsilienceError as why:

@@ -1,11 +1,14 @@
-"""Words for units: CLIP-Dissect (Oikarinen & Weng, ICLR 2023) over any list of words and any probe pictures.
+"""Words for units: CLIP-Dissect (Oikarinen & Weng, ICLR 2023) over any list of words
+and any probe images.
 
-A unit is what it says of N probe pictures, q (N,): the mean of its map on each. A word is how near it is to each picture,
-P (N,): the inner product of their embeddings. A similarity holds the two against each other; the unit is given the word that
-fits best, with the runner-up and how far it is behind. The probe pictures need no labels.
+A unit is what it says of N probe images, q (N,): the mean of its map on each. A word is
+how near it is to each image, P (N,): the inner product of their embeddings. A
+similarity holds the two against each other; the unit is given the word that fits best,
+with the runner-up and how far it is behind. The probe images need no labels.
 
-Memory: 4 (N (U + d) + W d) bytes for the summaries and embeddings (d numbers each), 8 U W for the scores of a layer (143 MB for
-896 units and 20,000 words), and one block of P (`BLOCK`). P as a whole is never made.
+Memory: 4 (N (U + d) + W d) bytes for the summaries and embeddings (d numbers each), 8 U
+W for the scores of a layer (143 MB for 896 units and 20,000 words), and one block of P
+(`BLOCK`). P as a whole is never made.
 """
 
 from __future__ import annotations
@@ -23,46 +26,54 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from consilience import progress
-from consilience.dissection.encoders import Encoder, picture_embeddings, word_embeddings
+from consilience.dissection.encoders import Encoder, image_embeddings, word_embeddings
 from consilience.registry import Registry, option, spell
 from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
 
 Floats = NDArray[np.float64]
 SIMILARITY_BYTES = 32 << 20
-"""Bytes of a block of P (pictures x words, float64)."""
+"""Bytes of a block of P (images x words, float64)."""
 
 similarities = Registry("similarity")
 
 
-# ---------------------------------------------------------------- pictures against words
+# ---- images against words
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Unit-length embeddings of pictures (N, d) and words (W, d), and blocks of their inner products P (N, W)."""
+    """Unit-length embeddings of images (N, d) and words (W, d), and blocks of their
+    inner products P (N, W).
+    """
 
-    pictures: Array
+    images: Array
     words: Array
 
     def __post_init__(self) -> None:
-        if self.pictures.shape[1:] != self.words.shape[1:]:
+        if self.images.shape[1:] != self.words.shape[1:]:
             raise ConsilienceError(
-                f"the encoder gives pictures {self.pictures.shape[1]} numbers and words {self.words.shape[1]}: no common space"
+                f"the encoder gives images {self.images.shape[1]} numbers and words "
+                f"{self.words.shape[1]}: no common space"
             )
 
     def block(self, rows: Any, columns: Any = slice(None)) -> Floats:
-        """P of some pictures and words, float64."""
-        product: Floats = self.pictures[rows].astype(np.float64) @ self.words[columns].astype(np.float64).T
+        """P of some images and words, float64."""
+        product: Floats = (
+            self.images[rows].astype(np.float64)
+            @ self.words[columns].astype(np.float64).T
+        )
         return product
 
     def mean(self) -> Floats:
-        """Mean of P over the pictures, (W,): the words' product with the mean picture."""
-        average: Floats = self.words.astype(np.float64) @ self.pictures.astype(np.float64).mean(axis=0)
+        """Mean of P over the images, (W,): the words' product with the mean image."""
+        average: Floats = self.words.astype(np.float64) @ self.images.astype(
+            np.float64
+        ).mean(axis=0)
         return average
 
-    def by_pictures(self) -> Iterator[tuple[slice, Floats]]:
-        """All of P, some pictures at a time."""
-        for rows in _slices(len(self.pictures), len(self.words)):
+    def by_images(self) -> Iterator[tuple[slice, Floats]]:
+        """All of P, some images at a time."""
+        for rows in _slices(len(self.images), len(self.words)):
             yield rows, self.block(rows)
 
 
@@ -73,42 +84,53 @@ def _slices(count: int, width: int) -> list[slice]:
 
 
 def highest(units: Array, count: int) -> NDArray[np.int64]:
-    """The pictures (count, U) on which each unit of q (N, U) is highest, the highest first; ties in order of the pictures."""
+    """The images (count, U) on which each unit of q (N, U) is highest, the highest
+    first; ties in order of the images.
+    """
     order = np.argsort(-units.astype(np.float64), axis=0, kind="stable")
     return order[: min(count, len(units))]
 
 
-# ---------------------------------------------------------------- the five similarities
+# ---- the five similarities
 
 
 class WordSimilarity(Protocol):
     """A frozen dataclass that holds units against words."""
 
     def scores(self, units: Array, space: Space) -> Floats:
-        """Scores (U, W) of q (N, U) against P (N, W); higher fits better, within a unit."""
+        """Scores (U, W) of q (N, U) against P (N, W); higher fits better, within a
+        unit.
+        """
 
 
 @similarities.register("soft-wpmi")
 @dataclass(frozen=True)
 class SoftWPMI:
-    """Soft weighted pointwise mutual information (CLIP-Dissect, section 3.2): ``log E[p(t|B)] - lam log p(t)``.
+    """Soft weighted pointwise mutual information (CLIP-Dissect, section 3.2): ``log
+    E[p(t|B)] - lam log p(t)``.
 
-    ``log E[p(t|B)] = sum_x log(1 + p(x in B) (p(t|x) - 1))`` over the ``top`` pictures, whose chance to belong to the unit's
-    set B falls linearly with their rank from ``first`` towards ``last``, and is 0 for all others; ``p(t|x)`` is the softmax
-    over the words of ``scale`` P. ``p(t)`` is the mean of ``E[p(t|B)]`` over the layer's units (without those that say the
-    same of every picture).
+    ``log E[p(t|B)] = sum_x log(1 + p(x in B) (p(t|x) - 1))`` over the ``top`` images,
+    whose chance to belong to the unit's set B falls linearly with their rank from
+    ``first`` towards ``last``, and is 0 for all others; ``p(t|x)`` is the softmax over
+    the words of ``scale`` P. ``p(t)`` is the mean of ``E[p(t|B)]`` over the layer's
+    units (without those that say the same of every image).
     """
 
-    top: int = option(100, help="pictures that may belong to a unit's set")
+    top: int = option(100, help="images that may belong to a unit's set")
     scale: float = option(10.0, help="a: temperature of the softmax over words")
     lam: float = option(1.0, help="weight of the prior")
-    first: float = option(0.998, help="chance that the highest picture belongs to the set")
+    first: float = option(
+        0.998, help="chance that the highest image belongs to the set"
+    )
     last: float = option(0.97, help="where that chance falls to after the last one")
 
     def __post_init__(self) -> None:
         _check_top(self.top)
         if not 0 <= self.last <= self.first < 1:
-            raise ConsilienceError(f"soft-wpmi: 0 <= last <= first < 1; got first {self.first:g}, last {self.last:g}")
+            raise ConsilienceError(
+                f"soft-wpmi: 0 <= last <= first < 1; got first {self.first:g}, last "
+                f"{self.last:g}"
+            )
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
@@ -125,12 +147,14 @@ class SoftWPMI:
 @similarities.register("wpmi")
 @dataclass(frozen=True)
 class WPMI:
-    """Weighted pointwise mutual information (CLIP-Dissect, section 3.2): ``log p(t|B) - lam log p(t)``.
+    """Weighted pointwise mutual information (CLIP-Dissect, section 3.2): ``log p(t|B) -
+    lam log p(t)``.
 
-    ``log p(t|B) = sum over the top pictures of log p(t|x)``; the rest as for ``soft-wpmi``.
+    ``log p(t|B) = sum over the top images of log p(t|x)``; the rest as for
+    ``soft-wpmi``.
     """
 
-    top: int = option(28, help="pictures in a unit's set")
+    top: int = option(28, help="images in a unit's set")
     scale: float = option(2.0, help="a: temperature of the softmax over words")
     lam: float = option(0.6, help="weight of the prior")
 
@@ -139,32 +163,49 @@ class WPMI:
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
-        return _informed(highest(units, self.top), space, self.scale, self.lam, lambda log_p: log_p, lambda log_p, _: log_p)
+        return _informed(
+            highest(units, self.top),
+            space,
+            self.scale,
+            self.lam,
+            lambda log_p: log_p,
+            lambda log_p, _: log_p,
+        )
 
 
 def _check_top(top: int) -> None:
     if top < 1:
-        raise ConsilienceError(f"top is at least one picture; got {top}")
+        raise ConsilienceError(f"top is at least one image; got {top}")
 
 
-def _informed(top: Array, space: Space, scale: float, lam: float, once: Any, gain: Any) -> Floats:
-    """Sums (U, W) of ``gain(once(log p(t|x)), rank)`` over each unit's ``top`` pictures (K, U), less ``lam`` times the log
-    prior. ``once`` is taken for a picture, ``gain`` for every unit that has it.
+def _informed(
+    top: Array, space: Space, scale: float, lam: float, once: Any, gain: Any
+) -> Floats:
+    """Sums (U, W) of ``gain(once(log p(t|x)), rank)`` over each unit's ``top`` images
+    (K, U), less ``lam`` times the log prior. ``once`` is taken for an image,
+    ``gain`` for every unit that has it.
     """
     units = top.shape[1]
     if lam and units < 2:
-        raise ConsilienceError("the prior is a mean over a layer's units and needs two of them; take lam=0 for one unit")
+        raise ConsilienceError(
+            "the prior is a mean over a layer's units and needs two of them; take lam=0 for "
+            "one unit"
+        )
     sums = np.zeros((units, len(space.words)))
     ranks, owners = np.divmod(np.arange(top.size), units)
     flat = top.ravel()
     with progress.task("weighing words", top.size) as running:
-        for rows, block in space.by_pictures():
+        for rows, block in space.by_images():
             log_p = scale * block
             log_p -= logsumexp(log_p, axis=1, keepdims=True)
             near = once(log_p)
             here = np.flatnonzero((flat >= rows.start) & (flat < rows.stop))
             for part in _split(here, len(space.words)):
-                for owner, gains in zip(owners[part], gain(near[flat[part] - rows.start], ranks[part]), strict=True):
+                for owner, gains in zip(
+                    owners[part],
+                    gain(near[flat[part] - rows.start], ranks[part]),
+                    strict=True,
+                ):
                     sums[owner] += gains
             running.advance(len(here))
     if not lam:
@@ -182,18 +223,23 @@ def _split(indices: Array, width: int) -> Iterator[Array]:
 @similarities.register("rank-reorder")
 @dataclass(frozen=True)
 class RankReorder:
-    """Rank reorder (CLIP-Dissect, section 3.2): ``-||q' - q||_p`` over the pictures on which the unit is highest.
+    """Rank reorder (CLIP-Dissect, section 3.2): ``-||q' - q||_p`` over the images on
+    which the unit is highest.
 
-    ``q'`` are the unit's own values put in the order of the word's: where the word ranks pictures as the unit does, nothing
-    moves and the score is 0. ``power`` is p; ``share`` of all pictures are looked at, one at least.
+    ``q'`` are the unit's own values put in the order of the word's: where the word
+    ranks images as the unit does, nothing moves and the score is 0. ``power`` is p;
+    ``share`` of all images are looked at, one at least.
     """
 
     power: float = option(3.0, help="p of the norm")
-    share: float = option(0.05, help="share of the pictures, the highest ones")
+    share: float = option(0.05, help="share of the images, the highest ones")
 
     def __post_init__(self) -> None:
         if not (0 < self.share <= 1 and self.power >= 1):
-            raise ConsilienceError(f"rank-reorder: 0 < share <= 1 <= power; got share {self.share:g}, power {self.power:g}")
+            raise ConsilienceError(
+                f"rank-reorder: 0 < share <= 1 <= power; got share {self.share:g}, power "
+                f"{self.power:g}"
+            )
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
@@ -203,23 +249,31 @@ class RankReorder:
             for unit in range(units.shape[1]):
                 values = units[top[:, unit], unit].astype(np.float64)
                 for words in _slices(len(space.words), len(top)):
-                    scores[unit, words] = -self._moved(values, space.block(top[:, unit], words))
+                    scores[unit, words] = -self._moved(
+                        values, space.block(top[:, unit], words)
+                    )
                 running.advance()
         return scores
 
     def _moved(self, values: Floats, near: Floats) -> Floats:
-        """``||q' - q||`` (W,) of a unit's values (K,), highest first, against its pictures' nearness (K, W) to words."""
+        """``||q' - q||`` (W,) of a unit's values (K,), highest first, against its
+        images' nearness (K, W) to words.
+        """
         order = np.argsort(-near, axis=0, kind="stable")
         reordered = np.empty_like(near)
-        np.put_along_axis(reordered, order, np.broadcast_to(values[:, None], near.shape), axis=0)
-        distance: Floats = (np.abs(reordered - values[:, None]) ** self.power).sum(axis=0) ** (1 / self.power)
+        np.put_along_axis(
+            reordered, order, np.broadcast_to(values[:, None], near.shape), axis=0
+        )
+        distance: Floats = (np.abs(reordered - values[:, None]) ** self.power).sum(
+            axis=0
+        ) ** (1 / self.power)
         return distance
 
 
 @similarities.register("cos")
 @dataclass(frozen=True)
 class CosineSimilarity:
-    """Cosine of q and P over all pictures (CLIP-Dissect, section 3.2)."""
+    """Cosine of q and P over all images (CLIP-Dissect, section 3.2)."""
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
@@ -230,7 +284,9 @@ class CosineSimilarity:
 @similarities.register("cos-cubed")
 @dataclass(frozen=True)
 class CosineCubed:
-    """Cosine of q and P with their means taken off and cubed, so that high pictures count most (CLIP-Dissect, section 3.2)."""
+    """Cosine of q and P with their means taken off and cubed, so that high images count
+    most (CLIP-Dissect, section 3.2).
+    """
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
@@ -239,29 +295,41 @@ class CosineCubed:
 
 
 def _cosine(units: Floats, space: Space, middle: Floats, power: int) -> Floats:
-    """Cosines (U, W) of units (N, U) and (P - middle) ** power; 0 where either has no length."""
-    products, squares = np.zeros((units.shape[1], len(space.words))), np.zeros(len(space.words))
+    """Cosines (U, W) of units (N, U) and (P - middle) ** power; 0 where either has no
+    length.
+    """
+    products, squares = (
+        np.zeros((units.shape[1], len(space.words))),
+        np.zeros(len(space.words)),
+    )
     with progress.task("weighing words", len(units)) as running:
-        for rows, block in space.by_pictures():
+        for rows, block in space.by_images():
             near = (block - middle) ** power
             products += units[rows].T @ near
             squares += (near**2).sum(axis=0)
             running.advance(len(block))
     lengths = np.linalg.norm(units, axis=0)[:, None] * np.sqrt(squares)
-    cosines: Floats = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    cosines: Floats = np.divide(
+        products, lengths, out=np.zeros_like(products), where=lengths > 0
+    )
     return cosines
 
 
-# ---------------------------------------------------------------- what units say of pictures
+# ---- what units say of images
 
 
 def summaries(
-    model: Network, layers: Sequence[str], samples: Sequence[Sample], view: ViewMode | None = "squash"
+    model: Network,
+    layers: Sequence[str],
+    samples: Sequence[Sample],
+    view: ViewMode | None = "squash",
 ) -> dict[str, Array]:
-    """By layer the mean of every unit's map on every picture, (N, U) float32; ``model.batch`` pictures a pass."""
+    """By layer the mean of every unit's map on every image, (N, U) float32;
+    ``model.batch`` images a pass.
+    """
     found: dict[str, list[Array]] = {name: [] for name in layers}
     size = max(1, model.batch)
-    with progress.task("showing probe pictures", len(samples)) as running:
+    with progress.task("showing probe images", len(samples)) as running:
         for start in range(0, len(samples), size):
             part = samples[start : start + size]
             pixels = torch.cat([model.view(sample, view).pixels for sample in part])
@@ -271,7 +339,7 @@ def summaries(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-# ---------------------------------------------------------------- the words
+# ---- the words
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,20 +350,35 @@ class NamedUnits:
     similarity: str
     encoder: str | None
     count: int
-    pictures: int
+    images: int
 
     def table(self) -> pd.DataFrame:
-        """``layer``, ``unit``, ``word``, ``word_score``, ``runner_up``, ``runner_up_score``, ``margin``."""
+        """``layer``, ``unit``, ``word``, ``word_score``, ``runner_up``,
+        ``runner_up_score``, ``margin``.
+        """
         return self.rows
 
     @property
     def facts(self) -> dict[str, Any]:
         """Plain data for a manifest."""
-        made = {"similarity": self.similarity, "encoder": self.encoder, "words": self.count, "pictures": self.pictures}
+        made = {
+            "similarity": self.similarity,
+            "encoder": self.encoder,
+            "words": self.count,
+            "images": self.images,
+        }
         return {**made, "unnamed": int((self.rows["word"] == "").sum())}
 
 
-WORD_COLUMNS = ("layer", "unit", "word", "word_score", "runner_up", "runner_up_score", "margin")
+WORD_COLUMNS = (
+    "layer",
+    "unit",
+    "word",
+    "word_score",
+    "runner_up",
+    "runner_up_score",
+    "margin",
+)
 
 
 def name_units(
@@ -308,31 +391,44 @@ def name_units(
     prompt: str = "{}",
     view: ViewMode | None = "squash",
 ) -> NamedUnits:
-    """CLIP-Dissect: the word of ``words`` (a file, one a line, or a sequence) that fits each unit of ``layers`` best.
+    """CLIP-Dissect: the word of ``words`` (a file, one a line, or a sequence) that fits
+    each unit of ``layers`` best.
 
-    ``samples`` are the probe pictures, ``prompt`` what a word is put into (``"a photo of {}"``; the paper takes bare words).
-    A unit that says the same of every picture has no word. Raises `ConsilienceError`.
+    ``samples`` are the probe images, ``prompt`` what a word is put into (``"a photo of
+    {}"``; the paper takes bare words). A unit that says the same of every image has no
+    word. Raises `ConsilienceError`.
     """
     vocabulary = read_words(words)
     means = summaries(model, layers, samples, view)
     space = _space(encoder, samples, vocabulary, prompt)
     kind: WordSimilarity = similarities.build(similarity)
-    tables = [_layer_rows(name, vocabulary, _scored(kind, values, space)) for name, values in means.items()]
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(WORD_COLUMNS))
+    tables = [
+        _layer_rows(name, vocabulary, _scored(kind, values, space))
+        for name, values in means.items()
+    ]
+    rows = (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame(columns=list(WORD_COLUMNS))
+    )
     return NamedUnits(rows, spell(kind), encoder.id, len(vocabulary), len(samples))
 
 
-def _space(encoder: Encoder, samples: Sequence[Sample], vocabulary: Sequence[str], prompt: str) -> Space:
+def _space(
+    encoder: Encoder, samples: Sequence[Sample], vocabulary: Sequence[str], prompt: str
+) -> Space:
     if "{}" not in prompt:
         raise ConsilienceError(f"a prompt has {{}} where the word goes; got {prompt!r}")
     if len(samples) < 2:
-        raise ConsilienceError(f"words are told by how pictures differ; got {len(samples)} probe pictures")
+        raise ConsilienceError(
+            f"words are told by how images differ; got {len(samples)} probe images"
+        )
     texts = [prompt.replace("{}", word) for word in vocabulary]
-    return Space(picture_embeddings(encoder, samples), word_embeddings(encoder, texts))
+    return Space(image_embeddings(encoder, samples), word_embeddings(encoder, texts))
 
 
 def _scored(kind: WordSimilarity, values: Array, space: Space) -> Floats:
-    """Scores (U, W) of a layer; NaN for units that say the same of every picture."""
+    """Scores (U, W) of a layer; NaN for units that say the same of every image."""
     if not np.isfinite(values).all():
         raise ConsilienceError("the layer gives activations that are not finite")
     scores = np.full((values.shape[1], len(space.words)), np.nan)
@@ -346,7 +442,9 @@ def _layer_rows(layer: str, vocabulary: Sequence[str], scores: Floats) -> pd.Dat
     """A row a unit: the best word, the next, and the margin between them."""
     alike = np.isnan(scores[:, 0])
     order = np.argsort(-scores, axis=1, kind="stable")[:, :2]
-    best, second = (np.take_along_axis(scores, order[:, [place]], axis=1)[:, 0] for place in (0, 1))
+    best, second = (
+        np.take_along_axis(scores, order[:, [place]], axis=1)[:, 0] for place in (0, 1)
+    )
     names = np.array(vocabulary, dtype=object)[order]
     table = pd.DataFrame(
         {
@@ -365,37 +463,51 @@ def _layer_rows(layer: str, vocabulary: Sequence[str], scores: Floats) -> pd.Dat
 
 
 def read_words(words: str | Path | Iterable[str]) -> tuple[str, ...]:
-    """A word list: a text file with one a line, or any sequence of strings; blank lines and repeats are left out.
+    """A word list: a text file with one a line, or any sequence of strings; blank lines
+    and repeats are left out.
 
-    Raises `ConsilienceError` where fewer than two words are left: there must be a runner-up.
+    Raises `ConsilienceError` where fewer than two words are left: there must be a
+    runner-up.
     """
     if isinstance(words, str | Path):
         file = Path(words).expanduser()
         try:
             lines: Iterable[str] = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConsilienceError(f"words {str(words)!r} cannot be read: {error}") from None
+            raise ConsilienceError(
+                f"words {str(words)!r} cannot be read: {error}"
+            ) from None
     else:
         lines = words
-    listed = tuple(dict.fromkeys(word for word in (line.strip() for line in lines) if word))
+    listed = tuple(
+        dict.fromkeys(word for word in (line.strip() for line in lines) if word)
+    )
     if len(listed) < 2:
         raise ConsilienceError(f"a word list has at least two words; got {len(listed)}")
     return listed
 
 
 def beside(words: pd.DataFrame, dissection: pd.DataFrame) -> pd.DataFrame:
-    """Words and the concepts that IoU gives, a row a unit that has either, in the dissection's order; both tables have
-    ``layer`` and ``unit``.
+    """Words and the concepts that IoU gives, a row a unit that has either, in the
+    dissection's order; both tables have ``layer`` and ``unit``.
 
-    ``same`` says whether word and concept share a name (`names.same`); None where one of them is missing.
+    ``same`` says whether word and concept share a name (`names.same`); None where one
+    of them is missing.
     """
     from consilience.dissection.class_groups import same_name
 
     both = dissection.assign(_place=range(len(dissection))).merge(
         words, on=["layer", "unit"], how="outer", validate="one_to_one"
     )
-    joined = both.sort_values("_place", kind="stable", ignore_index=True).drop(columns="_place")
+    joined = both.sort_values("_place", kind="stable", ignore_index=True).drop(
+        columns="_place"
+    )
     pairs: Sequence[Mapping[Any, Any]] = joined.to_dict("records")
     named = [(row["concept"], row["word"]) for row in pairs]
-    alike = [same_name(*pair) if all(isinstance(name, str) and name for name in pair) else None for pair in named]
+    alike = [
+        same_name(*pair)
+        if all(isinstance(name, str) and name for name in pair)
+        else None
+        for pair in named
+    ]
     return joined.assign(same=pd.Series(alike, index=joined.index, dtype=object))

@@ -1,1 +1,3 @@
-"""Can an explanation be trusted? Metrics over a run's images, beside controls, with intervals and tests."""
+"""Can an explanation be trusted? Metrics over a run's images, beside controls, with
+intervals and tests.
+"""

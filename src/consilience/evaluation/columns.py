@@ -1,4 +1,6 @@
-"""What stands in the table for one picture: the run's maps, the controls it lacks, and each method's map of another class."""
+"""What stands in the table for one image: the run's maps, the controls it lacks, and
+each method's map of another class.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import numpy as np
 
 from consilience import api, registry, targets
 from consilience.evaluation.memory import Remembering
-from consilience.types import ClassTarget, ConsilienceError, Explanation, Model, NotApplicable, Sample
+from consilience.types import (
+    ClassTarget,
+    ConsilienceError,
+    Explanation,
+    Model,
+    NotApplicable,
+    Sample,
+)
 
 CONTROLS = ("random", "centre", "edges", "constant")
 ColumnKind = Literal["method", "control", "other"]
@@ -18,7 +27,9 @@ ColumnKind = Literal["method", "control", "other"]
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column of the table: a method, a control map, or a method's map of another class (``of`` names the method)."""
+    """A column of the table: a method, a control map, or a method's map of another
+    class (``of`` names the method).
+    """
 
     label: str
     kind: ColumnKind
@@ -28,7 +39,9 @@ class TableColumn:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One column's map of one picture, made when it is first asked for; ``key`` changes with all that the map depends on."""
+    """One column's map of one image, made when it is first asked for; ``key`` changes
+    with all that the map depends on.
+    """
 
     column: TableColumn
     key: str
@@ -38,15 +51,30 @@ class Entry:
 
 def is_control(spec: str) -> bool:
     """Whether an explainer is a control map."""
-    return bool(getattr(registry.explainers.get(registry.parse(spec).name), "control", False))
+    return bool(
+        getattr(registry.explainers.get(registry.parse(spec).name), "control", False)
+    )
 
 
 def columns_of(named: Sequence[tuple[str, str]]) -> tuple[TableColumn, ...]:
-    """Columns for a run's (label, spec): its own, the controls that it lacks, then another class for each method."""
-    own = [TableColumn(label, "control" if is_control(spec) else "method", spec) for label, spec in named]
-    known = {registry.parse(column.spec).name for column in own if column.kind == "control"}
-    missing = [TableColumn(name, "control", name) for name in CONTROLS if name not in known]
-    others = [TableColumn(other_label(one.label), "other", one.spec, one.label) for one in own if one.kind == "method"]
+    """Columns for a run's (label, spec): its own, the controls that it lacks, then
+    another class for each method.
+    """
+    own = [
+        TableColumn(label, "control" if is_control(spec) else "method", spec)
+        for label, spec in named
+    ]
+    known = {
+        registry.parse(column.spec).name for column in own if column.kind == "control"
+    }
+    missing = [
+        TableColumn(name, "control", name) for name in CONTROLS if name not in known
+    ]
+    others = [
+        TableColumn(other_label(one.label), "other", one.spec, one.label)
+        for one in own
+        if one.kind == "method"
+    ]
     return (*own, *missing, *others)
 
 
@@ -56,32 +84,54 @@ def other_label(label: str) -> str:
 
 
 def image_entries(
-    columns: Sequence[TableColumn], explanations: Mapping[str, Explanation], models: Mapping[str, Model], seed: int
+    columns: Sequence[TableColumn],
+    explanations: Mapping[str, Explanation],
+    models: Mapping[str, Model],
+    seed: int,
 ) -> list[Entry]:
-    """The columns of one picture; ``explanations`` are the run's own by label, ``models`` those that made them, by label.
+    """The columns of one image; ``explanations`` are the run's own by label, ``models``
+    those that made them, by label.
 
-    Controls take the view and the class of the first method (of the first column where there is none).
+    Controls take the view and the class of the first method (of the first column where
+    there is none).
     """
     first = first_of(columns, explanations)
     return [_entry(column, explanations, models, first, seed) for column in columns]
 
 
 def first_of(columns: Sequence[TableColumn], own: Mapping[str, Any]) -> str:
-    """Whose view and class the controls take: the first method's of a run's own columns, else the first column's."""
-    methods = [column.label for column in columns if column.kind == "method" and column.label in own]
+    """Whose view and class the controls take: the first method's of a run's own
+    columns, else the first column's.
+    """
+    methods = [
+        column.label
+        for column in columns
+        if column.kind == "method" and column.label in own
+    ]
     return methods[0] if methods else next(iter(own))
 
 
 def _entry(
-    column: TableColumn, explanations: Mapping[str, Explanation], models: Mapping[str, Model], first: str, seed: int
+    column: TableColumn,
+    explanations: Mapping[str, Explanation],
+    models: Mapping[str, Model],
+    first: str,
+    seed: int,
 ) -> Entry:
     if column.label in explanations:
         own = explanations[column.label]
-        return Entry(column, str(own.provenance["key"]), models[column.label], lambda: own)
+        return Entry(
+            column, str(own.provenance["key"]), models[column.label], lambda: own
+        )
     base = column.of or first
     like, model = explanations[base], models[base]
     if column.kind == "other":
-        return Entry(column, f"{like.provenance['key']} other {seed}", model, once(lambda: another_class(model, like, seed)))
+        return Entry(
+            column,
+            f"{like.provenance['key']} other {seed}",
+            model,
+            once(lambda: another_class(model, like, seed)),
+        )
     target = f"{like.target.index} {targets.target_spelling(like.target)}"
     key = f"{column.spec} {like.model_id} {like.provenance['view']} {target} {api.versions()['consilience']}"
     return Entry(column, key, model, once(lambda: _control(model, like, column.spec)))
@@ -92,27 +142,43 @@ def _control(model: Model, like: Explanation, spec: str) -> Explanation:
 
 
 def another_class(model: Model, like: Explanation, seed: int) -> Explanation:
-    """The same method's map of a class drawn at random, given out for a map of the class that is explained.
+    """The same method's map of a class drawn at random, given out for a map of the
+    class that is explained.
 
-    The class is neither the one explained, nor the picture's label, nor the model's first; the draw is seeded by the picture.
-    Raises `NotApplicable` where the target is no class, there is no other one, or the map is the same for every class.
+    The class is neither the one explained, nor the image's label, nor the model's
+    first; the draw is seeded by the image. Raises `NotApplicable` where the target is
+    no class, there is no other one, or the map is the same for every class.
     """
     index = drawn_class(like, len(model.classes), seed)
-    made = api.explain(model, like.sample, like.explainer, index, like.provenance["view"])
+    made = api.explain(
+        model, like.sample, like.explainer, index, like.provenance["view"]
+    )
     if np.array_equal(made.values, like.values):
         raise NotApplicable("its map is the same for every class")
     facts = {key: value for key, value in made.provenance.items() if key != "resolved"}
-    # a name that no explainer has: metrics that explain again must not take this for the method itself
+    # a name that no explainer has: metrics that explain again must not take this for
+    # the method itself
     name = f"another-class({like.explainer})"
-    return replace(made, target=like.target, explainer=name, provenance={**facts, "another": made.target.name})
+    return replace(
+        made,
+        target=like.target,
+        explainer=name,
+        provenance={**facts, "another": made.target.name},
+    )
 
 
 def drawn_class(like: Explanation, count: int, seed: int) -> int:
     """The number of the other class."""
     if not isinstance(like.target, ClassTarget):
         raise NotApplicable(f"the target {like.target.name!r} is no class")
-    taken = {like.target.index, like.sample.label, like.provenance["prediction"]["index"]}
-    free = [index for index in range(count) if index not in taken] or [i for i in range(count) if i != like.target.index]
+    taken = {
+        like.target.index,
+        like.sample.label,
+        like.provenance["prediction"]["index"],
+    }
+    free = [index for index in range(count) if index not in taken] or [
+        i for i in range(count) if i != like.target.index
+    ]
     if not free:
         raise NotApplicable("the model has no other class")
     return int(np.random.default_rng([seed, int(like.sample.digest, 16)]).choice(free))
@@ -137,13 +203,15 @@ def once(make: Callable[[], Explanation]) -> Callable[[], Explanation]:
 
 
 def remember(models: Mapping[str, Model], on: bool) -> None:
-    """Let models keep, or drop, what they say of a picture."""
+    """Let models keep, or drop, what they say of an image."""
     for model in models.values():
         if isinstance(model, Remembering):
             (model.remember if on else model.forget)()
 
 
 def truth_digest(sample: Sample) -> str:
-    """What is known of a picture besides its pixels, for keys: metrics of localisation depend on it."""
+    """What is known of an image besides its pixels, for keys: metrics of localisation
+    depend on it.
+    """
     masks = {name: int(mask.sum()) for name, mask in sample.masks.items()}
     return repr((sample.label, sample.boxes, masks))

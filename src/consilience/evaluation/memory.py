@@ -1,6 +1,8 @@
-"""A model that remembers what it said of a picture's edits, so that another class is explained without asking again.
+"""A model that remembers what it said of an image's edits, so that another class is
+explained without asking again.
 
-LIME, RISE and Score-CAM show the model the same edited pictures whatever the class: only what is read of its outputs differs.
+LIME, RISE and Score-CAM show the model the same edited images whatever the class: only
+what is read of its outputs differs.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ from consilience.types import Model
 
 @dataclass(frozen=True, eq=False)
 class Remembering(TorchNetwork):
-    """A torch network that keeps the outputs of its passes while it is told to; the very same numbers come back.
+    """A torch network that keeps the outputs of its passes while it is told to; the
+    very same numbers come back.
 
-    Memory: outputs of one picture's passes, 4 bytes a pass and class (RISE with 4,000 masks, 1,000 classes: 16 MB), until
-    `forget`. A copy of it (another engine, other weights) remembers nothing.
+    Memory: outputs of one image's passes, 4 bytes a pass and class (RISE with 4,000
+    masks, 1,000 classes: 16 MB), until `forget`. A copy of it (another engine, other
+    weights) remembers nothing.
     """
 
-    _memory: list[dict[bytes, Tensor]] = field(init=False, default_factory=list, repr=False)
+    _memory: list[dict[bytes, Tensor]] = field(
+        init=False, default_factory=list, repr=False
+    )
 
     def remember(self) -> None:
         """Begin to keep outputs."""
@@ -36,7 +42,11 @@ class Remembering(TorchNetwork):
 
     def scores(self, pixels: Tensor) -> Tensor:
         """As the network's, or as it said before of the very same pixels."""
-        return self._remembered(b"scores", pixels, super().scores) if self._memory else super().scores(pixels)
+        return (
+            self._remembered(b"scores", pixels, super().scores)
+            if self._memory
+            else super().scores(pixels)
+        )
 
     def logits(self, pixels: Tensor) -> Tensor:
         """As the network's; kept only where no gradient is asked for."""
@@ -53,10 +63,18 @@ class Remembering(TorchNetwork):
 
 
 def remembering(model: Model) -> Model:
-    """The same model with a memory (off until told), where it is a plain torch network; any other model as it is."""
+    """The same model with a memory (off until told), where it is a plain torch network;
+    any other model as it is.
+    """
     if type(model) is not TorchNetwork:
         return model
-    return Remembering(**{item.name: getattr(model, item.name) for item in fields(TorchNetwork) if item.init})
+    return Remembering(
+        **{
+            item.name: getattr(model, item.name)
+            for item in fields(TorchNetwork)
+            if item.init
+        }
+    )
 
 
 def _digest(pixels: Tensor) -> bytes:

@@ -1,4 +1,6 @@
-"""Named sets of metrics. A suite is a list of spellings and nothing else; none of them is ever added up to one score."""
+"""Named sets of metrics. A suite is a list of spellings and nothing else; none of them
+is ever added up to one score.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from consilience import registry
 from consilience.registry import unknown
 from consilience.types import ConsilienceError
 
-QUICK = ("insertion:steps=25", "deletion:steps=25", "average-drop", "increase", "sparseness")
+QUICK = (
+    "insertion:steps=25",
+    "deletion:steps=25",
+    "average-drop",
+    "increase",
+    "sparseness",
+)
 FAITHFULNESS = (
     "insertion",
     "deletion",
@@ -49,10 +57,17 @@ STABILITY = (
     "flip-consistency",
     "shift-consistency",
 )
-SANITY = ("mprt:steps=4", "mprt:order=bottom-up,steps=4", "emprt", "random-logit:classes=2")
+SANITY = (
+    "mprt:steps=4",
+    "mprt:order=bottom-up,steps=4",
+    "emprt",
+    "random-logit:classes=2",
+)
 COMPLEXITY = ("sparseness", "entropy", "effective-pixels")
 PLANTED = "planted"
-"""Not metrics of a run's pictures but pictures and models of its own; see `evaluation.planted_suite`."""
+"""Not metrics of a run's images but images and models of its own; see
+`evaluation.planted_suite`.
+"""
 
 SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -67,20 +82,24 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 WHAT: Mapping[str, str] = MappingProxyType(
     {
         "quick": "the curves of few steps, what a map keeps of the score, how concentrated it is: about a minute on the demo",
-        "faithfulness": "does the score follow what the map says? Edited pictures, several protocols and fills",
+        "faithfulness": "does the score follow what the map says? Edited images, several protocols and fills",
         "localisation": "does the map lie on the object? Needs boxes (--truth); grid-pointing makes mosaics instead",
         "sanity": "does the map change with the network's weights and with the class? Explains again, many times",
         "stability": "does the map stay under noise, other seeds, flips and shifts? Explains again, many times",
         "full": "all of these, and complexity",
-        "planted": "methods and metrics scored on models whose evidence is known by construction; takes no pictures",
+        "planted": "methods and metrics scored on models whose evidence is known by construction; takes no images",
     }
 )
 
 
-def asked_metrics(metrics: Sequence[str] = (), suite: str | None = None) -> tuple[str, ...]:
-    """Spellings of what is asked: the suite's metrics, then the single ones, each once; the quick suite where nothing is named.
+def asked_metrics(
+    metrics: Sequence[str] = (), suite: str | None = None
+) -> tuple[str, ...]:
+    """Spellings of what is asked: the suite's metrics, then the single ones, each once;
+    the quick suite where nothing is named.
 
-    Every spelling is built, so that a wrong name or option is refused before any picture is read.
+    Every spelling is built, so that a wrong name or option is refused before any image
+    is read.
     """
     if suite is not None and suite not in SUITES:
         raise ConsilienceError(unknown("suite", suite, (*SUITES, PLANTED)))

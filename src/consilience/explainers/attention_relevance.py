@@ -1,8 +1,10 @@
-"""Layer-wise relevance propagation through transformers: AttnLRP, as a backward pass with its own rules.
+"""Layer-wise relevance propagation through transformers: AttnLRP, as a backward pass
+with its own rules.
 
-While `Rules` is on, the functions that modules call have the gradient that makes input times gradient a relevance: the
-epsilon rule of linear layers (epsilon to 0) is the gradient itself, and only what is not linear needs a rule. No module is
-touched. A function without a rule is refused, so that no relevance is made up.
+While `Rules` is on, the functions that modules call have the gradient that makes input
+times gradient a relevance: the epsilon rule of linear layers (epsilon to 0) is the
+gradient itself, and only what is not linear needs a rule. No module is touched. A
+function without a rule is refused, so that no relevance is made up.
 """
 
 from __future__ import annotations
@@ -25,14 +27,18 @@ from consilience.progress import task
 from consilience.registry import explainers, option
 from consilience.types import Heat, Network, NotApplicable, Target, View
 
-# ---------------------------------------------------------------- rules
+# ---- rules
 
 
 class Scaled(Function):
-    """The values as they are; what comes back is multiplied with a factor of their size, or a number."""
+    """The values as they are; what comes back is multiplied with a factor of their
+    size, or a number.
+    """
 
     @staticmethod
-    def forward(ctx: Any, said: Tensor, given: Tensor, factor: Tensor | float) -> Tensor:
+    def forward(
+        ctx: Any, said: Tensor, given: Tensor, factor: Tensor | float
+    ) -> Tensor:
         """``said``, as a function of ``given`` whose derivative is ``factor``."""
         ctx.factor = factor
         return said.clone()
@@ -50,35 +56,60 @@ def scaled(said: Tensor, given: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def half(given: Tensor) -> Tensor:
-    """A factor of a product of two: half of the relevance (the uniform rule, Achtibat et al. 2024, proposition 3.3)."""
+    """A factor of a product of two: half of the relevance (the uniform rule, Achtibat
+    et al. 2024, proposition 3.3).
+    """
     return scaled(given, given, 0.5)
 
 
 def elementwise(said: Tensor, given: Tensor) -> Tensor:
-    """The identity rule (equation 9): all relevance of y goes to x, so the gradient is y / x; at 0 there is none to share."""
+    """The identity rule (equation 9): all relevance of y goes to x, so the gradient is
+    y / x; at 0 there is none to share.
+    """
     known = given != 0
     ratio = torch.where(known, said / torch.where(known, given, 1.0), 0.0)
     return scaled(said, given, ratio.detach())
 
 
 def layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Proposition 3.4: the deviation is a constant, so that the rest is linear."""
     axes = tuple(range(-len(normalized_shape), 0))
     centred = input - input.mean(dim=axes, keepdim=True)
-    return _affine(centred / (centred.detach().square().mean(dim=axes, keepdim=True) + eps).sqrt(), weight, bias)
+    return _affine(
+        centred / (centred.detach().square().mean(dim=axes, keepdim=True) + eps).sqrt(),
+        weight,
+        bias,
+    )
 
 
-def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
     """The same without centring."""
     axes = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return _affine(input / (input.detach().square().mean(dim=axes, keepdim=True) + eps).sqrt(), weight, None)
+    return _affine(
+        input / (input.detach().square().mean(dim=axes, keepdim=True) + eps).sqrt(),
+        weight,
+        None,
+    )
 
 
-def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
-    """Proposition 3.4 for a vector divided by its own length, as queries and keys are where attention is a cosine."""
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
+) -> Tensor:
+    """Proposition 3.4 for a vector divided by its own length, as queries and keys are
+    where attention is a cosine.
+    """
     length: Tensor = torch.linalg.vector_norm(input.detach(), p, dim, keepdim=True)
     return input / length.clamp(min=eps)
 
@@ -98,15 +129,22 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention as two products of two, each by the uniform rule; softmax has its own gradient (proposition 3.1)."""
+    """Attention as two products of two, each by the uniform rule; softmax has its own
+    gradient (proposition 3.1).
+    """
     if enable_gqa:
-        key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], dim=-3) for part in (key, value))
+        key, value = (
+            part.repeat_interleave(query.shape[-3] // part.shape[-3], dim=-3)
+            for part in (key, value)
+        )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = bias_of(half(query) @ half(key).transpose(-2, -1) * scale, attn_mask, is_causal)
+    scores = bias_of(
+        half(query) @ half(key).transpose(-2, -1) * scale, attn_mask, is_causal
+    )
     return half(scores.softmax(dim=-1)) @ half(value)
 
 
-# ---------------------------------------------------------------- which function has which
+# ---- which function has which
 
 
 _multi_head = open_body(functional.multi_head_attention_forward)
@@ -116,32 +154,133 @@ _WHOLE: dict[Any, Callable[..., Any]] = {
     functional.normalize: normalize,
     functional.scaled_dot_product_attention: attend,
 }
-ELEMENTWISE = {"gelu", "relu", "silu", "tanh", "sigmoid", "hardtanh", "relu6", "leaky_relu", "elu", "softplus", "hardswish"}
-_PRODUCTS = {"einsum", "matmul", "bmm", "mul", "multiply", "__matmul__", "__mul__", "__rmul__"}
+ELEMENTWISE = {
+    "gelu",
+    "relu",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "hardtanh",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "hardswish",
+}
+_PRODUCTS = {
+    "einsum",
+    "matmul",
+    "bmm",
+    "mul",
+    "multiply",
+    "__matmul__",
+    "__mul__",
+    "__rmul__",
+}
 NO_ARITHMETIC = {
-    "__get__", "__getitem__", "transpose", "permute", "reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze",
-    "unbind", "chunk", "split", "expand", "expand_as", "contiguous", "clone", "to", "float", "type_as", "detach", "size",
-    "dim", "roll", "movedim", "repeat", "repeat_interleave", "select", "narrow", "index_select", "swapaxes", "view_as",
-    "numel", "type", "stride", "is_contiguous", "is_floating_point", "pad", "masked_fill", "max_pool2d", "boolean_dispatch",
-    "fn", "requires_grad", "__len__", "__format__", "_pad", "is_complex", "__bool__", "tensor_split", "gather", "t",
-    "is_nested", "new_zeros", "zeros_like", "zero", "reshape_as",
-}  # fmt: skip
+    "__get__",
+    "__getitem__",
+    "transpose",
+    "permute",
+    "reshape",
+    "view",
+    "flatten",
+    "unflatten",
+    "unsqueeze",
+    "squeeze",
+    "unbind",
+    "chunk",
+    "split",
+    "expand",
+    "expand_as",
+    "contiguous",
+    "clone",
+    "to",
+    "float",
+    "type_as",
+    "detach",
+    "size",
+    "dim",
+    "roll",
+    "movedim",
+    "repeat",
+    "repeat_interleave",
+    "select",
+    "narrow",
+    "index_select",
+    "swapaxes",
+    "view_as",
+    "numel",
+    "type",
+    "stride",
+    "is_contiguous",
+    "is_floating_point",
+    "pad",
+    "masked_fill",
+    "max_pool2d",
+    "boolean_dispatch",
+    "fn",
+    "requires_grad",
+    "__len__",
+    "__format__",
+    "_pad",
+    "is_complex",
+    "__bool__",
+    "tensor_split",
+    "gather",
+    "t",
+    "is_nested",
+    "new_zeros",
+    "zeros_like",
+    "zero",
+    "reshape_as",
+}
 _LINEAR = {
-    "linear", "conv2d", "conv1d", "add", "sub", "rsub", "neg", "div", "truediv", "__truediv__", "__add__", "__sub__",
-    "__radd__", "mean", "sum", "cat", "concat", "stack", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_avg_pool1d",
-    "batch_norm", "dropout", "dropout1d", "dropout2d", "softmax", "embedding",
+    "linear",
+    "conv2d",
+    "conv1d",
+    "add",
+    "sub",
+    "rsub",
+    "neg",
+    "div",
+    "truediv",
+    "__truediv__",
+    "__add__",
+    "__sub__",
+    "__radd__",
+    "mean",
+    "sum",
+    "cat",
+    "concat",
+    "stack",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool1d",
+    "batch_norm",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "softmax",
+    "embedding",
     *NO_ARITHMETIC,
-}  # fmt: skip
+}
 
 
 class Rules(TorchFunctionMode):
-    """While it is on, input times gradient of what this thread computes is AttnLRP's relevance.
+    """While it is on, input times gradient of what this thread computes is AttnLRP's
+    relevance.
 
-    Only what depends on the picture may have a gradient. Raises `NotApplicable` at a function of such a thing that has no rule.
+    Only what depends on the image may have a gradient. Raises `NotApplicable` at a
+    function of such a thing that has no rule.
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """The function with its rule."""
         kwargs = kwargs or {}
@@ -156,14 +295,27 @@ class Rules(TorchFunctionMode):
         if name in _PRODUCTS:
             return func(*_halved(args), **kwargs)
         if name not in _LINEAR and any(map(_flows, (*args, *kwargs.values()))):
-            raise NotApplicable(f"attnlrp has no rule for {name}, which this network uses")
-        if name in ("div", "truediv", "__truediv__") and len(args) > 1 and _flows(args[1]):
-            raise NotApplicable("attnlrp has no rule for division by what depends on the picture, which this network uses")
+            raise NotApplicable(
+                f"attnlrp has no rule for {name}, which this network uses"
+            )
+        if (
+            name in ("div", "truediv", "__truediv__")
+            and len(args) > 1
+            and _flows(args[1])
+        ):
+            raise NotApplicable(
+                "attnlrp has no rule for division by what depends on the image, which this "
+                "network uses"
+            )
         return func(*args, **kwargs)
 
-    def _elementwise(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _elementwise(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         given = args[0] if args else kwargs.pop("input")
-        return elementwise(func(given.detach().clone(), *args[1:], **kwargs), given)  # a copy: some work in place
+        return elementwise(
+            func(given.detach().clone(), *args[1:], **kwargs), given
+        )  # a copy: some work in place
 
 
 def name_of(func: Callable[..., Any]) -> str:
@@ -173,74 +325,110 @@ def name_of(func: Callable[..., Any]) -> str:
 
 
 def _flows(thing: Any) -> bool:
-    """It depends on the picture: weights are frozen, so nothing else has a gradient."""
+    """It depends on the image: weights are frozen, so nothing else has a gradient."""
     return isinstance(thing, Tensor) and thing.requires_grad
 
 
 def _halved(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Both factors by the uniform rule where both depend on the picture."""
-    return tuple(half(one) if _flows(one) else one for one in args) if sum(map(_flows, args)) > 1 else args
+    """Both factors by the uniform rule where both depend on the image."""
+    return (
+        tuple(half(one) if _flows(one) else one for one in args)
+        if sum(map(_flows, args)) > 1
+        else args
+    )
 
 
-# ---------------------------------------------------------------- the explainer
+# ---- the explainer
 
 
 @explainers.register("attnlrp")
 @dataclass(frozen=True)
 class AttnLRP:
-    """AttnLRP (Achtibat et al., ICML 2024, arXiv 2402.05602, section 3): relevance of pixels, colours summed, signed.
+    """AttnLRP (Achtibat et al., ICML 2024, arXiv 2402.05602, section 3): relevance of
+    pixels, colours summed, signed.
 
-    Linear layers by the epsilon rule with epsilon to 0, softmax by its Taylor expansion, products of two by the uniform rule,
-    normalisation and activations by the identity rule. The root is the picture's ``neutral`` colour. The logit is the relevance
-    of pixels plus that of biases, embeddings and class token, and of what softmax's expansion keeps; ``pixels_share`` says how
-    much of it the pixels have. The paper's vision transformers have the gamma rule in linear layers, which is less noisy.
+    Linear layers by the epsilon rule with epsilon to 0, softmax by its Taylor
+    expansion, products of two by the uniform rule, normalisation and activations by the
+    identity rule. The root is the image's ``neutral`` colour. The logit is the
+    relevance of pixels plus that of biases, embeddings and class token, and of what
+    softmax's expansion keeps; ``pixels_share`` says how much of it the pixels have. The
+    paper's vision transformers have the gamma rule in linear layers, which is less
+    noisy.
     """
 
     score: Literal["logit"] = option("logit", help="relevance starts at the logit")
-    reduce: Literal["sum", "largest"] = option("sum", help="how three colours become one: sum, or largest magnitude")
+    reduce: Literal["sum", "largest"] = option(
+        "sum", help="how three colours become one: sum, or largest magnitude"
+    )
     attention: ClassVar[bool] = True
     label: ClassVar[str] = "AttnLRP"
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers", "module"})
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
-        """One picture."""
+        """One image."""
         return self.explain_batch(model, [view], [target])[0]
 
-    def explain_batch(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
-        """Several pictures, as many a pass as their attentions leave room for."""
+    def explain_batch(
+        self, model: Network, views: Sequence[View], targets: Sequence[Target]
+    ) -> list[Heat]:
+        """Several images, as many a pass as their attentions leave room for."""
         plan = plan_of(model, views[0].pixels)
-        size = plan.pictures(model.batch, getattr(model, "memory", engines.MEMORY))
+        size = plan.images(model.batch, getattr(model, "memory", engines.MEMORY))
         heats: list[Heat] = []
         with task("attnlrp", len(views)) as work:
             for start in range(0, len(views), size):
-                heats += self._pass(model, views[start : start + size], targets[start : start + size])
+                heats += self._pass(
+                    model, views[start : start + size], targets[start : start + size]
+                )
                 work.advance(len(views[start : start + size]))
         return heats
 
-    def _pass(self, model: Network, views: Sequence[View], targets: Sequence[Target]) -> list[Heat]:
+    def _pass(
+        self, model: Network, views: Sequence[View], targets: Sequence[Target]
+    ) -> list[Heat]:
         pixels = torch.cat([view.pixels for view in views])
-        neutral = torch.tensor([view.neutral for view in views]).to(pixels)[:, :, None, None]
+        neutral = torch.tensor([view.neutral for view in views]).to(pixels)[
+            :, :, None, None
+        ]
         outputs, gradients = lrp_gradients(model, pixels, EachOwn(tuple(targets)))
         relevance = (pixels - neutral) * gradients
         shares = relevance.sum(dim=(1, 2, 3)) / EachOwn(tuple(targets)).of(outputs)
-        return [self._heat(*pair) for pair in zip(relevance, shares.tolist(), strict=True)]
+        return [
+            self._heat(*pair) for pair in zip(relevance, shares.tolist(), strict=True)
+        ]
 
     def _heat(self, relevance: Tensor, share: float) -> Heat:
         strongest = relevance.abs().argmax(dim=0, keepdim=True)
-        values = relevance.sum(dim=0) if self.reduce == "sum" else relevance.gather(0, strongest)[0]
-        return Heat(values, facts={"layer": "pixels", "passes": 2, "pixels_share": share})
+        values = (
+            relevance.sum(dim=0)
+            if self.reduce == "sum"
+            else relevance.gather(0, strongest)[0]
+        )
+        return Heat(
+            values, facts={"layer": "pixels", "passes": 2, "pixels_share": share}
+        )
 
 
 def check_outputs(model: Network, pixels: Tensor, outputs: Tensor, method: str) -> None:
-    """Refuse where the network says something else with the rules on (what is overwritten in place and used again)."""
+    """Refuse where the network says something else with the rules on (what is
+    overwritten in place and used again).
+    """
     with torch.no_grad():
         plain = model.logits(pixels)
-    if not torch.allclose(outputs, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max())):
-        raise NotApplicable(f"{method} cannot follow {model.id}: with its rules the outputs change")
+    if not torch.allclose(
+        outputs, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max())
+    ):
+        raise NotApplicable(
+            f"{method} cannot follow {model.id}: with its rules the outputs change"
+        )
 
 
-def lrp_gradients(model: Network, pixels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Outputs (N, K) and relevance divided by its input, (N, 3, h, w), of pixels (N, 3, h, w)."""
+def lrp_gradients(
+    model: Network, pixels: Tensor, target: Target
+) -> tuple[Tensor, Tensor]:
+    """Outputs (N, K) and relevance divided by its input, (N, 3, h, w), of pixels (N, 3,
+    h, w).
+    """
     model.layers()
     leaf = pixels.detach().clone().requires_grad_()
     with borrowed(model.module), frozen(model.module), torch.enable_grad():

@@ -1,7 +1,9 @@
-"""Guided backpropagation and the deconvnet: gradients whose way back through ReLUs is another.
+"""Guided backpropagation and the deconvnet: gradients whose way back through ReLUs is
+another.
 
-Our own, not a library's: `GuidedReLUs` meets functional, in-place and reused ReLUs, and ReLU6, without touching a module,
-where hooks on modules miss the first and are refused or wrong on the others.
+Our own, not a library's: `GuidedReLUs` meets functional, in-place and reused ReLUs, and
+ReLU6, without touching a module, where hooks on modules miss the first and are refused
+or wrong on the others.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from consilience.types import Heat, Network, Target, View
 
 
 class Deconvolved(Function):
-    """A ReLU, with an upper end where it has one, that passes back what is positive, wherever its own gate was."""
+    """A ReLU, with an upper end where it has one, that passes back what is positive,
+    wherever its own gate was.
+    """
 
     @staticmethod
     def forward(ctx: Any, given: Tensor, top: float | None, inplace: bool) -> Tensor:
@@ -42,7 +46,9 @@ class DeconvolvedReLUs(GuidedReLUs):
 
 
 def deconvolved(model: Network, pixels: Tensor, target: Target) -> Tensor:
-    """The deconvnet's (N, 3, h, w) for pixels (N, 3, h, w); `NotApplicable` where the network has no ReLU."""
+    """The deconvnet's (N, 3, h, w) for pixels (N, 3, h, w); `NotApplicable` where the
+    network has no ReLU.
+    """
     return through(DeconvolvedReLUs(), model, pixels, target, "a deconvnet")
 
 
@@ -51,8 +57,9 @@ def deconvolved(model: Network, pixels: Tensor, target: Target) -> Tensor:
 class GuidedBackprop:
     """Guided backpropagation (Springenberg et al., ICLR workshop 2015, section 3.4).
 
-    A gradient that goes back through a ReLU only where it is positive and the ReLU's input was. It recovers much of the picture
-    whatever the weights are (Adebayo et al. 2018; Nie et al. 2018 prove why): read it beside `edges`. `NotApplicable` where the
+    A gradient that goes back through a ReLU only where it is positive and the ReLU's
+    input was. It recovers much of the image whatever the weights are (Adebayo et al.
+    2018; Nie et al. 2018 prove why): read it beside `edges`. `NotApplicable` where the
     network has no ReLU.
     """
 
@@ -61,17 +68,22 @@ class GuidedBackprop:
     label: ClassVar[str] = "Guided backpropagation"
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
-        """One picture."""
-        return Heat(reduced(guided_gradients(model, view.pixels, target), self.channels)[0], facts={"passes": 1})
+        """One image."""
+        return Heat(
+            reduced(guided_gradients(model, view.pixels, target), self.channels)[0],
+            facts={"passes": 1},
+        )
 
 
 @explainers.register("deconvnet")
 @dataclass(frozen=True)
 class DeconvNet:
-    """The deconvnet (Zeiler & Fergus, ECCV 2014, section 2.1) as a backward pass (Springenberg et al. 2015, figure 1).
+    """The deconvnet (Zeiler & Fergus, ECCV 2014, section 2.1) as a backward pass
+    (Springenberg et al. 2015, figure 1).
 
-    A gradient that goes back through a ReLU wherever it is positive, whatever the ReLU did on the way there. Like guided
-    backpropagation it hardly depends on the class (Mahendran & Vedaldi 2016). `NotApplicable` where the network has no ReLU.
+    A gradient that goes back through a ReLU wherever it is positive, whatever the ReLU
+    did on the way there. Like guided backpropagation it hardly depends on the class
+    (Mahendran & Vedaldi 2016). `NotApplicable` where the network has no ReLU.
     """
 
     channels: Channels = option("largest", help=CHANNELS)
@@ -79,5 +91,8 @@ class DeconvNet:
     label: ClassVar[str] = "Deconvnet"
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
-        """One picture."""
-        return Heat(reduced(deconvolved(model, view.pixels, target), self.channels)[0], facts={"passes": 1})
+        """One image."""
+        return Heat(
+            reduced(deconvolved(model, view.pixels, target), self.channels)[0],
+            facts={"passes": 1},
+        )

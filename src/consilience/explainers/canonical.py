@@ -1,9 +1,12 @@
-"""A network written out: every operation of a pass a module of its own, for libraries that attach their rules to modules.
+"""A network written out: every operation of a pass a module of its own, for libraries
+that attach their rules to modules.
 
-captum's DeepLIFT and zennit's rules see modules alone. A functional ReLU, a ReLU that is used twice, an addition of two
-branches are silently treated as plain gradients there, or wrongly. Here a deep copy of the network is traced; each call
-becomes a module that runs once and not in place, batch norms are merged into the convolution before them, and whatever has no
-rule is refused by name. The copy is used only where it gives the model's own outputs.
+captum's DeepLIFT and zennit's rules see modules alone. A functional ReLU, a ReLU that
+is used twice, an addition of two branches are silently treated as plain gradients
+there, or wrongly. Here a deep copy of the network is traced; each call becomes a module
+that runs once and not in place, batch norms are merged into the convolution before
+them, and whatever has no rule is refused by name. The copy is used only where it gives
+the model's own outputs.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ from consilience.types import Network, NotApplicable, Target
 REWRITE_TOLERANCE = 1e-3
 """Of the size of the outputs: what merged batch norms may change by rounding."""
 LINEAR = 1e-3
-"""Of the score: how far a target may be from a sum of the outputs that it is made of."""
+"""Of the score: how far a target may be from a sum of the outputs that it is made of.
+"""
 
-# ---------------------------------------------------------------- modules in place of functions
+# ---- modules in place of functions
 
 
 class Add(nn.Module):
@@ -70,7 +74,9 @@ class Resize(nn.Module):
 
 
 class Clipped(nn.Module):
-    """ReLU6 as the difference of two ReLUs: captum knows those, and its rule for the difference is the rule for ReLU6."""
+    """ReLU6 as the difference of two ReLUs: captum knows those, and its rule for the
+    difference is the rule for ReLU6.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,29 +87,44 @@ class Clipped(nn.Module):
         return cast(Tensor, self.low(given.clone()) - self.high(given - 6))
 
 
-# ---------------------------------------------------------------- what is known
+# ---- what is known
 
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, *POOLS, nn.Flatten, nn.Unflatten, nn.PixelShuffle)
+_PLAIN = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    *POOLS,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.PixelShuffle,
+)
 _UPSAMPLING = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
 
 _ACTIVATIONS: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys(
-        (functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_"), lambda inplace=False: nn.ReLU()
+        (functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+        lambda inplace=False: nn.ReLU(),
     ),
     functional.relu6: lambda inplace=False: nn.ReLU6(),
-    functional.leaky_relu: lambda negative_slope=0.01, inplace=False: nn.LeakyReLU(negative_slope),
+    functional.leaky_relu: lambda negative_slope=0.01, inplace=False: nn.LeakyReLU(
+        negative_slope
+    ),
     functional.elu: lambda alpha=1.0, inplace=False: nn.ELU(alpha),
     functional.softplus: lambda beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
     **dict.fromkeys((functional.tanh, torch.tanh, "tanh", "tanh_"), nn.Tanh),
-    **dict.fromkeys((functional.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"), nn.Sigmoid),
+    **dict.fromkeys(
+        (functional.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"), nn.Sigmoid
+    ),
     functional.silu: lambda inplace=False: nn.SiLU(),
     functional.gelu: lambda approximate="none": nn.GELU(approximate),
     functional.hardswish: lambda inplace=False: nn.Hardswish(),
     functional.hardsigmoid: lambda inplace=False: nn.Hardsigmoid(),
-    functional.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val),
+    functional.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(
+        min_val, max_val
+    ),
 }
 _MADE: dict[Any, Callable[..., nn.Module]] = {
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
@@ -113,27 +134,60 @@ _MADE: dict[Any, Callable[..., nn.Module]] = {
     ),
     functional.interpolate: Resize,
     **dict.fromkeys((torch.mean, "mean"), MeanPool),
-    **dict.fromkeys((functional.dropout, functional.dropout2d), lambda *_, **__: nn.Identity()),
+    **dict.fromkeys(
+        (functional.dropout, functional.dropout2d), lambda *_, **__: nn.Identity()
+    ),
 }
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _MOVES = (
-    *(getattr(torch, name) for name in ("flatten", "cat", "concat", "chunk", "split", "reshape", "permute", "transpose")),
-    *(torch.squeeze, torch.unsqueeze, operator.getitem, "flatten", "view", "reshape", "permute", "transpose"),
+    *(
+        getattr(torch, name)
+        for name in (
+            "flatten",
+            "cat",
+            "concat",
+            "chunk",
+            "split",
+            "reshape",
+            "permute",
+            "transpose",
+        )
+    ),
+    *(
+        torch.squeeze,
+        torch.unsqueeze,
+        operator.getitem,
+        "flatten",
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+    ),
     *("contiguous", "squeeze", "unsqueeze", "chunk", "split"),
 )
 """What only moves numbers: relevance goes back the way they came."""
 _SIZES = ("size", "dim", getattr, len)
-_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, int, operator.eq)
+_ARITHMETIC = (
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    operator.truediv,
+    operator.mod,
+    int,
+    operator.eq,
+)
 
 
-# ---------------------------------------------------------------- the copy
+# ---- the copy
 
 
 @dataclass(frozen=True, eq=False)
 class Canonical:
-    """The network written out: ``module`` maps normalised pictures to what it returns, ``read`` that to outputs (N, K).
+    """The network written out: ``module`` maps normalised images to what it returns,
+    ``read`` that to outputs (N, K).
 
-    ``top`` is the largest of the outputs of the picture it was tried on.
+    ``top`` is the largest of the outputs of the image it was tried on.
     """
 
     module: fx.GraphModule
@@ -141,28 +195,43 @@ class Canonical:
     top: float
 
 
-def canonical(model: Network, activations: Sequence[type], prepared: Tensor, sums: bool) -> Canonical:
-    """The network written out, and held against itself on ``prepared`` pictures, normalised.
+def canonical(
+    model: Network, activations: Sequence[type], prepared: Tensor, sums: bool
+) -> Canonical:
+    """The network written out, and held against itself on ``prepared`` images,
+    normalised.
 
-    ``activations`` are the kinds the caller has a rule for; ``sums`` makes branches that come together stack, so that zennit's
-    rule for sums applies. Raises `NotApplicable` with the reason for anything else.
+    ``activations`` are the kinds the caller has a rule for; ``sums`` makes branches
+    that come together stack, so that zennit's rule for sums applies. Raises
+    `NotApplicable` with the reason for anything else.
     """
     network = cast(TorchNetwork, model)
     reading = reading_of(network)
     layer = reading.name if isinstance(reading, LayerReading) else None
-    if not isinstance(reading.base if isinstance(reading, LayerReading) else reading, ClassOutputs):
-        raise NotApplicable(f"relevance starts from class scores, or from a layer; {reading.key} is neither")
+    if not isinstance(
+        reading.base if isinstance(reading, LayerReading) else reading, ClassOutputs
+    ):
+        raise NotApplicable(
+            f"relevance starts from class scores, or from a layer; {reading.key} is neither"
+        )
     with borrowed(network.module):
         own = opened(copy.deepcopy(network.module)).eval().requires_grad_(False)
         with torch.no_grad():
             expected = reading.of(network.module, prepared)
-    found = Canonical(_Writer(own, activations, sums, layer).written(), _reader(reading), float(expected.abs().max()))
+    found = Canonical(
+        _Writer(own, activations, sums, layer).written(),
+        _reader(reading),
+        float(expected.abs().max()),
+    )
     with torch.no_grad():
         got = found.read(found.module(prepared))
     scale = float(expected.abs().max().clamp(min=1e-6))
     apart = float((got - expected).abs().max()) / scale
     if not apart <= REWRITE_TOLERANCE:
-        raise NotApplicable(f"{network.name} written out as modules gives other outputs, {apart:.1e} of their size off")
+        raise NotApplicable(
+            f"{network.name} written out as modules gives other outputs, {apart:.1e} of their "
+            f"size off"
+        )
     return found
 
 
@@ -173,25 +242,58 @@ def _reader(reading: Any) -> Callable[[Tensor], Tensor]:
 
 
 def opened(module: nn.Module) -> nn.Module:
-    """timm's batch norms with an activation inside, as the two that they are; the module is changed."""
+    """timm's batch norms with an activation inside, as the two that they are; the
+    module is changed.
+    """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and hasattr(child, "act") and hasattr(child, "drop"):
-                setattr(parent, name, nn.Sequential(_bare(child), cast(nn.Module, child.drop), cast(nn.Module, child.act)))
+            if (
+                isinstance(child, _BatchNorm)
+                and hasattr(child, "act")
+                and hasattr(child, "drop")
+            ):
+                setattr(
+                    parent,
+                    name,
+                    nn.Sequential(
+                        _bare(child),
+                        cast(nn.Module, child.drop),
+                        cast(nn.Module, child.act),
+                    ),
+                )
     return module
 
 
 def _bare(norm: _BatchNorm) -> nn.BatchNorm2d:
-    bare = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    bare.load_state_dict({key: value for key, value in norm.state_dict().items() if "." not in key})
+    bare = nn.BatchNorm2d(
+        norm.num_features,
+        norm.eps,
+        norm.momentum,
+        norm.affine,
+        norm.track_running_stats,
+    )
+    bare.load_state_dict(
+        {key: value for key, value in norm.state_dict().items() if "." not in key}
+    )
     return bare.to(next(norm.buffers()).device)
 
 
 class _Writer:
     """Writes a traced graph anew, node by node."""
 
-    def __init__(self, module: nn.Module, activations: Sequence[type], sums: bool, layer: str | None) -> None:
-        self._own, self._activations, self._sums, self._layer = module, tuple(activations), sums, layer
+    def __init__(
+        self,
+        module: nn.Module,
+        activations: Sequence[type],
+        sums: bool,
+        layer: str | None,
+    ) -> None:
+        self._own, self._activations, self._sums, self._layer = (
+            module,
+            tuple(activations),
+            sums,
+            layer,
+        )
         self._graph, self._parts = fx.Graph(), cast(dict[str, Any], {})
         self._there: dict[fx.Node, Any] = {}
         self._sizes: set[fx.Node] = set()
@@ -202,10 +304,14 @@ class _Writer:
         try:
             traced = graph.trace_graph(self._own, Dialect(leaves=(_ConvNd, _BatchNorm)))
         except Uncut as why:
-            raise NotApplicable(f"{type(self._own).__name__} cannot be written out as modules: {why}") from None
+            raise NotApplicable(
+                f"{type(self._own).__name__} cannot be written out as modules: {why}"
+            ) from None
         self._constants = traced.constants
         for node in traced.nodes:
-            if node.op == "output" or (node.target is layer_output and node.args[1] == self._layer):
+            if node.op == "output" or (
+                node.target is layer_output and node.args[1] == self._layer
+            ):
                 self._graph.output(self._mapped(node.args[0]))
                 break
             self._there[node] = self._node(node)
@@ -221,7 +327,11 @@ class _Writer:
 
     def _node(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._graph.placeholder("x") if not self._there else (node.args[0] if node.args else None)
+            return (
+                self._graph.placeholder("x")
+                if not self._there
+                else (node.args[0] if node.args else None)
+            )
         if node.op == "get_attr":
             return self._constant(str(node.target))
         if node.op == "call_module":
@@ -231,7 +341,11 @@ class _Writer:
         return self._function(node)
 
     def _constant(self, name: str) -> fx.Node:
-        value = self._constants[name] if name in self._constants else attrgetter(name)(self._own)
+        value = (
+            self._constants[name]
+            if name in self._constants
+            else attrgetter(name)(self._own)
+        )
         return self._graph.get_attr(self._kept(f"t{len(self._parts):03d}", value))
 
     def _kept(self, name: str, value: Any) -> str:
@@ -244,13 +358,18 @@ class _Writer:
             part = copy.deepcopy(part)
         self._used.add(id(part))
         kind = type(part).__name__.lower()
-        return self._graph.call_module(self._kept(f"p{len(self._parts):03d}_{kind}", part), given)
+        return self._graph.call_module(
+            self._kept(f"p{len(self._parts):03d}_{kind}", part), given
+        )
 
     # -- modules
 
     def _called(self, node: fx.Node, part: nn.Module) -> Any:
         if len(node.args) != 1 or node.kwargs:
-            raise NotApplicable(f"{node.target} ({type(part).__name__}) takes more than a picture: no rule for it")
+            raise NotApplicable(
+                f"{node.target} ({type(part).__name__}) takes more than an image: no rule for "
+                f"it"
+            )
         given = self._there[cast(fx.Node, node.args[0])]
         if isinstance(part, NOTHING):
             return given
@@ -259,36 +378,58 @@ class _Writer:
         if isinstance(part, self._activations):
             return self._module(self._activation(part), self._alone(given))
         if isinstance(part, _UPSAMPLING):
-            return self._module(Resize(part.size, part.scale_factor, part.mode, part.align_corners), given)
+            return self._module(
+                Resize(part.size, part.scale_factor, part.mode, part.align_corners),
+                given,
+            )
         if isinstance(part, MAXIMA):
             return self._module(part, self._alone(given))
-        if isinstance(part, _PLAIN) and type(part).__module__.startswith(("torch.", "timm.")):
+        if isinstance(part, _PLAIN) and type(part).__module__.startswith(
+            ("torch.", "timm.")
+        ):
             return self._module(part, given)
-        raise NotApplicable(f"no rule for {type(part).__name__} ({node.target}); {self._has()}")
+        raise NotApplicable(
+            f"no rule for {type(part).__name__} ({node.target}); {self._has()}"
+        )
 
     def _has(self) -> str:
         names = ", ".join(kind.__name__ for kind in self._activations)
         return f"there is one for convolutions, linear layers, batch norms, pooling, sums of branches, {names}"
 
     def _norm(self, node: fx.Node, norm: _BatchNorm, given: fx.Node) -> fx.Node:
-        """Merged into the convolution or linear layer whose only reader it is; else as it stands."""
+        """Merged into the convolution or linear layer whose only reader it is; else as
+        it stands.
+        """
         if norm.running_mean is None:
-            raise NotApplicable(f"batch norm {node.target} keeps no statistics: it makes one picture depend on the others")
-        before = self._parts.get(str(given.target)) if given.op == "call_module" else None
+            raise NotApplicable(
+                f"batch norm {node.target} keeps no statistics: it makes one image depend on "
+                f"the others"
+            )
+        before = (
+            self._parts.get(str(given.target)) if given.op == "call_module" else None
+        )
         alone = not given.users and _read_once(cast(fx.Node, node.args[0]))
         if not alone or not isinstance(before, nn.Linear | nn.Conv1d | nn.Conv2d):
             return self._module(norm, given)
-        fuse: Any = fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
+        fuse: Any = (
+            fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
+        )
         self._parts[str(given.target)] = fuse(before, norm)
         return given
 
     def _alone(self, given: fx.Node) -> fx.Node:
-        """For captum, whose hook sets the gradient of what a module is given, also of what others read of it: a copy."""
+        """For captum, whose hook sets the gradient of what a module is given, also of
+        what others read of it: a copy.
+        """
         return given if self._sums else self._graph.call_function(torch.clone, (given,))
 
     def _activation(self, part: nn.Module) -> nn.Module:
-        """A copy that is not in place; for captum, which has no rule for ReLU6, as two ReLUs."""
-        return Clipped() if isinstance(part, nn.ReLU6) and not self._sums else _fresh(part)
+        """A copy that is not in place; for captum, which has no rule for ReLU6, as two
+        ReLUs.
+        """
+        return (
+            Clipped() if isinstance(part, nn.ReLU6) and not self._sums else _fresh(part)
+        )
 
     # -- functions and methods
 
@@ -300,7 +441,9 @@ class _Writer:
             return self._copied(node)
         kwargs.pop("training", None)
         if target in _ACTIVATIONS:
-            return self._activated(node, _ACTIVATIONS[target](*args[1:], **kwargs), args[0])
+            return self._activated(
+                node, _ACTIVATIONS[target](*args[1:], **kwargs), args[0]
+            )
         if target in _ADD and len(args) == 2 and not kwargs and self._are_maps(node):
             return self._added(*args)
         if target in _MADE:
@@ -308,7 +451,11 @@ class _Writer:
             return self._module(_MADE[target](*args[1:], **kwargs), self._alone(first))
         if target in _MOVES:
             return self._copied(node)
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        name = (
+            target
+            if isinstance(target, str)
+            else getattr(target, "__name__", str(target))
+        )
         raise NotApplicable(f"no rule for the operation {name}; {self._has()}")
 
     def _copied(self, node: fx.Node) -> fx.Node:
@@ -316,7 +463,9 @@ class _Writer:
 
     def _activated(self, node: fx.Node, part: nn.Module, given: fx.Node) -> fx.Node:
         if not isinstance(part, self._activations):
-            raise NotApplicable(f"no rule for {type(part).__name__} (a function); {self._has()}")
+            raise NotApplicable(
+                f"no rule for {type(part).__name__} (a function); {self._has()}"
+            )
         return self._module(self._activation(part), self._alone(given))
 
     def _added(self, first: fx.Node, second: fx.Node) -> fx.Node:
@@ -324,15 +473,24 @@ class _Writer:
             return self._module(Add(), first, second)
         from zennit.layer import Sum  # type: ignore[import-untyped]
 
-        return self._module(Sum(), self._graph.call_function(torch.stack, ([first, second],), {"dim": -1}))
+        return self._module(
+            Sum(),
+            self._graph.call_function(torch.stack, ([first, second],), {"dim": -1}),
+        )
 
     def _are_maps(self, node: fx.Node) -> bool:
-        """Both come from the picture: a constant that is added is no branch."""
-        both = [arg for arg in node.args if isinstance(arg, fx.Node) and arg not in self._sizes and arg.op != "get_attr"]
+        """Both come from the image: a constant that is added is no branch."""
+        both = [
+            arg
+            for arg in node.args
+            if isinstance(arg, fx.Node)
+            and arg not in self._sizes
+            and arg.op != "get_attr"
+        ]
         return len(both) == 2
 
     def _is_size(self, node: fx.Node) -> bool:
-        """A number about shapes, not of the picture."""
+        """A number about shapes, not of the image."""
         if node.target in _SIZES or (node.target is torch._assert):
             return True
         known = all(source in self._sizes for source in node.all_input_nodes)
@@ -355,13 +513,17 @@ def _fresh(part: nn.Module) -> nn.Module:
     return fresh
 
 
-# ---------------------------------------------------------------- where relevance starts
+# ---- where relevance starts
 
 
-def start(found: Canonical, prepared: Tensor, target: Target) -> tuple[Tensor, Tensor, float]:
-    """What of the score each raw output gives, its share of it (the gradient), and the score.
+def start(
+    found: Canonical, prepared: Tensor, target: Target
+) -> tuple[Tensor, Tensor, float]:
+    """What of the score each raw output gives, its share of it (the gradient), and the
+    score.
 
-    Raises `NotApplicable` for a target that is no sum of outputs, as a probability or a cosine: there relevance has no start.
+    Raises `NotApplicable` for a target that is no sum of outputs, as a probability or a
+    cosine: there relevance has no start.
     """
     with torch.no_grad():
         raw = found.module(prepared)
@@ -372,6 +534,11 @@ def start(found: Canonical, prepared: Tensor, target: Target) -> tuple[Tensor, T
         score = target.of(found.read(leaf)).sum()
         (share,) = torch.autograd.grad(score, [leaf])
     given, value = leaf.detach() * share, float(score.detach())
-    if abs(float(given.sum()) - value) > LINEAR * max(abs(value), float(given.abs().sum()), 1e-12):
-        raise NotApplicable(f"{target.name} ({target.score}) is no weighted sum of outputs: relevance cannot start from it")
+    if abs(float(given.sum()) - value) > LINEAR * max(
+        abs(value), float(given.abs().sum()), 1e-12
+    ):
+        raise NotApplicable(
+            f"{target.name} ({target.score}) is no weighted sum of outputs: relevance cannot "
+            f"start from it"
+        )
     return given, share, value

@@ -20,26 +20,36 @@ from consilience.types import ConsilienceError, Heat, Model, Target, View
 @explainers.register("random")
 @dataclass(frozen=True)
 class Random:
-    """Smooth noise: standard normal numbers on a coarse grid, the same for a picture each time, other ones for each picture.
+    """Smooth noise: standard normal numbers on a coarse grid, the same for an image
+    each time, other ones for each image.
 
-    A method that cannot beat it has not shown that its map has anything to do with the picture.
+    A method that cannot beat it has not shown that its map has anything to do with the
+    image.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     control: ClassVar[bool] = True
     seed: int = option(0, help="another noise for every seed")
-    grid: int = option(7, help="cells on a side; 7 is the grid of a ResNet's last layer")
+    grid: int = option(
+        7, help="cells on a side; 7 is the grid of a ResNet's last layer"
+    )
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise ConsilienceError(f"random: seed must not be negative; got {self.seed}")
+            raise ConsilienceError(
+                f"random: seed must not be negative; got {self.seed}"
+            )
         if self.grid < 1:
             raise ConsilienceError(f"random: grid must be at least 1; got {self.grid}")
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """A (grid, grid) map of noise; neither the model nor the target is asked."""
-        noise = np.random.default_rng([self.seed, _digest(view)]).standard_normal((self.grid, self.grid))
-        return Heat(torch.from_numpy(noise).float(), facts={"passes": 0, "seed": self.seed})
+        noise = np.random.default_rng([self.seed, _digest(view)]).standard_normal(
+            (self.grid, self.grid)
+        )
+        return Heat(
+            torch.from_numpy(noise).float(), facts={"passes": 0, "seed": self.seed}
+        )
 
 
 @explainers.register("centre")
@@ -47,22 +57,29 @@ class Random:
 class Centre:
     """A Gaussian blob in the middle of the frame.
 
-    Photographers put things in the middle: a method that cannot beat it has not shown that it finds the object rather than the
-    centre (such a blob scores 69.6 % in the pointing game on VOC).
+    Photographers put things in the middle: a method that cannot beat it has not shown
+    that it finds the object rather than the centre (such a blob scores 69.6 % in the
+    pointing game on VOC).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     control: ClassVar[bool] = True
-    sigma: float = option(0.25, help="standard deviation as a share of the frame's side")
+    sigma: float = option(
+        0.25, help="standard deviation as a share of the frame's side"
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < np.inf:
-            raise ConsilienceError(f"centre: sigma must be positive; got {self.sigma:g}")
+            raise ConsilienceError(
+                f"centre: sigma must be positive; got {self.sigma:g}"
+            )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """An (h, w) map, 1 at the centre; neither the model nor the target is asked."""
         down, across = (self._profile(side) for side in view.pixels.shape[-2:])
-        return Heat(torch.from_numpy(np.outer(down, across)).float(), facts={"passes": 0})
+        return Heat(
+            torch.from_numpy(np.outer(down, across)).float(), facts={"passes": 0}
+        )
 
     def _profile(self, side: int) -> np.ndarray:
         offset = (np.arange(side) + 0.5) / side - 0.5
@@ -72,10 +89,10 @@ class Centre:
 @explainers.register("edges")
 @dataclass(frozen=True)
 class Edges:
-    """The picture's own edges: the Sobel magnitude of its luminance.
+    """The image's own edges: the Sobel magnitude of its luminance.
 
-    A method that cannot beat it, or that looks like it, has not shown that it explains the model rather than the picture
-    (Adebayo et al. 2018).
+    A method that cannot beat it, or that looks like it, has not shown that it explains
+    the model rather than the image (Adebayo et al. 2018).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -95,8 +112,8 @@ class Edges:
 class Constant:
     """The same value everywhere.
 
-    A method that cannot beat it has not shown that its map says more than no map, and a metric that rewards it can be gamed
-    (average drop is 0 for it).
+    A method that cannot beat it has not shown that its map says more than no map, and a
+    metric that rewards it can be gamed (average drop is 0 for it).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -108,7 +125,9 @@ class Constant:
 
 
 def _digest(view: View) -> int:
-    """A number of the picture's 8-bit values, so that a device's rounding does not change the noise."""
+    """A number of the image's 8-bit values, so that a device's rounding does not change
+    the noise.
+    """
     pixels = (view.pixels.detach().cpu() * 255).round().to(torch.uint8).contiguous()
     state = blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
     state.update(pixels.numpy().tobytes())

@@ -10,38 +10,60 @@ import torch
 from torch import Tensor, nn
 
 from consilience.explainers.canonical import MAXIMA, Canonical, canonical, start
-from consilience.explainers.gradients import CHANNELS, Channels, completeness, gap_of, reduced
+from consilience.explainers.gradients import (
+    CHANNELS,
+    Channels,
+    completeness,
+    gap_of,
+    reduced,
+)
 from consilience.explainers.relevance import normalised
 from consilience.models.engines import plan
 from consilience.perturb.fills import Fill, NeutralFill
 from consilience.registry import explainers, option
-from consilience.types import ConsilienceError, Heat, Network, NotApplicable, Target, View
+from consilience.types import (
+    ConsilienceError,
+    Heat,
+    Network,
+    NotApplicable,
+    Target,
+    View,
+)
 
 RESCALED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)
-"""Activations that captum has a rule for, and ReLU6, which is written as two of them."""
+"""Activations that captum has a rule for, and ReLU6, which is written as two of them.
+"""
 
 
 @explainers.register("deeplift")
 @dataclass(frozen=True)
 class DeepLIFT:
-    """DeepLIFT (Shrikumar, Greenside & Kundaje, ICML 2017), the rescale rule (equations 10 to 12).
+    """DeepLIFT (Shrikumar, Greenside & Kundaje, ICML 2017), the rescale rule (equations
+    10 to 12).
 
-    Multipliers take the place of gradients: those of an activation are ``(f(x) - f(x')) / (x - x')``, x' what it was given
-    for the ``baseline`` picture. Contributions ``m (x - x')`` add up to the difference of the two scores (summation to delta,
-    equation 1); what is missing is kept as ``completeness_gap``.
+    Multipliers take the place of gradients: those of an activation are ``(f(x) - f(x'))
+    / (x - x')``, x' what it was given for the ``baseline`` image. Contributions ``m (x
+    - x')`` add up to the difference of the two scores (summation to delta, equation 1);
+    what is missing is kept as ``completeness_gap``.
 
-    captum's, on the network written out (`canonical`): there it meets no functional, reused or in-place activation, which it
-    would treat as a plain gradient or trip over. `NotApplicable` names what has no rule, such as attention, SiLU, layer norms,
-    products of branches, and max pooling with windows that overlap, where captum's contributions do not add up.
+    captum's, on the network written out (`canonical`): there it meets no functional,
+    reused or in-place activation, which it would treat as a plain gradient or trip
+    over. `NotApplicable` names what has no rule, such as attention, SiLU, layer norms,
+    products of branches, and max pooling with windows that overlap, where captum's
+    contributions do not add up.
     """
 
-    baseline: Fill = option(NeutralFill(), kind="fill", help="the picture that is compared with")
+    baseline: Fill = option(
+        NeutralFill(), kind="fill", help="the image that is compared with"
+    )
     channels: Channels = option("sum", help=CHANNELS)
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "module"})
     label: ClassVar[str] = "DeepLIFT"
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
-        """One picture, beside its baseline. Facts: what is explained, ``completeness_gap`` and its share."""
+        """One image, beside its baseline. Facts: what is explained,
+        ``completeness_gap`` and its share.
+        """
         attribute = _captum()
         prepared, other = normalised(model, view), self._baseline(model, view)
         plan.record_pass("torch", "f32")
@@ -49,15 +71,26 @@ class DeepLIFT:
         start(found, prepared, target)
         pooled = overlapping(found.module)
         if pooled:
-            raise NotApplicable(f"DeepLIFT of captum has no rule for max pooling whose windows overlap, as {pooled} does")
+            raise NotApplicable(
+                f"DeepLIFT of captum has no rule for max pooling whose windows overlap, as "
+                f"{pooled} does"
+            )
         whole = _Scored(found, target)
         with torch.no_grad():
             there, before = (float(whole(one)[0]) for one in (prepared, other))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that hooks are set on the modules, which are a copy
-            colours = attribute(whole).attribute(prepared.requires_grad_(), baselines=other).detach()
+            warnings.simplefilter(
+                "ignore"
+            )  # that hooks are set on the modules, which are a copy
+            colours = (
+                attribute(whole)
+                .attribute(prepared.requires_grad_(), baselines=other)
+                .detach()
+            )
         facts = completeness(float(colours.double().sum()), there, before)
-        return Heat(reduced(colours, self.channels)[0], gap_of(facts), {"passes": 1, **facts})
+        return Heat(
+            reduced(colours, self.channels)[0], gap_of(facts), {"passes": 1, **facts}
+        )
 
     def _baseline(self, model: Any, view: View) -> Tensor:
         filled = self.baseline.image(view, None).to(view.pixels)
@@ -68,12 +101,14 @@ def _captum() -> Any:
     try:
         from captum.attr import DeepLift  # type: ignore[import-untyped]
     except ImportError:
-        raise ConsilienceError("deeplift needs captum: pip install 'consilience[relevance]'") from None
+        raise ConsilienceError(
+            "deeplift needs captum: pip install 'consilience[relevance]'"
+        ) from None
     return DeepLift
 
 
 class _Scored(nn.Module):
-    """Pictures as the network takes them to scores (N,): what captum differentiates."""
+    """Images as the network takes them to scores (N,): what captum differentiates."""
 
     def __init__(self, found: Canonical, target: Target) -> None:
         super().__init__()

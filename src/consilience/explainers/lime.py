@@ -1,4 +1,6 @@
-"""LIME: a linear surrogate over superpixels that are switched on and off, and how sure it is of them."""
+"""LIME: a linear surrogate over superpixels that are switched on and off, and how sure
+it is of them.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ from consilience.perturb.superpixels import Segmenter, segment
 from consilience.perturb.surrogate import (
     WRONG,
     Certainty,
-    SurrogateFit,
     Kernel,
-    SurrogateKind,
     Scored,
+    SurrogateFit,
+    SurrogateKind,
     certainty,
     effective,
     falling,
@@ -39,132 +41,228 @@ from consilience.registry import explainers, option
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
 
 AUTO_FORWARD = 6
-"""Up to this many features ``auto`` selects forward, above it by weight, as lime does."""
+"""Up to this many features ``auto`` selects forward, above it by weight, as lime does.
+"""
 
 
 @explainers.register("lime")
 @dataclass(frozen=True)
 class Lime:
-    """Local interpretable model-agnostic explanation (Ribeiro, Singh & Guestrin, KDD 2016, section 3 and equation 1).
+    """Local interpretable model-agnostic explanation (Ribeiro, Singh & Guestrin, KDD
+    2016, section 3 and equation 1).
 
-    Superpixels are switched on and off at random, the model scores what remains, and a ridge regression with weights from an
-    exponential kernel over cosine distance is fitted to the scores. As in the package lime, the ``features`` most important
-    superpixels are selected and fitted again with ``refit_alpha``. ``values`` paint the fit over all; the refit is an extra.
+    Superpixels are switched on and off at random, the model scores what remains, and a
+    ridge regression with weights from an exponential kernel over cosine distance is
+    fitted to the scores. As in the package lime, the ``features`` most important
+    superpixels are selected and fitted again with ``refit_alpha``. ``values`` paint the
+    fit over all; the refit is an extra.
 
-    Every weight comes with its standard error, and every superpixel with the probability that it is among the top
-    ``features``; ``until=stable`` draws until those are known, or ``samples`` are spent. ``draw`` and ``kernel`` are explained
-    in `consilience.perturb.designs` and `consilience.perturb.surrogate`. With ``repeats`` the fit is to the draws of as many seeds, ``seed``
-    and those after it, ``samples`` of each.
+    Every weight comes with its standard error, and every superpixel with the
+    probability that it is among the top ``features``; ``until=stable`` draws until
+    those are known, or ``samples`` are spent. ``draw`` and ``kernel`` are explained in
+    `consilience.perturb.designs` and `consilience.perturb.surrogate`. With ``repeats``
+    the fit is to the draws of as many seeds, ``seed`` and those after it, ``samples``
+    of each.
 
-    With ``draw="lime"`` the perturbations are those of the first call of ``LimeImageExplainer(random_state=seed)`` with a
-    ``random_seed`` given, and weights, selection and refit are lime's. lime takes the mean colours in the dtype of its picture:
-    they are cut to whole numbers on uint8, and equal these only on floats.
+    With ``draw="lime"`` the perturbations are those of the first call of
+    ``LimeImageExplainer(random_state=seed)`` with a ``random_seed`` given, and weights,
+    selection and refit are lime's. lime takes the mean colours in the dtype of its
+    image: they are cut to whole numbers on uint8, and equal these only on floats.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "LIME"
-    samples: int = option(1000, help="edited pictures shown to the model, for each of the repeats; at most, with until=stable")
-    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    features: int = option(10, help="superpixels selected for the refit; a large number keeps all")
+    samples: int = option(
+        1000,
+        help="edited images shown to the model, for each of the repeats; at most, with until=stable",
+    )
+    segments: Segmenter = option(
+        Quickshift(), kind="segmenter", help="how superpixels are cut"
+    )
+    features: int = option(
+        10, help="superpixels selected for the refit; a large number keeps all"
+    )
     kernel_width: float = option(0.25, help="width of the cosine kernel")
     alpha: float = option(0.01, help="ridge penalty of the fit over all superpixels")
-    refit_alpha: float = option(1.0, help="ridge penalty of the refit on those selected")
-    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel is off")
-    draw: Draw = option("hadamard", help="fair coins, alone, in complementary pairs or in orthogonal arrays; lime: lime's own")
+    refit_alpha: float = option(
+        1.0, help="ridge penalty of the refit on those selected"
+    )
+    fill: Fill = option(
+        MeanFill(), kind="fill", help="what stands where a superpixel is off"
+    )
+    draw: Draw = option(
+        "hadamard",
+        help="fair coins, alone, in complementary pairs or in orthogonal arrays; lime: lime's own",
+    )
     selection: Literal["auto", "highest", "forward", "none"] = option(
         "auto", help="how features are selected; auto: forward up to 6, else by weight"
     )
-    seed: int = option(0, help="seed of the perturbations; it never reaches the segmentation")
-    score: Literal["logit", "probability"] = option("probability", help="which number of the class is explained")
-    kernel: Kernel = option("cosine", help="weights of the draws: lime's, all alike, or those of Shapley values")
-    surrogate: SurrogateKind = option("ridge", help="what is fitted over all superpixels; lasso: the features its path holds last")
-    until: Literal["samples", "stable"] = option("samples", help="stop early where the top features are known")
-    repeats: int = option(1, help="runs of as many seeds, fitted together, and how far their top features agree")
+    seed: int = option(
+        0, help="seed of the perturbations; it never reaches the segmentation"
+    )
+    score: Literal["logit", "probability"] = option(
+        "probability", help="which number of the class is explained"
+    )
+    kernel: Kernel = option(
+        "cosine",
+        help="weights of the draws: lime's, all alike, or those of Shapley values",
+    )
+    surrogate: SurrogateKind = option(
+        "ridge",
+        help="what is fitted over all superpixels; lasso: the features its path holds last",
+    )
+    until: Literal["samples", "stable"] = option(
+        "samples", help="stop early where the top features are known"
+    )
+    repeats: int = option(
+        1,
+        help="runs of as many seeds, fitted together, and how far their top features agree",
+    )
 
     def __post_init__(self) -> None:
         if self.samples < (4 if self.kernel == "shap" else 2):
-            raise ConsilienceError(f"lime: samples must be at least {4 if self.kernel == 'shap' else 2}; got {self.samples}")
+            raise ConsilienceError(
+                f"lime: samples must be at least {4 if self.kernel == 'shap' else 2}; got "
+                f"{self.samples}"
+            )
         for name, least in (("features", 1), ("repeats", 1)):
             if getattr(self, name) < least:
-                raise ConsilienceError(f"lime: {name} must be at least {least}; got {getattr(self, name)}")
+                raise ConsilienceError(
+                    f"lime: {name} must be at least {least}; got {getattr(self, name)}"
+                )
         if not 0 < self.kernel_width < np.inf:
-            raise ConsilienceError(f"lime: kernel_width must be positive; got {self.kernel_width:g}")
+            raise ConsilienceError(
+                f"lime: kernel_width must be positive; got {self.kernel_width:g}"
+            )
         for name, alpha in (("alpha", self.alpha), ("refit_alpha", self.refit_alpha)):
             if not 0 <= alpha < np.inf:
-                raise ConsilienceError(f"lime: {name} must not be negative; got {alpha:g}")
+                raise ConsilienceError(
+                    f"lime: {name} must not be negative; got {alpha:g}"
+                )
         if not 0 <= self.seed <= 2**32 - self.repeats:
-            raise ConsilienceError(f"lime: seed lies in [0, 2**32), with its repeats; got {self.seed}")
+            raise ConsilienceError(
+                f"lime: seed lies in [0, 2**32), with its repeats; got {self.seed}"
+            )
         self._refuse_what_does_not_fit()
 
     def _refuse_what_does_not_fit(self) -> None:
         if self.until == "stable" and self.repeats > 1:
-            raise ConsilienceError(f"lime: until=stable stops a single run; got repeats={self.repeats}")
+            raise ConsilienceError(
+                f"lime: until=stable stops a single run; got repeats={self.repeats}"
+            )
         if self.kernel != "shap":
             return
         if self.draw not in ("antithetic", "independent"):
             raise ConsilienceError(
-                f"lime: kernel=shap draws sizes of its own: give draw=antithetic or draw=independent; got draw={self.draw}"
+                f"lime: kernel=shap draws sizes of its own: give draw=antithetic or "
+                f"draw=independent; got draw={self.draw}"
             )
         if self.surrogate not in ("ridge", "wls"):
-            raise ConsilienceError(f"lime: kernel=shap is fitted by surrogate=ridge or wls; got {self.surrogate}")
+            raise ConsilienceError(
+                f"lime: kernel=shap is fitted by surrogate=ridge or wls; got {self.surrogate}"
+            )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
-        """The weights painted on the superpixels, (h, w) float32 in units of the score, never NaN.
+        """The weights painted on the superpixels, (h, w) float32 in units of the score,
+        never NaN.
 
-        Extras: ``segments`` (h, w), ``weights`` (S,) of the fit over all, ``refit`` (S,) with 0 where not selected,
-        ``selected`` (k,) by falling |refit|; ``stderr`` (S,) of the weights and ``p_top`` (S,), the probability of each to be
-        among the top ``features`` by size of weight; as 0-d arrays ``p_set``, that these are the very ones, ``intercept``,
-        ``r2`` and ``r2_out`` (each draw, or pair, told from the others) of the fit over all, ``r2_refit`` and ``ess``, the
-        effective number of samples under the kernel. An r2 is NaN where all scores are the same: there was nothing to
-        explain; ``stderr`` and ``p_top`` are NaN where there are too few draws to tell. The lasso adds its ``path``.
+        Extras: ``segments`` (h, w), ``weights`` (S,) of the fit over all, ``refit``
+        (S,) with 0 where not selected, ``selected`` (k,) by falling |refit|; ``stderr``
+        (S,) of the weights and ``p_top`` (S,), the probability of each to be among the
+        top ``features`` by size of weight; as 0-d arrays ``p_set``, that these are the
+        very ones, ``intercept``, ``r2`` and ``r2_out`` (each draw, or pair, told from
+        the others) of the fit over all, ``r2_refit`` and ``ess``, the effective number
+        of samples under the kernel. An r2 is NaN where all scores are the same: there
+        was nothing to explain; ``stderr`` and ``p_top`` are NaN where there are too few
+        draws to tell. The lasso adds its ``path``.
 
-        Facts: ``verdict`` in words, and ``stable``, whether the top features are known at all but 5 % risk.
+        Facts: ``verdict`` in words, and ``stable``, whether the top features are known
+        at all but 5 % risk.
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "segmentation_seconds"):
             segments = segment(self.segments, images.to_array(view.pixels))
         on, fill = self._draws(int(segments.max()) + 1), self.fill.image(view, segments)
-        stops = looks(self.samples, on.shape[1]) if self.until == "stable" else (len(on),)
+        stops = (
+            looks(self.samples, on.shape[1]) if self.until == "stable" else (len(on),)
+        )
         scores: Array = np.empty(0)
         for stop in stops:
             with _timed(seconds, "model_seconds"):
-                scores = np.concatenate([scores, _scores(model, view, segments, on[len(scores) : stop], target, fill)])
+                scores = np.concatenate(
+                    [
+                        scores,
+                        _scores(
+                            model, view, segments, on[len(scores) : stop], target, fill
+                        ),
+                    ]
+                )
             with _timed(seconds, "fit_seconds"):
-                whole, told, arrays = fit_surrogate(self.surrogate, self._scored(on, scores), self.alpha, self.features)
+                whole, told, arrays = fit_surrogate(
+                    self.surrogate, self._scored(on, scores), self.alpha, self.features
+                )
                 sure = certainty(told, scores, self.features, self.seed)
             if sure.p_set >= 1 - WRONG / len(stops):
                 break
         with _timed(seconds, "fit_seconds"):
-            extras = {"segments": segments, **self._extras(on, scores, whole, sure), **arrays}
+            extras = {
+                "segments": segments,
+                **self._extras(on, scores, whole, sure),
+                **arrays,
+            }
         stable = bool(sure.p_set >= 1 - WRONG / len(stops) and np.ptp(scores) > 0)
         values = torch.from_numpy(extras["weights"][segments]).float()
-        return Heat(values, extras, {**self._facts(on, scores, sure, stable), **seconds})
+        return Heat(
+            values, extras, {**self._facts(on, scores, sure, stable), **seconds}
+        )
 
     @property
     def _ends(self) -> int:
-        """Rows at the head of each run that are no draws: everything on, everything off."""
+        """Rows at the head of each run that are no draws: everything on, everything
+        off.
+        """
         return 2 if self.kernel == "shap" else 0
 
     def _draws(self, count: int) -> Array:
         """Perturbations (samples * repeats, S) bool, run after run."""
         ends = np.repeat([[True], [False]], count, axis=1)[: self._ends]
         runs = range(self.seed, self.seed + self.repeats)
-        drawn = [draws(self.draw, self.samples - self._ends, count, seed, self.kernel == "shap") for seed in runs]
+        drawn = [
+            draws(
+                self.draw, self.samples - self._ends, count, seed, self.kernel == "shap"
+            )
+            for seed in runs
+        ]
         return np.concatenate([part for one in drawn for part in (ends, one)])
 
     def _scored(self, on: Array, scores: Array, run: int | None = None) -> Scored:
         """What is fitted: the draws that have their scores, of all runs or of one."""
         number = min(len(scores), self.samples)
         runs = range(self.repeats) if run is None else (run,)
-        drawn = np.concatenate([np.arange(self._ends, number) + one * self.samples for one in runs])
+        drawn = np.concatenate(
+            [np.arange(self._ends, number) + one * self.samples for one in runs]
+        )
         together = groups(self.draw, number - self._ends)
-        there = [np.where(together < 0, -1, together + place * (number - self._ends)) for place in range(len(runs))]
+        there = [
+            np.where(together < 0, -1, together + place * (number - self._ends))
+            for place in range(len(runs))
+        ]
         ends = (float(scores[1]), float(scores[0])) if self._ends else None
         weights = kernel(self.kernel, on[drawn], self.kernel_width)
-        return Scored(on[drawn].astype(np.float64), scores[drawn], weights, np.concatenate(there), ends)
+        return Scored(
+            on[drawn].astype(np.float64),
+            scores[drawn],
+            weights,
+            np.concatenate(there),
+            ends,
+        )
 
-    def _extras(self, on: Array, scores: Array, whole: SurrogateFit, sure: Certainty) -> dict[str, Array]:
-        """The fit over all superpixels, the selection and the refit, and how sure they are."""
+    def _extras(
+        self, on: Array, scores: Array, whole: SurrogateFit, sure: Certainty
+    ) -> dict[str, Array]:
+        """The fit over all superpixels, the selection and the refit, and how sure they
+        are.
+        """
         data = self._scored(on, scores)
         kept = self._select(data, whole.coefficients)
         part = least_squares(data.of(kept), self.refit_alpha)
@@ -178,32 +276,65 @@ class Lime:
             "ess": effective(data.weights),
             "p_set": sure.p_set,
         }
-        found = {"weights": whole.coefficients, "refit": refit, "selected": kept[falling(part.coefficients)]}
+        found = {
+            "weights": whole.coefficients,
+            "refit": refit,
+            "selected": kept[falling(part.coefficients)],
+        }
         found |= {"stderr": sure.stderr, "p_top": sure.p_top}
-        return {**found, **{name: np.array(float(number)) for name, number in numbers.items()}}
+        return {
+            **found,
+            **{name: np.array(float(number)) for name, number in numbers.items()},
+        }
 
     def _select(self, data: Scored, coefficients: Array) -> Array:
-        """Indices of the superpixels to refit; lime ranks by a fit of its own alpha .01, here by the fit that is shown."""
-        there = np.count_nonzero(coefficients) if self.surrogate == "lasso" else len(coefficients)
+        """Indices of the superpixels to refit; lime ranks by a fit of its own alpha
+        .01, here by the fit that is shown.
+        """
+        there = (
+            np.count_nonzero(coefficients)
+            if self.surrogate == "lasso"
+            else len(coefficients)
+        )
         count = min(self.features, max(int(there), 1))
         how = self.selection
         if how == "auto":
-            how = "forward" if self.features <= AUTO_FORWARD and self.surrogate != "lasso" else "highest"
+            how = (
+                "forward"
+                if self.features <= AUTO_FORWARD and self.surrogate != "lasso"
+                else "highest"
+            )
         if how == "none":
             return np.arange(len(coefficients))
         if how == "forward":
             return forward(data.on, data.scores, data.weights, count)
         return falling(coefficients)[:count]
 
-    def _facts(self, on: Array, scores: Array, sure: Certainty, stable: bool) -> dict[str, Any]:
+    def _facts(
+        self, on: Array, scores: Array, sure: Certainty, stable: bool
+    ) -> dict[str, Any]:
         samples, count = len(scores), on.shape[1]
         notes = []
         if samples <= count:
-            notes.append(f"{samples} samples for {count} superpixels: the weights rest on the ridge penalty")
+            notes.append(
+                f"{samples} samples for {count} superpixels: the weights rest on the ridge "
+                f"penalty"
+            )
         if np.ptp(scores) == 0:
-            notes.append("every edited picture has the same score: there is nothing to explain")
-        facts = {"passes": samples, "seed": self.seed, "superpixels": count, "stable": stable}
-        facts |= {"verdict": stability_sentence(sure, stable, samples, flat=bool(np.ptp(scores) == 0))}
+            notes.append(
+                "every edited image has the same score: there is nothing to explain"
+            )
+        facts = {
+            "passes": samples,
+            "seed": self.seed,
+            "superpixels": count,
+            "stable": stable,
+        }
+        facts |= {
+            "verdict": stability_sentence(
+                sure, stable, samples, flat=bool(np.ptp(scores) == 0)
+            )
+        }
         if self.repeats > 1:
             facts |= {"jaccard": self._agreement(on, scores, sure.k)}
         return {**facts, "notes": notes} if notes else facts
@@ -211,12 +342,19 @@ class Lime:
     def _agreement(self, on: Array, scores: Array, k: int) -> float:
         """Mean Jaccard index of the top k of every two runs, each fitted alone."""
         runs = [self._scored(on, scores, run) for run in range(self.repeats)]
-        alone = [fit_surrogate(self.surrogate, one, self.alpha, self.features)[0] for one in runs]
+        alone = [
+            fit_surrogate(self.surrogate, one, self.alpha, self.features)[0]
+            for one in runs
+        ]
         return jaccard([set(falling(one.coefficients)[:k].tolist()) for one in alone])
 
 
-def stability_sentence(sure: Certainty, stable: bool, samples: int, flat: bool = False) -> str:
-    """Whether the top superpixels are known, in words, and if not which two may change places."""
+def stability_sentence(
+    sure: Certainty, stable: bool, samples: int, flat: bool = False
+) -> str:
+    """Whether the top superpixels are known, in words, and if not which two may change
+    places.
+    """
     if flat:
         return "not stable: there is nothing to explain"
     if stable:
@@ -227,8 +365,14 @@ def stability_sentence(sure: Certainty, stable: bool, samples: int, flat: bool =
     return f"not stable after {samples:,} draws: superpixels {one} and {other} are tied for place {sure.k}"
 
 
-def _scores(model: Model, view: View, segments: Array, on: Array, target: Target, fill: Tensor) -> Array:
-    return probe(model, view, Bits(segments, on), target, fill, "lime").numpy().astype(np.float64)
+def _scores(
+    model: Model, view: View, segments: Array, on: Array, target: Target, fill: Tensor
+) -> Array:
+    return (
+        probe(model, view, Bits(segments, on), target, fill, "lime")
+        .numpy()
+        .astype(np.float64)
+    )
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""Superpixels as players: Shapley values by regression and by permutations, Banzhaf values, and leaving one out.
+"""Superpixels as players: Shapley values by regression and by permutations, Banzhaf
+values, and leaving one out.
 
-All play the same game: a coalition of superpixels is there, the rest is filled, and the model's score is what it earns. They
-differ in the coalitions over which a superpixel's contribution is averaged, and so in what they estimate. None needs more of
-the model than its scores.
+All play the same game: a coalition of superpixels is there, the rest is filled, and the
+model's score is what it earns. They differ in the coalitions over which a superpixel's
+contribution is averaged, and so in what they estimate. None needs more of the model
+than its scores.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from consilience.perturb.superpixels import Segmenter, segment
 from consilience.registry import explainers, option
 from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
 
-# ---------------------------------------------------------------- the game
+# ---- the game
 
 
 @dataclass(frozen=True, eq=False)
 class Coalitions:
-    """``count`` coalitions whose members are only worked out when it is their turn: ``rows(start, stop)`` is (b, S) bool."""
+    """``count`` coalitions whose members are only worked out when it is their turn:
+    ``rows(start, stop)`` is (b, S) bool.
+    """
 
     segments: Array
     count: int
@@ -39,14 +43,18 @@ class Coalitions:
         return self.count
 
     def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
-        """Edited pictures (b, 3, h, w), at most ``size`` at a time."""
+        """Edited images (b, 3, h, w), at most ``size`` at a time."""
         for start in range(0, self.count, size):
-            yield from Bits(self.segments, self.rows(start, min(start + size, self.count))).chunks(image, fill, size)
+            yield from Bits(
+                self.segments, self.rows(start, min(start + size, self.count))
+            ).chunks(image, fill, size)
 
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """The superpixels of one picture as players: a coalition earns the score of the picture with the others filled."""
+    """The superpixels of one image as players: a coalition earns the score of the image
+    with the others filled.
+    """
 
     model: Model
     view: View
@@ -56,8 +64,15 @@ class Game:
     label: str
 
     @staticmethod
-    def of(model: Model, view: View, target: Target, segmenter: Segmenter, fill: Fill, label: str) -> Game:
-        """The game on a picture, cut and filled."""
+    def of(
+        model: Model,
+        view: View,
+        target: Target,
+        segmenter: Segmenter,
+        fill: Fill,
+        label: str,
+    ) -> Game:
+        """The game on an image, cut and filled."""
         segments = segment(segmenter, images.to_array(view.pixels))
         return Game(model, view, target, segments, fill.image(view, segments), label)
 
@@ -67,14 +82,22 @@ class Game:
         return int(self.segments.max()) + 1
 
     def play(self, count: int, rows: Callable[[int, int], Array]) -> Played:
-        """Score nothing, all, and ``count`` coalitions; ``rows(start, stop)`` are the members of some of them, (b, S) bool."""
+        """Score nothing, all, and ``count`` coalitions; ``rows(start, stop)`` are the
+        members of some of them, (b, S) bool.
+        """
         ends = np.repeat([[False], [True]], self.players, axis=1)
 
         def both(start: int, stop: int) -> Array:
-            return np.concatenate([ends[start:stop], rows(max(start - 2, 0), max(stop - 2, 0))])
+            return np.concatenate(
+                [ends[start:stop], rows(max(start - 2, 0), max(stop - 2, 0))]
+            )
 
         coalitions = Coalitions(self.segments, count + 2, both)
-        scores = probe(self.model, self.view, coalitions, self.target, self.fill, self.label).double().numpy()
+        scores = (
+            probe(self.model, self.view, coalitions, self.target, self.fill, self.label)
+            .double()
+            .numpy()
+        )
         return Played(self.segments, float(scores[0]), float(scores[1]), scores[2:])
 
 
@@ -94,7 +117,12 @@ class Played:
 
     def heat(self, weights: Array, stderr: Array | None, **facts: Any) -> Heat:
         """Weights painted on their superpixels; ``facts`` that are None are left out."""
-        extras = {"segments": self.segments, "weights": weights, "none": np.array(self.none), "all": np.array(self.all)}
+        extras = {
+            "segments": self.segments,
+            "weights": weights,
+            "none": np.array(self.none),
+            "all": np.array(self.all),
+        }
         if stderr is not None:
             extras["stderr"] = stderr
         known = {name: value for name, value in facts.items() if value is not None}
@@ -122,26 +150,34 @@ def _check(name: str, seed: int | None = None, **least: tuple[int, int]) -> None
         raise ConsilienceError(f"{name}: seed must not be negative; got {seed}")
 
 
-# ---------------------------------------------------------------- regression
+# ---- regression
 
 
 @dataclass(frozen=True, eq=False)
 class ShapleyFit:
-    """Least-squares coefficients (S,) and their standard errors; NaN where the rows cannot tell the coefficients apart."""
+    """Least-squares coefficients (S,) and their standard errors; NaN where the rows
+    cannot tell the coefficients apart.
+    """
 
     coefficients: Array
     stderr: Array
 
 
-def fitted(design: Array, values: Array, weights: Array, groups: Array, rank: int) -> ShapleyFit:
-    """Weighted least squares of ``values`` (n,) on ``design`` (n, S), of least norm where the rows leave a choice.
+def fitted(
+    design: Array, values: Array, weights: Array, groups: Array, rank: int
+) -> ShapleyFit:
+    """Weighted least squares of ``values`` (n,) on ``design`` (n, S), of least norm
+    where the rows leave a choice.
 
-    ``groups`` (n,) numbers rows that were drawn together; -1 is a row that was not drawn but must be there. The standard
-    errors are those of the draw alone, from the spread of what the groups contribute to the normal equations (a sandwich);
-    ``rank`` is how many coefficients there are to find.
+    ``groups`` (n,) numbers rows that were drawn together; -1 is a row that was not
+    drawn but must be there. The standard errors are those of the draw alone, from the
+    spread of what the groups contribute to the normal equations (a sandwich); ``rank``
+    is how many coefficients there are to find.
     """
     root = np.sqrt(weights)[:, None]
-    found, _, reached, _ = np.linalg.lstsq(design * root, values * root[:, 0], rcond=None)
+    found, _, reached, _ = np.linalg.lstsq(
+        design * root, values * root[:, 0], rcond=None
+    )
     residual = values - design @ found
     drawn = groups >= 0
     if not drawn.any():
@@ -151,16 +187,20 @@ def fitted(design: Array, values: Array, weights: Array, groups: Array, rank: in
         return ShapleyFit(found, np.full(design.shape[1], np.nan))
     shares: Array = np.zeros((count, design.shape[1]))
     np.add.at(shares, groups[drawn], (design * (weights * residual)[:, None])[drawn])
-    shares = (shares - shares.mean(axis=0)) @ np.linalg.pinv((design * weights[:, None]).T @ design)
+    shares = (shares - shares.mean(axis=0)) @ np.linalg.pinv(
+        (design * weights[:, None]).T @ design
+    )
     return ShapleyFit(found, np.sqrt((shares**2).sum(axis=0) * count / (count - 1)))
 
 
-# ---------------------------------------------------------------- Shapley values by regression
+# ---- Shapley values by regression
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnCoalitions:
-    """Coalitions (n, S) bool with their ``weights`` in the regression, and ``groups`` as `fitted` takes them."""
+    """Coalitions (n, S) bool with their ``weights`` in the regression, and ``groups``
+    as `fitted` takes them.
+    """
 
     on: Array
     weights: Array
@@ -168,7 +208,9 @@ class DrawnCoalitions:
 
 
 def kernel_mass(players: int) -> Array:
-    """Share of Shapley's kernel that falls on coalitions of 1 .. S-1 players: proportional to 1 / (k (S - k))."""
+    """Share of Shapley's kernel that falls on coalitions of 1 .. S-1 players:
+    proportional to 1 / (k (S - k)).
+    """
     sizes = np.arange(1, players)
     mass = 1.0 / (sizes * (players - sizes))
     share: Array = mass / mass.sum()
@@ -176,7 +218,9 @@ def kernel_mass(players: int) -> Array:
 
 
 def whole_sizes(players: int, budget: int) -> int:
-    """How many sizes from either end can be shown in full, each within its share of what is left of the budget."""
+    """How many sizes from either end can be shown in full, each within its share of
+    what is left of the budget.
+    """
     mass, left, taken = kernel_mass(players), float(budget), 0
     while 2 * (taken + 1) <= players:
         size = taken + 1
@@ -199,22 +243,42 @@ def of_size(players: int, size: int) -> Array:
 
 
 def shapley_draws(players: int, budget: int, seed: int) -> DrawnCoalitions:
-    """Coalitions for the regression: whole sizes from both ends as far as they fit, the rest drawn with its complements.
+    """Coalitions for the regression: whole sizes from both ends as far as they fit, the
+    rest drawn with its complements.
 
-    The drawn sizes are spread evenly over what is left of the kernel (a systematic sample), members of a size at random.
+    The drawn sizes are spread evenly over what is left of the kernel (a systematic
+    sample), members of a size at random.
     """
     if enumerable(players, budget + 2):
         on = every(players)[1:-1]
         size = on.sum(axis=1)
-        share = kernel_mass(players)[size - 1] / [comb(players, int(one)) for one in size]
+        share = kernel_mass(players)[size - 1] / [
+            comb(players, int(one)) for one in size
+        ]
         return DrawnCoalitions(on, share, np.full(len(on), -1))
     taken = whole_sizes(players, budget)
     mass = kernel_mass(players)
-    blocks = [of_size(players, size) for end in range(1, taken + 1) for size in (end, players - end)]
+    blocks = [
+        of_size(players, size)
+        for end in range(1, taken + 1)
+        for size in (end, players - end)
+    ]
     on = np.concatenate([np.empty((0, players), dtype=bool), *blocks])
-    weights = np.concatenate([np.empty(0), *(np.full(len(block), mass[block[0].sum() - 1] / len(block)) for block in blocks)])
+    weights = np.concatenate(
+        [
+            np.empty(0),
+            *(
+                np.full(len(block), mass[block[0].sum() - 1] / len(block))
+                for block in blocks
+            ),
+        ]
+    )
     pairs = (budget - len(on)) // 2
-    some = _of_sizes(_sizes(mass[taken : players - 1 - taken], pairs, seed) + taken + 1, players, seed)
+    some = _of_sizes(
+        _sizes(mass[taken : players - 1 - taken], pairs, seed) + taken + 1,
+        players,
+        seed,
+    )
     share = mass[taken : players - 1 - taken].sum() / max(2 * pairs, 1)
     return DrawnCoalitions(
         np.concatenate([on, np.stack([some, ~some], axis=1).reshape(-1, players)]),
@@ -224,10 +288,14 @@ def shapley_draws(players: int, budget: int, seed: int) -> DrawnCoalitions:
 
 
 def _sizes(mass: Array, count: int, seed: int) -> Array:
-    """``count`` indices into ``mass``, proportional to it: evenly spaced quantiles from a random start."""
+    """``count`` indices into ``mass``, proportional to it: evenly spaced quantiles from
+    a random start.
+    """
     start = np.random.default_rng([seed, 0]).random()
     at = (np.arange(count) + start) / max(count, 1)
-    return np.minimum(np.searchsorted(np.cumsum(mass) / mass.sum(), at, side="right"), len(mass) - 1)
+    return np.minimum(
+        np.searchsorted(np.cumsum(mass) / mass.sum(), at, side="right"), len(mass) - 1
+    )
 
 
 def _of_sizes(sizes: Array, players: int, seed: int) -> Array:
@@ -240,25 +308,38 @@ def _of_sizes(sizes: Array, players: int, seed: int) -> Array:
 @explainers.register("kernelshap")
 @dataclass(frozen=True)
 class KernelShap:
-    """Kernel SHAP (Lundberg & Lee, NeurIPS 2017, theorem 2) on superpixels: Shapley values by weighted linear regression.
+    """Kernel SHAP (Lundberg & Lee, NeurIPS 2017, theorem 2) on superpixels: Shapley
+    values by weighted linear regression.
 
-    A coalition z of k of S superpixels weighs ``(S - 1) / (C(S, k) k (S - k))``, and the values are the least-squares fit that
-    sums to f(all) - f(none), exactly, whatever the draw. With 2^S at most ``samples`` every coalition is shown, and the
-    values are the Shapley values. Else the sizes next to none and all are shown in full where they fit, and the rest is drawn
-    in complementary pairs.
+    A coalition z of k of S superpixels weighs ``(S - 1) / (C(S, k) k (S - k))``, and
+    the values are the least-squares fit that sums to f(all) - f(none), exactly,
+    whatever the draw. With 2^S at most ``samples`` every coalition is shown, and the
+    values are the Shapley values. Else the sizes next to none and all are shown in full
+    where they fit, and the rest is drawn in complementary pairs.
 
-    This is no LIME: LIME's kernel favours coalitions near the whole picture and its weights are the slopes of a local
-    surrogate; a Shapley value shares the difference to the filled picture among the superpixels, averaged over all orders in
-    which they come. Superpixels that are off are filled, so the game is the one against that baseline.
+    This is no LIME: LIME's kernel favours coalitions near the whole image and its
+    weights are the slopes of a local surrogate; a Shapley value shares the difference
+    to the filled image among the superpixels, averaged over all orders in which they
+    come. Superpixels that are off are filled, so the game is the one against that
+    baseline.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Kernel SHAP"
-    samples: int = option(1000, help="edited pictures shown to the model at most, nothing and all of it included")
-    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel is off")
+    samples: int = option(
+        1000,
+        help="edited images shown to the model at most, nothing and all of it included",
+    )
+    segments: Segmenter = option(
+        Quickshift(), kind="segmenter", help="how superpixels are cut"
+    )
+    fill: Fill = option(
+        MeanFill(), kind="fill", help="what stands where a superpixel is off"
+    )
     seed: int = option(0, help="seed of the coalitions")
-    score: Literal["logit", "probability"] = option("probability", help="which number of the class is shared out")
+    score: Literal["logit", "probability"] = option(
+        "probability", help="which number of the class is shared out"
+    )
 
     def __post_init__(self) -> None:
         _check("kernelshap", self.seed, samples=(self.samples, 4))
@@ -266,8 +347,9 @@ class KernelShap:
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The values painted on the superpixels, (h, w) float32 in units of the score.
 
-        Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and ``all``. ``stderr`` is that of the draw:
-        0 where every coalition was shown, NaN where there are too few to tell the superpixels apart.
+        Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and
+        ``all``. ``stderr`` is that of the draw: 0 where every coalition was shown, NaN
+        where there are too few to tell the superpixels apart.
         """
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
         players = game.players
@@ -275,56 +357,81 @@ class KernelShap:
         played = game.play(len(drawn.on), lambda start, stop: drawn.on[start:stop])
         found = efficient(drawn, played.values - played.none, played.gain)
         unsure = bool(np.isnan(found.stderr).any())
-        notes = [f"{len(drawn.on)} coalitions cannot tell {players} superpixels apart: the values of least size are shown"]
+        notes = [
+            f"{len(drawn.on)} coalitions cannot tell {players} superpixels apart: the values "
+            f"of least size are shown"
+        ]
         exact = bool((drawn.groups < 0).all()) and len(drawn.on) == 2**players - 2
         made = {"seed": self.seed, "exact": exact, "notes": notes if unsure else None}
         return played.heat(found.coefficients, found.stderr, **made)
 
 
 def efficient(drawn: DrawnCoalitions, values: Array, gain: float) -> ShapleyFit:
-    """Weighted least squares under the constraint that the coefficients sum to ``gain``.
+    """Weighted least squares under the constraint that the coefficients sum to
+    ``gain``.
 
-    Every coefficient is its equal share of the gain and a departure; departures sum to 0, for they lie in the row space
-    of a design whose rows do.
+    Every coefficient is its equal share of the gain and a departure; departures sum to
+    0, for they lie in the row space of a design whose rows do.
     """
     on = drawn.on.astype(np.float64)
     share = on.mean(axis=1)
     players = on.shape[1]
-    departures = fitted(on - share[:, None], values - share * gain, drawn.weights, drawn.groups, players - 1)
+    departures = fitted(
+        on - share[:, None],
+        values - share * gain,
+        drawn.weights,
+        drawn.groups,
+        players - 1,
+    )
     found = departures.coefficients - departures.coefficients.mean()
     return ShapleyFit(found + gain / players, departures.stderr)
 
 
-# ---------------------------------------------------------------- Shapley values by permutations
+# ---- Shapley values by permutations
 
 
 @explainers.register("shapley")
 @dataclass(frozen=True)
 class Shapley:
-    """Shapley values of superpixels by sampling orders (Castro, Gómez & Tejada 2009; Štrumbelj & Kononenko 2014, algorithm 1).
+    """Shapley values of superpixels by sampling orders (Castro, Gómez & Tejada 2009;
+    Štrumbelj & Kononenko 2014, algorithm 1).
 
-    ``phi_i`` is the mean over orders of what the score gains when superpixel i comes after those before it. Each order is
-    followed by its reverse (antithetic; Mitchell et al. 2022). Within each order the gains sum to f(all) - f(none).
+    ``phi_i`` is the mean over orders of what the score gains when superpixel i comes
+    after those before it. Each order is followed by its reverse (antithetic; Mitchell
+    et al. 2022). Within each order the gains sum to f(all) - f(none).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Shapley values"
-    permutations: int = option(32, help="orders, every second one the reverse of the one before; each takes S - 1 passes")
-    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel has not come yet")
-    seed: int = option(0, help="seed of the orders; more of them begin with the same ones")
-    score: Literal["logit", "probability"] = option("probability", help="which number of the class is shared out")
+    permutations: int = option(
+        32,
+        help="orders, every second one the reverse of the one before; each takes S - 1 passes",
+    )
+    segments: Segmenter = option(
+        Quickshift(), kind="segmenter", help="how superpixels are cut"
+    )
+    fill: Fill = option(
+        MeanFill(), kind="fill", help="what stands where a superpixel has not come yet"
+    )
+    seed: int = option(
+        0, help="seed of the orders; more of them begin with the same ones"
+    )
+    score: Literal["logit", "probability"] = option(
+        "probability", help="which number of the class is shared out"
+    )
 
     def __post_init__(self) -> None:
         _check("shapley", self.seed, permutations=(self.permutations, 2))
         if self.permutations % 2:
-            raise ConsilienceError(f"shapley: permutations come in pairs; got {self.permutations}")
+            raise ConsilienceError(
+                f"shapley: permutations come in pairs; got {self.permutations}"
+            )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The values painted on the superpixels, (h, w) float32 in units of the score.
 
-        Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and ``all``. ``stderr`` is that of the mean
-        over pairs of orders, NaN with one pair.
+        Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and
+        ``all``. ``stderr`` is that of the mean over pairs of orders, NaN with one pair.
         """
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
         places = player_orders(game.players, self.permutations, self.seed)
@@ -335,14 +442,20 @@ class Shapley:
 
 
 def player_orders(players: int, count: int, seed: int) -> Array:
-    """The place (count, S) of each player in each order; every second order is the reverse of the one before."""
+    """The place (count, S) of each player in each order; every second order is the
+    reverse of the one before.
+    """
     rng = np.random.default_rng(seed)
-    forward = np.array([rng.permutation(players) for _ in range(count // 2)]).reshape(-1, players)
+    forward = np.array([rng.permutation(players) for _ in range(count // 2)]).reshape(
+        -1, players
+    )
     return np.stack([forward, players - 1 - forward], axis=1).reshape(-1, players)
 
 
 def steps(places: Array) -> Callable[[int, int], Array]:
-    """The coalitions on the way through orders (n, S), those of 1 to S - 1 players, order after order."""
+    """The coalitions on the way through orders (n, S), those of 1 to S - 1 players,
+    order after order.
+    """
     between = max(places.shape[1] - 1, 1)
 
     def rows(start: int, stop: int) -> Array:
@@ -353,7 +466,9 @@ def steps(places: Array) -> Callable[[int, int], Array]:
 
 
 def gains(played: Played, places: Array) -> Array:
-    """What each player adds in each order, (n, S); ``played`` are the coalitions of `steps`."""
+    """What each player adds in each order, (n, S); ``played`` are the coalitions of
+    `steps`.
+    """
     count = len(places)
     none, whole = np.full((count, 1), played.none), np.full((count, 1), played.all)
     earned = np.hstack([none, played.values.reshape(count, -1), whole])
@@ -368,31 +483,45 @@ def _stderr(samples: Array) -> Array:
     return found
 
 
-# ---------------------------------------------------------------- Banzhaf values
+# ---- Banzhaf values
 
 
 @explainers.register("banzhaf")
 @dataclass(frozen=True)
 class Banzhaf:
-    """Banzhaf values of superpixels (Banzhaf 1965; Wang & Jia, AISTATS 2023): the mean gain over all coalitions alike.
+    """Banzhaf values of superpixels (Banzhaf 1965; Wang & Jia, AISTATS 2023): the mean
+    gain over all coalitions alike.
 
-    ``beta_i = E f(z | i on) - E f(z | i off)`` for fair coins z. Every draw is shown with its complement. ``estimator=msr``
-    is Wang & Jia's maximum sample reuse: each picture tells of all superpixels at once, by the difference of two means.
-    ``regression`` goes to the same values (the best linear fit under fair coins has these slopes; Hammer & Holzman 1992) and is
-    free of what the other superpixels do linearly; it needs more pairs than superpixels. Where 2^S + 2 is at most
-    ``samples`` every coalition is shown, and both are the exact values.
+    ``beta_i = E f(z | i on) - E f(z | i off)`` for fair coins z. Every draw is shown
+    with its complement. ``estimator=msr`` is Wang & Jia's maximum sample reuse: each
+    image tells of all superpixels at once, by the difference of two means.
+    ``regression`` goes to the same values (the best linear fit under fair coins has
+    these slopes; Hammer & Holzman 1992) and is free of what the other superpixels do
+    linearly; it needs more pairs than superpixels. Where 2^S + 2 is at most ``samples``
+    every coalition is shown, and both are the exact values.
 
-    Unlike Shapley values they do not sum to f(all) - f(none); in exchange their order is the surest under noise.
+    Unlike Shapley values they do not sum to f(all) - f(none); in exchange their order
+    is the surest under noise.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Banzhaf values"
-    samples: int = option(1000, help="edited pictures shown to the model at most")
-    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(MeanFill(), kind="fill", help="what stands where a superpixel is off")
-    estimator: Literal["regression", "msr"] = option("regression", help="slopes of a linear fit, or differences of means")
-    seed: int = option(0, help="seed of the coalitions; more of them begin with the same ones")
-    score: Literal["logit", "probability"] = option("probability", help="which number of the class is weighed")
+    samples: int = option(1000, help="edited images shown to the model at most")
+    segments: Segmenter = option(
+        Quickshift(), kind="segmenter", help="how superpixels are cut"
+    )
+    fill: Fill = option(
+        MeanFill(), kind="fill", help="what stands where a superpixel is off"
+    )
+    estimator: Literal["regression", "msr"] = option(
+        "regression", help="slopes of a linear fit, or differences of means"
+    )
+    seed: int = option(
+        0, help="seed of the coalitions; more of them begin with the same ones"
+    )
+    score: Literal["logit", "probability"] = option(
+        "probability", help="which number of the class is weighed"
+    )
 
     def __post_init__(self) -> None:
         _check("banzhaf", self.seed, samples=(self.samples, 4))
@@ -400,50 +529,76 @@ class Banzhaf:
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The values painted on the superpixels, (h, w) float32 in units of the score.
 
-        Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and ``all``. ``stderr`` is that of the draw:
-        0 where every coalition was shown, NaN where there are too few to tell.
+        Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and
+        ``all``. ``stderr`` is that of the draw: 0 where every coalition was shown, NaN
+        where there are too few to tell.
         """
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
         exact = enumerable(game.players, self.samples - 2)
-        on = every(game.players)[: 2 ** (game.players - 1)] if exact else self._pairs(game.players)
+        on = (
+            every(game.players)[: 2 ** (game.players - 1)]
+            if exact
+            else self._pairs(game.players)
+        )
         both = np.stack([on, ~on], axis=1).reshape(-1, game.players)
         played = game.play(len(both), lambda start, stop: both[start:stop])
         swings, signs = played.values[::2] - played.values[1::2], 2.0 * on - 1.0
         found, notes = self._fit(signs, swings, exact)
-        return played.heat(found.coefficients, found.stderr, seed=self.seed, exact=exact, notes=notes)
+        return played.heat(
+            found.coefficients, found.stderr, seed=self.seed, exact=exact, notes=notes
+        )
 
     def _pairs(self, players: int) -> Array:
         count = (self.samples - 2) // 2
-        return np.random.default_rng(self.seed).integers(0, 2, (count, players), dtype=np.bool_)
+        return np.random.default_rng(self.seed).integers(
+            0, 2, (count, players), dtype=np.bool_
+        )
 
-    def _fit(self, signs: Array, swings: Array, exact: bool) -> tuple[ShapleyFit, list[str] | None]:
-        """Values from what pairs of complements differ by, and what must be said of them."""
+    def _fit(
+        self, signs: Array, swings: Array, exact: bool
+    ) -> tuple[ShapleyFit, list[str] | None]:
+        """Values from what pairs of complements differ by, and what must be said of
+        them.
+        """
         pairs, players = signs.shape
         if exact or self.estimator == "msr":
             contributions = signs * swings[:, None]
-            return ShapleyFit(contributions.mean(axis=0), np.zeros(players) if exact else _stderr(contributions)), None
+            return ShapleyFit(
+                contributions.mean(axis=0),
+                np.zeros(players) if exact else _stderr(contributions),
+            ), None
         found = fitted(signs, swings, np.ones(pairs), np.arange(pairs), players)
-        notes = [f"{pairs} pairs cannot tell {players} superpixels apart: the values of least size are shown"]
+        notes = [
+            f"{pairs} pairs cannot tell {players} superpixels apart: the values of least size "
+            f"are shown"
+        ]
         return found, notes if np.isnan(found.stderr).any() else None
 
 
-# ---------------------------------------------------------------- one at a time
+# ---- one at a time
 
 
 @explainers.register("ablation")
 @dataclass(frozen=True)
 class Ablation:
-    """Leaving one superpixel out (Robnik-Šikonja & Kononenko 2008; Zeiler & Fergus 2014): ``f(x) - f(x without i)``.
+    """Leaving one superpixel out (Robnik-Šikonja & Kononenko 2008; Zeiler & Fergus
+    2014): ``f(x) - f(x without i)``.
 
-    The cheapest question, S + 1 passes and no draw. Where two superpixels show the same thing, removing either changes nothing:
-    both then look unimportant.
+    The cheapest question, S + 1 passes and no draw. Where two superpixels show the same
+    thing, removing either changes nothing: both then look unimportant.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Ablation of superpixels"
-    segments: Segmenter = option(Quickshift(), kind="segmenter", help="how superpixels are cut")
-    fill: Fill = option(MeanFill(), kind="fill", help="what stands where the superpixel was")
-    score: Literal["logit", "probability"] = option("probability", help="which number of the class is lost")
+    segments: Segmenter = option(
+        Quickshift(), kind="segmenter", help="how superpixels are cut"
+    )
+    fill: Fill = option(
+        MeanFill(), kind="fill", help="what stands where the superpixel was"
+    )
+    score: Literal["logit", "probability"] = option(
+        "probability", help="which number of the class is lost"
+    )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The losses painted on the superpixels, (h, w) float32 in units of the score.
@@ -452,5 +607,8 @@ class Ablation:
         """
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
         players = game.players
-        played = game.play(players, lambda start, stop: np.arange(players) != np.arange(start, stop)[:, None])
+        played = game.play(
+            players,
+            lambda start, stop: np.arange(players) != np.arange(start, stop)[:, None],
+        )
         return played.heat(played.all - played.values, None)

@@ -1,4 +1,6 @@
-"""XRAI: integrated gradients added up over superpixels of several sizes, best region first."""
+"""XRAI: integrated gradients added up over superpixels of several sizes, best region
+first.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +28,37 @@ SIZES = (25.0, 50.0, 75.0, 125.0, 250.0, 600.0)
 @explainers.register("xrai")
 @dataclass(frozen=True)
 class Xrai:
-    """XRAI (Kapishnikov et al., ICCV 2019, algorithm 1): regions by their density of integrated gradients.
+    """XRAI (Kapishnikov et al., ICCV 2019, algorithm 1): regions by their density of
+    integrated gradients.
 
-    Superpixels of several segmentations, each grown by ``grow`` pixels so that it holds its own edge, are candidates. The one
-    with the largest mean attribution over what is not taken yet is taken, its pixels get that mean, and so on; a candidate that
-    would add fewer than ``least`` pixels is dropped, and what nobody took gets its own mean. The map has the sum of the
-    integrated gradients. These are the mean of a black and a white baseline, so that no colour gets nothing.
+    Superpixels of several segmentations, each grown by ``grow`` pixels so that it holds
+    its own edge, are candidates. The one with the largest mean attribution over what is
+    not taken yet is taken, its pixels get that mean, and so on; a candidate that would
+    add fewer than ``least`` pixels is dropped, and what nobody took gets its own mean.
+    The map has the sum of the integrated gradients. These are the mean of a black and a
+    white baseline, so that no colour gets nothing.
 
-    The segmentations are the authors': Felzenszwalb's at six scales on the picture stretched to its full range (theirs to
-    [-1, 1] and scales twice as large, which is the same). Their code takes the largest
-    signed colour where here colours are summed.
+    The segmentations are the authors': Felzenszwalb's at six scales on the image
+    stretched to its full range (theirs to [-1, 1] and scales twice as large, which is
+    the same). Their code takes the largest signed colour where here colours are summed.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "XRAI"
     steps: int = option(50, help="places on the way from each baseline, a pass each")
-    baseline: tuple[Fill, ...] = option((Black(), White()), kind="fill", help="baselines of the integrated gradients")
+    baseline: tuple[Fill, ...] = option(
+        (Black(), White()), kind="fill", help="baselines of the integrated gradients"
+    )
     segments: tuple[Segmenter, ...] = option(
-        tuple(Felzenszwalb(size, 0.8, 150) for size in SIZES), kind="segmenter", help="segmentations, joined by +"
+        tuple(Felzenszwalb(size, 0.8, 150) for size in SIZES),
+        kind="segmenter",
+        help="segmentations, joined by +",
     )
     grow: int = option(5, help="pixels that each superpixel grows by")
     least: int = option(50, help="fewest new pixels of a region")
-    rule: QuadratureRule = option("gauss-legendre", help="quadrature of the integrated gradients")
+    rule: QuadratureRule = option(
+        "gauss-legendre", help="quadrature of the integrated gradients"
+    )
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
 
@@ -56,29 +67,45 @@ class Xrai:
         at_least("xrai", 0, grow=self.grow)
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
-        """(h, w) in units of the score a pixel. Extras: ``rank`` (h, w), 0 for the region taken first."""
-        fine = IntegratedGradients(self.steps, self.baseline, self.rule, channels=self.channels).explain(model, view, target)
+        """(h, w) in units of the score a pixel. Extras: ``rank`` (h, w), 0 for the
+        region taken first.
+        """
+        fine = IntegratedGradients(
+            self.steps, self.baseline, self.rule, channels=self.channels
+        ).explain(model, view, target)
         candidates = regions(images.to_array(view.pixels), self.segments, self.grow)
         values, rank = taken(fine.values.cpu().double().numpy(), candidates, self.least)
         extras = {**fine.extras, "rank": rank}
-        return Heat(torch.from_numpy(values).float(), extras, {**fine.facts, "regions": int(rank.max()) + 1})
+        return Heat(
+            torch.from_numpy(values).float(),
+            extras,
+            {**fine.facts, "regions": int(rank.max()) + 1},
+        )
 
 
-# ---------------------------------------------------------------- candidates
+# ---- candidates
 
 
-def regions(image: Array, segmenters: Sequence[Segmenter], grow: int) -> sparse.csr_matrix:
-    """Candidates (S, h w), a row each, of a picture (h, w, 3); kept as places, not as pictures."""
+def regions(
+    image: Array, segmenters: Sequence[Segmenter], grow: int
+) -> sparse.csr_matrix:
+    """Candidates (S, h w), a row each, of an image (h, w, 3); kept as places, not as
+    images.
+    """
     low, high = image.min(), image.max()
     stretched = (image - low) / (high - low) if high > low else image
-    places = [region for one in segmenters for region in _grown(segment(one, stretched), grow)]
+    places = [
+        region for one in segmenters for region in _grown(segment(one, stretched), grow)
+    ]
     ends = np.cumsum([0, *map(len, places)])
     shape = (len(places), image.shape[0] * image.shape[1])
     return sparse.csr_matrix((np.ones(ends[-1]), np.concatenate(places), ends), shape)
 
 
 def _grown(labels: Array, grow: int) -> Iterator[Array]:
-    """Flat places of each superpixel and of all within ``grow`` pixels of it; only its surroundings are looked at."""
+    """Flat places of each superpixel and of all within ``grow`` pixels of it; only its
+    surroundings are looked at.
+    """
     height, width = labels.shape
     for label, found in enumerate(find_objects(labels + 1)):
         rows, columns = (
@@ -92,20 +119,25 @@ def _grown(labels: Array, grow: int) -> Iterator[Array]:
         yield (down + rows.start) * width + across + columns.start
 
 
-# ---------------------------------------------------------------- taking them
+# ---- taking them
 
 
-def taken(values: Array, candidates: sparse.csr_matrix, least: int) -> tuple[Array, Array]:
+def taken(
+    values: Array, candidates: sparse.csr_matrix, least: int
+) -> tuple[Array, Array]:
     """Regions in the order of their gain: the map (h, w) float64 and each pixel's rank.
 
-    Sums and sizes of what is left of each candidate are kept up to date: a pixel is taken out of those that hold it once.
+    Sums and sizes of what is left of each candidate are kept up to date: a pixel is
+    taken out of those that hold it once.
     """
     flat = values.ravel()
     holders = candidates.T.tocsr()
     sums, sizes = candidates @ flat, np.diff(candidates.indptr).astype(np.float64)
     gains, rank = np.zeros_like(flat), np.full(flat.shape, -1)
     for turn in range(len(sizes)):
-        density = np.divide(sums, sizes, out=np.full_like(sums, -math.inf), where=sizes >= least)
+        density = np.divide(
+            sums, sizes, out=np.full_like(sums, -math.inf), where=sizes >= least
+        )
         best = int(density.argmax())
         if density[best] == -math.inf:
             break

@@ -1,1 +1,3 @@
-"""Metrics: is the explanation faithful, does it find the object, is it stable? One family a file."""
+"""Metrics: is the explanation faithful, does it find the object, is it stable? One
+family a file.
+"""

@@ -1,6 +1,7 @@
-"""Complexity: over how much of the picture a map is spread. The model is not asked.
+"""Complexity: over how much of the image a map is spread. The model is not asked.
 
-None of these says that a map is right: a single wrong pixel is as simple as can be. They say what a map asks of its reader.
+None of these says that a map is right: a single wrong pixel is as simple as can be.
+They say what a map asks of its reader.
 """
 
 from __future__ import annotations
@@ -12,11 +13,21 @@ import numpy as np
 
 from consilience.metrics.perturbation import map_of
 from consilience.registry import metrics, option
-from consilience.types import Array, ConsilienceError, Explanation, Model, NotApplicable, Score, View
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Explanation,
+    Model,
+    NotApplicable,
+    Score,
+    View,
+)
 
 
 def shares_of(view: View, explanation: Explanation) -> Array:
-    """Each pixel's share (n,) of the map's absolute sum; raises `NotApplicable` for a map of zeros."""
+    """Each pixel's share (n,) of the map's absolute sum; raises `NotApplicable` for a
+    map of zeros.
+    """
     size = np.abs(map_of(view, explanation)).ravel()
     if size.max() == 0:
         raise NotApplicable("the map is 0 everywhere: it has no shares")
@@ -28,11 +39,14 @@ def shares_of(view: View, explanation: Explanation) -> Array:
 @metrics.register("sparseness")
 @dataclass(frozen=True)
 class Sparseness:
-    """Sparseness (Chalasani et al., ICML 2020, section 2): the Gini index of the absolute values.
+    """Sparseness (Chalasani et al., ICML 2020, section 2): the Gini index of the
+    absolute values.
 
-    ``G = 1 - 2 sum_k v_(k) / ||v||_1 (d - k + 1/2) / d``, ``v_(1) <= ... <= v_(d)`` the absolute values sorted (Hurley and
-    Rickard 2009): 0 where all are equal, ``1 - 1 / d`` where one has everything. It depends neither on the map's scale nor on
-    where its values lie. Known failure: a map may be sparse and wrong; a smooth one, enlarged from a coarse grid, never is.
+    ``G = 1 - 2 sum_k v_(k) / ||v||_1 (d - k + 1/2) / d``, ``v_(1) <= ... <= v_(d)`` the
+    absolute values sorted (Hurley and Rickard 2009): 0 where all are equal, ``1 - 1 /
+    d`` where one has everything. It depends neither on the map's scale nor on where its
+    values lie. Known failure: a map may be sparse and wrong; a smooth one, enlarged
+    from a coarse grid, never is.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -52,11 +66,14 @@ class Sparseness:
 @metrics.register("entropy")
 @dataclass(frozen=True)
 class Entropy:
-    """Complexity (Bhatt, Weller & Moura, IJCAI 2020, definition 3): the entropy of the shares of the absolute values.
+    """Complexity (Bhatt, Weller & Moura, IJCAI 2020, definition 3): the entropy of the
+    shares of the absolute values.
 
-    ``- sum_i p_i ln p_i`` with ``p_i = |v_i| / sum_j |v_j|``, in nats: 0 where one pixel has everything, ``ln(h w)`` where all
-    have the same. Of two maps as good as each other the simpler one is to be preferred; nothing more. Depends on the frame's
-    size. Quantus takes signed shares, whose logarithm is no number where a value is negative.
+    ``- sum_i p_i ln p_i`` with ``p_i = |v_i| / sum_j |v_j|``, in nats: 0 where one
+    pixel has everything, ``ln(h w)`` where all have the same. Of two maps as good as
+    each other the simpler one is to be preferred; nothing more. Depends on the frame's
+    size. Quantus takes signed shares, whose logarithm is no number where a value is
+    negative.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -79,11 +96,14 @@ def entropy(shares: Array) -> float:
 @metrics.register("effective-pixels")
 @dataclass(frozen=True)
 class EffectivePixels:
-    """The effective number of pixels: how many pixels of equal value would be as spread as this map (Hill 1973, equation 1).
+    """The effective number of pixels: how many pixels of equal value would be as spread
+    as this map (Hill 1973, equation 1).
 
-    ``N_a = (sum_i p_i^a)^(1 / (1 - a))`` with ``p_i = |v_i| / sum_j |v_j|``: for ``order`` 2 the inverse of the sum of squares,
-    for 1 the exponential of the entropy, for 0 the number of pixels above ``least`` of the largest (Nguyen & Martinez 2020
-    count features by such a cut). From 1 to h w. Known failure: as of entropy; it counts pixels, not things.
+    ``N_a = (sum_i p_i^a)^(1 / (1 - a))`` with ``p_i = |v_i| / sum_j |v_j|``: for
+    ``order`` 2 the inverse of the sum of squares, for 1 the exponential of the entropy,
+    for 0 the number of pixels above ``least`` of the largest (Nguyen & Martinez 2020
+    count features by such a cut). From 1 to h w. Known failure: as of entropy; it
+    counts pixels, not things.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -91,14 +111,24 @@ class EffectivePixels:
     higher_is_better: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float]] = (1.0, np.inf)
     cost: ClassVar[str] = "no passes"
-    order: float = option(2.0, help="0 counts pixels, 1 is the exponential of the entropy, more weighs large values more")
-    least: float = option(0.00001, help="with order=0, the share of the largest value above which a pixel counts")
+    order: float = option(
+        2.0,
+        help="0 counts pixels, 1 is the exponential of the entropy, more weighs large values more",
+    )
+    least: float = option(
+        0.00001,
+        help="with order=0, the share of the largest value above which a pixel counts",
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.order < np.inf:
-            raise ConsilienceError(f"effective-pixels: order must be at least 0; got {self.order:g}")
+            raise ConsilienceError(
+                f"effective-pixels: order must be at least 0; got {self.order:g}"
+            )
         if not 0 <= self.least < 1:
-            raise ConsilienceError(f"effective-pixels: least lies in [0, 1); got {self.least:g}")
+            raise ConsilienceError(
+                f"effective-pixels: least lies in [0, 1); got {self.least:g}"
+            )
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The number; raises `NotApplicable` for a map of zeros."""
@@ -111,8 +141,12 @@ class EffectivePixels:
             return float(np.count_nonzero(shares > self.least * shares.max()))
         if self.order == 1:
             return float(np.exp(entropy(shares)))
-        return float(np.sum((shares / shares.max()) ** self.order) ** (1 / (1 - self.order)) * self._scale(shares))
+        return float(
+            np.sum((shares / shares.max()) ** self.order) ** (1 / (1 - self.order))
+            * self._scale(shares)
+        )
 
     def _scale(self, shares: Array) -> float:
-        # the largest share is taken out before the power and put back after it, so that large orders do not underflow
+        # the largest share is taken out before the power and put back after it, so that
+        # large orders do not underflow
         return float(shares.max() ** (self.order / (1 - self.order)))

@@ -1,4 +1,6 @@
-"""Explaining again: the map that the same method gives of another picture, another class or another network."""
+"""Explaining again: the map that the same method gives of another image, another class
+or another network.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,31 @@ import numpy as np
 
 from consilience import images, progress, registry
 from consilience.metrics.similarity import MapSimilarity, alike
-from consilience.types import Array, ConsilienceError, Explainer, Explanation, Heat, Model, NotApplicable, Target, View
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Explainer,
+    Explanation,
+    Heat,
+    Model,
+    NotApplicable,
+    Target,
+    View,
+)
 
 Case = tuple[View, Target]
 NOISE = range(1000, 1010)
-"""Seeds of the random maps that draw the line of chance: far from those that people take, as no map is random to itself."""
+"""Seeds of the random maps that draw the line of chance: far from those that people
+take, as no map is random to itself.
+"""
 
 
 def explainer_of(explanation: Explanation) -> Explainer:
-    """The explainer that made it, with what ``auto`` became; `NotApplicable` where it is not registered here.
+    """The explainer that made it, with what ``auto`` became; `NotApplicable` where it
+    is not registered here.
 
-    A control that shows the map of another class is no method of its own, and is not made again.
+    A control that shows the map of another class is no method of its own, and is not
+    made again.
     """
     if "another" in explanation.provenance:
         raise NotApplicable("a map of another class is not explained again")
@@ -28,43 +44,67 @@ def explainer_of(explanation: Explanation) -> Explainer:
     try:
         explainer: Explainer = registry.explainers.build(spelled)
     except ConsilienceError as error:
-        raise NotApplicable(f"{explanation.explainer} cannot be run again: {error}") from None
+        raise NotApplicable(
+            f"{explanation.explainer} cannot be run again: {error}"
+        ) from None
     return explainer
 
 
-def explained_maps(explainer: Explainer, model: Model, cases: Iterable[Case], total: int, label: str) -> Iterator[Array]:
-    """Maps (h, w) float32 of pictures and targets, in the model's frame, one after the other.
+def explained_maps(
+    explainer: Explainer, model: Model, cases: Iterable[Case], total: int, label: str
+) -> Iterator[Array]:
+    """Maps (h, w) float32 of images and targets, in the model's frame, one after the
+    other.
 
-    ``model.batch`` pictures are explained at a time where the explainer takes several, else one: no more are alive. ``total``
-    is how many there are, for whoever listens to `progress` under ``label``. A map that is not finite is `NotApplicable`.
+    ``model.batch`` images are explained at a time where the explainer takes several,
+    else one: no more are alive. ``total`` is how many there are, for whoever listens to
+    `progress` under ``label``. A map that is not finite is `NotApplicable`.
     """
     many = getattr(explainer, "explain_batch", None)
     waiting = iter(cases)
     with progress.task(label, total) as running:
-        while part := list(islice(waiting, max(1, model.batch) if many is not None else 1)):
+        while part := list(
+            islice(waiting, max(1, model.batch) if many is not None else 1)
+        ):
             views, targets = zip(*part, strict=True)
-            heats = many(model, views, targets) if many is not None else [explainer.explain(model, *part[0])]
+            heats = (
+                many(model, views, targets)
+                if many is not None
+                else [explainer.explain(model, *part[0])]
+            )
             for heat, view in zip(heats, views, strict=True):
                 yield in_frame(heat, view, explainer)
             running.advance(len(part))
 
 
 def in_frame(heat: Heat, view: View, explainer: Explainer) -> Array:
-    """A heat's values (h, w) float32 in the frame of the picture, enlarged as every explanation is."""
+    """A heat's values (h, w) float32 in the frame of the image, enlarged as every
+    explanation is.
+    """
     values = heat.values.detach().float().cpu()
     frame = (view.pixels.shape[-2], view.pixels.shape[-1])
     if not bool(values.isfinite().all()):
-        raise NotApplicable(f"{registry.spell(explainer)}: the map made for comparison has values that are not finite")
+        raise NotApplicable(
+            f"{registry.spell(explainer)}: the map made for comparison has values that are "
+            f"not finite"
+        )
     if tuple(values.shape) != frame:
         values = images.enlarge(values, frame)
     array: Array = np.ascontiguousarray(values.numpy(), dtype=np.float32)
     return array
 
 
-def chance_similarity(explanation: Explanation, view: View, by: MapSimilarity, magnitude: bool = False) -> dict[str, float]:
-    """The line that a random map would give: similarity of the map and of ten ``random`` controls, mean and spread."""
+def chance_similarity(
+    explanation: Explanation, view: View, by: MapSimilarity, magnitude: bool = False
+) -> dict[str, float]:
+    """The line that a random map would give: similarity of the map and of ten
+    ``random`` controls, mean and spread.
+    """
     controls = [registry.explainers.build(f"random:seed={seed}") for seed in NOISE]
-    noise = [in_frame(one.explain(None, view, explanation.target), view, one) for one in controls]
+    noise = [
+        in_frame(one.explain(None, view, explanation.target), view, one)
+        for one in controls
+    ]
     found = [alike(explanation.values, values, by, magnitude) for values in noise]
     return {"random": float(np.mean(found)), "random_sd": float(np.std(found, ddof=1))}
 
@@ -72,5 +112,7 @@ def chance_similarity(explanation: Explanation, view: View, by: MapSimilarity, m
 def needs_module(model: Model, name: str) -> Any:
     """The model as an opened network, or `NotApplicable` for one that only scores."""
     if "module" not in model.can:
-        raise NotApplicable(f"{name} needs the module behind the model; {model.id} only scores pictures")
+        raise NotApplicable(
+            f"{name} needs the module behind the model; {model.id} only scores images"
+        )
     return model

@@ -1,7 +1,8 @@
-"""What metrics of edited pictures share: the order of pixels, edits by rank, and scoring many pictures in full chunks.
+"""What metrics of edited images share: the order of pixels, edits by rank, and scoring
+many images in full chunks.
 
-A metric of this kind says by `Probing.plan` which edits of a picture it wants scored and what it makes of the scores. Nothing
-here is a metric.
+A metric of this kind says by `Probing.plan` which edits of an image it wants scored and
+what it makes of the scores. Nothing here is a metric.
 """
 
 from __future__ import annotations
@@ -16,18 +17,32 @@ import torch
 from torch import Tensor
 
 from consilience.perturb.probe import Edits, Keeps, probe_many
-from consilience.types import Array, ClassTarget, ConsilienceError, Explanation, Model, NotApplicable, Score, Target, View
+from consilience.types import (
+    Array,
+    ClassTarget,
+    ConsilienceError,
+    Explanation,
+    Model,
+    NotApplicable,
+    Score,
+    Target,
+    View,
+)
 
 ScoreKind = Literal["probability", "logit"]
 VIEWS_AT_ONCE = 16
-"""Pictures whose edits share chunks: beyond it hardly a batch is saved, and each holds its picture, fill and ranks."""
+"""Images whose edits share chunks: beyond it hardly a batch is saved, and each holds
+its image, fill and ranks.
+"""
 
-# ---------------------------------------------------------------- from edits to a score
+# ---- from edits to a score
 
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """Which edits of a picture are to be scored, and what becomes of the scores (n,), float64."""
+    """Which edits of an image are to be scored, and what becomes of the scores (n,),
+    float64.
+    """
 
     keeps: Keeps
     fill: Tensor
@@ -39,7 +54,9 @@ class Probing:
     """``score`` and ``score_batch`` of a metric that has a ``plan``."""
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
-        """The edits of one picture; raises `NotApplicable` where the metric can say nothing of it."""
+        """The edits of one image; raises `NotApplicable` where the metric can say
+        nothing of it.
+        """
         raise NotImplementedError
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
@@ -52,30 +69,50 @@ class Probing:
     def score_batch(
         self, model: Model, views: Sequence[View], explanations: Sequence[Explanation]
     ) -> list[Score | NotApplicable]:
-        """Many of one, with the model's chunks full across pictures; what `NotApplicable` says takes the place of a score.
+        """Many of one, with the model's chunks full across images; what `NotApplicable`
+        says takes the place of a score.
 
-        At a time 16 pictures are held with their fills and ranks, whatever their number.
+        At a time 16 images are held with their fills and ranks, whatever their number.
         """
         found: list[Score | NotApplicable] = []
         for start in range(0, len(views), VIEWS_AT_ONCE):
             part = slice(start, start + VIEWS_AT_ONCE)
-            plans = [self._planned(model, *pair) for pair in zip(views[part], explanations[part], strict=True)]
+            plans = [
+                self._planned(model, *pair)
+                for pair in zip(views[part], explanations[part], strict=True)
+            ]
             found += self._finished(model, views[part], plans)
         return found
 
-    def _planned(self, model: Model, view: View, explanation: Explanation) -> EditPlan | NotApplicable:
+    def _planned(
+        self, model: Model, view: View, explanation: Explanation
+    ) -> EditPlan | NotApplicable:
         try:
             return self.plan(model, view, explanation)
         except NotApplicable as reason:
             return reason
 
     def _finished(
-        self, model: Model, views: Sequence[View], plans: Sequence[EditPlan | NotApplicable]
+        self,
+        model: Model,
+        views: Sequence[View],
+        plans: Sequence[EditPlan | NotApplicable],
     ) -> list[Score | NotApplicable]:
-        ready = [(view, plan) for view, plan in zip(views, plans, strict=True) if isinstance(plan, EditPlan)]
-        edits = [Edits(view, plan.keeps, plan.target, plan.fill) for view, plan in ready]
-        scores = iter(probe_many(model, edits, str(getattr(self, "spelled", "probing"))))
-        return [_done(plan, next(scores)) if isinstance(plan, EditPlan) else plan for plan in plans]
+        ready = [
+            (view, plan)
+            for view, plan in zip(views, plans, strict=True)
+            if isinstance(plan, EditPlan)
+        ]
+        edits = [
+            Edits(view, plan.keeps, plan.target, plan.fill) for view, plan in ready
+        ]
+        scores = iter(
+            probe_many(model, edits, str(getattr(self, "spelled", "probing")))
+        )
+        return [
+            _done(plan, next(scores)) if isinstance(plan, EditPlan) else plan
+            for plan in plans
+        ]
 
 
 def _done(plan: EditPlan, scores: Tensor) -> Score | NotApplicable:
@@ -89,19 +126,28 @@ def map_of(view: View, explanation: Explanation) -> Array:
     """The explanation's values (h, w) float64, checked against the view."""
     values = np.asarray(explanation.values, dtype=np.float64)
     if values.shape != tuple(view.pixels.shape[-2:]):
-        raise ConsilienceError(f"the map is {values.shape}; the picture is {tuple(view.pixels.shape[-2:])}")
+        raise ConsilienceError(
+            f"the map is {values.shape}; the image is {tuple(view.pixels.shape[-2:])}"
+        )
     if not np.isfinite(values).all():
-        raise ConsilienceError(f"{explanation.explainer}: {int((~np.isfinite(values)).sum())} values of the map are not finite")
+        raise ConsilienceError(
+            f"{explanation.explainer}: {int((~np.isfinite(values)).sum())} values of the map "
+            f"are not finite"
+        )
     return values
 
 
 def read_as(target: Target, score: ScoreKind) -> Target:
-    """The target as a probability or logit, as far as the model's outputs allow; one that is no class stays as it is."""
+    """The target as a probability or logit, as far as the model's outputs allow; one
+    that is no class stays as it is.
+    """
     return target.scored(score) if isinstance(target, ClassTarget) else target
 
 
 def options_turn(metric: Any, **changes: Any) -> None:
-    """Options may turn a metric's direction or lift its bounds: then the instance says otherwise than its class."""
+    """Options may turn a metric's direction or lift its bounds: then the instance says
+    otherwise than its class.
+    """
     for name, value in changes.items():
         object.__setattr__(metric, name, value)
 
@@ -115,24 +161,33 @@ def open_ended(metric: Any, lifted: bool) -> None:
 def check_seed(metric: Any) -> None:
     """Refuse a seed below 0."""
     if metric.seed < 0:
-        raise ConsilienceError(f"{metric.spelled}: seed must not be negative; got {metric.seed}")
+        raise ConsilienceError(
+            f"{metric.spelled}: seed must not be negative; got {metric.seed}"
+        )
 
 
 def check_least(metric: Any, least: int, *names: str) -> None:
     """Refuse options below ``least``."""
     for name in names:
         if getattr(metric, name) < least:
-            raise ConsilienceError(f"{metric.spelled}: {name} must be at least {least}; got {getattr(metric, name)}")
+            raise ConsilienceError(
+                f"{metric.spelled}: {name} must be at least {least}; got "
+                f"{getattr(metric, name)}"
+            )
 
 
-def check_shares(metric: Any, shares: Sequence[float], low: float = 0.0, high: float = 1.0) -> None:
-    """Refuse shares of the picture outside of (low, high]."""
+def check_shares(
+    metric: Any, shares: Sequence[float], low: float = 0.0, high: float = 1.0
+) -> None:
+    """Refuse shares of the image outside of (low, high]."""
     if not shares or not all(low < share <= high for share in shares):
         got = "+".join(f"{share:g}" for share in shares)
-        raise ConsilienceError(f"{metric.spelled}: shares lie above {low:g} and up to {high:g}; got {got}")
+        raise ConsilienceError(
+            f"{metric.spelled}: shares lie above {low:g} and up to {high:g}; got {got}"
+        )
 
 
-# ---------------------------------------------------------------- the order of pixels
+# ---- the order of pixels
 
 
 @lru_cache(maxsize=8)
@@ -145,8 +200,9 @@ def _shuffled(count: int, seed: int) -> Array:
 def ranks(values: Array, seed: int) -> Array:
     """The rank int32 of each value, 0 the largest, in the shape of ``values``.
 
-    Ties are broken in a random order that depends on the seed and the number of values alone, so that it is the same for all
-    methods: neither the order of memory nor a method's own noise decides.
+    Ties are broken in a random order that depends on the seed and the number of values
+    alone, so that it is the same for all methods: neither the order of memory nor a
+    method's own noise decides.
     """
     shuffled = _shuffled(values.size, seed)
     order = shuffled[np.argsort(-values.ravel()[shuffled], kind="stable")]
@@ -156,7 +212,9 @@ def ranks(values: Array, seed: int) -> Array:
 
 
 def removal_stops(pixels: int, steps: int, step: int = 0, share: float = 1.0) -> Array:
-    """How many pixels are edited at each point: from 0 up to ``share`` in equal ``steps``, or ``step`` more at a time."""
+    """How many pixels are edited at each point: from 0 up to ``share`` in equal
+    ``steps``, or ``step`` more at a time.
+    """
     most = round(share * pixels)
     if step:
         return np.minimum(np.arange(-(-most // step) + 1) * step, most)
@@ -165,10 +223,12 @@ def removal_stops(pixels: int, steps: int, step: int = 0, share: float = 1.0) ->
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Edits by rank: picture i shows ``fill`` where ``start[i] <= rank < stop[i]``, and the image elsewhere.
+    """Edits by rank: image i shows ``fill`` where ``start[i] <= rank < stop[i]``, and
+    the image elsewhere.
 
-    ``rank`` is (h, w) int32, ``start`` and ``stop`` (n,) are whole numbers. ``reveal`` turns it round: the image appears there
-    on the fill. Each picture is one comparison a pixel and a choice, whatever the number of steps.
+    ``rank`` is (h, w) int32, ``start`` and ``stop`` (n,) are whole numbers. ``reveal``
+    turns it round: the image appears there on the fill. Each image is one comparison a
+    pixel and a choice, whatever the number of steps.
     """
 
     rank: Array
@@ -180,9 +240,11 @@ class Ranked:
         return len(self.stop)
 
     def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
-        """Edited pictures (b, 3, h, w), at most ``size`` at a time."""
+        """Edited images (b, 3, h, w), at most ``size`` at a time."""
         rank = torch.from_numpy(self.rank).to(image.device)
-        edges = torch.from_numpy(np.stack([self.start, self.stop]).astype(np.int32)).to(image.device)
+        edges = torch.from_numpy(np.stack([self.start, self.stop]).astype(np.int32)).to(
+            image.device
+        )
         inside, outside = (image, fill) if self.reveal else (fill, image)
         for part in torch.split(edges, size, dim=1):
             start, stop = part[:, :, None, None, None]
@@ -197,23 +259,31 @@ def first(rank: Array, stop: Array, reveal: bool = False) -> Ranked:
     return Ranked(rank, np.zeros_like(stop), stop, reveal)
 
 
-# ---------------------------------------------------------------- curves and correlations
+# ---- curves and correlations
 
 
 def area(curve: Array) -> float:
-    """Mean height of a curve (2, n) by trapezoids: its area over the width, whatever share of the picture it spans."""
+    """Mean height of a curve (2, n) by trapezoids: its area over the width, whatever
+    share of the image it spans.
+    """
     at, height = curve
-    return float(np.sum((height[1:] + height[:-1]) / 2 * np.diff(at)) / (at[-1] - at[0]))
+    return float(
+        np.sum((height[1:] + height[:-1]) / 2 * np.diff(at)) / (at[-1] - at[0])
+    )
 
 
 def check_gap(found: float, gap: float, what: str) -> None:
     """Raise `NotApplicable` where what is divided by is below ``gap``, or 0."""
     if found < max(gap, 1e-12):
-        raise NotApplicable(f"{what} is {found:.3g}, below the gap of {gap:g}: nothing to divide by")
+        raise NotApplicable(
+            f"{what} is {found:.3g}, below the gap of {gap:g}: nothing to divide by"
+        )
 
 
 def pearson(a: Array, b: Array) -> float:
-    """Pearson's correlation; raises `NotApplicable` where one side does not vary beyond the rounding of a float32."""
+    """Pearson's correlation; raises `NotApplicable` where one side does not vary beyond
+    the rounding of a float32.
+    """
     for side, what in ((a, "the map's sums"), (b, "the model's scores")):
         if np.ptp(side) <= 1e-6 * np.abs(side).max(initial=0.0):
             raise NotApplicable(f"{what} are all equal: no correlation")

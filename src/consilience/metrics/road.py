@@ -1,5 +1,5 @@
-"""ROAD, remove and debias: pixels are taken away and their places filled in from what is around them, so that little is given
-away by the shape of the hole.
+"""ROAD, remove and debias: pixels are taken away and their places filled in from what
+is around them, so that little is given away by the shape of the hole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from consilience.metrics.perturbation import (
     read_as,
 )
 from consilience.registry import metrics, option
-from consilience.types import Array, ClassTarget, Explanation, Model, NotApplicable, Score, Target, View
+from consilience.types import (
+    Array,
+    ClassTarget,
+    Explanation,
+    Model,
+    NotApplicable,
+    Score,
+    Target,
+    View,
+)
 
 AROUND = tuple(
     ((down, across), 1 / 6 if down * across == 0 else 1 / 12)
@@ -33,25 +42,32 @@ AROUND = tuple(
     for across in (-1, 0, 1)
     if (down, across) != (0, 0)
 )
-"""Weights of a pixel's eight neighbours in its mean: those beside it 1/6, those at its corners 1/12."""
+"""Weights of a pixel's eight neighbours in its mean: those beside it 1/6, those at its
+corners 1/12.
+"""
 KNOWN, OUTSIDE = -1, -2
 
 
 @metrics.register("road")
 @dataclass(frozen=True)
 class Road(Probing):
-    """ROAD (Rong et al., ICML 2022, section 4): the score after pixels are replaced by what their surroundings suggest.
+    """ROAD (Rong et al., ICML 2022, section 4): the score after pixels are replaced by
+    what their surroundings suggest.
 
-    Removed pixels become the weighted mean of their neighbours (noisy linear imputation: weights 1/6 beside and 1/12
-    at the corners, fewer neighbours at the borders), which is one sparse linear system a picture, and Gaussian noise of
-    standard deviation ``noise`` (of [0, 1]) is added to each channel. ``order=morf`` removes the most relevant first: the mean
-    of ``f(x_p)`` over ``shares``, lower is better; ``order=lerf`` the least relevant: higher is better; ``order=combined``:
-    ``mean_p (f(x_p, lerf) - f(x_p, morf)) / 2``, higher is better, 0 for a random map. ``reads=accuracy`` counts, as the
-    paper, whether the class is still the first. The noise is the same for all methods. The curve is (2, p) or, combined,
-    (3, p): the share removed, the score (combined: morf, lerf).
+    Removed pixels become the weighted mean of their neighbours (noisy linear
+    imputation: weights 1/6 beside and 1/12 at the corners, fewer neighbours at the
+    borders), which is one sparse linear system an image, and Gaussian noise of standard
+    deviation ``noise`` (of [0, 1]) is added to each channel. ``order=morf`` removes the
+    most relevant first: the mean of ``f(x_p)`` over ``shares``, lower is better;
+    ``order=lerf`` the least relevant: higher is better; ``order=combined``: ``mean_p
+    (f(x_p, lerf) - f(x_p, morf)) / 2``, higher is better, 0 for a random map.
+    ``reads=accuracy`` counts, as the paper, whether the class is still the first. The
+    noise is the same for all methods. The curve is (2, p) or, combined, (3, p): the
+    share removed, the score (combined: morf, lerf).
 
-    Quantus mistakes elements of channels for pixels on RGB pictures and keeps only its first batch, so it is no measure here.
-    Known failure: where much is removed, what is filled in is a blur, which a network may still not have seen.
+    Quantus mistakes elements of channels for pixels on RGB images and keeps only its
+    first batch, so it is no measure here. Known failure: where much is removed, what is
+    filled in is a blur, which a network may still not have seen.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -59,11 +75,22 @@ class Road(Probing):
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-0.5, 0.5)
     cost: ClassVar[str] = "shares passes, combined twice as many"
-    order: Literal["combined", "morf", "lerf"] = option("combined", help="most relevant first, least, or half their difference")
-    shares: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), help="shares of the pixels removed, above 0 and below 1")
-    noise: float = option(0.01, help="standard deviation of the noise on what is filled in, of [0, 1]")
-    reads: Literal["probability", "logit", "accuracy"] = option("probability", help="which number of the class is followed")
-    seed: int = option(0, help="seed of the noise and of the order among pixels of equal value")
+    order: Literal["combined", "morf", "lerf"] = option(
+        "combined", help="most relevant first, least, or half their difference"
+    )
+    shares: tuple[float, ...] = option(
+        (0.1, 0.3, 0.5, 0.7, 0.9),
+        help="shares of the pixels removed, above 0 and below 1",
+    )
+    noise: float = option(
+        0.01, help="standard deviation of the noise on what is filled in, of [0, 1]"
+    )
+    reads: Literal["probability", "logit", "accuracy"] = option(
+        "probability", help="which number of the class is followed"
+    )
+    seed: int = option(
+        0, help="seed of the noise and of the order among pixels of equal value"
+    )
 
     def __post_init__(self) -> None:
         check_shares(self, self.shares, high=np.nextafter(1.0, 0.0))
@@ -77,17 +104,24 @@ class Road(Probing):
         """Edits and what is made of them."""
         rank = ranks(map_of(view, explanation), self.seed)
         some = np.rint(np.array(self.shares) * rank.size).astype(np.int64)
-        morf, lerf = (np.zeros_like(some), some), (rank.size - some, np.full_like(some, rank.size))
+        morf, lerf = (
+            (np.zeros_like(some), some),
+            (rank.size - some, np.full_like(some, rank.size)),
+        )
         parts = {"morf": [morf], "lerf": [lerf], "combined": [morf, lerf]}[self.order]
         start, stop = (np.concatenate(edges) for edges in zip(*parts, strict=True))
         keeps = Imputed(rank, start, stop, self.noise, self.seed)
-        return EditPlan(keeps, view.pixels, self._target(explanation.target), self._finish)
+        return EditPlan(
+            keeps, view.pixels, self._target(explanation.target), self._finish
+        )
 
     def _target(self, target: Target) -> Target:
         if self.reads != "accuracy":
             return read_as(target, self.reads)
         if not isinstance(target, ClassTarget):
-            raise NotApplicable(f"{target.name} is no class: there is no first one to count")
+            raise NotApplicable(
+                f"{target.name} is no class: there is no first one to count"
+            )
         return First(target.index, target.name)
 
     def _finish(self, scores: Array) -> Score:
@@ -110,14 +144,16 @@ class First:
         return (outputs.argmax(dim=-1) == self.index).float()
 
 
-# ---------------------------------------------------------------- noisy linear imputation
+# ---- noisy linear imputation
 
 
 @dataclass(frozen=True, eq=False)
 class Imputed:
-    """Pictures whose pixels of rank ``start[i] <= rank < stop[i]`` are filled in from the others, with seeded noise on them.
+    """Images whose pixels of rank ``start[i] <= rank < stop[i]`` are filled in from the
+    others, with seeded noise on them.
 
-    A picture's noise depends on the seed, the number of pixels removed and the frame, not on the chunk it comes in.
+    An image's noise depends on the seed, the number of pixels removed and the frame,
+    not on the chunk it comes in.
     """
 
     rank: Array
@@ -130,11 +166,13 @@ class Imputed:
         return len(self.stop)
 
     def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
-        """Edited pictures (b, 3, h, w), at most ``size`` at a time; ``fill`` is not used."""
+        """Edited images (b, 3, h, w), at most ``size`` at a time; ``fill`` is not used."""
         whole = image[0].detach().cpu().double().numpy()
         for begin in range(0, len(self), size):
             part = range(begin, min(begin + size, len(self)))
-            yield torch.stack([torch.from_numpy(self._one(whole, number)) for number in part]).to(image)
+            yield torch.stack(
+                [torch.from_numpy(self._one(whole, number)) for number in part]
+            ).to(image)
 
     def _one(self, image: Array, number: int) -> Array:
         gone = (self.rank >= self.start[number]) & (self.rank < self.stop[number])
@@ -145,24 +183,32 @@ class Imputed:
 
 
 def imputed(image: Array, gone: Array) -> Array:
-    """``image`` (c, h, w) float64 with every pixel of ``gone`` (h, w) bool the weighted mean of its neighbours, known or not.
+    """``image`` (c, h, w) float64 with every pixel of ``gone`` (h, w) bool the weighted
+    mean of its neighbours, known or not.
 
-    Neighbours outside the picture do not count. The system is symmetric and, as long as one pixel is known, positive definite;
-    it is factorised once for all channels.
+    Neighbours outside the image do not count. The system is symmetric and, as long as
+    one pixel is known, positive definite; it is factorised once for all channels.
     """
     from scipy.sparse.linalg import splu
 
     if not gone.any():
         return image.copy()
     system, right = _system(image, gone)
-    factors = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    factors = splu(
+        system,
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        options={"SymmetricMode": True},
+    )
     whole = image.copy()
     whole[:, gone] = factors.solve(right).T
     return whole
 
 
 def _system(image: Array, gone: Array) -> tuple[Any, Array]:
-    """The sparse matrix (n, n) and the right sides (n, c) of the n unknown pixels, row after row."""
+    """The sparse matrix (n, n) and the right sides (n, c) of the n unknown pixels, row
+    after row.
+    """
     from scipy import sparse
 
     count = int(gone.sum())
@@ -180,5 +226,7 @@ def _system(image: Array, gone: Array) -> tuple[Any, Array]:
         unknown = np.flatnonzero(number[at] >= 0)
         entries.append((np.full(len(unknown), -share), unknown, number[at][unknown]))
     entries.append((weight, np.arange(count), np.arange(count)))
-    values, rows, columns = (np.concatenate(part) for part in zip(*entries, strict=True))
+    values, rows, columns = (
+        np.concatenate(part) for part in zip(*entries, strict=True)
+    )
     return sparse.csc_matrix((values, (rows, columns)), shape=(count, count)), right

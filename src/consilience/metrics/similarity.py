@@ -1,4 +1,6 @@
-"""How alike two maps of one frame are, by name: what stability and sanity are measured with."""
+"""How alike two maps of one frame are, by name: what stability and sanity are measured
+with.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ WINDOW = 7
 
 
 def alike(a: Array, b: Array, by: MapSimilarity, magnitude: bool = False) -> float:
-    """Similarity of two maps (h, w): 1 for equal maps; ``magnitude`` compares absolute values.
+    """Similarity of two maps (h, w): 1 for equal maps; ``magnitude`` compares absolute
+    values.
 
-    ``spearman`` ranks, ``pearson`` and ``cosine`` values; ``ssim`` (Wang et al. 2004) each map divided by its largest
-    magnitude; ``iou-at-20`` the overlap of the largest fifths. A flat map says nothing of places: two of them are the same map
-    (1), and it has nothing in common with any other (0). Results lie in [-1, 1], those of ``iou-at-20`` in [0, 1].
+    ``spearman`` ranks, ``pearson`` and ``cosine`` values; ``ssim`` (Wang et al. 2004)
+    each map divided by its largest magnitude; ``iou-at-20`` the overlap of the largest
+    fifths. A flat map says nothing of places: two of them are the same map (1), and it
+    has nothing in common with any other (0). Results lie in [-1, 1], those of
+    ``iou-at-20`` in [0, 1].
     """
     a, b = (np.abs(values) if magnitude else np.asarray(values) for values in (a, b))
     flat = [values.min() == values.max() for values in (a, b)]

@@ -1,6 +1,9 @@
-"""Models that only score: a function, a server, an exported file. No gradients and no layers; what needs them refuses.
+"""Models that only score: a function, a server, an exported file.
 
-Everything that asks what the model says of edited pictures works on them: LIME, controls, insertion and deletion.
+No gradients and no layers; what needs them refuses.
+
+Everything that asks what the model says of edited images works on them: LIME, controls,
+insertion and deletion.
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ from consilience.types import Array, ConsilienceError, Outputs, Sample, View, Vi
 Layout = Literal["nchw", "nhwc"]
 LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 _WIDTH = 64
-"""Channels of the widest full-size layer that is reckoned with where nobody can look inside: VGG's."""
+"""Channels of the widest full-size layer that is reckoned with where nobody can look
+inside: VGG's.
+"""
 _SUMS_TO_ONE = 1e-3
 
 
 class Backend(Protocol):
-    """What is behind a black box: prepared pictures (n, 3, h, w) float32 to raw outputs (n, K)."""
+    """What is behind a black box: prepared images (n, 3, h, w) float32 to raw outputs
+    (n, K).
+    """
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -36,7 +43,7 @@ class Backend(Protocol):
 
     @property
     def fixed(self) -> int | None:
-        """How many pictures a pass has to have; None where any number will do."""
+        """How many images a pass has to have; None where any number will do."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Raw outputs."""
@@ -47,7 +54,11 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BlackBox:
-    """A forward-only `Model`. Make one with `wrap_callable` or ``load_model("onnx:FILE")``; calls of threads take turns."""
+    """A forward-only `Model`.
+
+    Make one with `wrap_callable` or ``load_model("onnx:FILE")``; calls of threads take
+    turns.
+    """
 
     backend: Backend
     recipe: Recipe
@@ -71,61 +82,101 @@ class BlackBox:
 
     @property
     def id(self) -> str:
-        """Name and digest of what is behind it and of how it is shown pictures."""
+        """Name and digest of what is behind it and of how it is shown images."""
         return f"{self.name}@{self.digest}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What runs: engine, precision, device, pictures a pass, and what had to be found out or assumed."""
+        """What runs: engine, precision, device, images a pass, and what had to be found
+        out or assumed.
+        """
         return {**self.backend.facts, "batch": self.batch, **self.known}
 
     @property
     def batch(self) -> int:
-        """How many pictures a pass takes: what the backend fixes, else within memory for a wide network of unknown inside."""
+        """How many images a pass takes: what the backend fixes, else within memory for
+        a wide network of unknown inside.
+        """
         if self.backend.fixed is not None:
             return self.backend.fixed
         height, width = self.recipe.size
-        return min(self.most, plan.batch_within(self.memory, _WIDTH * height * width, (height, width), torch.device("cpu")))
+        return min(
+            self.most,
+            plan.batch_within(
+                self.memory,
+                _WIDTH * height * width,
+                (height, width),
+                torch.device("cpu"),
+            ),
+        )
 
     def view(self, sample: Sample, mode: ViewMode | None = None) -> View:
-        """The sample as this model is shown it (crop) or whole (squash); None means the model's default."""
+        """The sample as this model is shown it (crop) or whole (squash); None means the
+        model's default.
+        """
         return self.recipe.shown(sample, mode or self.mode, torch.device("cpu"))
 
     def scores(self, pixels: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] to (N, K) float32 raw outputs on the CPU."""
-        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, *self.recipe.size) or not pixels.is_floating_point():
+        if (
+            pixels.dim() != 4
+            or tuple(pixels.shape[1:]) != (3, *self.recipe.size)
+            or not pixels.is_floating_point()
+        ):
             size = " x ".join(map(str, self.recipe.size))
             got = f"{tuple(pixels.shape)} {pixels.dtype}"
-            raise ConsilienceError(f"{self.name} takes pixels (N, 3, h, w) of {size}, floats in [0, 1]; got {got}")
+            raise ConsilienceError(
+                f"{self.name} takes pixels (N, 3, h, w) of {size}, floats in [0, 1]; got {got}"
+            )
         if not len(pixels):
             return torch.empty(0, len(self.classes))
         with self._lock, torch.no_grad():
             prepared = self.recipe.normalised(pixels.detach().to("cpu", torch.float32))
             found = run_backend(self.backend, prepared, self.batch, self.name)
-        plan.record_pass(str(self.backend.facts["engine"]), str(self.backend.facts["precision"]))
+        plan.record_pass(
+            str(self.backend.facts["engine"]), str(self.backend.facts["precision"])
+        )
         if found.shape[1] != len(self.classes):
             raise ConsilienceError(
-                f"{self.name} gave {found.shape[1]} outputs a picture; on its trial it gave {len(self.classes)}"
+                f"{self.name} gave {found.shape[1]} outputs an image; on its trial it gave "
+                f"{len(self.classes)}"
             )
         return found
 
     def using(
-        self, device: str | None = None, engine: str | None = None, precision: str | None = None, memory: int | None = None
+        self,
+        device: str | None = None,
+        engine: str | None = None,
+        precision: str | None = None,
+        memory: int | None = None,
     ) -> BlackBox:
-        """The same model on another device, in ``memory`` bytes; None keeps what is. Its precision is its own."""
+        """The same model on another device, in ``memory`` bytes; None keeps what is.
+
+        Its precision is its own.
+        """
         if precision not in (None, "f32"):
             raise ConsilienceError(
-                f"{self.name} runs in the precision it was made in; precision={precision} is for torch models"
+                f"{self.name} runs in the precision it was made in; precision={precision} is "
+                f"for torch models"
             )
         backend = self.backend.on(device, engine)
-        return replace(self, backend=backend, memory=self.memory if memory is None else memory, _lock=RLock())
+        return replace(
+            self,
+            backend=backend,
+            memory=self.memory if memory is None else memory,
+            _lock=RLock(),
+        )
 
 
 def run_backend(backend: Backend, prepared: Tensor, batch: int, name: str) -> Tensor:
-    """Raw outputs (N, K) float32 of N prepared pictures, chunk by chunk; only the last chunk is filled up, where it must be."""
+    """Raw outputs (N, K) float32 of N prepared images, chunk by chunk; only the last
+    chunk is filled up, where it must be.
+    """
     parts = []
     for chunk in torch.split(prepared, batch):
-        full = chunk if backend.fixed is None else plan.filled_batch(chunk, backend.fixed)
+        full = (
+            chunk if backend.fixed is None else plan.filled_batch(chunk, backend.fixed)
+        )
         parts.append(_as_outputs(backend(full), len(full), name)[: len(chunk)])
     return torch.cat(parts)
 
@@ -135,20 +186,23 @@ def _as_outputs(said: Any, count: int, name: str) -> Tensor:
     try:
         outputs = torch.as_tensor(said).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise ConsilienceError(f"{name} returns {type(said).__name__}; a classifier returns numbers (N, K)") from None
+        raise ConsilienceError(
+            f"{name} returns {type(said).__name__}; a classifier returns numbers (N, K)"
+        ) from None
     if outputs.dim() > 2 and all(side == 1 for side in outputs.shape[2:]):
         outputs = outputs.flatten(1)
     if outputs.dim() != 2 or len(outputs) != count or outputs.is_complex():
         raise ConsilienceError(
-            f"{name} returns {tuple(outputs.shape)} for {count} pictures; a classifier returns (N, K) scores"
+            f"{name} returns {tuple(outputs.shape)} for {count} images; a classifier returns "
+            f"(N, K) scores"
         )
     return outputs.to("cpu", torch.float32, copy=True)
 
 
-# ---------------------------------------------------------------- the trial
+# ---- the trial
 
 
-def trial_pictures(size: tuple[int, int]) -> Tensor:
+def trial_images(size: tuple[int, int]) -> Tensor:
     """(3, 3, h, w) in [0, 1]: noise, middle grey, a ramp; the same on every machine."""
     noise = np.random.default_rng(0).random((3, *size), dtype=np.float32)
     ramp = np.broadcast_to(np.linspace(0, 1, size[1], dtype=np.float32), (3, *size))
@@ -158,25 +212,40 @@ def trial_pictures(size: tuple[int, int]) -> Tensor:
 def kind_of(outputs: Tensor) -> Outputs:
     """Probabilities where the rows (n, K) are positive and sum to 1; else logits."""
     one = (outputs.sum(dim=1) - 1).abs().max() <= _SUMS_TO_ONE
-    return "probabilities" if outputs.shape[1] > 1 and bool(one) and bool((outputs >= 0).all()) else "logits"
+    return (
+        "probabilities"
+        if outputs.shape[1] > 1 and bool(one) and bool((outputs >= 0).all())
+        else "logits"
+    )
 
 
-def settle_outputs(told: Outputs | None, trial: Tensor, name: str) -> tuple[Outputs, str]:
+def settle_outputs(
+    told: Outputs | None, trial: Tensor, name: str
+) -> tuple[Outputs, str]:
     """What the outputs are, and how that is known."""
     if told not in (None, "logits", "probabilities", "values"):
-        raise ConsilienceError(f"outputs are logits, probabilities or values; got {told!r}")
+        raise ConsilienceError(
+            f"outputs are logits, probabilities or values; got {told!r}"
+        )
     if not trial.isfinite().all():
-        raise ConsilienceError(f"{name} gives scores that are not finite on a trial of plain pictures; check mean and std")
+        raise ConsilienceError(
+            f"{name} gives scores that are not finite on a trial of plain images; check mean "
+            f"and std"
+        )
     found = kind_of(trial)
     return (found, "found on a trial") if told is None else (told, "as told")
 
 
-def settle_classes(given: Sequence[str] | None, count: int, name: str) -> tuple[str, ...]:
+def settle_classes(
+    given: Sequence[str] | None, count: int, name: str
+) -> tuple[str, ...]:
     """The names of the outputs, or numbers."""
     if given is None:
         return tuple(f"class {index}" for index in range(count))
     if len(given) != count:
-        raise ConsilienceError(f"{len(given)} class names for {name}, which gives {count} outputs a picture")
+        raise ConsilienceError(
+            f"{len(given)} class names for {name}, which gives {count} outputs an image"
+        )
     return tuple(given)
 
 
@@ -188,7 +257,7 @@ def digest_of_parts(*parts: Any) -> str:
     return state.hexdigest()
 
 
-# ---------------------------------------------------------------- functions
+# ---- functions
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,12 +273,16 @@ class _Function:
         return {"engine": "callable", "precision": "its own", "device": "its own"}
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        said: Tensor = self.function(pixels if self.layout == "nchw" else as_nhwc(pixels))
+        said: Tensor = self.function(
+            pixels if self.layout == "nchw" else as_nhwc(pixels)
+        )
         return said
 
     def on(self, device: str | None, engine: str | None) -> _Function:
         if device not in (None, "auto", "cpu") or engine not in (None, "auto"):
-            raise ConsilienceError("a callable runs where and how it does; device= and engine= are not for it")
+            raise ConsilienceError(
+                "a callable runs where and how it does; device= and engine= are not for it"
+            )
         return self
 
 
@@ -234,16 +307,20 @@ def wrap_callable(
     name: str | None = None,
     memory: int = plan.MEMORY,
 ) -> BlackBox:
-    """Any function from pictures to scores as a forward-only `Model`.
+    """Any function from images to scores as a forward-only `Model`.
 
-    ``function`` is given up to ``batch`` pictures: a torch tensor (n, 3, h, w) float32 in [0, 1], or with ``layout="nhwc"`` a
-    numpy array (n, h, w, 3), normalised where ``mean`` and ``std`` are given. It returns scores (n, K), torch or numpy.
-    It is tried once on three plain pictures: that shows K, whether rows are probabilities (positive, sum 1; ``outputs``
-    overrides), and its scores there stand for the weights in ``model.id``. Raises `ConsilienceError` for other shapes;
-    what the function raises goes through.
+    ``function`` is given up to ``batch`` images: a torch tensor (n, 3, h, w) float32 in
+    [0, 1], or with ``layout="nhwc"`` a numpy array (n, h, w, 3), normalised where
+    ``mean`` and ``std`` are given. It returns scores (n, K), torch or numpy. It is
+    tried once on three plain images: that shows K, whether rows are probabilities
+    (positive, sum 1; ``outputs`` overrides), and its scores there stand for the weights
+    in ``model.id``. Raises `ConsilienceError` for other shapes; what the function
+    raises goes through.
     """
     if not callable(function):
-        raise ConsilienceError(f"wrap_callable takes a function; got {type(function).__name__}")
+        raise ConsilienceError(
+            f"wrap_callable takes a function; got {type(function).__name__}"
+        )
     if layout not in LAYOUTS:
         raise ConsilienceError(f"layout is nchw or nhwc; got {layout!r}")
     if batch < 1:
@@ -259,10 +336,19 @@ def wrap_callable(
     called = name or getattr(function, "__name__", type(function).__name__).strip("<>")
     backend = _Function(function, layout)
     with torch.no_grad():
-        trial = run_backend(backend, recipe.normalised(trial_pictures(frame)), batch, called)
+        trial = run_backend(
+            backend, recipe.normalised(trial_images(frame)), batch, called
+        )
     kind, how = settle_outputs(outputs, trial, called)
     return BlackBox(
-        backend, recipe, settle_classes(classes, trial.shape[1], called), kind, called,
-        digest_of_parts(recipe, kind, layout, trial.numpy().tobytes()), {"outputs": f"{kind}, {how}", "weights": "its own"},
-        most=batch, mode=view, memory=memory,
-    )  # fmt: skip
+        backend,
+        recipe,
+        settle_classes(classes, trial.shape[1], called),
+        kind,
+        called,
+        digest_of_parts(recipe, kind, layout, trial.numpy().tobytes()),
+        {"outputs": f"{kind}, {how}", "weights": "its own"},
+        most=batch,
+        mode=view,
+        memory=memory,
+    )

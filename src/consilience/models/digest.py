@@ -17,78 +17,132 @@ def _hash(*parts: Any) -> str:
     return blake2b(repr(parts).encode(), digest_size=12).hexdigest()
 
 
-# ---------------------------------------------------------------- digests
+# ---- digests
 
-_weights: WeakKeyDictionary[nn.Module, tuple[list[ref[Tensor]], list[Any], str]] = WeakKeyDictionary()
+_weights: WeakKeyDictionary[nn.Module, tuple[list[ref[Tensor]], list[Any], str]] = (
+    WeakKeyDictionary()
+)
 _LIBRARIES = ("torch.", "torchvision.", "timm.")
 
 
 class ModuleWatch:
-    """Whether a module is still as it was: its parts, their settings, its tensors and what is in them.
+    """Whether a module is still as it was: its parts, their settings, its tensors and
+    what is in them.
 
-    A look costs about half a millisecond, a digest twelve. Values are sampled, because writes through ``.data`` are not
-    counted anywhere.
+    A look costs about half a millisecond, a digest twelve. Values are sampled, because
+    writes through ``.data`` are not counted anywhere.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._parts = list(module.modules())  # held, so that no new object gets the number of an old one
-        self._tables = [table for part in self._parts for table in (part._modules, part._parameters, part._buffers)]
+        self._parts = list(
+            module.modules()
+        )  # held, so that no new object gets the number of an old one
+        self._tables = [
+            table
+            for part in self._parts
+            for table in (part._modules, part._parameters, part._buffers)
+        ]
         self._tensors = [*module.parameters(), *module.buffers()]
         self._settings = [(vars(part), dict(vars(part))) for part in self._parts]
-        lists = [value for _, then in self._settings for value in then.values() if isinstance(value, list)]
+        lists = [
+            value
+            for _, then in self._settings
+            for value in then.values()
+            if isinstance(value, list)
+        ]
         self._lists = [(value, list(value)) for value in lists]
         self._samples: dict[Any, list[Tensor]] = {}
         for tensor in self._tensors:
-            self._samples.setdefault((tensor.device, tensor.dtype), []).append(_few(tensor))
+            self._samples.setdefault((tensor.device, tensor.dtype), []).append(
+                _few(tensor)
+            )
         self._then, self._values = self._now(), self._sampled()
 
     def same(self) -> bool:
         """Nothing has changed since."""
         try:
-            settings = all(now == then for now, then in self._settings) and all(now == then for now, then in self._lists)
-        except (RuntimeError, ValueError, TypeError):  # arrays among the settings, of which one is another now
+            settings = all(now == then for now, then in self._settings) and all(
+                now == then for now, then in self._lists
+            )
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+        ):  # arrays among the settings, of which one is another now
             return False
-        return settings and self._then == self._now() and all(map(torch.equal, self._values, self._sampled()))
+        return (
+            settings
+            and self._then == self._now()
+            and all(map(torch.equal, self._values, self._sampled()))
+        )
 
     def _now(self) -> tuple[list[int], list[tuple[int, int]]]:
         numbers = [id(value) for table in self._tables for value in table.values()]
-        return numbers, [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self._tensors]
+        return numbers, [
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for tensor in self._tensors
+        ]
 
     def _sampled(self) -> list[Tensor]:
         return [torch.cat(samples) for samples in self._samples.values()]
 
 
 def _few(tensor: Tensor) -> Tensor:
-    """Up to sixteen values of a tensor, not copied: they follow it. None of one whose values do not lie side by side."""
+    """Up to sixteen values of a tensor, not copied: they follow it.
+
+    None of one whose values do not lie side by side.
+    """
     tensor = tensor.detach()
-    dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    dense = tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
     flat = tensor.as_strided((tensor.numel() if dense else 0,), (1,))
     return flat[:: max(1, len(flat) // 8)]
 
 
 def module_digest(module: nn.Module, settings: str) -> str:
     """Hex digest of the weights, the architecture with its settings, and ``settings``."""
-    return blake2b("\n".join([settings, architecture(module), weights_digest(module)]).encode(), digest_size=8).hexdigest()
+    return blake2b(
+        "\n".join([settings, architecture(module), weights_digest(module)]).encode(),
+        digest_size=8,
+    ).hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Hex digest of the state dict, tensor by tensor in order; hashed again only where a tensor has been written to."""
-    tensors = {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    """Hex digest of the state dict, tensor by tensor in order; hashed again only where
+    a tensor has been written to.
+    """
+    tensors = {
+        name: value
+        for name, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
     stamps = [_stamp(tensor) for tensor in tensors.values()]
     refs, then, found = _weights.get(module, ([], [], ""))
-    # By identity: weak references that are alive compare what they refer to, and tensors compare value by value.
-    if then == stamps and all(one() is tensor for one, tensor in zip(refs, tensors.values(), strict=True)):
+    # By identity: weak references that are alive compare what they refer to, and
+    # tensors compare value by value.
+    if then == stamps and all(
+        one() is tensor for one, tensor in zip(refs, tensors.values(), strict=True)
+    ):
         return found
     state = blake2b(digest_size=16)
     for name, tensor in tensors.items():
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    _weights[module] = ([ref(tensor) for tensor in tensors.values()], stamps, state.hexdigest())
+        state.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        )
+    _weights[module] = (
+        [ref(tensor) for tensor in tensors.values()],
+        stamps,
+        state.hexdigest(),
+    )
     return state.hexdigest()
 
 
 def _stamp(tensor: Tensor) -> tuple[Any, ...]:
-    """Changes when the tensor does: its place, its version, and a few values for writes through ``.data``, uncounted."""
+    """Changes when the tensor does: its place, its version, and a few values for writes
+    through ``.data``, uncounted.
+    """
     flat = tensor.detach().reshape(-1)
     few = flat[:: max(1, len(flat) // 8)].tolist()
     count = 0 if tensor.is_inference() else tensor._version
@@ -96,14 +150,22 @@ def _stamp(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def architecture(module: nn.Module) -> str:
-    """Every submodule with its class, settings and plain attributes; for classes of nobody's library, their source too."""
-    return "\n".join(line for name, part in module.named_modules() for line in _described(name, part))
+    """Every submodule with its class, settings and plain attributes; for classes of
+    nobody's library, their source too.
+    """
+    return "\n".join(
+        line for name, part in module.named_modules() for line in _described(name, part)
+    )
 
 
 def _described(name: str, part: nn.Module) -> Iterator[str]:
     kind: Any = type(part)
     yield f"{name}: {kind.__module__}.{kind.__qualname__}({part.extra_repr()})"
-    yield from (f"  {key}={value!r}" for key, value in sorted(vars(part).items()) if key != "training" and _plain(value))
+    yield from (
+        f"  {key}={value!r}"
+        for key, value in sorted(vars(part).items())
+        if key != "training" and _plain(value)
+    )
     yield _source(kind)
 
 
@@ -121,4 +183,8 @@ def _source(kind: Any) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         code = getattr(getattr(kind, "forward", None), "__code__", None)
-        return repr((code.co_code, code.co_consts, code.co_names)) if code is not None else ""
+        return (
+            repr((code.co_code, code.co_consts, code.co_names))
+            if code is not None
+            else ""
+        )

@@ -1,8 +1,11 @@
-"""What the layers of a network say of many pictures: activations by the fastest exact engine, without gradients.
+"""What the layers of a network say of many images: activations by the fastest exact
+engine, without gradients.
 
-`TorchNetwork.activations` opens a network with hooks, for a few pictures. Here the network is converted with its layers as
-outputs, so that a pass costs what a pass of ``scores`` costs; what lies behind the last of the layers is not run. The converted
-network is held against torch on the first pictures it sees; where it differs, or cannot be made, torch runs instead.
+`TorchNetwork.activations` opens a network with hooks, for a few images. Here the
+network is converted with its layers as outputs, so that a pass costs what a pass of
+``scores`` costs; what lies behind the last of the layers is not run. The converted
+network is held against torch on the first images it sees; where it differs, or cannot
+be made, torch runs instead.
 """
 
 from __future__ import annotations
@@ -37,24 +40,32 @@ class OpenedNetwork(plan.Runnable, Protocol):
 
 
 class Features:
-    """Pixels (N, 3, h, w) in [0, 1] to activations by layer (N, C, h, w) float32, up to ``batch`` pictures at a time.
+    """Pixels (N, 3, h, w) in [0, 1] to activations by layer (N, C, h, w) float32, up to
+    ``batch`` images at a time.
 
-    The maps of a call are valid until the next one: they may lie in the engine's own memory. Raises `ConsilienceError` where
-    the network has no such layer, or an engine that was asked for by name cannot run it.
+    The maps of a call are valid until the next one: they may lie in the engine's own
+    memory. Raises `ConsilienceError` where the network has no such layer, or an engine
+    that was asked for by name cannot run it.
     """
 
     def __init__(self, network: OpenedNetwork, layers: Sequence[str]) -> None:
         if not layers:
-            raise ConsilienceError("no layer was named; model.layers() lists those there are")
+            raise ConsilienceError(
+                "no layer was named; model.layers() lists those there are"
+            )
         self.network, self.names = network, tuple(dict.fromkeys(layers))
         self.batch = network.batch
         self._run: Callable[[Tensor], Maps] | None = None
-        self.facts: dict[str, Any] = plan.plan_engine(network.engine, network.precision, network.device)
+        self.facts: dict[str, Any] = plan.plan_engine(
+            network.engine, network.precision, network.device
+        )
 
     def __call__(self, pixels: Tensor) -> Maps:
         """The layers' maps; a vector is (N, C, 1, 1)."""
         if len(pixels) > self.batch:
-            raise ConsilienceError(f"features are read {self.batch} pictures at a time; got {len(pixels)}")
+            raise ConsilienceError(
+                f"features are read {self.batch} images at a time; got {len(pixels)}"
+            )
         pixels = pixels.to(self.network.device, torch.float32)
         if self._run is None:
             self._run = self._made(pixels)
@@ -66,13 +77,19 @@ class Features:
         self._run = None
 
     def _made(self, pixels: Tensor) -> Callable[[Tensor], Maps]:
-        """The engine that was asked for, proven on the pictures at hand."""
+        """The engine that was asked for, proven on the images at hand."""
         if self.facts["engine"] != "openvino":
             return self._torch
         try:
             run = _OpenVINO(self.network, self.names, self.facts["precision"])
-            _verify(run(pixels), self._plain(pixels), plan.ENGINE_TOLERANCE[run.facts["precision"]])
-        except Exception as error:  # whatever a converter trips over, torch can run the model
+            _verify(
+                run(pixels),
+                self._plain(pixels),
+                plan.ENGINE_TOLERANCE[run.facts["precision"]],
+            )
+        except (
+            Exception
+        ) as error:  # whatever a converter trips over, torch can run the model
             return self._instead(error)
         self.facts |= run.facts
         return run
@@ -80,9 +97,15 @@ class Features:
     def _instead(self, error: Exception) -> Callable[[Tensor], Maps]:
         reason = runner.first_cause(error)
         if self.network.engine == "openvino":
-            raise ConsilienceError(f"engine openvino cannot give these layers: {reason}; take engine=torch") from error
+            raise ConsilienceError(
+                f"engine openvino cannot give these layers: {reason}; take engine=torch"
+            ) from error
         say(f"openvino cannot give these layers, torch does: {reason}")
-        self.facts |= {"engine": "torch", "precision": "f32", "note": f"openvino was tried: {reason}"}
+        self.facts |= {
+            "engine": "torch",
+            "precision": "f32",
+            "note": f"openvino was tried: {reason}",
+        }
         return self._torch
 
     def _plain(self, pixels: Tensor) -> Maps:
@@ -90,7 +113,10 @@ class Features:
 
     def _torch(self, pixels: Tensor) -> Maps:
         self.facts["engine"] = "torch"
-        with torch.no_grad(), engines_torch.autocast(self.network.device, self.facts["precision"]):
+        with (
+            torch.no_grad(),
+            engines_torch.autocast(self.network.device, self.facts["precision"]),
+        ):
             maps = self.network.activations(pixels, self.names)
         return {name: values.float() for name, values in maps.items()}
 
@@ -100,12 +126,17 @@ def _verify(got: Maps, expected: Maps, tolerance: float) -> None:
         scale = float(values.abs().max().clamp(min=1e-3))
         apart = float((got[name][[0, -1]] - values).abs().max()) / scale
         if not apart <= tolerance:
-            raise ConsilienceError(f"layer {name} is {apart:.1e} of its size away from torch's, {tolerance:.0e} allowed")
+            raise ConsilienceError(
+                f"layer {name} is {apart:.1e} of its size away from torch's, {tolerance:.0e} "
+                f"allowed"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class _Layered:
-    """A network whose pass ends in its layers instead of its scores, for an engine to convert."""
+    """A network whose pass ends in its layers instead of its scores, for an engine to
+    convert.
+    """
 
     network: OpenedNetwork
     names: tuple[str, ...]
@@ -136,7 +167,9 @@ class _Layered:
 class _OpenVINO:
     """The converted network, for batches of one size; a shorter batch is filled up."""
 
-    def __init__(self, network: OpenedNetwork, names: tuple[str, ...], precision: str) -> None:
+    def __init__(
+        self, network: OpenedNetwork, names: tuple[str, ...], precision: str
+    ) -> None:
         self._names, self._batch, self._lock = names, network.batch, Lock()
         self._forms = [network.anatomy.forms[name] for name in names]
         self._compiled = openvino.openvino_compiled(_Layered(network, names), precision)
@@ -146,5 +179,11 @@ class _OpenVINO:
         batch = plan.filled_batch(pixels, self._batch).contiguous().numpy()
         with self._lock:
             outputs = self._compiled(batch, share_inputs=True, share_outputs=True)
-        raw = [torch.from_numpy(outputs[place])[: len(pixels)] for place in range(len(self._names))]
-        return {name: form.as_map(values) for name, form, values in zip(self._names, self._forms, raw, strict=True)}
+        raw = [
+            torch.from_numpy(outputs[place])[: len(pixels)]
+            for place in range(len(self._names))
+        ]
+        return {
+            name: form.as_map(values)
+            for name, form, values in zip(self._names, self._forms, raw, strict=True)
+        }

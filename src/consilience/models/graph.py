@@ -1,6 +1,8 @@
-"""A network's pass as a graph that can be cut after a layer: what is known of a picture there, and what runs again.
+"""A network's pass as a graph that can be cut after a layer: what is known of an image
+there, and what runs again.
 
-Nothing here keeps a module: nodes name its parts and run on the module that is given, so that weights are always its own.
+Nothing here keeps a module: nodes name its parts and run on the module that is given,
+so that weights are always its own.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ def layer_output(value: Any, layer: str) -> Any:
     return value
 
 
-# ---------------------------------------------------------------- tracing
+# ---- tracing
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a family of networks needs left whole: kinds of modules, functions, and python modules of functions.
+    """What a family of networks needs left whole: kinds of modules, functions, and
+    python modules of functions.
 
     Modules named in ``opened`` are looked into all the same.
     """
@@ -50,38 +53,62 @@ class Dialect:
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A graph whose nodes name parts of a module, and the tensors that the module made while it was traced."""
+    """A graph whose nodes name parts of a module, and the tensors that the module made
+    while it was traced.
+    """
 
     nodes: tuple[fx.Node, ...]
     constants: dict[str, Any]
 
 
 def dialects(module: nn.Module, layer: str) -> list[Dialect]:
-    """The ways in which a module may be traced, in the order to try them: its library's own, with what holds ``layer`` opened;
-    then plainly, which some families need.
+    """The ways in which a module may be traced, in the order to try them: its library's
+    own, with what holds ``layer`` opened; then plainly, which some families need.
     """
     leaves, functions, rooms = _customs(module)
     parts = dict(module.named_modules())
     steps = layer.split(".")
     above = (".".join(steps[:end]) for end in range(1, len(steps)))
-    return [Dialect(leaves, functions, rooms, frozenset(name for name in above if isinstance(parts[name], leaves))), Dialect()]
+    return [
+        Dialect(
+            leaves,
+            functions,
+            rooms,
+            frozenset(name for name in above if isinstance(parts[name], leaves)),
+        ),
+        Dialect(),
+    ]
 
 
-def _customs(module: nn.Module) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...], tuple[Any, ...]]:
+def _customs(
+    module: nn.Module,
+) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...], tuple[Any, ...]]:
     """What the libraries that a module is made of want left whole."""
     from torchvision import ops
 
     if any(type(part).__module__.startswith("timm.") for part in module.modules()):
         from timm.layers import get_notrace_functions, get_notrace_modules
 
-        functions = tuple(function for function in get_notrace_functions() if callable(function))
+        functions = tuple(
+            function for function in get_notrace_functions() if callable(function)
+        )
         return tuple(get_notrace_modules()), functions, (ops,)
-    return tuple(kind for kind in vars(ops).values() if isinstance(kind, type) and issubclass(kind, nn.Module)), (), (ops,)
+    return (
+        tuple(
+            kind
+            for kind in vars(ops).values()
+            if isinstance(kind, type) and issubclass(kind, nn.Module)
+        ),
+        (),
+        (ops,),
+    )
 
 
 def trace_graph(module: nn.Module, dialect: Dialect) -> Traced:
-    """The module's graph; raises `Uncut` where it has none. The module, in eval mode already, comes back as it was:
-    tracing stores constants in it, and some modules what they saw.
+    """The module's graph; raises `Uncut` where it has none.
+
+    The module, in eval mode already, comes back as it was: tracing stores constants in
+    it, and some modules what they saw.
     """
     try:
         return _traced(module, dialect)
@@ -99,7 +126,9 @@ def _traced(module: nn.Module, dialect: Dialect) -> Traced:
     with _tracing, _attributes_kept(module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         graph = _Tracer(dialect).trace(module, concrete_args=_defaults(module))
-        constants = {name: value for name, value in vars(module).items() if name not in own}
+        constants = {
+            name: value for name, value in vars(module).items() if name not in own
+        }
     return Traced(tuple(graph.nodes), constants)
 
 
@@ -118,18 +147,29 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """All parameters of ``forward`` beyond the picture, at their defaults: as the module is called."""
+    """All parameters of ``forward`` beyond the image, at their defaults: as the module
+    is called.
+    """
     parameters = list(inspect.signature(module.forward).parameters.values())[1:]
-    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    return {
+        each.name: each.default
+        for each in parameters
+        if each.default is not inspect.Parameter.empty
+    }
 
 
 class _Tracer(fx.Tracer):
-    """Marks what every module returns. Other threads may run modules meanwhile: tracing patches all modules' calls."""
+    """Marks what every module returns. Other threads may run modules meanwhile: tracing
+    patches all modules' calls.
+    """
 
     proxy_buffer_attributes = True
 
     def __init__(self, dialect: Dialect) -> None:
-        super().__init__(autowrap_modules=(math, *dialect.rooms), autowrap_functions=dialect.functions)
+        super().__init__(
+            autowrap_modules=(math, *dialect.rooms),
+            autowrap_functions=dialect.functions,
+        )
         self._dialect, self._thread = dialect, threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -137,29 +177,36 @@ class _Tracer(fx.Tracer):
             return module_qualified_name not in self._dialect.opened
         return super().is_leaf_module(m, module_qualified_name)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         output = super().call_module(m, forward, args, kwargs)
         if not isinstance(output, fx.Proxy):
             return output
-        return self.create_proxy("call_function", layer_output, (output, self.path_of_module(m)), {})
+        return self.create_proxy(
+            "call_function", layer_output, (output, self.path_of_module(m)), {}
+        )
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+    def getattr(
+        self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]
+    ) -> Any:
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-# ---------------------------------------------------------------- cutting
+# ---- cutting
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
     """A graph cut after a layer.
 
-    ``start`` is what the layer returns, ``after`` everything that depends on it (and the weights that takes), ``before``
-    everything else, and ``kept`` the values of ``before`` that ``after`` takes: a residual's skip, class tokens, shapes.
+    ``start`` is what the layer returns, ``after`` everything that depends on it (and
+    the weights that takes), ``before`` everything else, and ``kept`` the values of
+    ``before`` that ``after`` takes: a residual's skip, class tokens, shapes.
     """
 
     before: tuple[fx.Node, ...]
@@ -169,45 +216,90 @@ class Cut:
 
 
 def cut(traced: Traced, layer: str) -> Cut:
-    """Cut after what ``layer`` returns; raises `Uncut` where that is no one node of the graph."""
-    marks = [node for node in traced.nodes if node.target is layer_output and node.args[1] == layer]
+    """Cut after what ``layer`` returns; raises `Uncut` where that is no one node of the
+    graph.
+    """
+    marks = [
+        node
+        for node in traced.nodes
+        if node.target is layer_output and node.args[1] == layer
+    ]
     if len(marks) != 1:
         raise Uncut(f"the graph has {len(marks)} values of layer {layer!r}")
     depends = {marks[0]}
     for node in traced.nodes:
-        if node.op == "output" or any(source in depends for source in node.all_input_nodes):
+        if node.op == "output" or any(
+            source in depends for source in node.all_input_nodes
+        ):
             depends.add(node)
-    taken = {source for node in depends if node is not marks[0] for source in node.all_input_nodes} - depends
+    taken = {
+        source
+        for node in depends
+        if node is not marks[0]
+        for source in node.all_input_nodes
+    } - depends
     weights = {node for node in taken if node.op == "get_attr"}
     before = tuple(node for node in traced.nodes if node not in depends)
-    after = tuple(node for node in traced.nodes if node in depends | weights and node is not marks[0])
-    return Cut(before, marks[0], after, tuple(node for node in before if node in taken - weights))
+    after = tuple(
+        node
+        for node in traced.nodes
+        if node in depends | weights and node is not marks[0]
+    )
+    return Cut(
+        before,
+        marks[0],
+        after,
+        tuple(node for node in before if node in taken - weights),
+    )
 
 
 def only_reader(cut: Cut) -> tuple[fx.Node, fx.Node, frozenset[fx.Node]] | None:
-    """The module call that alone reads the layer, the mark of what it returns, and the nodes up to that mark; or None."""
+    """The module call that alone reads the layer, the mark of what it returns, and the
+    nodes up to that mark; or None.
+    """
     node, passed = cut.start, []
     while len(node.users) == 1:
         (reader,) = node.users
         passed.append(reader)
         if reader.op == "call_module":
             mark = next(iter(reader.users), None)
-            alone = len(reader.users) == 1 and mark is not None and mark.target is layer_output and len(reader.all_input_nodes) == 1
-            return (reader, cast(fx.Node, mark), frozenset([*passed, cast(fx.Node, mark)])) if alone else None
+            alone = (
+                len(reader.users) == 1
+                and mark is not None
+                and mark.target is layer_output
+                and len(reader.all_input_nodes) == 1
+            )
+            return (
+                (reader, cast(fx.Node, mark), frozenset([*passed, cast(fx.Node, mark)]))
+                if alone
+                else None
+            )
         if reader.target is not layer_output:
             return None
         node = reader
     return None
 
 
-# ---------------------------------------------------------------- running
+# ---- running
 
 
 class GraphSection:
-    """Nodes in order, run on a module. A value is let go after its last use unless it is in ``keep``."""
+    """Nodes in order, run on a module.
 
-    def __init__(self, nodes: Sequence[fx.Node], keep: Sequence[fx.Node], constants: dict[str, Any]) -> None:
-        self._nodes, self._keep, self._constants = tuple(nodes), frozenset(keep), constants
+    A value is let go after its last use unless it is in ``keep``.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[fx.Node],
+        keep: Sequence[fx.Node],
+        constants: dict[str, Any],
+    ) -> None:
+        self._nodes, self._keep, self._constants = (
+            tuple(nodes),
+            frozenset(keep),
+            constants,
+        )
         self._last = self._last_uses()
 
     def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
@@ -219,8 +311,15 @@ class GraphSection:
             seen |= here
         return last
 
-    def run(self, module: nn.Module, values: Values, watch: Callable[[Any], None] | None = None) -> Any:
-        """Run the nodes on what ``values`` hold, adding to them; returns what the graph returns, where the section ends so."""
+    def run(
+        self,
+        module: nn.Module,
+        values: Values,
+        watch: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """Run the nodes on what ``values`` hold, adding to them; returns what the graph
+        returns, where the section ends so.
+        """
         value = None
         for node in self._nodes:
             value = values[node] = self._value(module, node, values)
@@ -235,7 +334,11 @@ class GraphSection:
         if node.op == "placeholder":
             return _argument(node, values)
         if node.op == "get_attr":
-            return self._constants[target] if target in self._constants else attrgetter(target)(module)
+            return (
+                self._constants[target]
+                if target in self._constants
+                else attrgetter(target)(module)
+            )
         args = fx.map_arg(node.args, values.__getitem__)
         if node.op == "output":
             return cast(tuple[Any, ...], args)[0]
@@ -247,7 +350,9 @@ class GraphSection:
 
 
 def _argument(node: fx.Node, values: Values) -> Any:
-    """The picture was put into ``values``; whatever else ``forward`` takes is at its default."""
+    """The image was put into ``values``; whatever else ``forward`` takes is at its
+    default.
+    """
     if node in values:
         return values[node]
     if str(node.target).startswith("*"):
@@ -255,22 +360,28 @@ def _argument(node: fx.Node, values: Values) -> Any:
     return node.args[0]
 
 
-# ---------------------------------------------------------------- from one picture to many
+# ---- from one image to many
 
 
 def growth(one: Any, two: Any) -> Grow:
-    """How a value of one picture becomes the value of n copies of it, learned from the values of one and of two.
+    """How a value of one image becomes the value of n copies of it, learned from the
+    values of one and of two.
 
-    Sizes that count pictures are scaled, tensors expanded or repeated along the side that grew, everything else stays.
+    Sizes that count images are scaled, tensors expanded or repeated along the side that
+    grew, everything else stays.
     """
     if isinstance(one, Tensor):
         return _tensor_growth(one, two)
     if isinstance(one, list | tuple):
         each = [growth(*pair) for pair in zip(one, two, strict=True)]
-        return lambda value, n: _like(value, [grow(item, n) for grow, item in zip(each, value, strict=True)])
+        return lambda value, n: _like(
+            value, [grow(item, n) for grow, item in zip(each, value, strict=True)]
+        )
     if isinstance(one, dict):
         by_key = {key: growth(one[key], two[key]) for key in one}
-        return lambda value, n: {key: grow(value[key], n) for key, grow in by_key.items()}
+        return lambda value, n: {
+            key: grow(value[key], n) for key, grow in by_key.items()
+        }
     if isinstance(one, int | float) and not isinstance(one, bool) and one != two:
         return lambda value, n: value + (two - one) * (n - 1)
     return lambda value, n: value
@@ -285,15 +396,21 @@ def _tensor_growth(one: Tensor, two: Tensor) -> Grow:
     if not grown and _same(one, two):
         return lambda value, n: value
     if len(grown) != 1 or two.shape[grown[0]] != 2 * one.shape[grown[0]]:
-        raise Uncut(f"a value of {tuple(one.shape)} becomes {tuple(two.shape)} for two pictures")
+        raise Uncut(
+            f"a value of {tuple(one.shape)} becomes {tuple(two.shape)} for two images"
+        )
     axis = grown[0]
     if one.shape[axis] == 1:
-        return lambda value, n: value.expand(*value.shape[:axis], n, *value.shape[axis + 1 :])
+        return lambda value, n: value.expand(
+            *value.shape[:axis], n, *value.shape[axis + 1 :]
+        )
     if _same(torch.cat([one, one], axis), two):
         return lambda value, n: torch.cat([value] * n, axis)
     if _same(one.repeat_interleave(2, axis), two):
         return lambda value, n: value.repeat_interleave(n, axis)
-    raise Uncut(f"how a value of {tuple(one.shape)} grows with the number of pictures is not known")
+    raise Uncut(
+        f"how a value of {tuple(one.shape)} grows with the number of images is not known"
+    )
 
 
 def _same(one: Tensor, two: Tensor) -> bool:
@@ -318,4 +435,8 @@ def copied(value: Any) -> Any:
         return value.clone()
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
-    return _like(value, [copied(item) for item in value]) if isinstance(value, list | tuple) else value
+    return (
+        _like(value, [copied(item) for item in value])
+        if isinstance(value, list | tuple)
+        else value
+    )

@@ -1,7 +1,9 @@
-"""What a network is made of, found by watching it run: its layers, the shape of what they say, and where a CAM looks.
+"""What a network is made of, found by watching it run: its layers, the shape of what
+they say, and where a CAM looks.
 
-Nothing here knows a family of networks by name. One dry pass shows which modules return one map or vector; a second one,
-with a gradient of NaN sent back, shows which of them the outputs really depend on.
+Nothing here knows a family of networks by name. One dry pass shows which modules return
+one map or vector; a second one, with a gradient of NaN sent back, shows which of them
+the outputs really depend on.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ GridShape = tuple[int, int]
 ForwardRun = Callable[[Tensor], Tensor]
 
 
-# ---------------------------------------------------------------- borrowing
+# ---- borrowing
 
 
 @contextmanager
 def borrowed(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in eval mode, for one thread at a time; the mode of every submodule comes back whatever happens."""
+    """The module in eval mode, for one thread at a time; the mode of every submodule
+    comes back whatever happens.
+    """
     with _locks_guard:
         lock = _locks.setdefault(module, RLock())
     with lock:
@@ -52,9 +56,11 @@ def borrowed(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient, so that a pass keeps only what the gradients of its inputs need.
+    """No parameter asks for a gradient, so that a pass keeps only what the gradients of
+    its inputs need.
 
-    To be used within `borrowed`, which keeps other threads out; what asked before asks again afterwards.
+    To be used within `borrowed`, which keeps other threads out; what asked before asks
+    again afterwards.
     """
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
@@ -67,18 +73,30 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class PlainNorms(TorchFunctionMode):
-    """While it is on, batch norms that have their statistics are what they are: a scale and a shift of each channel.
+    """While it is on, batch norms that have their statistics are what they are: a scale
+    and a shift of each channel.
 
-    Torch's own keeps its input for the way back, which nothing but gradients of the statistics needs.
+    Torch's own keeps its input for the way back, which nothing but gradients of the
+    statistics needs.
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """``x * scale + shift`` for a batch norm; anything else as it is."""
         kwargs = kwargs or {}
-        found = _scale_and_shift(*args, **kwargs) if func is functional.batch_norm else None
-        return func(*args, **kwargs) if found is None else torch.addcmul(found[2], found[0], found[1])
+        found = (
+            _scale_and_shift(*args, **kwargs) if func is functional.batch_norm else None
+        )
+        return (
+            func(*args, **kwargs)
+            if found is None
+            else torch.addcmul(found[2], found[0], found[1])
+        )
 
 
 def _scale_and_shift(
@@ -91,7 +109,9 @@ def _scale_and_shift(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Input, scale and shift, both shaped to it; None where the statistics are the batch's own, or parameters are asked for."""
+    """Input, scale and shift, both shaped to it; None where the statistics are the
+    batch's own, or parameters are asked for.
+    """
     asked = [one for one in (weight, bias) if one is not None and one.requires_grad]
     if training or running_mean is None or running_var is None or asked:
         return None
@@ -103,8 +123,13 @@ def _scale_and_shift(
 
 
 def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
-    """Bytes that a pass of ``pixels`` keeps for the way back to them: what its operations save, each storage once."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    """Bytes that a pass of ``pixels`` keeps for the way back to them: what its
+    operations save, each storage once.
+    """
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*module.parameters(), *module.buffers())
+    }
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -114,8 +139,13 @@ def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
         return tensor
 
     leaf = pixels.detach().clone().requires_grad_()
-    # Nothing saved is freed before the graph goes, so that an address stands for one storage.
-    with torch.enable_grad(), PlainNorms(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    # Nothing saved is freed before the graph goes, so that an address stands for one
+    # storage.
+    with (
+        torch.enable_grad(),
+        PlainNorms(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         outputs = run(leaf)
     del outputs
     return sum(kept.values())
@@ -134,20 +164,34 @@ def hooked(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
 
 
 def as_outputs(said: Any) -> Tensor:
-    """The one tensor (N, K) that a classifier returns, also where it comes inside a result object."""
+    """The one tensor (N, K) that a classifier returns, also where it comes inside a
+    result object.
+    """
     outputs = getattr(said, "logits", said)
-    if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.is_floating_point():
+    if (
+        isinstance(outputs, Tensor)
+        and outputs.dim() == 2
+        and outputs.is_floating_point()
+    ):
         return outputs
-    got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(said).__name__
-    raise ConsilienceError(f"a classifier returns one tensor (N, K) of class scores; this module returns {got}")
+    got = (
+        f"shape {tuple(outputs.shape)}"
+        if isinstance(outputs, Tensor)
+        else type(said).__name__
+    )
+    raise ConsilienceError(
+        f"a classifier returns one tensor (N, K) of class scores; this module returns {got}"
+    )
 
 
-# ---------------------------------------------------------------- forms
+# ---- forms
 
 
 @dataclass(frozen=True)
 class Form:
-    """How to read a module's output as a map: its kind, channels, grid, tokens before the grid, and where channels stand."""
+    """How to read a module's output as a map: its kind, channels, grid, tokens before
+    the grid, and where channels stand.
+    """
 
     kind: Literal["map", "tokens", "vector"]
     channels: int
@@ -156,39 +200,55 @@ class Form:
     channels_last: bool = False
 
     def as_map(self, values: Tensor) -> Tensor:
-        """Raw output to (N, C, h, w): class and register tokens dropped, channels first; a vector is (N, C, 1, 1)."""
+        """Raw output to (N, C, h, w): class and register tokens dropped, channels
+        first; a vector is (N, C, 1, 1).
+        """
         if self.kind == "vector":
             return values[:, :, None, None]
         if self.kind == "tokens":
             height, width = self._grid_of(values.shape[1] - self.prefix)
             grid = values[:, self.prefix :]
-            return grid.reshape(len(grid), height, width, grid.shape[2]).permute(0, 3, 1, 2)
+            return grid.reshape(len(grid), height, width, grid.shape[2]).permute(
+                0, 3, 1, 2
+            )
         return values.permute(0, 3, 1, 2) if self.channels_last else values
 
     def as_raw(self, maps: Tensor, like: Tensor) -> Tensor:
-        """Inverse of `as_map`; class and register tokens are taken from ``like``, a raw output of as many pictures or one."""
+        """Inverse of `as_map`; class and register tokens are taken from ``like``, a raw
+        output of as many images or one.
+        """
         if self.kind == "vector":
             return maps[:, :, 0, 0]
         if self.kind == "tokens":
             grid = maps.flatten(2).transpose(1, 2)
-            return torch.cat([like[:, : self.prefix].expand(len(maps), -1, -1), grid], dim=1)
+            return torch.cat(
+                [like[:, : self.prefix].expand(len(maps), -1, -1), grid], dim=1
+            )
         return maps.permute(0, 2, 3, 1) if self.channels_last else maps
 
     def _grid_of(self, tokens: int) -> GridShape:
-        """The grid of the dry pass, or one of the same shape where a picture of another size is shown."""
+        """The grid of the dry pass, or one of the same shape where an image of another
+        size is shown.
+        """
         height, width = self.grid or (1, 1)
         scale = math.sqrt(tokens / (height * width))
         found = round(height * scale), round(width * scale)
         if found[0] * found[1] != tokens:
-            raise ConsilienceError(f"{tokens} tokens form no grid like {height} x {width}")
+            raise ConsilienceError(
+                f"{tokens} tokens form no grid like {height} x {width}"
+            )
         return found
 
 
-def form_of(shape: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool = False) -> Form | None:
-    """How to read an output of ``shape`` for one picture of size ``frame``; None where it is neither a map nor a vector.
+def form_of(
+    shape: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool = False
+) -> Form | None:
+    """How to read an output of ``shape`` for one image of size ``frame``; None where it
+    is neither a map nor a vector.
 
-    ``seen`` are the grids of earlier maps: they tell tokens from other sequences and maps from attention matrices.
-    ``last`` says where channels stood in the map before, for the rare cube whose shape does not tell.
+    ``seen`` are the grids of earlier maps: they tell tokens from other sequences and
+    maps from attention matrices. ``last`` says where channels stood in the map before,
+    for the rare cube whose shape does not tell.
     """
     if not shape or shape[0] != 1:
         return None
@@ -199,13 +259,18 @@ def form_of(shape: tuple[int, ...], frame: GridShape, seen: list[GridShape], las
     return _map_form(shape[1:], frame, seen, last) if len(shape) == 4 else None
 
 
-def _token_form(tokens: int, channels: int, frame: GridShape, seen: list[GridShape]) -> Form | None:
+def _token_form(
+    tokens: int, channels: int, frame: GridShape, seen: list[GridShape]
+) -> Form | None:
     for grid in reversed(seen):
         prefix = tokens - grid[0] * grid[1]
         if 0 <= prefix <= MOST_PREFIX_TOKENS and tokens > 1:
             return Form("tokens", channels, grid, prefix)
     for height, width in reversed(seen):
-        for step in (2, 4):  # merged patches: Swin's pairs, TNT's inner grid of 4 x 4 pixels a patch
+        for step in (
+            2,
+            4,
+        ):  # merged patches: Swin's pairs, TNT's inner grid of 4 x 4 pixels a patch
             merged = (-(-height // step), -(-width // step))
             if tokens == merged[0] * merged[1] > 1:
                 return Form("tokens", channels, merged)
@@ -213,7 +278,9 @@ def _token_form(tokens: int, channels: int, frame: GridShape, seen: list[GridSha
 
 
 def _square_token_form(tokens: int, channels: int, frame: GridShape) -> Form | None:
-    """Where no map went before (patches embedded by a linear layer): a square grid in a square frame."""
+    """Where no map went before (patches embedded by a linear layer): a square grid in a
+    square frame.
+    """
     for prefix in range(MOST_PREFIX_TOKENS + 1 if frame[0] == frame[1] else 0):
         side = math.isqrt(max(tokens - prefix, 0))
         if side > 1 and side * side == tokens - prefix:
@@ -221,36 +288,46 @@ def _square_token_form(tokens: int, channels: int, frame: GridShape) -> Form | N
     return None
 
 
-def _map_form(sides: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool) -> Form | None:
+def _map_form(
+    sides: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool
+) -> Form | None:
     first, middle, end = sides
     channels_first = _plausible((middle, end), frame, seen)
     channels_last = _plausible((first, middle), frame, seen)
     if channels_first and not (channels_last and last):
         return Form("map", first, (middle, end))
-    return Form("map", end, (first, middle), channels_last=True) if channels_last else None
+    return (
+        Form("map", end, (first, middle), channels_last=True) if channels_last else None
+    )
 
 
 def _plausible(grid: GridShape, frame: GridShape, seen: list[GridShape]) -> bool:
-    """Shaped like the picture, no larger, and not an attention matrix (as many rows as there are tokens)."""
+    """Shaped like the image, no larger, and not an attention matrix (as many rows as
+    there are tokens).
+    """
     height, width = grid
     if height > frame[0] or width > frame[1]:
         return False
     slack = 0 if frame[0] == frame[1] else max(frame)
     if abs(height * frame[1] - width * frame[0]) > slack:
         return False
-    tokens = any(0 <= height - rows * columns <= MOST_PREFIX_TOKENS for rows, columns in seen)
+    tokens = any(
+        0 <= height - rows * columns <= MOST_PREFIX_TOKENS for rows, columns in seen
+    )
     return not tokens or grid in seen or height == 1
 
 
-# ---------------------------------------------------------------- the dry pass
+# ---- the dry pass
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """What one dry pass showed: forms by layer in the order of the pass, and modules that ran more than once.
+    """What one dry pass showed: forms by layer in the order of the pass, and modules
+    that ran more than once.
 
-    ``outputs`` is the number of classes, ``largest`` the floats of the largest output, ``channels_last`` whether the module
-    takes pictures in that layout: about twice as fast on a CPU, but some modules reshape by ``view``, which it breaks.
+    ``outputs`` is the number of classes, ``largest`` the floats of the largest output,
+    ``channels_last`` whether the module takes images in that layout: about twice as
+    fast on a CPU, but some modules reshape by ``view``, which it breaks.
     """
 
     forms: dict[str, Form]
@@ -261,18 +338,30 @@ class Anatomy:
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers as data."""
-        return tuple(Layer(name, form.channels, form.grid, form.kind) for name, form in self.forms.items())
+        return tuple(
+            Layer(name, form.channels, form.grid, form.kind)
+            for name, form in self.forms.items()
+        )
 
 
-def examine(module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: Tensor) -> Anatomy:
-    """Watch one pass of one picture (1, 3, h, w); ``run`` maps pixels and layout to outputs (1, K) through ``module``."""
+def examine(
+    module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: Tensor
+) -> Anatomy:
+    """Watch one pass of one image (1, 3, h, w); ``run`` maps pixels and layout to
+    outputs (1, K) through ``module``.
+    """
     try:
         return _examine(module, run, pixels, channels_last=True)
     except RuntimeError:
         return _examine(module, run, pixels, channels_last=False)
 
 
-def _examine(module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: Tensor, channels_last: bool) -> Anatomy:
+def _examine(
+    module: nn.Module,
+    run: Callable[[Tensor, bool], Tensor],
+    pixels: Tensor,
+    channels_last: bool,
+) -> Anatomy:
     shapes: dict[str, tuple[int, ...] | None] = {}
     calls: Counter[str] = Counter()
 
@@ -311,7 +400,7 @@ def _forms(shapes: dict[str, tuple[int, ...]], frame: GridShape) -> dict[str, Fo
     return forms
 
 
-# ---------------------------------------------------------------- the target layer
+# ---- the target layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,25 +412,42 @@ class _Call:
     output: Tensor
 
 
-def target_layer(module: nn.Module, run: ForwardRun, anatomy: Anatomy, pixels: Tensor) -> str:
-    """The last map before the head on which the outputs depend; of the modules that return it, the outermost.
+def target_layer(
+    module: nn.Module, run: ForwardRun, anatomy: Anatomy, pixels: Tensor
+) -> str:
+    """The last map before the head on which the outputs depend; of the modules that
+    return it, the outermost.
 
-    Dependence is found by sending NaN back from the outputs: it goes through every connection, whatever the weights, and
-    leaves exact zeros elsewhere (the patches of a last block whose class token alone is read).
+    Dependence is found by sending NaN back from the outputs: it goes through every
+    connection, whatever the weights, and leaves exact zeros elsewhere (the patches of a
+    last block whose class token alone is read).
     """
     with torch.enable_grad():
         calls, outputs = _calls(module, run, pixels.detach().clone().requires_grad_())
-        maps = _candidates(calls, outputs, anatomy, module, (int(pixels.shape[2]), int(pixels.shape[3])))
+        maps = _candidates(
+            calls,
+            outputs,
+            anatomy,
+            module,
+            (int(pixels.shape[2]), int(pixels.shape[3])),
+        )
         if not maps:
-            raise ConsilienceError(f"{type(module).__name__} has no layer that gives a map; name one with layer=")
+            raise ConsilienceError(
+                f"{type(module).__name__} has no layer that gives a map; name one with layer="
+            )
         reached = _reached(maps, outputs, anatomy) or maps
     last = reached[-1]
     same = [call for call in maps if call.key == last.key]
     return min(same, key=lambda call: (call.name.count("."), call.start)).name
 
 
-def _calls(module: nn.Module, run: ForwardRun, pixels: Tensor) -> tuple[list[_Call], Tensor]:
-    """Every call that returns one tensor, in order of ending. All outputs are kept alive, so that addresses stay distinct."""
+def _calls(
+    module: nn.Module, run: ForwardRun, pixels: Tensor
+) -> tuple[list[_Call], Tensor]:
+    """Every call that returns one tensor, in order of ending.
+
+    All outputs are kept alive, so that addresses stay distinct.
+    """
     starts: dict[nn.Module, int] = {}
     clock = iter(range(1_000_000_000))
     calls: list[_Call] = []
@@ -367,26 +473,50 @@ def _calls(module: nn.Module, run: ForwardRun, pixels: Tensor) -> tuple[list[_Ca
             handle.remove()
 
 
-def _candidates(calls: list[_Call], outputs: Tensor, anatomy: Anatomy, module: nn.Module, frame: GridShape) -> list[_Call]:
+def _candidates(
+    calls: list[_Call],
+    outputs: Tensor,
+    anatomy: Anatomy,
+    module: nn.Module,
+    frame: GridShape,
+) -> list[_Call]:
     parts = dict(module.named_modules())
-    passed = {call.key for call in calls if _pools_or_classifies(parts[call.name], anatomy.outputs)}
+    passed = {
+        call.key
+        for call in calls
+        if _pools_or_classifies(parts[call.name], anatomy.outputs)
+    }
     every = [call for call in calls if _is_map(call, anatomy, frame)]
     maps = [call for call in every if call.key not in passed] or every
     head = _head(calls, maps, outputs)
-    before = [call for call in maps if head is None or not f"{call.name}.".startswith(f"{head}.")] or maps
-    outside = [call for call in before if not _inside_attention(call.name, parts)] or before
+    before = [
+        call
+        for call in maps
+        if head is None or not f"{call.name}.".startswith(f"{head}.")
+    ] or maps
+    outside = [
+        call for call in before if not _inside_attention(call.name, parts)
+    ] or before
     width = anatomy.forms[outside[-1].name] if outside else None
-    return [call for call in outside if width is None or _of_the_stream(anatomy.forms[call.name], width)]
+    return [
+        call
+        for call in outside
+        if width is None or _of_the_stream(anatomy.forms[call.name], width)
+    ]
 
 
 def _pools_or_classifies(part: nn.Module, classes: int) -> bool:
     if isinstance(part, nn.Linear):
         return part.out_features == classes
-    return isinstance(part, _ADAPTIVE) or (isinstance(part, nn.Conv2d) and part.out_channels == classes)
+    return isinstance(part, _ADAPTIVE) or (
+        isinstance(part, nn.Conv2d) and part.out_channels == classes
+    )
 
 
 def _of_the_stream(form: Form, last: Form) -> bool:
-    """Tokens as wide as the last ones: what flows through a transformer, not its queries, keys and values."""
+    """Tokens as wide as the last ones: what flows through a transformer, not its
+    queries, keys and values.
+    """
     return form.kind != "tokens" or form.channels == last.channels
 
 
@@ -394,28 +524,42 @@ def _is_map(call: _Call, anatomy: Anatomy, frame: GridShape) -> bool:
     form = anatomy.forms.get(call.name)
     if form is None or form.grid is None or form.grid == (1, 1):
         return False
-    return not (form.channels == 3 and form.grid == frame)  # a preprocessed picture, not what a network makes of it
+    return not (
+        form.channels == 3 and form.grid == frame
+    )  # a preprocessed image, not what a network makes of it
 
 
 def _head(calls: list[_Call], maps: list[_Call], outputs: Tensor) -> str | None:
-    """The outermost module that returns the outputs themselves and starts when there is a map already."""
+    """The outermost module that returns the outputs themselves and starts when there is
+    a map already.
+    """
     first = min((call.end for call in maps), default=math.inf)
-    ends = [call for call in calls if call.output.data_ptr() == outputs.data_ptr() and call.start > first]
+    ends = [
+        call
+        for call in calls
+        if call.output.data_ptr() == outputs.data_ptr() and call.start > first
+    ]
     return min(ends, key=lambda call: call.name.count(".")).name if ends else None
 
 
 def _inside_attention(name: str, parts: dict[str, nn.Module]) -> bool:
     steps = name.split(".")
-    above = (type(parts[".".join(steps[:end])]).__name__.lower() for end in range(1, len(steps)))
+    above = (
+        type(parts[".".join(steps[:end])]).__name__.lower()
+        for end in range(1, len(steps))
+    )
     return any("attention" in kind or "attn" in kind for kind in above)
 
 
 def _reached(maps: list[_Call], outputs: Tensor, anatomy: Anatomy) -> list[_Call]:
     able = [call for call in maps if call.output.requires_grad]
     nan = torch.full_like(outputs, math.nan)
-    gradients = torch.autograd.grad(outputs, [call.output for call in able], nan, allow_unused=True)
+    gradients = torch.autograd.grad(
+        outputs, [call.output for call in able], nan, allow_unused=True
+    )
     return [
         call
         for call, gradient in zip(able, gradients, strict=True)
-        if gradient is not None and bool(anatomy.forms[call.name].as_map(gradient).isnan().any())
+        if gradient is not None
+        and bool(anatomy.forms[call.name].as_map(gradient).isnan().any())
     ]

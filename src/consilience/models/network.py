@@ -1,6 +1,8 @@
-"""The adapter round a torch module: how it is shown a picture, run, opened and handed back as it was.
+"""The adapter round a torch module: how it is shown an image, run, opened and handed
+back as it was.
 
-Normalisation and geometry belong here and nowhere else: everything outside works on RGB pixels in [0, 1].
+Normalisation and geometry belong here and nowhere else: everything outside works on RGB
+pixels in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,24 +21,37 @@ from consilience import images
 from consilience.models import layers as anatomy
 from consilience.models.engines import plan, runner
 from consilience.models.layers import Anatomy, PlainNorms, borrowed, frozen, hooked
-from consilience.models.tail import TailKind, NetworkTail, make_tail
-from consilience.types import PIXELS, ConsilienceError, Layer, Outputs, Sample, Target, Trace, View, ViewMode
+from consilience.models.tail import NetworkTail, TailKind, make_tail
+from consilience.types import (
+    PIXELS,
+    ConsilienceError,
+    Layer,
+    Outputs,
+    Sample,
+    Target,
+    Trace,
+    View,
+    ViewMode,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _CACHED = ("anatomy", "_target_layer", "_kept")
 
 
-# ---------------------------------------------------------------- the recipe
+# ---- the recipe
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network was trained to see a picture: the frame ``size``, what is resized before it is cut, the normalisation.
+    """How a network was trained to see an image: the frame ``size``, what is resized
+    before it is cut, the normalisation.
 
-    ``resized`` is (height, width). With ``crop="short"`` the shorter side goes to ``resized`` (torchvision, timm
-    ``center``), with ``"long"`` the longer side and the rest is padded (timm ``border``), with ``"exact"`` both sides (timm
-    ``squash``); then the centre is cut. ``pad`` is the colour of what lies outside the picture, in [0, 1].
+    ``resized`` is (height, width). With ``crop="short"`` the shorter side goes to
+    ``resized`` (torchvision, timm ``center``), with ``"long"`` the longer side and the
+    rest is padded (timm ``border``), with ``"exact"`` both sides (timm ``squash``);
+    then the centre is cut. ``pad`` is the colour of what lies outside the image, in [0,
+    1].
     """
 
     size: tuple[int, int] = (224, 224)
@@ -49,49 +64,61 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if min(*self.size, *self.resized) < 1:
-            raise ConsilienceError(f"a frame has at least one pixel; got size {self.size}, resized {self.resized}")
+            raise ConsilienceError(
+                f"a frame has at least one pixel; got size {self.size}, resized {self.resized}"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConsilienceError(f"mean and std are three numbers, std above 0; got {self.mean}, {self.std}")
+            raise ConsilienceError(
+                f"mean and std are three numbers, std above 0; got {self.mean}, {self.std}"
+            )
 
-    def placement(self, picture: tuple[int, int], mode: ViewMode) -> images.Placement:
-        """Where the frame lies on a picture of that (height, width)."""
+    def placement(self, image: tuple[int, int], mode: ViewMode) -> images.Placement:
+        """Where the frame lies on an image of that (height, width)."""
         if mode == "squash":
-            return images.Placement.squash(picture, self.size)
+            return images.Placement.squash(image, self.size)
         if self.crop == "short" and self.resized[0] == self.resized[1]:
-            return images.Placement.crop(picture, self.resized[0], self.size)
-        return images.Placement.centred(picture, self._resized(picture), self.size)
+            return images.Placement.crop(image, self.resized[0], self.size)
+        return images.Placement.centred(image, self._resized(image), self.size)
 
-    def _resized(self, picture: tuple[int, int]) -> tuple[int, int]:
+    def _resized(self, image: tuple[int, int]) -> tuple[int, int]:
         if self.crop == "exact":
             return self.resized
-        ratios = [picture[axis] / self.resized[axis] for axis in (0, 1)]
+        ratios = [image[axis] / self.resized[axis] for axis in (0, 1)]
         ratio = max(ratios) if self.crop == "long" else min(ratios)
-        return max(1, round(picture[0] / ratio)), max(1, round(picture[1] / ratio))
+        return max(1, round(image[0] / ratio)), max(1, round(image[1] / ratio))
 
     def shown(self, sample: Sample, mode: ViewMode, device: torch.device) -> View:
         """The sample in this frame, on ``device``."""
         if mode not in ("crop", "squash"):
             raise ConsilienceError(f"view is crop or squash; got {mode!r}")
-        placement = self.placement((sample.pixels.shape[0], sample.pixels.shape[1]), mode)
+        placement = self.placement(
+            (sample.pixels.shape[0], sample.pixels.shape[1]), mode
+        )
         pixels = images.place(sample.pixels, placement, self.interpolation, self.pad)
         return View(images.to_tensor(pixels).to(device), placement, mode, self.mean)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] as the network takes it."""
-        mean = torch.tensor(self.mean, dtype=pixels.dtype, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+        mean = torch.tensor(self.mean, dtype=pixels.dtype, device=pixels.device)[
+            :, None, None
+        ]
+        std = torch.tensor(self.std, dtype=pixels.dtype, device=pixels.device)[
+            :, None, None
+        ]
         return (pixels - mean) / std
 
 
-# ---------------------------------------------------------------- the adapter
+# ---- the adapter
 
 
 @dataclass(frozen=True, eq=False)
 class TorchNetwork:
-    """A torch classifier as the `Network` protocol has it. Make one with `wrap` or `load_model`.
+    """A torch classifier as the `Network` protocol has it.
 
-    The module is shared, not copied, and comes back from every call as it was: mode, gradients, hooks, weights. Passes of
-    several threads through one module take turns.
+    Make one with `wrap` or `load_model`.
+
+    The module is shared, not copied, and comes back from every call as it was: mode,
+    gradients, hooks, weights. Passes of several threads through one module take turns.
     """
 
     module: nn.Module
@@ -113,19 +140,25 @@ class TorchNetwork:
         if self.mode not in ("crop", "squash"):
             raise ConsilienceError(f"view is crop or squash; got {self.mode!r}")
         if self.outputs not in ("logits", "probabilities", "values"):
-            raise ConsilienceError(f"outputs are logits, probabilities or values; got {self.outputs!r}")
+            raise ConsilienceError(
+                f"outputs are logits, probabilities or values; got {self.outputs!r}"
+            )
         plan.check_engine(self.engine, self.precision, self.memory, self.device)
 
     # -- what it is
 
     @property
     def id(self) -> str:
-        """Name and digest of weights, architecture and normalisation; follows the weights if they are changed."""
+        """Name and digest of weights, architecture and normalisation; follows the
+        weights if they are changed.
+        """
         return f"{self.name}@{self.digest}"
 
     @property
     def digest(self) -> str:
-        """Hex digest of the state dict's tensors in order, the architecture with its settings, and the recipe."""
+        """Hex digest of the state dict's tensors in order, the architecture with its
+        settings, and the recipe.
+        """
         return self._runner.digest(self.module, repr(self.recipe) + self.outputs)
 
     @property
@@ -136,12 +169,16 @@ class TorchNetwork:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
-        return self.labels or tuple(f"class {index}" for index in range(self.anatomy.outputs))
+        return self.labels or tuple(
+            f"class {index}" for index in range(self.anatomy.outputs)
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next((tensor.device for tensor in self.module.parameters()), torch.device("cpu"))
+        return next(
+            (tensor.device for tensor in self.module.parameters()), torch.device("cpu")
+        )
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -150,59 +187,80 @@ class TorchNetwork:
 
     @property
     def largest(self) -> int:
-        """Floats of the largest thing that any layer returns for one picture."""
+        """Floats of the largest thing that any layer returns for one image."""
         return self.anatomy.largest
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ``scores`` ran on, or will: engine, precision, device, weights; then batch, threads, versions, notes too."""
-        return {**self._runner.facts(self), "device": str(self.device), "weights": self.weights}
+        """What ``scores`` ran on, or will: engine, precision, device, weights; then
+        batch, threads, versions, notes too.
+        """
+        return {
+            **self._runner.facts(self),
+            "device": str(self.device),
+            "weights": self.weights,
+        }
 
     @property
     def batch(self) -> int:
-        """How many pictures a pass takes within the memory budget."""
+        """How many images a pass takes within the memory budget."""
         return plan.batch_within(self.memory, self.largest, self.frame, self.device)
 
     @property
     def gradient_batch(self) -> int:
-        """How many pictures a forward and backward pass takes within the memory budget."""
-        return plan.backward_batch_within(self.memory, self._kept, self.largest, self.frame, self.device)
+        """How many images a forward and backward pass takes within the memory budget."""
+        return plan.backward_batch_within(
+            self.memory, self._kept, self.largest, self.frame, self.device
+        )
 
     @cached_property
     def _kept(self) -> int:
-        """Bytes that a pass of one picture keeps for the way back to it."""
+        """Bytes that a pass of one image keeps for the way back to it."""
         with borrowed(self.module), frozen(self.module):
             return anatomy.kept_bytes(self.module, self.run, self._blank())
 
-    # -- how it is shown a picture
+    # -- how it is shown an image
 
     def view(self, sample: Sample, mode: ViewMode | None = None) -> View:
-        """The sample as this model was trained to see it (crop) or whole (squash); None means the model's default."""
+        """The sample as this model was trained to see it (crop) or whole (squash); None
+        means the model's default.
+        """
         return self.recipe.shown(sample, mode or self.mode, self.device)
 
     # -- how it is run
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) in [0, 1] to (N, K) float32 raw outputs by the fastest exact engine, without gradients."""
+        """(N, 3, h, w) in [0, 1] to (N, K) float32 raw outputs by the fastest exact
+        engine, without gradients.
+        """
         return self._runner.scores(self, self._checked(pixels).detach())
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) in [0, 1] to (N, K) raw outputs, differentiable with respect to the pixels."""
+        """(N, 3, h, w) in [0, 1] to (N, K) raw outputs, differentiable with respect to
+        the pixels.
+        """
         plan.record_pass("torch", "f32")
         with borrowed(self.module):
             return self.run(self._checked(pixels))
 
     def run(self, pixels: Tensor) -> Tensor:
-        """One plain torch pass in the layout that suits the module; the caller has borrowed it."""
+        """One plain torch pass in the layout that suits the module; the caller has
+        borrowed it.
+        """
         return self._run(pixels, self.anatomy.channels_last)
 
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        return anatomy.as_outputs(self.module(self.recipe.normalised(pixels).contiguous(memory_format=layout)))
+        return anatomy.as_outputs(
+            self.module(self.recipe.normalised(pixels).contiguous(memory_format=layout))
+        )
 
     def _checked(self, pixels: Tensor) -> Tensor:
         if pixels.dim() != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise ConsilienceError(f"pixels are (N, 3, h, w) floats in [0, 1]; got {tuple(pixels.shape)} {pixels.dtype}")
+            raise ConsilienceError(
+                f"pixels are (N, 3, h, w) floats in [0, 1]; got {tuple(pixels.shape)} "
+                f"{pixels.dtype}"
+            )
         return pixels.to(self.device, torch.float32)
 
     def _blank(self) -> Tensor:
@@ -212,39 +270,49 @@ class TorchNetwork:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """What one dry pass of a black picture shows of the module."""
+        """What one dry pass of a black image shows of the module."""
         with borrowed(self.module):
             return anatomy.examine(self.module, self._run, self._blank())
 
     def layers(self) -> tuple[Layer, ...]:
-        """Every layer that gives one map or vector, in the order of the forward pass; token grids are given as maps.
+        """Every layer that gives one map or vector, in the order of the forward pass;
+        token grids are given as maps.
 
-        Modules that run several times in a pass (a shared ReLU) have no one map and are left out.
+        Modules that run several times in a pass (a shared ReLU) have no one map and are
+        left out.
         """
         return self.anatomy.layers()
 
     def target_layer(self) -> str:
-        """The last spatial output before the head, after activation and residual: ``layer4``, ``bn2``, ``features``."""
+        """The last spatial output before the head, after activation and residual:
+        ``layer4``, ``bn2``, ``features``.
+        """
         return self._target_layer
 
     @cached_property
     def _target_layer(self) -> str:
-        noise = torch.rand(1, 3, *self.recipe.size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        noise = torch.rand(
+            1, 3, *self.recipe.size, generator=torch.Generator().manual_seed(0)
+        ).to(self.device)
         with borrowed(self.module):
             return anatomy.target_layer(self.module, self.run, self.anatomy, noise)
 
     def activations(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """One forward pass: by layer (N, C, h, w), as copies that nothing overwrites; a vector is (N, C, 1, 1)."""
+        """One forward pass: by layer (N, C, h, w), as copies that nothing overwrites; a
+        vector is (N, C, 1, 1).
+        """
         pixels = self._checked(pixels).detach()
         with torch.no_grad():
             raw, _ = self._capture(pixels, layers)
         return {name: self._as_map(name, value) for name, value in raw.items()}
 
     def trace(self, pixels: Tensor, layers: Sequence[str], target: Target) -> Trace:
-        """Activations and d(sum of scores)/d(activations) by layer, both (N, C, h, w), in one forward and backward pass.
+        """Activations and d(sum of scores)/d(activations) by layer, both (N, C, h, w),
+        in one forward and backward pass.
 
-        ``PIXELS`` is a layer too. The part before the first of the layers runs without a graph, and no parameter's
-        ``.grad`` is touched. A layer that the scores do not depend on has zero gradient.
+        ``PIXELS`` is a layer too. The part before the first of the layers runs without
+        a graph, and no parameter's ``.grad`` is touched. A layer that the scores do not
+        depend on has zero gradient.
         """
         leaf = self._checked(pixels).detach()
         with torch.set_grad_enabled(PIXELS in layers):
@@ -259,21 +327,30 @@ class TorchNetwork:
             {name: self._as_map(name, value) for name, value in gradients.items()},
         )
 
-    def tail(self, pixels: Tensor, layer: str, kind: TailKind | None = None) -> NetworkTail:
-        """The network after ``layer`` for one picture (1, 3, h, w): a function of (N, C, h, w) activations to raw (N, K).
+    def tail(
+        self, pixels: Tensor, layer: str, kind: TailKind | None = None
+    ) -> NetworkTail:
+        """The network after ``layer`` for one image (1, 3, h, w): a function of (N, C,
+        h, w) activations to raw (N, K).
 
-        It runs the fastest way that gives the model's own outputs: ``closed``, ``split`` or ``replay``; ``kind`` asks for
-        one. Raises `ConsilienceError` where there is no such layer or way.
+        It runs the fastest way that gives the model's own outputs: ``closed``,
+        ``split`` or ``replay``; ``kind`` asks for one. Raises `ConsilienceError` where
+        there is no such layer or way.
         """
         plan.record_pass("torch", "f32")
         name = self._known(layer)
-        return make_tail(self, self._checked(pixels).detach(), name, self.anatomy.forms[name], kind)
+        return make_tail(
+            self, self._checked(pixels).detach(), name, self.anatomy.forms[name], kind
+        )
 
-    def _capture(self, pixels: Tensor, layers: Sequence[str], graph: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    def _capture(
+        self, pixels: Tensor, layers: Sequence[str], graph: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Raw outputs by layer and the model's outputs.
 
-        What is kept is never what flows on, so that in-place operations afterwards cannot overwrite it. With ``graph``
-        the first layer reached starts the graph: its output becomes a leaf.
+        What is kept is never what flows on, so that in-place operations afterwards
+        cannot overwrite it. With ``graph`` the first layer reached starts the graph:
+        its output becomes a leaf.
         """
         kept: dict[str, Tensor] = {}
 
@@ -281,7 +358,11 @@ class TorchNetwork:
             def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
                 if graph:
                     torch.set_grad_enabled(True)
-                    output = output if output.requires_grad else output.detach().requires_grad_()
+                    output = (
+                        output
+                        if output.requires_grad
+                        else output.detach().requires_grad_()
+                    )
                 kept[name] = output
                 return output.clone()
 
@@ -291,7 +372,12 @@ class TorchNetwork:
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         hooks = [(part, keep(name)) for name, part in parts.items()]
-        with borrowed(self.module), frozen(self.module), hooked(hooks), PlainNorms() if graph else nullcontext():
+        with (
+            borrowed(self.module),
+            frozen(self.module),
+            hooked(hooks),
+            PlainNorms() if graph else nullcontext(),
+        ):
             try:
                 outputs = self.run(pixels)
             finally:
@@ -311,9 +397,15 @@ class TorchNetwork:
 
         count = self.anatomy.repeated.get(name)
         if count:
-            raise ConsilienceError(f"layer {name!r} runs {count} times in one pass, so it has no one map; name what holds it")
+            raise ConsilienceError(
+                f"layer {name!r} runs {count} times in one pass, so it has no one map; name "
+                f"what holds it"
+            )
         if name in dict(self.module.named_modules()):
-            raise ConsilienceError(f"layer {name!r} does not run, or returns no map or vector; layers() lists those that do")
+            raise ConsilienceError(
+                f"layer {name!r} does not run, or returns no map or vector; layers() lists "
+                f"those that do"
+            )
         raise ConsilienceError(unknown("layer", name, self.anatomy.forms))
 
     def _as_map(self, name: str, values: Tensor) -> Tensor:
@@ -322,14 +414,21 @@ class TorchNetwork:
     # -- the same model otherwise
 
     def using(
-        self, device: str | None = None, engine: str | None = None, precision: str | None = None, memory: int | None = None
+        self,
+        device: str | None = None,
+        engine: str | None = None,
+        precision: str | None = None,
+        memory: int | None = None,
     ) -> TorchNetwork:
-        """The same model on another device or engine, in another precision, in ``memory`` bytes; None keeps what is.
+        """The same model on another device or engine, in another precision, in
+        ``memory`` bytes; None keeps what is.
 
         The module is shared; only another device needs a copy of it.
         """
         changed = {"engine": engine, "precision": precision, "memory": memory}
-        changes: dict[str, Any] = {key: value for key, value in changed.items() if value is not None}
+        changes: dict[str, Any] = {
+            key: value for key, value in changed.items() if value is not None
+        }
         there = plan.resolve_device(device) if device is not None else self.device
         if there != self.device:
             changes["module"] = copy.deepcopy(self.module).to(there)
@@ -338,12 +437,22 @@ class TorchNetwork:
 
     def _hand_over(self, other: TorchNetwork) -> TorchNetwork:
         """Give what has been found out about the module to another adapter of it."""
-        other.__dict__.update({key: self.__dict__[key] for key in _CACHED if key in self.__dict__})
+        other.__dict__.update(
+            {key: self.__dict__[key] for key in _CACHED if key in self.__dict__}
+        )
         return other
 
     def with_module(self, module: nn.Module) -> TorchNetwork:
-        """The same adapter round another module: randomised weights, rule-wrapped copies. It has no spec."""
-        return replace(self, module=module, source=None, weights="given with the module", _runner=runner.Runner())
+        """The same adapter round another module: randomised weights, rule-wrapped
+        copies. It has no spec.
+        """
+        return replace(
+            self,
+            module=module,
+            source=None,
+            weights="given with the module",
+            _runner=runner.Runner(),
+        )
 
 
 def _gradients(score: Tensor, raw: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -351,10 +460,13 @@ def _gradients(score: Tensor, raw: dict[str, Tensor]) -> dict[str, Tensor]:
     if not score.requires_grad:
         return {name: torch.zeros_like(raw[name]) for name in names}
     found = torch.autograd.grad(score, [raw[name] for name in names], allow_unused=True)
-    return {name: torch.zeros_like(raw[name]) if grad is None else grad for name, grad in zip(names, found, strict=True)}
+    return {
+        name: torch.zeros_like(raw[name]) if grad is None else grad
+        for name, grad in zip(names, found, strict=True)
+    }
 
 
-# ---------------------------------------------------------------- wrapping
+# ---- wrapping
 
 
 def wrap(
@@ -375,12 +487,15 @@ def wrap(
 ) -> TorchNetwork:
     """Any torch classifier (N, 3, h, w) -> (N, K) as a `Network`.
 
-    ``size`` is the frame the module takes, ``resize`` what the picture's shorter side becomes before the centre is cut
-    (None: the frame's own size, so nothing is lost along that side). The module is used where it is and as it is; raises
+    ``size`` is the frame the module takes, ``resize`` what the image's shorter side
+    becomes before the centre is cut (None: the frame's own size, so nothing is lost
+    along that side). The module is used where it is and as it is; raises
     `ConsilienceError` where the number of ``classes`` is not that of its outputs.
     """
     if not isinstance(module, nn.Module):
-        raise ConsilienceError(f"wrap takes a torch.nn.Module; got {type(module).__name__}")
+        raise ConsilienceError(
+            f"wrap takes a torch.nn.Module; got {type(module).__name__}"
+        )
     frame = pair(size)
     recipe = Recipe(
         size=frame,
@@ -391,11 +506,20 @@ def wrap(
     )
     labels = tuple(classes) if classes is not None else None
     network = TorchNetwork(
-        module, recipe, labels, outputs, name or type(module).__name__, mode=view,
-        engine=engine, precision=precision, memory=memory,
-    )  # fmt: skip
+        module,
+        recipe,
+        labels,
+        outputs,
+        name or type(module).__name__,
+        mode=view,
+        engine=engine,
+        precision=precision,
+        memory=memory,
+    )
     if labels is not None and len(labels) != network.anatomy.outputs:
-        raise ConsilienceError(f"{len(labels)} class names for a module with {network.anatomy.outputs} outputs")
+        raise ConsilienceError(
+            f"{len(labels)} class names for a module with {network.anatomy.outputs} outputs"
+        )
     return network
 
 
@@ -407,5 +531,7 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def triple(values: Sequence[float], what: str) -> tuple[float, float, float]:
     """Three numbers, one a colour; ``what`` names them in the error."""
     if len(values) != 3:
-        raise ConsilienceError(f"{what} is three numbers, one a colour; got {len(values)}")
+        raise ConsilienceError(
+            f"{what} is three numbers, one a colour; got {len(values)}"
+        )
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -1,8 +1,10 @@
-"""Designs: which superpixels are on in which edited picture.
+"""Designs: which superpixels are on in which edited image.
 
-Every design but lime's own makes each row uniform over all ``2**S`` rows (``sized``: over those of its size), so that a
-weighted fit has the same limit whichever is used: that of infinitely many fair coins. A design changes the variance, and
-which rows belong together, never what is estimated. The first rows of a longer design are the shorter one of the same seed.
+Every design but lime's own makes each row uniform over all ``2**S`` rows (``sized``:
+over those of its size), so that a weighted fit has the same limit whichever is used:
+that of infinitely many fair coins. A design changes the variance, and which rows belong
+together, never what is estimated. The first rows of a longer design are the shorter one
+of the same seed.
 """
 
 from __future__ import annotations
@@ -16,19 +18,25 @@ from consilience.types import Array, ConsilienceError
 Draw = Literal["independent", "antithetic", "hadamard", "lime"]
 
 ORDER = 64
-"""Smallest Hadamard matrix used: a block is its rows and their complements, 128 draws. Larger ones gain little."""
+"""Smallest Hadamard matrix used: a block is its rows and their complements, 128 draws.
+
+Larger ones gain little.
+"""
 
 
 def draws(how: Draw, samples: int, count: int, seed: int, sized: bool = False) -> Array:
     """Perturbations (samples, count) bool, True where a superpixel is on.
 
-    ``independent``: fair coins. ``antithetic``: each row is followed by its complement, which removes the part of the error
-    that is even in the bits, such as that of every interaction of two. ``hadamard``: blocks of an orthogonal array with
-    fold-over (rows of a Hadamard matrix and their complements; of strength 3), its columns, signs and the order of its rows
-    drawn anew for each block. ``lime``: the numbers lime draws, whose first row keeps all.
+    ``independent``: fair coins. ``antithetic``: each row is followed by its complement,
+    which removes the part of the error that is even in the bits, such as that of every
+    interaction of two. ``hadamard``: blocks of an orthogonal array with fold-over (rows
+    of a Hadamard matrix and their complements; of strength 3), its columns, signs and
+    the order of its rows drawn anew for each block. ``lime``: the numbers lime draws,
+    whose first row keeps all.
 
-    ``sized``: rows of 1 to count - 1 on, of k with probability proportional to 1 / (k (count - k)), as the kernel of
-    Shapley values has it; of those equally likely. Raises `ConsilienceError` where the design has no such rows.
+    ``sized``: rows of 1 to count - 1 on, of k with probability proportional to 1 / (k
+    (count - k)), as the kernel of Shapley values has it; of those equally likely.
+    Raises `ConsilienceError` where the design has no such rows.
     """
     if sized:
         return _sized(how, samples, count, seed)
@@ -41,9 +49,14 @@ def draws(how: Draw, samples: int, count: int, seed: int, sized: bool = False) -
     if how == "independent":
         return rng.integers(0, 2, size=(samples, count), dtype=np.bool_)
     if how == "antithetic":
-        return folded(rng.integers(0, 2, size=(-(-samples // 2), count), dtype=np.bool_))[:samples]
+        return folded(
+            rng.integers(0, 2, size=(-(-samples // 2), count), dtype=np.bool_)
+        )[:samples]
     matrix = _hadamard(count)
-    blocks = [folded(_shuffled(matrix, count, rng)) for _ in range(-(-samples // (2 * len(matrix))))]
+    blocks = [
+        folded(_shuffled(matrix, count, rng))
+        for _ in range(-(-samples // (2 * len(matrix))))
+    ]
     return np.concatenate(blocks)[:samples]
 
 
@@ -53,7 +66,9 @@ def folded(half: Array) -> Array:
 
 
 def groups(how: Draw, samples: int) -> Array:
-    """Rows that were drawn together (G, 1 or 2), -1 where a pair was cut off: what one deletes, or adds up, as one."""
+    """Rows that were drawn together (G, 1 or 2), -1 where a pair was cut off: what one
+    deletes, or adds up, as one.
+    """
     if how in ("independent", "lime"):
         return np.arange(samples)[:, None]
     together = np.arange(samples + samples % 2).reshape(-1, 2)
@@ -61,7 +76,9 @@ def groups(how: Draw, samples: int) -> Array:
 
 
 def _hadamard(count: int) -> Array:
-    """Sylvester's matrix of the smallest order that is at least ``count`` and `ORDER`, True where it is 1."""
+    """Sylvester's matrix of the smallest order that is at least ``count`` and `ORDER`,
+    True where it is 1.
+    """
     from scipy.linalg import hadamard
 
     order = max(ORDER, 1 << (count - 1).bit_length())
@@ -70,7 +87,9 @@ def _hadamard(count: int) -> Array:
 
 
 def _shuffled(matrix: Array, count: int, rng: np.random.Generator) -> Array:
-    """``count`` columns at random, each with a sign at random (which alone makes every row uniform), rows in any order."""
+    """``count`` columns at random, each with a sign at random (which alone makes every
+    row uniform), rows in any order.
+    """
     columns = rng.permutation(matrix.shape[1])[:count]
     flipped: Array = matrix[:, columns] ^ rng.integers(0, 2, size=count, dtype=np.bool_)
     return flipped[rng.permutation(len(matrix))]
@@ -78,12 +97,19 @@ def _shuffled(matrix: Array, count: int, rng: np.random.Generator) -> Array:
 
 def _sized(how: Draw, samples: int, count: int, seed: int) -> Array:
     if how not in ("independent", "antithetic"):
-        raise ConsilienceError(f"draw={how} has no sizes to draw; kernel=shap takes draw=antithetic or independent")
+        raise ConsilienceError(
+            f"draw={how} has no sizes to draw; kernel=shap takes draw=antithetic or independent"
+        )
     rows = -(-samples // 2) if how == "antithetic" else samples
     numbers = np.random.default_rng(seed).random((rows, count + 1))
     sizes = np.arange(1, max(count, 2))
     odds = np.cumsum(1 / (sizes * np.maximum(count - sizes, 1)))
-    drawn = sizes[np.minimum(np.searchsorted(odds / odds[-1], numbers[:, 0], side="right"), len(sizes) - 1)]
+    drawn = sizes[
+        np.minimum(
+            np.searchsorted(odds / odds[-1], numbers[:, 0], side="right"),
+            len(sizes) - 1,
+        )
+    ]
     places = numbers[:, 1:].argsort(axis=1).argsort(axis=1)
     on: Array = places < drawn[:, None]
     return folded(on)[:samples] if how == "antithetic" else on

@@ -13,37 +13,45 @@ from consilience import images
 from consilience.registry import fills, option
 from consilience.types import Array, ConsilienceError, View
 
-# ---------------------------------------------------------------- what takes the place of the rest
+# ---- what takes the place of the rest
 
 
 class Fill(Protocol):
-    """A frozen dataclass that says what stands where the picture is taken away."""
+    """A frozen dataclass that says what stands where the image is taken away."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1] on the view's device; ``segments`` (h, w) labels 0..S-1 where the method has them."""
+        """(1, 3, h, w) in [0, 1] on the view's device; ``segments`` (h, w) labels
+        0..S-1 where the method has them.
+        """
 
 
 @fills.register("mean")
 @dataclass(frozen=True)
 class MeanFill:
-    """Each superpixel in its own mean colour, in float64: the mean of [0, 1] values, never cut to whole numbers."""
+    """Each superpixel in its own mean colour, in float64: the mean of [0, 1] values,
+    never cut to whole numbers.
+    """
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]; raises `ConsilienceError` without superpixels."""
         if segments is None:
             others = ", ".join(name for name in fills.names() if name != "mean")
-            raise ConsilienceError(f"fill mean needs superpixels, and this method has none; there is: {others}")
+            raise ConsilienceError(
+                f"fill mean needs superpixels, and this method has none; there is: {others}"
+            )
         flat = segments.ravel()
         size = np.bincount(flat)
         channels = images.to_array(view.pixels).reshape(-1, 3).T
-        means = np.stack([np.bincount(flat, weights=channel) / size for channel in channels])
+        means = np.stack(
+            [np.bincount(flat, weights=channel) / size for channel in channels]
+        )
         return _like(means[:, segments], view)
 
 
 @fills.register("percentile")
 @dataclass(frozen=True)
 class PercentileFill:
-    """One colour: the ``q``-th percentile of each colour channel over the picture."""
+    """One colour: the ``q``-th percentile of each colour channel over the image."""
 
     q: float = option(20.0, help="0 to 100")
 
@@ -53,13 +61,17 @@ class PercentileFill:
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
-        return _plain(np.percentile(images.to_array(view.pixels), self.q, axis=(0, 1)), view)
+        return _plain(
+            np.percentile(images.to_array(view.pixels), self.q, axis=(0, 1)), view
+        )
 
 
 @fills.register("blur")
 @dataclass(frozen=True)
 class BlurFill:
-    """The picture itself, out of focus: a Gaussian of ``sigma`` pixels, mirrored at the borders."""
+    """The image itself, out of focus: a Gaussian of ``sigma`` pixels, mirrored at the
+    borders.
+    """
 
     sigma: float = option(10.0, help="standard deviation in pixels")
 
@@ -77,12 +89,15 @@ class BlurFill:
 class ColourFill:
     """One colour: red, green and blue in [0, 1], as ``colour(.5+.2+0)``."""
 
-    rgb: tuple[float, float, float] = option((0.5, 0.5, 0.5), help="red+green+blue, each 0 to 1")
+    rgb: tuple[float, float, float] = option(
+        (0.5, 0.5, 0.5), help="red+green+blue, each 0 to 1"
+    )
 
     def __post_init__(self) -> None:
         if not all(0 <= part <= 1 for part in self.rgb):
             raise ConsilienceError(
-                f"colour: red, green and blue lie in [0, 1]; got {'+'.join(f'{part:g}' for part in self.rgb)}"
+                f"colour: red, green and blue lie in [0, 1]; got "
+                f"{'+'.join(f'{part:g}' for part in self.rgb)}"
             )
 
     def image(self, view: View, segments: Array | None) -> Tensor:
@@ -93,7 +108,9 @@ class ColourFill:
 @fills.register("neutral")
 @dataclass(frozen=True)
 class NeutralFill:
-    """The colour that the network takes as zero: the mean it normalises with, black where the model names none."""
+    """The colour that the network takes as zero: the mean it normalises with, black
+    where the model names none.
+    """
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
@@ -133,7 +150,9 @@ class Grey:
 @fills.register("inverted")
 @dataclass(frozen=True)
 class Inverted:
-    """The negative: 1 minus the picture, which flips the sign of what is coded from -1 to 1 (Bach et al. 2015)."""
+    """The negative: 1 minus the image, which flips the sign of what is coded from -1 to
+    1 (Bach et al. 2015).
+    """
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
@@ -143,7 +162,9 @@ class Inverted:
 @fills.register("noise")
 @dataclass(frozen=True)
 class NoiseFill:
-    """Uniform noise in [0, 1], every channel of every pixel its own; the same for all pictures of a size."""
+    """Uniform noise in [0, 1], every channel of every pixel its own; the same for all
+    images of a size.
+    """
 
     seed: int = option(0, help="another noise for every seed")
 
@@ -153,16 +174,21 @@ class NoiseFill:
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
-        return _like(np.random.default_rng(self.seed).random(tuple(view.pixels.shape[1:])), view)
+        return _like(
+            np.random.default_rng(self.seed).random(tuple(view.pixels.shape[1:])), view
+        )
 
 
 @fills.register("rise-blur")
 @dataclass(frozen=True)
 class RiseBlur:
-    """The blur that insertion starts from in the code of RISE (Petsiuk et al. 2018), for comparison with its numbers.
+    """The blur that insertion starts from in the code of RISE (Petsiuk et al.
 
-    Its kernel is a Gaussian of ``sigma`` within ``side`` x ``side`` pixels, what would lie outside mirrored into it, so that
-    with the defaults it is nearly a box; outside the picture lies the colour that the network takes as zero.
+    2018), for comparison with its numbers.
+
+    Its kernel is a Gaussian of ``sigma`` within ``side`` x ``side`` pixels, what would
+    lie outside mirrored into it, so that with the defaults it is nearly a box; outside
+    the image lies the colour that the network takes as zero.
     """
 
     side: int = option(11, help="side of the kernel in pixels, odd")
@@ -170,14 +196,20 @@ class RiseBlur:
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.side % 2 == 0:
-            raise ConsilienceError(f"rise-blur: side is odd and at least 1; got {self.side}")
+            raise ConsilienceError(
+                f"rise-blur: side is odd and at least 1; got {self.side}"
+            )
         if not 0 < self.sigma < np.inf:
-            raise ConsilienceError(f"rise-blur: sigma must be positive; got {self.sigma:g}")
+            raise ConsilienceError(
+                f"rise-blur: sigma must be positive; got {self.sigma:g}"
+            )
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
         zero = torch.tensor(view.neutral).to(view.pixels).reshape(1, 3, 1, 1)
-        kernel = torch.from_numpy(images.mirrored_kernel(self.side, self.sigma)).to(view.pixels)
+        kernel = torch.from_numpy(images.mirrored_kernel(self.side, self.sigma)).to(
+            view.pixels
+        )
         return (images.convolved(view.pixels - zero, kernel) + zero).clamp(0, 1)
 
 
@@ -186,5 +218,7 @@ def _plain(rgb: Array, view: View) -> Tensor:
 
 
 def _like(channels: Array, view: View) -> Tensor:
-    """(3, h, w) float64 as a batch of one, held to [0, 1] against rounding, on the view's device."""
+    """(3, h, w) float64 as a batch of one, held to [0, 1] against rounding, on the
+    view's device.
+    """
     return torch.from_numpy(np.clip(channels, 0.0, 1.0)[None]).to(view.pixels)

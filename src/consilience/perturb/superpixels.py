@@ -1,7 +1,7 @@
 """Superpixels: the regions whose presence LIME and its kin switch on and off.
 
-A segmenter sees the picture in the model's frame and nothing else. Its randomness, where it has any, is its own `seed`: the
-seed of an explainer never reaches it.
+A segmenter sees the image in the model's frame and nothing else. Its randomness, where
+it has any, is its own `seed`: the seed of an explainer never reaches it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from consilience.types import Array, ConsilienceError
 
 
 class Segmenter(Protocol):
-    """A frozen dataclass that cuts a picture into superpixels."""
+    """A frozen dataclass that cuts an image into superpixels."""
 
     def labels(self, image: Array) -> Array:
         """(h, w, 3) float64 in [0, 1] to (h, w) int64 labels 0..S-1."""
 
 
 def segment(segmenter: Segmenter, image: Array) -> Array:
-    """Labels (h, w) int64 of any segmenter, checked and counted 0..S-1 without gaps: what explainers call.
+    """Labels (h, w) int64 of any segmenter, checked and counted 0..S-1 without gaps:
+    what explainers call.
 
-    ``image`` is (h, w, 3) float64 in [0, 1]. One segment over the whole picture is legal. Raises `ConsilienceError` where the
-    segmenter does not label every pixel of it.
+    ``image`` is (h, w, 3) float64 in [0, 1]. One segment over the whole image is legal.
+    Raises `ConsilienceError` where the segmenter does not label every pixel of it.
     """
     labels = np.asarray(segmenter.labels(image))
     if labels.shape != image.shape[:2]:
         name = type(segmenter).__name__
-        raise ConsilienceError(f"{name} labels {labels.shape} pixels; the picture has {image.shape[:2]}")
+        raise ConsilienceError(
+            f"{name} labels {labels.shape} pixels; the image has {image.shape[:2]}"
+        )
     return relabelled(labels)
 
 
@@ -45,18 +48,22 @@ def relabelled(labels: Array) -> Array:
     return inverse.reshape(labels.shape).astype(np.int64)
 
 
-# ---------------------------------------------------------------- quickshift
+# ---- quickshift
 
-# ---------------------------------------------------------------- the others
+# ---- the others
 
 
 @segmenters.register("slic")
 @dataclass(frozen=True)
 class Slic:
-    """k-means in colour and place (Achanta et al. 2012) by scikit-image: superpixels of about equal size."""
+    """k-means in colour and place (Achanta et al. 2012) by scikit-image: superpixels of
+    about equal size.
+    """
 
     n_segments: int = option(100, help="about how many superpixels")
-    compactness: float = option(10.0, help="weight of place against colour; larger means squarer")
+    compactness: float = option(
+        10.0, help="weight of place against colour; larger means squarer"
+    )
     sigma: float = option(0.0, help="blur before, in pixels")
 
     def __post_init__(self) -> None:
@@ -67,14 +74,22 @@ class Slic:
         """(h, w, 3) in [0, 1] to (h, w) int64."""
         from skimage.segmentation import slic
 
-        found = slic(image, n_segments=self.n_segments, compactness=self.compactness, sigma=self.sigma, start_label=0)
+        found = slic(
+            image,
+            n_segments=self.n_segments,
+            compactness=self.compactness,
+            sigma=self.sigma,
+            start_label=0,
+        )
         return relabelled(found)
 
 
 @segmenters.register("felzenszwalb")
 @dataclass(frozen=True)
 class Felzenszwalb:
-    """Graph-based merging (Felzenszwalb & Huttenlocher 2004) by scikit-image: superpixels of very unequal size."""
+    """Graph-based merging (Felzenszwalb & Huttenlocher 2004) by scikit-image:
+    superpixels of very unequal size.
+    """
 
     scale: float = option(100.0, help="larger means larger superpixels")
     sigma: float = option(0.5, help="blur before, in pixels")
@@ -88,13 +103,19 @@ class Felzenszwalb:
         """(h, w, 3) in [0, 1] to (h, w) int64."""
         from skimage.segmentation import felzenszwalb
 
-        return relabelled(felzenszwalb(image, scale=self.scale, sigma=self.sigma, min_size=self.min_size))
+        return relabelled(
+            felzenszwalb(
+                image, scale=self.scale, sigma=self.sigma, min_size=self.min_size
+            )
+        )
 
 
 @segmenters.register("grid")
 @dataclass(frozen=True)
 class Grid:
-    """``n`` x ``n`` cells of equal size, whatever is in the picture; row by row from the top left."""
+    """``n`` x ``n`` cells of equal size, whatever is in the image; row by row from the
+    top left.
+    """
 
     n: int = option(8, help="cells on a side")
 
@@ -102,7 +123,9 @@ class Grid:
         _positive("grid", n=self.n)
 
     def labels(self, image: Array) -> Array:
-        """(h, w, 3) to (h, w) int64; where ``n`` exceeds a side, every pixel of that side is a cell."""
+        """(h, w, 3) to (h, w) int64; where ``n`` exceeds a side, every pixel of that
+        side is a cell.
+        """
         rows, columns = (np.arange(side) * self.n // side for side in image.shape[:2])
         return relabelled(rows[:, None] * self.n + columns)
 

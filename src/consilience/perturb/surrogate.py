@@ -1,7 +1,9 @@
-"""Surrogates: a linear model of what a model says of edited pictures, and how sure each of its weights is.
+"""Surrogates: a linear model of what a model says of edited images, and how sure each
+of its weights is.
 
-Fits are weighted least squares, plain or with a penalty, in closed form; the lasso's path and the penalty of Bayesian ridge
-are scikit-learn's. Weights are told with the sandwich that deletion gives: what each draw, or pair of draws, did to them.
+Fits are weighted least squares, plain or with a penalty, in closed form; the lasso's
+path and the penalty of Bayesian ridge are scikit-learn's. Weights are told with the
+sandwich that deletion gives: what each draw, or pair of draws, did to them.
 """
 
 from __future__ import annotations
@@ -17,23 +19,30 @@ Kernel = Literal["cosine", "uniform", "shap"]
 SurrogateKind = Literal["ridge", "wls", "lasso", "bayesian-ridge"]
 
 WRONG = 0.05
-"""How often ``stable`` may be said of the wrong superpixels, all looks of a run together."""
+"""How often ``stable`` may be said of the wrong superpixels, all looks of a run
+together.
+"""
 SURE = 0.95
 """From this probability of being among the top on a superpixel is called sure."""
 FIRST_LOOK, PER_SUPERPIXEL = 128, 4
-"""The weights are not looked at before as many draws, nor before as many for each superpixel: no variance is known then."""
+"""The weights are not looked at before as many draws, nor before as many for each
+superpixel: no variance is known then.
+"""
 TOLD = 2
-"""Of fewer draws for each superpixel no variance is told: the penalty speaks for what they do not say."""
-PICTURED = 4096
+"""Of fewer draws for each superpixel no variance is told: the penalty speaks for what
+they do not say.
+"""
+IMAGED = 4096
 """Draws from the distribution of the weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Edited pictures and what was said of them: what a surrogate is fitted to.
+    """Edited images and what was said of them: what a surrogate is fitted to.
 
-    ``on`` (n, S) float64 0 or 1, ``scores`` (n,), kernel ``weights`` (n,), ``groups`` (G, 1 or 2) rows drawn together, -1 for
-    none. ``ends`` are the scores of nothing and of everything, where the surrogate must meet them exactly.
+    ``on`` (n, S) float64 0 or 1, ``scores`` (n,), kernel ``weights`` (n,), ``groups``
+    (G, 1 or 2) rows drawn together, -1 for none. ``ends`` are the scores of nothing and
+    of everything, where the surrogate must meet them exactly.
     """
 
     on: Array
@@ -44,21 +53,33 @@ class Scored:
 
     def of(self, kept: Array) -> Scored:
         """The same with the superpixels ``kept`` alone."""
-        return Scored(self.on[:, kept], self.scores, self.weights, self.groups, self.ends)
+        return Scored(
+            self.on[:, kept], self.scores, self.weights, self.groups, self.ends
+        )
 
     def regression(self) -> tuple[Array, Array, float]:
-        """(design, response, share of the constant): rows times the root of their weight, the constant swept out.
+        """(design, response, share of the constant): rows times the root of their
+        weight, the constant swept out.
 
-        With ``ends`` the constant is the score of nothing, the weights are even parts of the difference plus a rest that sums
-        to zero, and the rest is what remains to be fitted.
+        With ``ends`` the constant is the score of nothing, the weights are even parts
+        of the difference plus a rest that sums to zero, and the rest is what remains to
+        be fitted.
         """
         root = np.sqrt(self.weights)
         if self.ends is None:
             design = self.on - np.average(self.on, axis=0, weights=self.weights)
             response = self.scores - np.average(self.scores, weights=self.weights)
-            return design * root[:, None], response * root, 1 / float(self.weights.sum())
+            return (
+                design * root[:, None],
+                response * root,
+                1 / float(self.weights.sum()),
+            )
         design = self.on - self.on.mean(axis=1, keepdims=True)
-        response = self.scores - self.ends[0] - (self.ends[1] - self.ends[0]) * self.on.mean(axis=1)
+        response = (
+            self.scores
+            - self.ends[0]
+            - (self.ends[1] - self.ends[0]) * self.on.mean(axis=1)
+        )
         return design * root[:, None], response * root, 0.0
 
     def solution(self, rest: Array) -> tuple[Array, float]:
@@ -73,8 +94,9 @@ class Scored:
 class SurrogateFit:
     """A linear surrogate.
 
-    ``coefficients`` (S,), ``intercept``, weighted ``r2``; ``r2_out`` where each draw (pair) is told from the others;
-    ``influence`` (G, S), what each draw (pair) did to the coefficients. NaN and None where no spread, or no rest, is left.
+    ``coefficients`` (S,), ``intercept``, weighted ``r2``; ``r2_out`` where each draw
+    (pair) is told from the others; ``influence`` (G, S), what each draw (pair) did to
+    the coefficients. NaN and None where no spread, or no rest, is left.
     """
 
     coefficients: Array
@@ -85,32 +107,38 @@ class SurrogateFit:
 
     @property
     def covariance(self) -> Array:
-        """(S, S) of the coefficients: HC3, clustered by what was drawn together; NaN where it cannot be known."""
+        """(S, S) of the coefficients: HC3, clustered by what was drawn together; NaN
+        where it cannot be known.
+        """
         if self.influence is None:
             return np.full((len(self.coefficients),) * 2, np.nan)
         cross: Array = self.influence.T @ self.influence
         return cross
 
 
-# ---------------------------------------------------------------- kernels
+# ---- kernels
 
 
 def kernel(how: Kernel, on: Array, width: float) -> Array:
     """Weights (n,) of perturbations (n, S).
 
-    ``cosine``: lime's, see `cosine`. ``uniform``: every draw counts alike (as in the sampling of GLIME, Tan et al., NeurIPS
-    2023). ``shap``: alike too, since the draws themselves follow the kernel (Lundberg & Lee, NeurIPS 2017, theorem 2).
+    ``cosine``: lime's, see `cosine`. ``uniform``: every draw counts alike (as in the
+    sampling of GLIME, Tan et al., NeurIPS 2023). ``shap``: alike too, since the draws
+    themselves follow the kernel (Lundberg & Lee, NeurIPS 2017, theorem 2).
     """
     weights = cosine(on, width) if how == "cosine" else np.ones(len(on))
     if weights.sum() == 0:
-        raise ConsilienceError(f"lime: kernel_width {width:g} is so narrow that no edited picture has any weight")
+        raise ConsilienceError(
+            f"lime: kernel_width {width:g} is so narrow that no edited image has any weight"
+        )
     return weights
 
 
 def cosine(on: Array, width: float) -> Array:
     """Weights (n,): ``sqrt(exp(-d**2 / width**2))`` of the cosine distance to all on.
 
-    For bits that distance is ``1 - sqrt(share on)``; it is 1 with nothing on, as scikit-learn has it.
+    For bits that distance is ``1 - sqrt(share on)``; it is 1 with nothing on, as
+    scikit-learn has it.
     """
     distance = 1 - np.sqrt(on.mean(axis=1))
     weights: Array = np.sqrt(np.exp(-(distance**2) / width**2))
@@ -122,30 +150,43 @@ def effective(weights: Array) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-# ---------------------------------------------------------------- fits
+# ---- fits
 
 
-def fit_surrogate(kind: SurrogateKind, data: Scored, alpha: float, features: int) -> tuple[SurrogateFit, SurrogateFit, dict[str, Array]]:
+def fit_surrogate(
+    kind: SurrogateKind, data: Scored, alpha: float, features: int
+) -> tuple[SurrogateFit, SurrogateFit, dict[str, Array]]:
     """(the surrogate, what its uncertainty is told from, arrays of its own).
 
-    ``ridge`` has penalty ``alpha``, ``wls`` none; ``bayesian-ridge`` the one of the largest evidence. ``lasso`` is the densest
-    point of its path with at most ``features`` superpixels; it has no variance in closed form, so that of the least squares
-    behind it, which is the lasso without its shrinkage, is told.
+    ``ridge`` has penalty ``alpha``, ``wls`` none; ``bayesian-ridge`` the one of the
+    largest evidence. ``lasso`` is the densest point of its path with at most
+    ``features`` superpixels; it has no variance in closed form, so that of the least
+    squares behind it, which is the lasso without its shrinkage, is told.
     """
     if kind == "lasso":
         whole = least_squares(data, 0.0)
         coefficients, arrays = lasso(data, features)
         return _with_coefficients(data, coefficients, whole.r2_out), whole, arrays
-    penalty = {"ridge": alpha, "wls": 0.0}[kind] if kind != "bayesian-ridge" else evidence(data)
+    penalty = (
+        {"ridge": alpha, "wls": 0.0}[kind]
+        if kind != "bayesian-ridge"
+        else evidence(data)
+    )
     whole = least_squares(data, penalty)
-    return whole, whole, {"penalty": np.array(penalty)} if kind == "bayesian-ridge" else {}
+    return (
+        whole,
+        whole,
+        {"penalty": np.array(penalty)} if kind == "bayesian-ridge" else {},
+    )
 
 
 def least_squares(data: Scored, penalty: float) -> SurrogateFit:
-    """Weighted least squares with a ridge ``penalty`` on all but the intercept; of equals without one, the shortest.
+    """Weighted least squares with a ridge ``penalty`` on all but the intercept; of
+    equals without one, the shortest.
 
-    Leaving out row i (pair i) changes the coefficients by B x_i (1 - h_i)^-1 e_i with B the inverse of the penalised moments,
-    h its (2 x 2) part of the hat matrix: no refit is needed, and none is approximated.
+    Leaving out row i (pair i) changes the coefficients by B x_i (1 - h_i)^-1 e_i with B
+    the inverse of the penalised moments, h its (2 x 2) part of the hat matrix: no refit
+    is needed, and none is approximated.
     """
     design, response, share = data.regression()
     inverse = _inverse(design.T @ design, penalty, len(design))
@@ -155,14 +196,20 @@ def least_squares(data: Scored, penalty: float) -> SurrogateFit:
     deleted = _deleted(data, design, inverse, share, residuals)
     influence = None
     if deleted is not None and len(design) >= TOLD * (design.shape[1] + 1):
-        influence = np.einsum("gr,grs->gs", deleted, _padded(design)[data.groups]) @ inverse
-    return SurrogateFit(coefficients, intercept, _r2(data, residuals), _r2_out(data, deleted), influence)
+        influence = (
+            np.einsum("gr,grs->gs", deleted, _padded(design)[data.groups]) @ inverse
+        )
+    return SurrogateFit(
+        coefficients, intercept, _r2(data, residuals), _r2_out(data, deleted), influence
+    )
 
 
 def lasso(data: Scored, features: int) -> tuple[Array, dict[str, Array]]:
-    """Coefficients (S,) where the lasso's path last has at most ``features`` of them; ``path`` (steps, S) and its penalties.
+    """Coefficients (S,) where the lasso's path last has at most ``features`` of them;
+    ``path`` (steps, S) and its penalties.
 
-    ``path_alpha`` (steps,) are penalties as scikit-learn's `Lasso` has them, with weights that sum to n.
+    ``path_alpha`` (steps,) are penalties as scikit-learn's `Lasso` has them, with
+    weights that sum to n.
     """
     from sklearn.linear_model import lars_path
 
@@ -174,7 +221,9 @@ def lasso(data: Scored, features: int) -> tuple[Array, dict[str, Array]]:
 
 
 def evidence(data: Scored) -> float:
-    """The ridge penalty of the largest evidence (MacKay 1992, as scikit-learn's `BayesianRidge` iterates it)."""
+    """The ridge penalty of the largest evidence (MacKay 1992, as scikit-learn's
+    `BayesianRidge` iterates it).
+    """
     from sklearn.linear_model import BayesianRidge
 
     if np.ptp(data.scores) == 0:
@@ -184,10 +233,12 @@ def evidence(data: Scored) -> float:
 
 
 def forward(data: Array, scores: Array, weights: Array, count: int) -> Array:
-    """``count`` columns, each the one that raises the weighted R^2 of a least-squares fit most; the first of equals.
+    """``count`` columns, each the one that raises the weighted R^2 of a least-squares
+    fit most; the first of equals.
 
-    What lime finds by fitting every candidate anew: the gain of a column, once those chosen are swept out of it, is its
-    squared covariance with the scores over its variance.
+    What lime finds by fitting every candidate anew: the gain of a column, once those
+    chosen are swept out of it, is its squared covariance with the scores over its
+    variance.
     """
     root = np.sqrt(weights)[:, None]
     columns = (data - np.average(data, axis=0, weights=weights)) * root
@@ -196,7 +247,11 @@ def forward(data: Array, scores: Array, weights: Array, count: int) -> Array:
     chosen: list[int] = []
     for _ in range(count):
         variance = (columns**2).sum(axis=0)
-        gain = np.where(variance > floor, (columns.T @ centred) ** 2 / np.maximum(variance, floor), 0.0)
+        gain = np.where(
+            variance > floor,
+            (columns.T @ centred) ** 2 / np.maximum(variance, floor),
+            0.0,
+        )
         gain[chosen] = -1.0
         best = int(np.argmax(gain))
         chosen.append(best)
@@ -212,13 +267,17 @@ def falling(values: Array) -> Array:
 
 
 def _inverse(moments: Array, penalty: float, rows: int) -> Array:
-    """Inverse of ``moments + penalty``; directions the draws never took are left at zero.
+    """Inverse of ``moments + penalty``; directions the draws never took are left at
+    zero.
 
-    Moments are sums over ``rows``, and so is their rounding: what a direction of none has must not pass for a value.
+    Moments are sums over ``rows``, and so is their rounding: what a direction of none
+    has must not pass for a value.
     """
     values, vectors = np.linalg.eigh(moments)
     there = values > max(rows, len(values)) * np.finfo(float).eps * max(values[-1], 0.0)
-    inverse: Array = (vectors * np.where(there, 1 / np.where(there, values + penalty, 1), 0)) @ vectors.T
+    inverse: Array = (
+        vectors * np.where(there, 1 / np.where(there, values + penalty, 1), 0)
+    ) @ vectors.T
     return inverse
 
 
@@ -227,50 +286,80 @@ def _padded(rows: Array) -> Array:
     return np.concatenate([rows, np.zeros_like(rows[:1])])
 
 
-def _deleted(data: Scored, design: Array, inverse: Array, share: float, residuals: Array) -> Array | None:
-    """Residuals (G, 1 or 2), weighted by the root, of a fit to the other groups; None where a group has no others."""
-    rows, root = _padded(design)[data.groups], _padded(np.sqrt(data.weights))[data.groups]
-    hat = rows @ inverse @ rows.transpose(0, 2, 1) + share * root[:, :, None] * root[:, None, :]
+def _deleted(
+    data: Scored, design: Array, inverse: Array, share: float, residuals: Array
+) -> Array | None:
+    """Residuals (G, 1 or 2), weighted by the root, of a fit to the other groups; None
+    where a group has no others.
+    """
+    rows, root = (
+        _padded(design)[data.groups],
+        _padded(np.sqrt(data.weights))[data.groups],
+    )
+    hat = (
+        rows @ inverse @ rows.transpose(0, 2, 1)
+        + share * root[:, :, None] * root[:, None, :]
+    )
     left = np.eye(hat.shape[1]) - hat
     if np.linalg.eigvalsh(left).min() < 1e-9:
         return None
-    solved: Array = np.linalg.solve(left, _padded(residuals)[data.groups][..., None])[..., 0]
+    solved: Array = np.linalg.solve(left, _padded(residuals)[data.groups][..., None])[
+        ..., 0
+    ]
     return solved
 
 
-def _with_coefficients(data: Scored, coefficients: Array, r2_out: float) -> SurrogateFit:
+def _with_coefficients(
+    data: Scored, coefficients: Array, r2_out: float
+) -> SurrogateFit:
     design, response, _ = data.regression()
     found, intercept = data.solution(coefficients)
-    return SurrogateFit(found, intercept, _r2(data, response - design @ coefficients), r2_out, None)
+    return SurrogateFit(
+        found, intercept, _r2(data, response - design @ coefficients), r2_out, None
+    )
 
 
 def _r2(data: Scored, residuals: Array) -> float:
     """1 - what is left of the weighted spread of the scores; NaN where there was none."""
     if np.ptp(data.scores[data.weights > 0]) == 0:
         return float("nan")
-    spread = data.weights @ (data.scores - np.average(data.scores, weights=data.weights)) ** 2
+    spread = (
+        data.weights
+        @ (data.scores - np.average(data.scores, weights=data.weights)) ** 2
+    )
     return float(1 - residuals @ residuals / spread)
 
 
 def _r2_out(data: Scored, deleted: Array | None) -> float:
-    """1 - squared error of each group told from the others, over that of the others' mean; NaN where nothing varies."""
+    """1 - squared error of each group told from the others, over that of the others'
+    mean; NaN where nothing varies.
+    """
     if deleted is None or np.ptp(data.scores[data.weights > 0]) == 0:
         return float("nan")
-    centred = (data.scores - np.average(data.scores, weights=data.weights)) * np.sqrt(data.weights)
+    centred = (data.scores - np.average(data.scores, weights=data.weights)) * np.sqrt(
+        data.weights
+    )
     nothing = np.zeros((len(centred), 0))
-    means = _deleted(data, nothing, np.zeros((0, 0)), 1 / float(data.weights.sum()), centred)
-    return float("nan") if means is None else float(1 - (deleted**2).sum() / (means**2).sum())
+    means = _deleted(
+        data, nothing, np.zeros((0, 0)), 1 / float(data.weights.sum()), centred
+    )
+    return (
+        float("nan")
+        if means is None
+        else float(1 - (deleted**2).sum() / (means**2).sum())
+    )
 
 
-# ---------------------------------------------------------------- how sure it is
+# ---- how sure it is
 
 
 @dataclass(frozen=True, eq=False)
 class Certainty:
     """How well the draws tell which ``k`` superpixels have the largest weights.
 
-    ``stderr`` (S,) of the weights, ``p_top`` (S,) probability of each to be among the k largest in size, ``p_set``
-    probability that the k largest are exactly the k there should be. NaN where the draws are too few to tell.
+    ``stderr`` (S,) of the weights, ``p_top`` (S,) probability of each to be among the k
+    largest in size, ``p_set`` probability that the k largest are exactly the k there
+    should be. NaN where the draws are too few to tell.
     """
 
     k: int
@@ -280,13 +369,17 @@ class Certainty:
 
     @property
     def rivals(self) -> tuple[int, int]:
-        """The least sure of the k most probable superpixels and the most probable of the rest."""
+        """The least sure of the k most probable superpixels and the most probable of
+        the rest.
+        """
         order = np.argsort(-self.p_top, kind="stable")
         return int(order[self.k - 1]), int(order[self.k])
 
 
 def settled(p_top: Array) -> tuple[Array, Array]:
-    """(those of them that are sure, the k most probable): superpixels by their ``p_top``; empty where it is NaN."""
+    """(those of them that are sure, the k most probable): superpixels by their
+    ``p_top``; empty where it is NaN.
+    """
     if np.isnan(p_top).any():
         return np.empty(0, dtype=int), np.empty(0, dtype=int)
     k = round(float(p_top.sum()))
@@ -295,24 +388,37 @@ def settled(p_top: Array) -> tuple[Array, Array]:
 
 
 def certainty(told: SurrogateFit, scores: Array, k: int, seed: int) -> Certainty:
-    """From the normal distribution of the weights, with all their covariances, by seeded draws.
+    """From the normal distribution of the weights, with all their covariances, by
+    seeded draws.
 
-    Scores are float32: weights nearer to each other than their last digit cannot be told apart.
+    Scores are float32: weights nearer to each other than their last digit cannot be
+    told apart.
     """
     count = len(told.coefficients)
     k = min(k, count)
     if told.influence is None:
         nothing = np.full(count, np.nan)
-        return Certainty(k, nothing, np.ones(count) if k == count else nothing, 1.0 if k == count else float("nan"))
+        return Certainty(
+            k,
+            nothing,
+            np.ones(count) if k == count else nothing,
+            1.0 if k == count else float("nan"),
+        )
     covariance = told.covariance
-    digit = float(np.finfo(np.float32).eps) * max(float(np.abs(scores).max()), float(np.finfo(np.float32).tiny))
+    digit = float(np.finfo(np.float32).eps) * max(
+        float(np.abs(scores).max()), float(np.finfo(np.float32).tiny)
+    )
     values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0) + digit**2)) @ vectors.T  # symmetric: the one no rounding turns round
-    noise = np.random.default_rng(seed).standard_normal((PICTURED, count))
+    root = (
+        vectors * np.sqrt(np.maximum(values, 0.0) + digit**2)
+    ) @ vectors.T  # symmetric: the one no rounding turns round
+    noise = np.random.default_rng(seed).standard_normal((IMAGED, count))
     top = among(told.coefficients + noise @ root, k)
     best = falling(told.coefficients)[:k]
     p_set = float(top[:, best].all(axis=1).mean())
-    return Certainty(k, np.sqrt(np.maximum(np.diag(covariance), 0.0)), top.mean(axis=0), p_set)
+    return Certainty(
+        k, np.sqrt(np.maximum(np.diag(covariance), 0.0)), top.mean(axis=0), p_set
+    )
 
 
 def among(weights: Array, k: int) -> Array:
@@ -324,7 +430,8 @@ def among(weights: Array, k: int) -> Array:
 
 
 def looks(samples: int, count: int) -> tuple[int, ...]:
-    """After how many draws the weights of ``count`` superpixels are looked at: doubling, and after all ``samples``.
+    """After how many draws the weights of ``count`` superpixels are looked at:
+    doubling, and after all ``samples``.
 
     >>> looks(1000, 25), looks(1000, 300)
     ((128, 256, 512, 1000), (1000,))

@@ -1,1 +1,3 @@
-"""Runs: explaining, evaluating, dissecting and comparing into a folder that can be continued."""
+"""Runs: explaining, evaluating, dissecting and comparing into a folder that can be
+continued.
+"""

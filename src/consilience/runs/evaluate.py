@@ -1,7 +1,8 @@
-"""The evaluation of a run: every metric on every column of every picture, kept picture by picture, then summed up.
+"""The evaluation of a run: every metric on every column of every image, kept image by
+image, then summed up.
 
-A killed evaluation continues where it was; one with more metrics computes only those. Memory: the maps of one picture, and a
-row of numbers a picture, column and metric.
+A killed evaluation continues where it was; one with more metrics computes only those.
+Memory: the maps of one image, and a row of numbers an image, column and metric.
 """
 
 from __future__ import annotations
@@ -15,33 +16,64 @@ from typing import Any
 
 from consilience import api, data, progress, registry
 from consilience.evaluation import mosaics, summary
-from consilience.evaluation.columns import TableColumn, Entry, columns_of, image_entries, remember, truth_digest
+from consilience.evaluation.columns import (
+    Entry,
+    TableColumn,
+    columns_of,
+    image_entries,
+    remember,
+    truth_digest,
+)
 from consilience.evaluation.memory import remembering
 from consilience.metrics.mosaic import GridPointing
 from consilience.models.load import load_model
-from consilience.runs.explain import ExplanationJob, LoadOptions, load_models, rebuild, run_explanations
+from consilience.runs.explain import (
+    ExplanationJob,
+    LoadOptions,
+    load_models,
+    rebuild,
+    run_explanations,
+)
 from consilience.runs.folder import JOB, Run
-from consilience.runs.scores import Evaluation, ImageScores, as_kept, finish_evaluation, read_json
+from consilience.runs.scores import (
+    Evaluation,
+    ImageScores,
+    as_kept,
+    finish_evaluation,
+    read_json,
+)
 from consilience.show import html
-from consilience.types import ConsilienceError, Explanation, Metric, Model, NotApplicable, Sample
+from consilience.types import (
+    ConsilienceError,
+    Explanation,
+    Metric,
+    Model,
+    NotApplicable,
+    Sample,
+)
 
 FAILED = "failed"
-"""How the reason of a number begins that could not be had; it is tried again next time."""
+"""How the reason of a number begins that could not be had; it is tried again next time.
+"""
 PATIENCE = 5.0
-"""Seconds of scoring one picture that may be lost when an evaluation is killed, beside the metric that runs."""
+"""Seconds of scoring one image that may be lost when an evaluation is killed, beside
+the metric that runs.
+"""
 _Made = tuple[Entry, Explanation | NotApplicable]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation is asked: spellings of metrics, the suite they came from, and the seed of draws of other classes."""
+    """What an evaluation is asked: spellings of metrics, the suite they came from, and
+    the seed of draws of other classes.
+    """
 
     metrics: tuple[str, ...]
     suite: str | None = None
     seed: int = 0
 
 
-def evaluate_pictures(
+def evaluate_images(
     asked: Asked,
     job: ExplanationJob,
     inputs: Sequence[str | Path],
@@ -50,19 +82,27 @@ def evaluate_pictures(
     options: LoadOptions | None = None,
     command: str = "",
 ) -> Evaluation:
-    """Explain every picture as `run.run` does, into ``folder``, and score each as soon as it is explained."""
+    """Explain every image as `run.run` does, into ``folder``, and score each as soon as
+    it is explained.
+    """
     start = time.perf_counter()
     loaded = load_models(job, options or LoadOptions())
     once = {id(model): remembering(model) for model in loaded}
     models = tuple(once[id(model)] for model in loaded)
     columns = columns_of([(column.label, column.by) for column in job.columns])
-    by_label = {column.label: model for column, model in zip(job.columns, models, strict=True)}
+    by_label = {
+        column.label: model for column, model in zip(job.columns, models, strict=True)
+    }
     scoring = _Scoring(asked, Path(folder), columns, by_label)
     remember(by_label, on=True)
-    finished = run_explanations(job, inputs, folder, truth, options, command, models, scoring.take)
+    finished = run_explanations(
+        job, inputs, folder, truth, options, command, models, scoring.take
+    )
     remember(by_label, on=False)
     scoring.take_mosaics(lambda: samples_of(finished, truth, by_label))
-    return _finish(finished, scoring, asked, columns, time.perf_counter() - start, command)
+    return _finish(
+        finished, scoring, asked, columns, time.perf_counter() - start, command
+    )
 
 
 def evaluate_run(
@@ -72,28 +112,35 @@ def evaluate_run(
     options: LoadOptions | None = None,
     command: str = "",
 ) -> Evaluation:
-    """Score the maps of a finished run; its pictures are read again from where they were.
+    """Score the maps of a finished run; its images are read again from where they were.
 
-    Raises `ConsilienceError` where a picture is gone or has changed, or the model has other weights. ``truth`` takes the
-    place of the run's own.
+    Raises `ConsilienceError` where an image is gone or has changed, or the model has
+    other weights. ``truth`` takes the place of the run's own.
     """
     start = time.perf_counter()
     finished = Run(folder)
     models = models_of(finished, options or LoadOptions())
-    named = [(column["name"], column["explainer"]) for column in finished.manifest["columns"]]
-    by_label = {column["name"]: models[column["model"]] for column in finished.manifest["columns"]}
+    named = [
+        (column["name"], column["explainer"]) for column in finished.manifest["columns"]
+    ]
+    by_label = {
+        column["name"]: models[column["model"]]
+        for column in finished.manifest["columns"]
+    }
     columns = columns_of(named)
     scoring = _Scoring(asked, finished.folder, columns, by_label)
-    with progress.task("pictures", len(finished.samples)) as running:
+    with progress.task("images", len(finished.samples)) as running:
         for sample in samples_of(finished, truth, models):
             explanations, _ = rebuild(finished.load(sample.name), sample)
             scoring.take(sample, explanations)
             running.advance()
     scoring.take_mosaics(lambda: samples_of(finished, truth, models))
-    return _finish(finished, scoring, asked, columns, time.perf_counter() - start, command)
+    return _finish(
+        finished, scoring, asked, columns, time.perf_counter() - start, command
+    )
 
 
-# ---------------------------------------------------------------- a run, found again
+# ---- a run, found again
 
 
 def models_of(finished: Run, options: LoadOptions) -> dict[str, Model]:
@@ -101,23 +148,36 @@ def models_of(finished: Run, options: LoadOptions) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for known in finished.manifest["models"]:
         if known["spec"] is None:
-            raise ConsilienceError(f"{finished.folder}: {known['id']} was made in Python and cannot be loaded again")
-        given = {key: value for key, value in asdict(options).items() if value is not None}
+            raise ConsilienceError(
+                f"{finished.folder}: {known['id']} was made in Python and cannot be loaded "
+                f"again"
+            )
+        given = {
+            key: value for key, value in asdict(options).items() if value is not None
+        }
         model = load_model(known["spec"], **given)
         if model.id != known["id"]:
-            raise ConsilienceError(f"{finished.folder} was made with {known['id']}; {known['spec']} is now {model.id}")
+            raise ConsilienceError(
+                f"{finished.folder} was made with {known['id']}; {known['spec']} is now "
+                f"{model.id}"
+            )
         found[known["id"]] = remembering(model)
     return found
 
 
-def samples_of(finished: Run, truth: str | Path | None, models: Mapping[str, Model]) -> Iterator[Sample]:
-    """The run's pictures, read again from their recorded paths, in the order of the run."""
+def samples_of(
+    finished: Run, truth: str | Path | None, models: Mapping[str, Model]
+) -> Iterator[Sample]:
+    """The run's images, read again from their recorded paths, in the order of the run."""
     job = read_json(finished.folder / JOB)
-    paths = [Path(path) for path in job["pictures"]]
+    paths = [Path(path) for path in job["images"]]
     gone = [path for path in paths if not path.is_file()]
     if gone:
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-        raise ConsilienceError(f"{finished.folder}: the picture {gone[0]}{more} is not where it was when it was explained")
+        raise ConsilienceError(
+            f"{finished.folder}: the image {gone[0]}{more} is not where it was when it was "
+            f"explained"
+        )
     classes = next(iter(models.values())).classes
     where = truth if truth is not None else job["truth"]
     known = data.read_truth(where, classes) if where is not None else None
@@ -128,37 +188,68 @@ def samples_of(finished: Run, truth: str | Path | None, models: Mapping[str, Mod
         if isinstance(sample, data.Failure):
             raise ConsilienceError(f"{finished.folder}: {sample.reason}")
         if finished.load(sample.name).digest != sample.digest:
-            raise ConsilienceError(f"{finished.folder}: {sample.name} is another picture than the one that was explained")
+            raise ConsilienceError(
+                f"{finished.folder}: {sample.name} is another image than the one that was "
+                f"explained"
+            )
         yield sample
 
 
-# ---------------------------------------------------------------- scoring
+# ---- scoring
 
 
 class _Scoring:
-    """Scores picture after picture and keeps a row a number."""
+    """Scores image after image and keeps a row a number."""
 
-    def __init__(self, asked: Asked, folder: Path, columns: Sequence[TableColumn], models: Mapping[str, Model]) -> None:
-        self.asked, self.folder, self.columns, self.models = asked, folder, columns, models
-        self.metrics: dict[str, Metric] = {spec: registry.metrics.build(spec) for spec in asked.metrics}
+    def __init__(
+        self,
+        asked: Asked,
+        folder: Path,
+        columns: Sequence[TableColumn],
+        models: Mapping[str, Model],
+    ) -> None:
+        self.asked, self.folder, self.columns, self.models = (
+            asked,
+            folder,
+            columns,
+            models,
+        )
+        self.metrics: dict[str, Metric] = {
+            spec: registry.metrics.build(spec) for spec in asked.metrics
+        }
         self.rows: list[dict[str, Any]] = []
-        self.pictures = 0
+        self.images = 0
         self.absent: dict[str, str] = {}
 
     def take(self, sample: Sample, explanations: Sequence[Explanation]) -> None:
-        """Score one picture's columns; what an earlier try kept is taken as it is."""
+        """Score one image's columns; what an earlier try kept is taken as it is."""
         own = dict(zip(self.models, explanations, strict=True))
         there = image_entries(self.columns, own, self.models, self.asked.seed)
-        self._take(sample, there, [spec for spec, metric in self.metrics.items() if not isinstance(metric, GridPointing)])
-        self.pictures += 1
+        self._take(
+            sample,
+            there,
+            [
+                spec
+                for spec, metric in self.metrics.items()
+                if not isinstance(metric, GridPointing)
+            ],
+        )
+        self.images += 1
 
     def take_mosaics(self, samples: Callable[[], Iterable[Sample]]) -> None:
-        """Score the columns on mosaics of the pictures, where a metric asks for them; ``absent`` says why there are none."""
+        """Score the columns on mosaics of the images, where a metric asks for them;
+        ``absent`` says why there are none.
+        """
         for spec, metric in self.metrics.items():
             if isinstance(metric, GridPointing):
                 try:
                     made = list(
-                        mosaics.mosaics_of(metric, list(dict.fromkeys(self.models.values())), samples(), self.asked.seed)
+                        mosaics.mosaics_of(
+                            metric,
+                            list(dict.fromkeys(self.models.values())),
+                            samples(),
+                            self.asked.seed,
+                        )
                     )
                 except ConsilienceError as reason:
                     self.absent[spec] = str(reason)
@@ -170,69 +261,126 @@ class _Scoring:
         with progress.task("mosaics", len(made)) as running:
             for sample in made:
                 mosaics.write_mosaic(self.folder, sample)
-                self._take(sample, mosaics.mosaic_entries(self.columns, self.models, sample, self.asked.seed), [spec])
+                self._take(
+                    sample,
+                    mosaics.mosaic_entries(
+                        self.columns, self.models, sample, self.asked.seed
+                    ),
+                    [spec],
+                )
                 running.advance()
         remember(self.models, on=False)
 
-    def _take(self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]) -> None:
-        picture = ImageScores(self.folder, sample.name, sample.digest)
+    def _take(
+        self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]
+    ) -> None:
+        image = ImageScores(self.folder, sample.name, sample.digest)
         truth = truth_digest(sample)
-        missing = {spec: [e for e in there if self._known(picture, spec, e, truth) is None] for spec in specs}
+        missing = {
+            spec: [e for e in there if self._known(image, spec, e, truth) is None]
+            for spec in specs
+        }
         wanted = {id(entry): entry for some in missing.values() for entry in some}
         maps = {key: _made(entry) for key, entry in wanted.items()}
         remember(self.models, on=False)
-        due = {spec: [(entry, maps[id(entry)]) for entry in some] for spec, some in missing.items() if some}
-        self._score_all(picture, due, truth)
-        self._add_rows(picture, there, truth, specs)
+        due = {
+            spec: [(entry, maps[id(entry)]) for entry in some]
+            for spec, some in missing.items()
+            if some
+        }
+        self._score_all(image, due, truth)
+        self._add_rows(image, there, truth, specs)
         remember(self.models, on=True)
 
-    def _score_all(self, picture: ImageScores, due: Mapping[str, Sequence[_Made]], truth: str) -> None:
-        """What a picture lacks, metric after metric; what is done is kept before it is long ago."""
+    def _score_all(
+        self, image: ImageScores, due: Mapping[str, Sequence[_Made]], truth: str
+    ) -> None:
+        """What an image lacks, metric after metric; what is done is kept before it is
+        long ago.
+        """
         written = time.perf_counter()
         with progress.task("metrics", len(due)) as running:
             for spec, some in due.items():
-                self._score(picture, spec, some, truth)
+                self._score(image, spec, some, truth)
                 if time.perf_counter() - written > PATIENCE:
-                    picture.write()
+                    image.write()
                     written = time.perf_counter()
                 running.advance()
         if due:
-            picture.write()
+            image.write()
 
-    def _known(self, picture: ImageScores, spec: str, entry: Entry, truth: str) -> Any:
-        kept = picture.get(_full(self.metrics[spec]), entry.column.label, _key(entry, truth))
+    def _known(self, image: ImageScores, spec: str, entry: Entry, truth: str) -> Any:
+        kept = image.get(
+            _full(self.metrics[spec]), entry.column.label, _key(entry, truth)
+        )
         return None if kept is not None and kept.reason.startswith(FAILED) else kept
 
-    def _score(self, picture: ImageScores, spec: str, some: Sequence[_Made], truth: str) -> None:
-        """One metric on the columns of a picture, those of one model and view together."""
+    def _score(
+        self, image: ImageScores, spec: str, some: Sequence[_Made], truth: str
+    ) -> None:
+        """One metric on the columns of an image, those of one model and view together."""
         metric = self.metrics[spec]
         groups: dict[tuple[int, str], list[tuple[Entry, Explanation]]] = {}
         for entry, made in some:
             if isinstance(made, NotApplicable):
-                picture.put(_full(metric), entry.column.label, as_kept(_key(entry, truth), made, picture.name))
+                image.put(
+                    _full(metric),
+                    entry.column.label,
+                    as_kept(_key(entry, truth), made, image.name),
+                )
             else:
-                groups.setdefault((id(entry.model), made.provenance["view"]), []).append((entry, made))
+                groups.setdefault(
+                    (id(entry.model), made.provenance["view"]), []
+                ).append((entry, made))
         for group in groups.values():
             for (entry, _), score in zip(group, _scores(metric, group), strict=True):
-                picture.put(_full(metric), entry.column.label, as_kept(_key(entry, truth), score, picture.name))
+                image.put(
+                    _full(metric),
+                    entry.column.label,
+                    as_kept(_key(entry, truth), score, image.name),
+                )
 
-    def _add_rows(self, picture: ImageScores, there: Sequence[Entry], truth: str, specs: Sequence[str]) -> None:
+    def _add_rows(
+        self,
+        image: ImageScores,
+        there: Sequence[Entry],
+        truth: str,
+        specs: Sequence[str],
+    ) -> None:
         for spec in specs:
             for entry in there:
-                kept = picture.get(_full(self.metrics[spec]), entry.column.label, _key(entry, truth))
+                kept = image.get(
+                    _full(self.metrics[spec]), entry.column.label, _key(entry, truth)
+                )
                 assert kept is not None
-                row = {"sample": picture.name, "digest": picture.digest, "column": entry.column.label, "metric": spec}
+                row = {
+                    "sample": image.name,
+                    "digest": image.digest,
+                    "column": entry.column.label,
+                    "metric": spec,
+                }
                 value = float("nan") if kept.value is None else kept.value
-                self.rows.append({**row, "kind": entry.column.kind, "value": value, "reason": kept.reason})
+                self.rows.append(
+                    {
+                        **row,
+                        "kind": entry.column.kind,
+                        "value": value,
+                        "reason": kept.reason,
+                    }
+                )
 
 
-def _scores(metric: Metric, group: Sequence[tuple[Entry, Explanation]]) -> Sequence[Any]:
+def _scores(
+    metric: Metric, group: Sequence[tuple[Entry, Explanation]]
+) -> Sequence[Any]:
     model = group[0][0].model
     view = model.view(group[0][1].sample, group[0][1].provenance["view"])
     try:
-        return api.metric_scores(model, metric, [view] * len(group), [made for _, made in group])
+        return api.metric_scores(
+            model, metric, [view] * len(group), [made for _, made in group]
+        )
     except ConsilienceError as error:
-        # a metric that fails on a picture takes nothing else with it; the table says so
+        # a metric that fails on an image takes nothing else with it; the table says so
         return [NotApplicable(f"{FAILED}: {error}")] * len(group)
 
 
@@ -240,7 +388,11 @@ def _made(entry: Entry) -> Explanation | NotApplicable:
     try:
         return entry.make()
     except ConsilienceError as error:
-        return error if isinstance(error, NotApplicable) else NotApplicable(f"not explained: {error}")
+        return (
+            error
+            if isinstance(error, NotApplicable)
+            else NotApplicable(f"not explained: {error}")
+        )
 
 
 def _full(metric: Metric) -> str:
@@ -252,15 +404,24 @@ def _key(entry: Entry, truth: str) -> str:
 
 
 def _finish(
-    finished: Run, scoring: _Scoring, asked: Asked, columns: Sequence[TableColumn], seconds: float, command: str
+    finished: Run,
+    scoring: _Scoring,
+    asked: Asked,
+    columns: Sequence[TableColumn],
+    seconds: float,
+    command: str,
 ) -> Evaluation:
     """Table, summary, and the run's report with its section."""
-    if not scoring.pictures:
-        raise ConsilienceError(f"{finished.folder}: no picture could be evaluated")
-    found = summary.summarise(scoring.rows, scoring.metrics, columns, asked.seed, scoring.absent)
-    names = dict.fromkeys((str(row["sample"]), str(row["digest"])) for row in scoring.rows)
-    pictures = (ImageScores(finished.folder, name, digest) for name, digest in names)
-    curves = summary.mean_curves(pictures, scoring.metrics, columns)
+    if not scoring.images:
+        raise ConsilienceError(f"{finished.folder}: no image could be evaluated")
+    found = summary.summarise(
+        scoring.rows, scoring.metrics, columns, asked.seed, scoring.absent
+    )
+    names = dict.fromkeys(
+        (str(row["sample"]), str(row["digest"])) for row in scoring.rows
+    )
+    images = (ImageScores(finished.folder, name, digest) for name, digest in names)
+    curves = summary.mean_curves(images, scoring.metrics, columns)
     facts = {
         "version": api.versions()["consilience"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -269,6 +430,10 @@ def _finish(
         "seed": asked.seed,
         "seconds": seconds,
     }
-    evaluation = finish_evaluation(finished.folder, scoring.rows, {**facts, "pictures": scoring.pictures, **found, **curves})
+    evaluation = finish_evaluation(
+        finished.folder,
+        scoring.rows,
+        {**facts, "images": scoring.images, **found, **curves},
+    )
     html.write_report(finished)
     return evaluation

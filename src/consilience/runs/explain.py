@@ -1,4 +1,6 @@
-"""A data set, explained column by column into a run's folder; a run that was killed continues where it was."""
+"""A data set, explained column by column into a run's folder; a run that was killed
+continues where it was.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,26 @@ from consilience.dissection.units import explain_by_units, known_units
 from consilience.files import file_stem, write_atomically
 from consilience.images import Placement
 from consilience.models.load import load_model
-from consilience.runs.folder import MAPS, PANELS, Item, Run, Stored, Writer, findings_as_rows
+from consilience.runs.folder import (
+    MAPS,
+    PANELS,
+    Item,
+    Run,
+    Stored,
+    Writer,
+    findings_as_rows,
+)
 from consilience.show import html, panels
 from consilience.study import RunColumn
-from consilience.types import Array, ConsilienceError, Explanation, Model, Network, Sample, ViewMode
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Explanation,
+    Model,
+    Network,
+    Sample,
+    ViewMode,
+)
 
 DEFAULT_MODEL = "efficientnet_lite0"
 LOW = ("bf16", "f16")
@@ -31,7 +49,9 @@ LOW = ("bf16", "f16")
 
 @dataclass(frozen=True)
 class ExplanationJob:
-    """What is asked of every picture: a column for each explainer, with its own model and view."""
+    """What is asked of every image: a column for each explainer, with its own model and
+    view.
+    """
 
     columns: tuple[RunColumn, ...]
     target: str = "predicted"
@@ -57,7 +77,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that could not be read or explained."""
+    """An image that could not be read or explained."""
 
     name: str
     reason: str
@@ -73,12 +93,14 @@ def run_explanations(
     models: Sequence[Model] | None = None,
     after: Callable[[Sample, Sequence[Explanation]], None] | None = None,
 ) -> Run:
-    """Explain every picture of ``inputs`` (files, folders, globs) and keep everything in ``folder``.
+    """Explain every image of ``inputs`` (files, folders, globs) and keep everything in
+    ``folder``.
 
-    A picture that fails is named in the manifest and the rest is done. ``command`` is what was typed, for the report;
-    ``models`` are the columns' own where they are loaded already, ``after`` is called with each picture and its explanations.
-    Memory does not grow with the number of pictures beyond a table row and one packed mask (6 kB) an explanation, which the
-    permutation of pictures needs.
+    An image that fails is named in the manifest and the rest is done. ``command`` is
+    what was typed, for the report; ``models`` are the columns' own where they are
+    loaded already, ``after`` is called with each image and its explanations. Memory
+    does not grow with the number of images beyond a table row and one packed mask (6
+    kB) an explanation, which the permutation of images needs.
     """
     start = time.perf_counter()
     models = models or load_models(job, options or LoadOptions())
@@ -88,10 +110,14 @@ def run_explanations(
     for note in known.notes if known is not None else ():
         progress.say(note)
     writer = Writer(folder, describe_job(job, models, paths, truth))
-    units = known_units(job.dissection, [model.id for model in models]) if job.dissection else None
+    units = (
+        known_units(job.dissection, [model.id for model in models])
+        if job.dissection
+        else None
+    )
     session = _Session(replace(job, columns=seeded(job.columns)), models, writer, units)
     session.after = after
-    with progress.task("pictures", len(paths)) as running:
+    with progress.task("images", len(paths)) as running:
         for sample in data.read_samples(paths, known, models[0].classes):
             session.take(sample)
             running.advance()
@@ -101,12 +127,16 @@ def run_explanations(
 def load_models(job: ExplanationJob, options: LoadOptions) -> tuple[Model, ...]:
     """The model of each column; columns of the same spelling share one."""
     specs = [column.model or DEFAULT_MODEL for column in job.columns]
-    loaded = {spec: load_model(spec, **asdict(options)) for spec in dict.fromkeys(specs)}
+    loaded = {
+        spec: load_model(spec, **asdict(options)) for spec in dict.fromkeys(specs)
+    }
     return tuple(loaded[spec] for spec in specs)
 
 
 def check_job(job: ExplanationJob, models: Sequence[Model]) -> None:
-    """Everything that can be refused before the first picture: names, options, layers, classes, masks."""
+    """Everything that can be refused before the first image: names, options, layers,
+    classes, masks.
+    """
     for column, model in zip(job.columns, models, strict=True):
         api.resolve_explainer(model, column.by)
         api.check_target(model, column.target or job.target)
@@ -114,15 +144,28 @@ def check_job(job: ExplanationJob, models: Sequence[Model]) -> None:
             registry.cutters.build(column.mask)
 
 
-def describe_job(job: ExplanationJob, models: Sequence[Model], paths: Sequence[Path], truth: str | Path | None) -> dict[str, Any]:
+def describe_job(
+    job: ExplanationJob,
+    models: Sequence[Model],
+    paths: Sequence[Path],
+    truth: str | Path | None,
+) -> dict[str, Any]:
     """What makes this job this job and no other."""
-    engines = [{key: model.facts.get(key) for key in ("engine", "precision")} for model in models]
+    engines = [
+        {key: model.facts.get(key) for key in ("engine", "precision")}
+        for model in models
+    ]
     columns = [
-        asdict(column) | {"by": api.explainer_spelling(column.by), "target": targets.pinned_spelling(column.target)} for column in job.columns
+        asdict(column)
+        | {
+            "by": api.explainer_spelling(column.by),
+            "target": targets.pinned_spelling(column.target),
+        }
+        for column in job.columns
     ]
     return {
         **({"dissection": job.dissection} if job.dissection else {}),
-        "pictures": [str(path) for path in paths],
+        "images": [str(path) for path in paths],
         "truth": None if truth is None else str(truth),
         "columns": columns,
         "models": [model.id for model in models],
@@ -134,9 +177,13 @@ def describe_job(job: ExplanationJob, models: Sequence[Model], paths: Sequence[P
 
 
 def seeded(columns: Sequence[RunColumn]) -> tuple[RunColumn, ...]:
-    """Columns that are to be unseeded get a seed that nobody chose, as an unseeded generator would; it is recorded."""
+    """Columns that are to be unseeded get a seed that nobody chose, as an unseeded
+    generator would; it is recorded.
+    """
     return tuple(
-        replace(column, by=study.with_seed(column.by, secrets.randbelow(2**31))) if column.unseeded else column
+        replace(column, by=study.with_seed(column.by, secrets.randbelow(2**31)))
+        if column.unseeded
+        else column
         for column in columns
     )
 
@@ -148,19 +195,28 @@ def job_from_specs(
     view: ViewMode | None = None,
     title: str = "Explanations held against each other",
 ) -> ExplanationJob:
-    """A job with a column for each explainer; one model for all columns, or one for each."""
+    """A job with a column for each explainer; one model for all columns, or one for
+    each.
+    """
     if len(set(by)) < len(by):
         raise ConsilienceError(f"an explainer is asked for twice: {', '.join(by)}")
     names = [registry.parse(spec).name for spec in by]
     columns = [
-        RunColumn(label=_label(spec) if names.count(name) == 1 else spec, by=spec, view=view)
+        RunColumn(
+            label=_label(spec) if names.count(name) == 1 else spec, by=spec, view=view
+        )
         for spec, name in zip(by, names, strict=True)
     ]
-    return ExplanationJob(_with_models(columns, models), target or "predicted", title=title)
+    return ExplanationJob(
+        _with_models(columns, models), target or "predicted", title=title
+    )
 
 
 def job_from_preset(
-    name: str, models: Sequence[str] | None = None, target: str | None = None, view: ViewMode | None = None
+    name: str,
+    models: Sequence[str] | None = None,
+    target: str | None = None,
+    view: ViewMode | None = None,
 ) -> ExplanationJob:
     """A named protocol; a target or view given here overrides those of its columns."""
     preset = study.load_preset(name)
@@ -168,7 +224,15 @@ def job_from_preset(
         replace(column, target=target or column.target, view=view or column.view)
         for column in study.columns_for(preset, models)
     )
-    return ExplanationJob(columns, target or "predicted", preset.allow_mismatch, preset.name, preset.title, preset.note, preset.published)
+    return ExplanationJob(
+        columns,
+        target or "predicted",
+        preset.allow_mismatch,
+        preset.name,
+        preset.title,
+        preset.note,
+        preset.published,
+    )
 
 
 def _label(spec: str) -> str:
@@ -176,21 +240,37 @@ def _label(spec: str) -> str:
     return str(getattr(explainer, "label", type(explainer).spelled))
 
 
-def _with_models(columns: Sequence[RunColumn], models: Sequence[str] | None) -> tuple[RunColumn, ...]:
+def _with_models(
+    columns: Sequence[RunColumn], models: Sequence[str] | None
+) -> tuple[RunColumn, ...]:
     given = list(models or [DEFAULT_MODEL])
     if len(given) == 1:
         given *= len(columns)
     if len(given) != len(columns):
-        raise ConsilienceError(f"{len(given)} models for {len(columns)} columns; give one for all or one for each")
-    return tuple(replace(column, model=model) for column, model in zip(columns, given, strict=True))
+        raise ConsilienceError(
+            f"{len(given)} models for {len(columns)} columns; give one for all or one for each"
+        )
+    return tuple(
+        replace(column, model=model)
+        for column, model in zip(columns, given, strict=True)
+    )
 
 
 class _Session:
-    """One pass over the pictures: explains, keeps, and feeds what looks across pictures."""
+    """One pass over the images: explains, keeps, and feeds what looks across images."""
 
-    def __init__(self, job: ExplanationJob, models: Sequence[Model], writer: Writer, units: pd.DataFrame | None = None) -> None:
+    def __init__(
+        self,
+        job: ExplanationJob,
+        models: Sequence[Model],
+        writer: Writer,
+        units: pd.DataFrame | None = None,
+    ) -> None:
         self.job, self.models, self.writer, self.units = job, models, writer, units
-        self.agreement, self.auditor = Agreement(allow_mismatch=job.allow_mismatch), Auditor()
+        self.agreement, self.auditor = (
+            Agreement(allow_mismatch=job.allow_mismatch),
+            Auditor(),
+        )
         self.labels = [column.label for column in job.columns]
         self.rows: list[dict[str, Any]] = []
         self.precision: list[dict[str, Any]] | None = None
@@ -198,14 +278,18 @@ class _Session:
         self.after: Callable[[Sample, Sequence[Explanation]], None] | None = None
 
     def take(self, sample: Sample | data.Failure) -> None:
-        """Explain one picture, or take what an earlier try kept; a failure is noted and the rest goes on."""
+        """Explain one image, or take what an earlier try kept; a failure is noted and
+        the rest goes on.
+        """
         if isinstance(sample, data.Failure):
             self._fail(sample.name, sample.reason)
             return
         for note in sample.notes:
             progress.say(f"{sample.name}: {note}")
         try:
-            stored = self.writer.done(sample.name, sample.digest) or self._explain(sample)
+            stored = self.writer.done(sample.name, sample.digest) or self._explain(
+                sample
+            )
             explanations, masks = rebuild(stored, sample)
             self.agreement.add(explanations, masks, self.labels)
         except ConsilienceError as error:
@@ -214,7 +298,9 @@ class _Session:
         self.auditor.add(explanations, masks, stored.prediction, self.labels)
         self.rows += table_rows(stored)
         if self.precision is None:
-            self.precision = precision_shifts(self.job.columns, self.models, explanations)
+            self.precision = precision_shifts(
+                self.job.columns, self.models, explanations
+            )
         if self.after is not None:
             self.after(sample, explanations)
 
@@ -223,17 +309,22 @@ class _Session:
         progress.say(f"{name}: {reason}" if name not in reason else reason)
 
     def _explain(self, sample: Sample) -> Stored:
-        """All columns of one picture, kept with their panel."""
+        """All columns of one image, kept with their panel."""
         explanations = [
-            api.explain(model, sample, column.by, column.target or self.job.target, column.view)
+            api.explain(
+                model, sample, column.by, column.target or self.job.target, column.view
+            )
             for column, model in zip(self.job.columns, self.models, strict=True)
         ]
         explanations = self._carried(explanations)
-        items = tuple(as_item(column, one) for column, one in zip(self.job.columns, explanations, strict=True))
+        items = tuple(
+            as_item(column, one)
+            for column, one in zip(self.job.columns, explanations, strict=True)
+        )
         stored = Stored(
             name=sample.name,
             digest=sample.digest,
-            picture=self._shown(sample),
+            image=self._shown(sample),
             prediction=prediction(sample, explanations[0], self.models[0]),
             items=items,
             notes=sample.notes + self._carriers(explanations),
@@ -248,12 +339,18 @@ class _Session:
         if self.units is None:
             return explanations
         pairs = zip(self.models, explanations, strict=True)
-        return [explain_by_units(cast(Network, model), [one], self.units)[0] for model, one in pairs]
+        return [
+            explain_by_units(cast(Network, model), [one], self.units)[0]
+            for model, one in pairs
+        ]
 
     def _carriers(self, explanations: Sequence[Explanation]) -> tuple[str, ...]:
         """What is known of the units that carry each map, in words."""
         said = [one.provenance.get("units") or {} for one in explanations]
-        pairs = [(label, one.get("sentence") or one.get("reason")) for label, one in zip(self.labels, said, strict=True)]
+        pairs = [
+            (label, one.get("sentence") or one.get("reason"))
+            for label, one in zip(self.labels, said, strict=True)
+        ]
         return tuple(f"{label}: {words}" for label, words in pairs if words)
 
     def _shown(self, sample: Sample) -> Array:
@@ -264,7 +361,9 @@ class _Session:
         """Tables, audit, manifest and report."""
         if not self.rows:
             reasons = "; ".join(failed.reason for failed in self.failures[:3])
-            raise ConsilienceError(f"none of {len(self.failures)} pictures could be explained: {reasons}")
+            raise ConsilienceError(
+                f"none of {len(self.failures)} images could be explained: {reasons}"
+            )
         table, summary = self.agreement.table(), self.agreement.summary()
         if self.job.published:
             table = study.with_published(table)
@@ -279,7 +378,9 @@ class _Session:
             "target": self.job.target,
             "allow_mismatch": self.job.allow_mismatch,
             "model": model_facts(self.models[0], self.rows),
-            "models": [model_facts(model, self.rows) for model in dict.fromkeys(self.models)],
+            "models": [
+                model_facts(model, self.rows) for model in dict.fromkeys(self.models)
+            ],
             "precision": self.precision or [],
             "columns": self._columns(),
             "seconds": seconds,
@@ -308,35 +409,61 @@ class _Session:
 
 
 def model_facts(model: Model, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the report says of a model; engine and precision are those of the explanations that were made with it."""
+    """What the report says of a model; engine and precision are those of the
+    explanations that were made with it.
+    """
     mine = [row for row in rows if row["model"] == model.id and row["passes"]]
-    ran = {key: "+".join(sorted({part for row in mine for part in row[key].split("+")})) for key in ("engine", "precision")}
+    ran = {
+        key: "+".join(sorted({part for row in mine for part in row[key].split("+")}))
+        for key in ("engine", "precision")
+    }
     facts = model.facts | {key: said for key, said in ran.items() if said}
-    return {"spec": model.spec, "id": model.id, "facts": facts, "classes_count": len(model.classes)}
+    return {
+        "spec": model.spec,
+        "id": model.id,
+        "facts": facts,
+        "classes_count": len(model.classes),
+    }
 
 
-# ---------------------------------------------------------------- did the precision change the explanation?
+# ---- did the precision change the explanation?
 
 
 def precision_shifts(
-    columns: Sequence[RunColumn], models: Sequence[Model], explanations: Sequence[Explanation]
+    columns: Sequence[RunColumn],
+    models: Sequence[Model],
+    explanations: Sequence[Explanation],
 ) -> list[dict[str, Any]]:
-    """Rows for the explanations of one picture by models of low precision: how far each lies from the same made in f32."""
+    """Rows for the explanations of one image by models of low precision: how far each
+    lies from the same made in f32.
+    """
     low = [model.facts.get("precision") in LOW for model in models]
-    exact = {model: model.using(precision="f32") for model, is_low in zip(models, low, strict=True) if is_low}
+    exact = {
+        model: model.using(precision="f32")
+        for model, is_low in zip(models, low, strict=True)
+        if is_low
+    }
     return [
         precision_shift(column, exact[model], explanation)
-        for column, model, explanation, is_low in zip(columns, models, explanations, low, strict=True)
+        for column, model, explanation, is_low in zip(
+            columns, models, explanations, low, strict=True
+        )
         if is_low
     ]
 
 
-def precision_shift(column: RunColumn, exact: Model, explanation: Explanation) -> dict[str, Any]:
-    """Rank correlation, and IoU of the top 20 %, of a map with that of the ``exact`` model for the same target."""
+def precision_shift(
+    column: RunColumn, exact: Model, explanation: Explanation
+) -> dict[str, Any]:
+    """Rank correlation, and IoU of the top 20 %, of a map with that of the ``exact``
+    model for the same target.
+    """
     sample = explanation.sample
     outputs = api.raw_outputs(exact, exact.view(sample, column.view))
     index = explanation.target.index
-    target = api.resolve_target(exact, sample, explanation.target if index is None else int(index), outputs)
+    target = api.resolve_target(
+        exact, sample, explanation.target if index is None else int(index), outputs
+    )
     again = api.explain(exact, sample, column.by, target, column.view)
     maps = [one.values for one in (explanation, again)]
     tops = [largest(values, pixels_of(0.2, values.size)) for values in maps]
@@ -344,21 +471,31 @@ def precision_shift(column: RunColumn, exact: Model, explanation: Explanation) -
         "column": column.label,
         "spearman": spearman(*maps),
         "iou_at_20": iou(*tops),
-        "picture": sample.name,
+        "image": sample.name,
         "precision": explanation.provenance["precision"],
         "exact": again.provenance["precision"],
     }
 
 
-def prediction(sample: Sample, explanation: Explanation, model: Model) -> dict[str, Any]:
-    """What the model said of a picture, beside the truth where it is known."""
+def prediction(
+    sample: Sample, explanation: Explanation, model: Model
+) -> dict[str, Any]:
+    """What the model said of an image, beside the truth where it is known."""
     true = None if sample.label is None else api.class_name(model, sample.label)
-    return {**explanation.provenance["prediction"], "true": sample.label, "true_name": true}
+    return {
+        **explanation.provenance["prediction"],
+        "true": sample.label,
+        "true_name": true,
+    }
 
 
 def as_item(column: RunColumn, explanation: Explanation) -> Item:
     """An explanation as it is kept, with the mask its column asks for."""
-    cutter = registry.cutters.build(column.mask) if column.mask else default_cutter(explanation)
+    cutter = (
+        registry.cutters.build(column.mask)
+        if column.mask
+        else default_cutter(explanation)
+    )
     mask = cutter.cut(explanation)
     made = explanation.provenance
     return Item(
@@ -387,15 +524,28 @@ def as_item(column: RunColumn, explanation: Explanation) -> Item:
 
 
 def rebuild(stored: Stored, sample: Sample) -> tuple[list[Explanation], list[Mask]]:
-    """The explanations and masks of a picture as they were when it was kept."""
+    """The explanations and masks of an image as they were when it was kept."""
     explanations, masks = [], []
     for item in stored.items:
         made = item.provenance
         target = targets.target_from_facts(item.target, item.target_name, made)
         geometry = Placement.from_dict(dict(item.geometry))
-        explanations.append(Explanation(sample, item.model, item.explainer, target, geometry, item.values, item.extras, made))
+        explanations.append(
+            Explanation(
+                sample,
+                item.model,
+                item.explainer,
+                target,
+                geometry,
+                item.values,
+                item.extras,
+                made,
+            )
+        )
         assert item.mask is not None
-        masks.append(Mask(item.mask, item.mask_rule, made["mask_tied"], made["mask_note"]))
+        masks.append(
+            Mask(item.mask, item.mask_rule, made["mask_tied"], made["mask_note"])
+        )
     return explanations, masks
 
 

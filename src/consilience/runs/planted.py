@@ -15,14 +15,24 @@ RESULTS, REPORT = "planted.json", "report.html"
 PLANTED_FILES = frozenset({RESULTS, REPORT})
 
 
-def write_planted(found: Mapping[str, Any], folder: str | Path, command: str = "") -> Path:
-    """Keep the suite's results in a folder, ``planted.json`` and a page; returns the page's path.
+def write_planted(
+    found: Mapping[str, Any], folder: str | Path, command: str = ""
+) -> Path:
+    """Keep the suite's results in a folder, ``planted.json`` and a page; returns the
+    page's path.
 
-    Raises `ConsilienceError` where the folder holds anything but an earlier result of this suite.
+    Raises `ConsilienceError` where the folder holds anything but an earlier result of
+    this suite.
     """
     place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(path.name not in PLANTED_FILES for path in place.iterdir())):
-        raise ConsilienceError(f"{place} holds something else than results of the planted suite; name another folder with -o")
+    if place.exists() and (
+        not place.is_dir()
+        or any(path.name not in PLANTED_FILES for path in place.iterdir())
+    ):
+        raise ConsilienceError(
+            f"{place} holds something else than results of the planted suite; name another "
+            f"folder with -o"
+        )
     version = api.versions()["consilience"]
     write_json(place / RESULTS, {"version": version, "command": command, **found})
     text = planted_page(found, version, command).encode()

@@ -1,8 +1,10 @@
 """An evaluation on disk, inside its run's folder.
 
-``metrics/NAME.json`` holds every number of one picture, with curves and facts, and is what makes a picture done: written whole
-or not at all, metric by column, each under a key that changes with all it depends on. ``metrics.parquet`` is the table of what
-was asked (sample, column, metric, value, reason ...), ``evaluation.json`` the summary, written last.
+``metrics/NAME.json`` holds every number of one image, with curves and facts, and is
+what makes an image done: written whole or not at all, metric by column, each under a
+key that changes with all it depends on. ``metrics.parquet`` is the table of what was
+asked (sample, column, metric, value, reason ...), ``evaluation.json`` the summary,
+written last.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from consilience.files import file_stem, json_ready, write_atomically, write_jso
 from consilience.types import Array, ConsilienceError, NotApplicable, Score
 
 SCORES_SCHEMA = 1
-PICTURES, TABLE, SUMMARY = "metrics", "metrics.parquet", "evaluation.json"
+IMAGES, TABLE, SUMMARY = "metrics", "metrics.parquet", "evaluation.json"
 DIGITS = 7
 
 
 @dataclass(frozen=True, eq=False)
 class KeptScore:
-    """One number as it is kept; ``value`` is None where the metric does not apply, and then ``reason`` says why."""
+    """One number as it is kept; ``value`` is None where the metric does not apply, and
+    then ``reason`` says why.
+    """
 
     key: str
     value: float | None
@@ -38,17 +42,19 @@ class KeptScore:
 
 
 def as_kept(key: str, score: Score | NotApplicable, sample: str) -> KeptScore:
-    """A score, or why there is none; the picture's name is left out of the reason, so that equal reasons can be counted."""
+    """A score, or why there is none; the image's name is left out of the reason, so
+    that equal reasons can be counted.
+    """
     if isinstance(score, NotApplicable):
-        return KeptScore(key, None, str(score).replace(sample, "the picture"))
+        return KeptScore(key, None, str(score).replace(sample, "the image"))
     return KeptScore(key, float(score.value), "", score.curve, dict(score.facts))
 
 
 class ImageScores:
-    """The numbers of one picture: read from its file, added to, written again."""
+    """The numbers of one image: read from its file, added to, written again."""
 
     def __init__(self, folder: Path, name: str, digest: str) -> None:
-        self.path = folder / PICTURES / f"{file_stem(name)}.json"
+        self.path = folder / IMAGES / f"{file_stem(name)}.json"
         self.name, self.digest = name, digest
         self._scores: dict[str, dict[str, Any]] = {}
         there = read_json(self.path) if self.path.is_file() else {}
@@ -56,16 +62,28 @@ class ImageScores:
             self._scores = there["scores"]
 
     def get(self, metric: str, column: str, key: str | None = None) -> KeptScore | None:
-        """A number under its metric's full spelling and its column, if it is there and, with ``key``, was made of the same."""
+        """A number under its metric's full spelling and its column, if it is there and,
+        with ``key``, was made of the same.
+        """
         row = self._scores.get(metric, {}).get(column)
         if row is None or (key is not None and row["key"] != key):
             return None
-        curve = None if row.get("curve") is None else np.array(row["curve"], dtype=np.float64)
-        return KeptScore(row["key"], row["value"], row["reason"], curve, row.get("facts"))
+        curve = (
+            None
+            if row.get("curve") is None
+            else np.array(row["curve"], dtype=np.float64)
+        )
+        return KeptScore(
+            row["key"], row["value"], row["reason"], curve, row.get("facts")
+        )
 
     def put(self, metric: str, column: str, kept: KeptScore) -> None:
         """Add a number; `write` keeps it."""
-        row: dict[str, Any] = {"key": kept.key, "value": kept.value, "reason": kept.reason}
+        row: dict[str, Any] = {
+            "key": kept.key,
+            "value": kept.value,
+            "reason": kept.reason,
+        }
         if kept.curve is not None:
             row["curve"] = _rounded(kept.curve)
         if kept.facts:
@@ -74,23 +92,40 @@ class ImageScores:
 
     def write(self) -> None:
         """The file, whole or not at all."""
-        thing = {"schema": SCORES_SCHEMA, "name": self.name, "digest": self.digest, "scores": self._scores}
-        text = json.dumps(json_ready(thing), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        thing = {
+            "schema": SCORES_SCHEMA,
+            "name": self.name,
+            "digest": self.digest,
+            "scores": self._scores,
+        }
+        text = json.dumps(
+            json_ready(thing),
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+        )
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 def _rounded(curve: Array) -> Any:
     """A curve as lists of numbers of seven digits; NaN becomes null."""
     return json_ready(
-        np.array([float(f"{value:.{DIGITS}g}") for value in np.asarray(curve, dtype=np.float64).ravel()]).reshape(
-            np.shape(curve)
-        )
+        np.array(
+            [
+                float(f"{value:.{DIGITS}g}")
+                for value in np.asarray(curve, dtype=np.float64).ravel()
+            ]
+        ).reshape(np.shape(curve))
     )
 
 
 def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts that JSON can hold: numbers, words, short lists."""
-    return {str(key): json_ready(value) for key, value in facts.items() if not (isinstance(value, np.ndarray) and value.size > 1000)}
+    return {
+        str(key): json_ready(value)
+        for key, value in facts.items()
+        if not (isinstance(value, np.ndarray) and value.size > 1000)
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,9 +145,14 @@ class Evaluation:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / SUMMARY).is_file():
-            raise ConsilienceError(f"{self.folder} holds no evaluation; make one with consilience evaluate {self.folder}")
+            raise ConsilienceError(
+                f"{self.folder} holds no evaluation; make one with consilience evaluate "
+                f"{self.folder}"
+            )
         if self.summary.get("schema") != SCORES_SCHEMA:
-            raise ConsilienceError(f"{self.folder}: the evaluation has another schema; evaluate again")
+            raise ConsilienceError(
+                f"{self.folder}: the evaluation has another schema; evaluate again"
+            )
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -121,17 +161,21 @@ class Evaluation:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row a picture, column and metric: ``value`` (NaN where it does not apply) and ``reason``."""
+        """A row an image, column and metric: ``value`` (NaN where it does not apply)
+        and ``reason``.
+        """
         return pd.read_parquet(self.folder / TABLE)
 
-    def pictures(self) -> Iterator[ImageScores]:
-        """The pictures' own files, one after the other."""
+    def images(self) -> Iterator[ImageScores]:
+        """The images' own files, one after the other."""
         rows = self.table.drop_duplicates("sample")
         for name, digest in zip(rows["sample"], rows["digest"], strict=True):
             yield ImageScores(self.folder, str(name), str(digest))
 
 
-def finish_evaluation(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Evaluation:
+def finish_evaluation(
+    folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> Evaluation:
     """Write the table, then the summary."""
     table = as_table(rows)
     write_atomically(folder / TABLE, lambda file: table.to_parquet(file, index=False))

@@ -1,4 +1,6 @@
-"""What a person at a terminal sees: bars on stderr while waiting, tables on stdout when done."""
+"""What a person at a terminal sees: bars on stderr while waiting, tables on stdout when
+done.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from consilience import progress, registry
@@ -27,7 +36,11 @@ SUMMARY_NUMBERS = (
 )
 """A column of the pairs, its mean in the summary, its heading."""
 PUBLISHED_NUMBER = ("published_iou", "", "published IoU")
-SEVERITY = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[dim]note[/]"}
+SEVERITY = {
+    "error": "[bold red]error[/]",
+    "warning": "[yellow]warning[/]",
+    "note": "[dim]note[/]",
+}
 
 
 class Bars:
@@ -55,7 +68,9 @@ class Bars:
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Draw the progress of everything inside on stderr; on a stream that is no terminal only lines are printed."""
+    """Draw the progress of everything inside on stderr; on a stream that is no terminal
+    only lines are printed.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -65,31 +80,62 @@ def progress_bars() -> Iterator[None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    drawing = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    drawing = Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    )
     with drawing, progress.listening(Bars(drawing)):
         yield
 
 
 def as_json(run: Any) -> dict[str, Any]:
     """A run's results as plain data."""
-    keys = ("title", "preset", "model", "columns", "target", "seconds", "failures", "summary", "audit", "precision")
+    keys = (
+        "title",
+        "preset",
+        "model",
+        "columns",
+        "target",
+        "seconds",
+        "failures",
+        "summary",
+        "audit",
+        "precision",
+    )
     manifest: dict[str, Any] = {key: run.manifest.get(key) for key in keys}
-    tables = {"predictions": run.predictions, "agreement": run.agreement.to_dict("records")}
-    result: dict[str, Any] = json_ready({"run": str(run.folder), "report": str(run.folder / "report.html"), **manifest, **tables})
+    tables = {
+        "predictions": run.predictions,
+        "agreement": run.agreement.to_dict("records"),
+    }
+    result: dict[str, Any] = json_ready(
+        {
+            "run": str(run.folder),
+            "report": str(run.folder / "report.html"),
+            **manifest,
+            **tables,
+        }
+    )
     return result
 
 
-# ---------------------------------------------------------------- tables
+# ---- tables
 
 
 def output() -> Console:
-    """Where results go: a terminal as wide as it is, a file or pipe without broken lines."""
+    """Where results go: a terminal as wide as it is, a file or pipe without broken
+    lines.
+    """
     console = Console()
-    return console if console.is_terminal else Console(width=TERMINAL_WIDTH, soft_wrap=True)
+    return (
+        console
+        if console.is_terminal
+        else Console(width=TERMINAL_WIDTH, soft_wrap=True)
+    )
 
 
 def show_run(run: Any, console: Console) -> None:
-    """Predictions, agreement by picture, verdicts, what low precision moved, what the audit found, where the report is."""
+    """Predictions, agreement by image, verdicts, what low precision moved, what the
+    audit found, where the report is.
+    """
     console.print(_predictions(run))
     if len(run.agreement):
         console.print(_agreement(run))
@@ -102,13 +148,22 @@ def show_run(run: Any, console: Console) -> None:
     for words in _how_it_ran(run):
         console.print(escape(words), highlight=False)
     for finding in run.audit:
-        where = f" [dim]({escape(finding.where)})[/]" if finding.where and finding.where not in finding.message else ""
-        console.print(f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}", highlight=False)
-    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+        where = (
+            f" [dim]({escape(finding.where)})[/]"
+            if finding.where and finding.where not in finding.message
+            else ""
+        )
+        console.print(
+            f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}",
+            highlight=False,
+        )
+    console.print(
+        f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True
+    )
 
 
 def _carried(run: Any, most: int = 20) -> Iterator[str]:
-    """Which units carry the maps of the first pictures, where a dissection was at hand."""
+    """Which units carry the maps of the first images, where a dissection was at hand."""
     rows = run.explanations
     known = rows[rows["units"] != ""] if "units" in rows else rows.head(0)
     for row in known.head(most).to_dict("records"):
@@ -116,7 +171,9 @@ def _carried(run: Any, most: int = 20) -> Iterator[str]:
 
 
 def _how_it_ran(run: Any) -> Iterator[str]:
-    """What the engine had to decide otherwise than asked, and how far maps of low precision lie from f32."""
+    """What the engine had to decide otherwise than asked, and how far maps of low
+    precision lie from f32.
+    """
     notes = [model["facts"].get("note") for model in run.manifest.get("models") or []]
     yield from (f"engine: {note}" for note in dict.fromkeys(notes) if note)
     for row in run.manifest.get("precision") or []:
@@ -124,47 +181,89 @@ def _how_it_ran(run: Any) -> Iterator[str]:
             yield f"{row['column']} was made in f32 all the same"
             continue
         shift = f"Spearman {format_number(row['spearman'])}, IoU of the top 20 % {format_number(row['iou_at_20'])}"
-        yield f"{row['column']} in {row['precision']} against f32 on {row['picture']}: {shift}"
+        yield f"{row['column']} in {row['precision']} against f32 on {row['image']}: {shift}"
 
 
 def _predictions(run: Any) -> Table:
-    table = Table("picture", "predicted", "p", "true class", title=run.manifest["model"]["id"], title_justify="left")
+    table = Table(
+        "image",
+        "predicted",
+        "p",
+        "true class",
+        title=run.manifest["model"]["id"],
+        title_justify="left",
+    )
     for name, said in run.predictions.items():
-        table.add_row(escape(name), escape(str(said["label"])), format_number(said["probability"]), escape(said["true"] or ""))
+        table.add_row(
+            escape(name),
+            escape(str(said["label"])),
+            format_number(said["probability"]),
+            escape(said["true"] or ""),
+        )
     return table
 
 
 def _agreement(run: Any) -> Table:
     rows, summary = run.agreement, run.manifest["summary"]
-    columns = [*SUMMARY_NUMBERS, *([PUBLISHED_NUMBER] if PUBLISHED_NUMBER[0] in rows.columns else [])]
+    columns = [
+        *SUMMARY_NUMBERS,
+        *([PUBLISHED_NUMBER] if PUBLISHED_NUMBER[0] in rows.columns else []),
+    ]
     several = len(summary) > 1
-    names = ["picture", *(["pair"] if several else []), *(title for _, _, title in columns)]
+    names = [
+        "image",
+        *(["pair"] if several else []),
+        *(title for _, _, title in columns),
+    ]
     table = Table(*names, title="Agreement of masks", title_justify="left")
     for row in rows.to_dict("records"):
         pair = [escape(f"{row['a']} / {row['b']}")] if several else []
-        table.add_row(escape(row["sample"]), *pair, *(format_number(row[key]) for key, _, _ in columns))
+        table.add_row(
+            escape(row["sample"]),
+            *pair,
+            *(format_number(row[key]) for key, _, _ in columns),
+        )
     table.add_section()
     for row in summary:
         pair = [escape(f"{row['a']} / {row['b']}")] if several else []
-        published = rows[PUBLISHED_NUMBER[0]].mean() if PUBLISHED_NUMBER in columns else None
-        means = [published if key is PUBLISHED_NUMBER[0] else row.get(mean) for key, mean, _ in columns]
-        table.add_row("mean", *pair, *(format_number(mean) for mean in means), style="bold")
+        published = (
+            rows[PUBLISHED_NUMBER[0]].mean() if PUBLISHED_NUMBER in columns else None
+        )
+        means = [
+            published if key is PUBLISHED_NUMBER[0] else row.get(mean)
+            for key, mean, _ in columns
+        ]
+        table.add_row(
+            "mean", *pair, *(format_number(mean) for mean in means), style="bold"
+        )
     return table
 
 
 def looked_at(run: Any) -> dict[str, str]:
     """By column the layer that was used, where a method has one."""
     rows = run.explanations.drop_duplicates("column")
-    return {name: layer for name, layer in zip(rows["column"], rows["layer"], strict=True) if layer}
+    return {
+        name: layer
+        for name, layer in zip(rows["column"], rows["layer"], strict=True)
+        if layer
+    }
 
 
 def pair_sentence(row: dict[str, Any]) -> str:
-    """One pair over all pictures, in a sentence."""
-    head = f"{row['a']} and {row['b']} on {row['n']} picture{'s' if row['n'] != 1 else ''}: mean IoU {format_number(row['iou_mean'])}"
+    """One pair over all images, in a sentence."""
+    head = f"{row['a']} and {row['b']} on {row['n']} image{'s' if row['n'] != 1 else ''}: mean IoU {format_number(row['iou_mean'])}"
     bounds = [row["iou_low"], row["iou_high"]]
-    interval = "" if any(is_missing(bound) for bound in bounds) else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
+    interval = (
+        ""
+        if any(is_missing(bound) for bound in bounds)
+        else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
+    )
     chance = f", by chance {format_number(row['expected_mean'])}, mean excess {format_number(row['excess_mean'])}"
-    p = "" if is_missing(row["p_pictures"]) else f", p = {format_number(row['p_pictures'])} by permuting pictures"
+    p = (
+        ""
+        if is_missing(row["p_images"])
+        else f", p = {format_number(row['p_images'])} by permuting images"
+    )
     return f"{head}{interval}{chance}{p}: {row['verdict']}"
 
 
@@ -175,19 +274,46 @@ def is_missing(value: Any) -> bool:
 
 def format_number(value: Any) -> str:
     """Three significant digits, a dash where there is none."""
-    return "–" if is_missing(value) else f"{value:.3g}" if abs(value) < 0.0995 else f"{value:.3f}"
+    return (
+        "–"
+        if is_missing(value)
+        else f"{value:.3g}"
+        if abs(value) < 0.0995
+        else f"{value:.3f}"
+    )
 
 
-# ---------------------------------------------------------------- dissections
+# ---- dissections
 
 
 def dissection_as_json(run: Any) -> dict[str, Any]:
     """A dissection's results as plain data (`dissection.job.DissectionRun`)."""
-    keys = ("title", "model", "concepts", "layers", "headlines", "words", "knockout", "seconds")
+    keys = (
+        "title",
+        "model",
+        "concepts",
+        "layers",
+        "headlines",
+        "words",
+        "knockout",
+        "seconds",
+    )
     said = {key: run.manifest.get(key) for key in keys}
-    tables = {"summary": run.dissection.summary().to_dict("records"), "units": run.units.to_dict("records")}
-    tables["knocked_out"] = [] if run.knockout is None else run.knockout.to_dict("records")
-    result: dict[str, Any] = json_ready({"run": str(run.folder), "report": str(run.folder / "report.html"), **said, **tables})
+    tables = {
+        "summary": run.dissection.summary().to_dict("records"),
+        "units": run.units.to_dict("records"),
+    }
+    tables["knocked_out"] = (
+        [] if run.knockout is None else run.knockout.to_dict("records")
+    )
+    result: dict[str, Any] = json_ready(
+        {
+            "run": str(run.folder),
+            "report": str(run.folder / "report.html"),
+            **said,
+            **tables,
+        }
+    )
     return result
 
 
@@ -197,37 +323,82 @@ def show_dissection(run: Any, console: Console, most: int = 15) -> None:
         console.print(escape(run.manifest["headlines"][layer]), highlight=False)
     units = run.units.sort_values("iou", ascending=False, kind="stable").head(most)
     named = "word" in units
-    heads = ("layer", "unit", "concept", "category", "IoU", "p", "q", *(("word", "margin") if named else ()))
+    heads = (
+        "layer",
+        "unit",
+        "concept",
+        "category",
+        "IoU",
+        "p",
+        "q",
+        *(("word", "margin") if named else ()),
+    )
     table = Table(*heads, title="Units of highest IoU", title_justify="left")
     for row in units.to_dict("records"):
         word = [escape(str(row["word"])), format_number(row["margin"])] if named else []
         numbers = (format_number(row[key]) for key in ("iou", "p", "q"))
-        table.add_row(escape(row["layer"]), str(row["unit"]), escape(row["concept"]), escape(row["category"]), *numbers, *word)
+        table.add_row(
+            escape(row["layer"]),
+            str(row["unit"]),
+            escape(row["concept"]),
+            escape(row["category"]),
+            *numbers,
+            *word,
+        )
     console.print(table)
     if run.knockout is not None and len(run.knockout):
         _show_knockout(run.knockout, console)
-    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True
+    )
 
 
 def _show_knockout(rows: Any, console: Console, most: int = 10) -> None:
     from consilience.dissection.knockout import knockout_sentence
 
-    heads = ("layer", "unit", "concept", "predicted class loses", "95 %", "predictions that change")
+    heads = (
+        "layer",
+        "unit",
+        "concept",
+        "predicted class loses",
+        "95 %",
+        "predictions that change",
+    )
     table = Table(*heads, title="Units whose loss costs most", title_justify="left")
-    for row in rows.sort_values("lost", ascending=False, kind="stable").head(most).to_dict("records"):
-        bounds = f"{format_number(row['lost_low'])} to {format_number(row['lost_high'])}"
+    for row in (
+        rows.sort_values("lost", ascending=False, kind="stable")
+        .head(most)
+        .to_dict("records")
+    ):
+        bounds = (
+            f"{format_number(row['lost_low'])} to {format_number(row['lost_high'])}"
+        )
         unit = (escape(row["layer"]), str(row["unit"]), escape(row["concept"]))
-        table.add_row(*unit, format_number(row["lost"]), bounds, format_number(row["flips"]))
+        table.add_row(
+            *unit, format_number(row["lost"]), bounds, format_number(row["flips"])
+        )
     console.print(table)
     tested = rows[rows["classes"] > 0].sort_values("p_holm", kind="stable")
     for _, row in tested.head(most).iterrows():
-        console.print(escape(f"{knockout_sentence(row)}; p = {format_number(row['p_holm'])} (Holm)"), highlight=False)
+        console.print(
+            escape(
+                f"{knockout_sentence(row)}; p = {format_number(row['p_holm'])} (Holm)"
+            ),
+            highlight=False,
+        )
 
 
 def show_comparison(compared: Any, page: Any, console: Console) -> None:
     """The comparison in a sentence, by layer, and where the page is."""
     console.print(escape(compared.headline()), highlight=False)
-    heads = (escape(compared.a.name), escape(compared.b.name), "shared", "Jaccard", "by chance", "p")
+    heads = (
+        escape(compared.a.name),
+        escape(compared.b.name),
+        "shared",
+        "Jaccard",
+        "by chance",
+        "p",
+    )
     table = Table(*heads)
     for row in compared.jaccard().to_dict("records"):
         numbers = (format_number(row[key]) for key in ("jaccard", "expected", "p"))
@@ -236,11 +407,13 @@ def show_comparison(compared: Any, page: Any, console: Console) -> None:
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
-# ---------------------------------------------------------------- evaluations
+# ---- evaluations
 
 
 def evaluation_as_json(found: Any) -> dict[str, Any]:
-    """An evaluation's results as plain data (`evaluation.Evaluation`), the numbers of every picture among them."""
+    """An evaluation's results as plain data (`evaluation.Evaluation`), the numbers of
+    every image among them.
+    """
     said = {key: value for key, value in found.summary.items() if key != "curves"}
     rows = found.table.drop(columns="digest").to_dict("records")
     where = {"run": str(found.folder), "report": str(found.folder / "report.html")}
@@ -249,7 +422,9 @@ def evaluation_as_json(found: Any) -> dict[str, Any]:
 
 
 def show_evaluation(found: Any, console: Console) -> None:
-    """A table a metric: methods, then controls, each with its interval; what is marked and why; where the report is."""
+    """A table a metric: methods, then controls, each with its interval; what is marked
+    and why; where the report is.
+    """
     from consilience.show import evaluation_page as said_of
 
     said = found.summary
@@ -257,51 +432,98 @@ def show_evaluation(found: Any, console: Console) -> None:
     for metric in said["metrics"]:
         if said_of.is_empty(said, metric):
             continue
-        cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
-        against = [row for row in said["against_controls"] if row["metric"] == metric["spec"]]
+        cells = {
+            cell["column"]: cell
+            for cell in said["cells"]
+            if cell["metric"] == metric["spec"]
+        }
+        against = [
+            row for row in said["against_controls"] if row["metric"] == metric["spec"]
+        ]
         console.print(_metric_table(said, metric, cells))
         lines = said_of.marks(metric, cells, against)
-        for line in (line for line in lines if line not in told):  # that there are too few pictures is said once
+        for line in (
+            line for line in lines if line not in told
+        ):  # that there are too few images is said once
             console.print(escape(line), highlight=False)
         told.update(lines)
         for line in said_of.reasons(metric, cells):
             console.print(escape(f"No number: {line}"), highlight=False)
         console.print()
     for labels, reason in said_of.silent(said):
-        console.print(escape(f"No number of {', '.join(labels)}: {reason}."), highlight=False)
-    console.print(f"report: {found.folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(
+            escape(f"No number of {', '.join(labels)}: {reason}."), highlight=False
+        )
+    console.print(
+        f"report: {found.folder / 'report.html'}", highlight=False, soft_wrap=True
+    )
 
 
-def _metric_table(said: dict[str, Any], metric: dict[str, Any], cells: dict[str, Any]) -> Table:
+def _metric_table(
+    said: dict[str, Any], metric: dict[str, Any], cells: dict[str, Any]
+) -> Table:
     from consilience.show.evaluation_page import gathered, metric_unit
 
     whole = gathered(said, metric["spec"])
     arrow = "more is better" if metric["higher_is_better"] else "less is better"
-    heads = ("map", "mean", "95 %", f"{metric_unit(metric)}s", "no number", "better than every control")
-    table = Table(*heads, title=escape(f"{metric['label']} ({metric['spec']}), {arrow}"), title_justify="left")
+    heads = (
+        "map",
+        "mean",
+        "95 %",
+        f"{metric_unit(metric)}s",
+        "no number",
+        "better than every control",
+    )
+    table = Table(
+        *heads,
+        title=escape(f"{metric['label']} ({metric['spec']}), {arrow}"),
+        title_justify="left",
+    )
     if whole:
         table.add_column("of the data set")
     for kinds in (("method",), ("control", "other")):
         for column in (column for column in said["columns"] if column["kind"] in kinds):
             row = _metric_row(column, cells[column["label"]])
-            row += [format_number(whole[column["label"]]["value"]) if column["label"] in whole else ""] if whole else []
+            row += (
+                [
+                    format_number(whole[column["label"]]["value"])
+                    if column["label"] in whole
+                    else ""
+                ]
+                if whole
+                else []
+            )
             table.add_row(*row, style=None if column["kind"] == "method" else "dim")
         table.add_section()
     return table
 
 
 def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
-    bounds = "–" if is_missing(cell["low"]) else f"{format_number(cell['low'])} to {format_number(cell['high'])}"
+    bounds = (
+        "–"
+        if is_missing(cell["low"])
+        else f"{format_number(cell['low'])} to {format_number(cell['high'])}"
+    )
     above = ""
     if column["kind"] == "method":
-        short = "[bold]not shown[/]" if cell.get("reachable", True) else "too few to tell"
+        short = (
+            "[bold]not shown[/]" if cell.get("reachable", True) else "too few to tell"
+        )
         above = {True: "yes", False: short, None: "–"}[cell.get("above")]
     counts = (str(cell["n"]), str(cell["not_applicable"] or ""))
-    return [escape(column["label"]), format_number(cell["mean"]), bounds, *counts, above]
+    return [
+        escape(column["label"]),
+        format_number(cell["mean"]),
+        bounds,
+        *counts,
+        above,
+    ]
 
 
 def show_planted(found: dict[str, Any], page: Any, console: Console) -> None:
-    """The planted suite: how well methods find the evidence, which metrics rank the true map first, and where the page is."""
+    """The planted suite: how well methods find the evidence, which metrics rank the
+    true map first, and where the page is.
+    """
     console.print(_methods_table(found["methods"]))
     for note in found["notes"]:
         console.print(escape(note), highlight=False)
@@ -314,25 +536,48 @@ def show_planted(found: dict[str, Any], page: Any, console: Console) -> None:
 
 
 def _methods_table(rows: Sequence[dict[str, Any]]) -> Table:
-    worlds = [key for key in rows[0] if key not in ("method", "mean", "low", "high", "n")]
+    worlds = [
+        key for key in rows[0] if key not in ("method", "mean", "low", "high", "n")
+    ]
     heads = ("method", *worlds, "mean", "95 %")
-    table = Table(*heads, title="Methods: share of the map on the planted evidence", title_justify="left")
+    table = Table(
+        *heads,
+        title="Methods: share of the map on the planted evidence",
+        title_justify="left",
+    )
     for row in rows:
         shares = [format_number(row[key]) for key in (*worlds, "mean")]
-        table.add_row(escape(row["method"]), *shares, f"{format_number(row['low'])} to {format_number(row['high'])}")
+        table.add_row(
+            escape(row["method"]),
+            *shares,
+            f"{format_number(row['low'])} to {format_number(row['high'])}",
+        )
     return table
 
 
 def _ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     wrong = [key for key in rows[0] if key.startswith("above ")]
-    heads = ("metric", *(key.replace("above ", "before ") for key in wrong), "all", "comparisons")
-    table = Table(*heads, title="Metrics: how often is the true map ranked before a wrong one?", title_justify="left")
+    heads = (
+        "metric",
+        *(key.replace("above ", "before ") for key in wrong),
+        "all",
+        "comparisons",
+    )
+    table = Table(
+        *heads,
+        title="Metrics: how often is the true map ranked before a wrong one?",
+        title_justify="left",
+    )
     for row in rows:
-        table.add_row(escape(row["metric"]), *(format_number(row[key]) for key in (*wrong, "all")), str(row["comparisons"]))
+        table.add_row(
+            escape(row["metric"]),
+            *(format_number(row[key]) for key in (*wrong, "all")),
+            str(row["comparisons"]),
+        )
     return table
 
 
-# ---------------------------------------------------------------- lists
+# ---- lists
 
 
 def listing(what: str, model: str) -> list[dict[str, Any]]:
@@ -344,14 +589,20 @@ def listing(what: str, model: str) -> list[dict[str, Any]]:
     if what == "presets":
         from consilience.study import load_preset, preset_names
 
-        return [{"preset": name, "what": load_preset(name).title} for name in preset_names()]
+        return [
+            {"preset": name, "what": load_preset(name).title} for name in preset_names()
+        ]
     if what == "layers":
         return _layers(model)
     if what == "suites":
         from consilience.evaluation import suites
 
         return [
-            {"suite": name, "what": words, "metrics": ", ".join(suites.SUITES.get(name, ("its own",)))}
+            {
+                "suite": name,
+                "what": words,
+                "metrics": ", ".join(suites.SUITES.get(name, ("its own",))),
+            }
             for name, words in suites.WHAT.items()
         ]
     of_kind = {
@@ -375,7 +626,9 @@ def _layers(model: str) -> list[dict[str, Any]]:
         {
             "layer": layer.name,
             "channels": layer.channels,
-            "grid": "vector" if layer.spatial is None else f"{layer.spatial[0]} x {layer.spatial[1]}",
+            "grid": "vector"
+            if layer.spatial is None
+            else f"{layer.spatial[0]} x {layer.spatial[1]}",
             "auto": "auto" if layer.name == chosen else "",
         }
         for layer in network.layers()
@@ -389,7 +642,9 @@ def _described(kind: registry.Registry, name: str) -> dict[str, Any]:
     return {
         kind.kind: name,
         "what": first,
-        "options": ", ".join(f"{item.name}={registry.spelled_default(item)}" for item in options),
+        "options": ", ".join(
+            f"{item.name}={registry.spelled_default(item)}" for item in options
+        ),
     }
 
 

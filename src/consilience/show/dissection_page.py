@@ -1,4 +1,7 @@
-"""From a dissection, or two, to a page: what the templates are given. One file that loads nothing from anywhere."""
+"""From a dissection, or two, to a page: what the templates are given.
+
+One file that loads nothing from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from consilience.show.html import REPORT, _environment, _part
 from consilience.show.panels import visible
 
 MAX_ROWS = 4000
-"""So many units are in the table of all units; the files beside the page hold every one."""
+"""So many units are in the table of all units; the files beside the page hold every
+one.
+"""
 MAX_HURT = 40
 MAX_CONCEPTS = 2000
 CLOUD = 60
@@ -67,7 +72,9 @@ class Dissected(Protocol):
 
 
 def write_dissection_report(run: Dissected) -> Path:
-    """Write ``report.html`` into the dissection's folder, whole or not at all; returns its path."""
+    """Write ``report.html`` into the dissection's folder, whole or not at all; returns
+    its path.
+    """
     path = run.folder / REPORT
     text = dissection_page(run).encode("utf-8")
     write_atomically(path, lambda file: file.write(text))
@@ -76,10 +83,14 @@ def write_dissection_report(run: Dissected) -> Path:
 
 def dissection_page(run: Dissected) -> str:
     """A dissection as one HTML document."""
-    return _environment().get_template("dissection.html.j2").render(dissection_context(run))
+    return (
+        _environment()
+        .get_template("dissection.html.j2")
+        .render(dissection_context(run))
+    )
 
 
-# ---------------------------------------------------------------- a dissection
+# ---- a dissection
 
 
 def dissection_context(run: Dissected) -> dict[str, Any]:
@@ -103,21 +114,33 @@ def dissection_context(run: Dissected) -> dict[str, Any]:
         "cards": cards(run, rows, lost),
         "shown": run.manifest["tiles"],
         "layers": run.manifest["layers"],
-        "card_categories": sorted({str(row["category"]) for row in rows if row["category"]}),
+        "card_categories": sorted(
+            {str(row["category"]) for row in rows if row["category"]}
+        ),
         "rows": sorted(rows, key=lambda row: -_number(row["iou"]))[:MAX_ROWS],
         "row_count": len(rows),
         "has_words": "word" in run.units,
         "concepts": found.concept_table().to_dict("records")[:MAX_CONCEPTS],
         "knockout": knockouts(run),
-        "random": None if getattr(found, "random", None) is None else found.random.summary().to_dict("records"),
+        "random": None
+        if getattr(found, "random", None) is None
+        else found.random.summary().to_dict("records"),
         "threshold": found.threshold,
         "level": found.level,
     }
 
 
 def _tone(summary: Sequence[UnitRow], has_null: bool) -> str:
-    """Of the verdict: whether any unit is significant, where there is a null that could tell."""
-    return "open" if not has_null else "better" if any(row["significant"] for row in summary) else "even"
+    """Of the verdict: whether any unit is significant, where there is a null that could
+    tell.
+    """
+    return (
+        "open"
+        if not has_null
+        else "better"
+        if any(row["significant"] for row in summary)
+        else "even"
+    )
 
 
 def _style_and_script() -> dict[str, Any]:
@@ -128,7 +151,9 @@ def _style_and_script() -> dict[str, Any]:
 
 
 def _by_unit(table: pd.DataFrame) -> dict[tuple[str, int], UnitRow]:
-    return {(str(row["layer"]), int(row["unit"])): row for row in table.to_dict("records")}
+    return {
+        (str(row["layer"]), int(row["unit"])): row for row in table.to_dict("records")
+    }
 
 
 def _number(value: Any) -> float:
@@ -141,17 +166,46 @@ def dissection_terms(run: Dissected) -> list[tuple[str, str]]:
     model, concepts = manifest["model"], manifest["concepts"]
     named, knocked = manifest.get("words"), manifest.get("knockout")
     terms = [
-        ("Model", f"{model['spec'] or model['id']} ({model['classes_count']:,} classes)"),
-        ("Weights", f"{(model.get('facts') or {}).get('weights') or 'not recorded'}, {model['id']}"),
-        ("Concepts", f"{concepts['spec']}: {words.count_of(concepts['pictures'], 'picture')}"),
+        (
+            "Model",
+            f"{model['spec'] or model['id']} ({model['classes_count']:,} classes)",
+        ),
+        (
+            "Weights",
+            f"{(model.get('facts') or {}).get('weights') or 'not recorded'}, {model['id']}",
+        ),
+        (
+            "Concepts",
+            f"{concepts['spec']}: {words.count_of(concepts['images'], 'image')}",
+        ),
         ("Layers", ", ".join(manifest["layers"])),
         ("View", words.view_words(facts.get("view"))),
         ("Unit masks", _masks_said(facts)),
         ("Union", str(facts.get("union", ""))),
-        ("Null", f"{facts['permutations']:,} permutations of the pictures' labels" if facts.get("permutations") else "none"),
-        ("Words", f"{named['words']:,} by {named['similarity']}, {named['encoder'] or 'an unnamed encoder'}" if named else ""),
-        ("Knocked out", f"{knocked['units']:,} units over {words.count_of(knocked['pictures'], 'picture')}" if knocked else ""),
-        ("Made", f"{words.format_date(manifest.get('created', ''))}, in {words.format_seconds(manifest.get('seconds'))}"),
+        (
+            "Null",
+            f"{facts['permutations']:,} permutations of the images' labels"
+            if facts.get("permutations")
+            else "none",
+        ),
+        (
+            "Words",
+            f"{named['words']:,} by {named['similarity']}, "
+            f"{named['encoder'] or 'an unnamed encoder'}"
+            if named
+            else "",
+        ),
+        (
+            "Knocked out",
+            f"{knocked['units']:,} units over {words.count_of(knocked['images'], 'image')}"
+            if knocked
+            else "",
+        ),
+        (
+            "Made",
+            f"{words.format_date(manifest.get('created', ''))}, in "
+            f"{words.format_seconds(manifest.get('seconds'))}",
+        ),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
     return [(term, visible(said)) for term, said in terms if said]
@@ -159,7 +213,11 @@ def dissection_terms(run: Dissected) -> list[tuple[str, str]]:
 
 def _masks_said(facts: Mapping[str, Any]) -> str:
     quantile = facts.get("quantile")
-    return f"above the {quantile:g} quantile of each unit, {facts.get('upsample', '')}" if quantile else ""
+    return (
+        f"above the {quantile:g} quantile of each unit, {facts.get('upsample', '')}"
+        if quantile
+        else ""
+    )
 
 
 def notes(run: Dissected) -> list[str]:
@@ -169,22 +227,38 @@ def notes(run: Dissected) -> list[str]:
     unable = table[table["why"].astype(str) != ""]
     if len(unable):
         said.append(
-            f"{len(unable)} of {len(table)} concepts were not tried or can never be detected; the table of concepts says why."
+            f"{len(unable)} of {len(table)} concepts were not tried or can never be detected; "
+            f"the table of concepts says why."
         )
     if (run.manifest.get("words") or {}).get("unnamed"):
-        said.append(f"{run.manifest['words']['unnamed']} units say the same of every probe picture and have no word.")
+        said.append(
+            f"{run.manifest['words']['unnamed']} units say the same of every probe image and "
+            f"have no word."
+        )
     left = (run.manifest.get("knockout") or {}).get("left_out")
     if left:
         said.append(f"{left} units of lower IoU were not knocked out.")
     return said
 
 
-def _by_category(summary: Sequence[UnitRow], categories: Sequence[str]) -> Markup | None:
-    """Detectors by category, a bar for each of the first two layers; more layers are in the table."""
+def _by_category(
+    summary: Sequence[UnitRow], categories: Sequence[str]
+) -> Markup | None:
+    """Detectors by category, a bar for each of the first two layers; more layers are in
+    the table.
+    """
     if not summary or not categories:
         return None
-    series = [(f"detectors in {row['layer']}", [float(row.get(name, 0)) for name in categories]) for row in summary[:2]]
-    return drawings.grouped_bars([str(name) for name in categories], series, "detectors by category")
+    series = [
+        (
+            f"detectors in {row['layer']}",
+            [float(row.get(name, 0)) for name in categories],
+        )
+        for row in summary[:2]
+    ]
+    return drawings.grouped_bars(
+        [str(name) for name in categories], series, "detectors by category"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,43 +274,70 @@ class Card:
     lost: UnitRow | None
 
 
-def cards(run: Dissected, rows: Sequence[UnitRow], lost: Mapping[tuple[str, int], UnitRow]) -> Iterator[Card]:
-    """The units that have a strip of pictures, the highest IoU first; one at a time."""
+def cards(
+    run: Dissected, rows: Sequence[UnitRow], lost: Mapping[tuple[str, int], UnitRow]
+) -> Iterator[Card]:
+    """The units that have a strip of images, the highest IoU first; one at a time."""
     for row in sorted(rows, key=lambda row: -_number(row["iou"])):
-        path = run.folder / "tiles" / file_stem(str(row["layer"])) / f"{row['unit']}.webp"
+        path = (
+            run.folder / "tiles" / file_stem(str(row["layer"])) / f"{row['unit']}.webp"
+        )
         if path.is_file():
             yield _card(row, path, lost.get((str(row["layer"]), int(row["unit"]))))
 
 
 def _card(row: UnitRow, path: Path, lost: UnitRow | None) -> Card:
     uri = "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
-    named = [row.get(key) for key in ("concept", "category", "word", "runner_up", "layer")]
-    text = " ".join([str(part) for part in named if isinstance(part, str)] + [f"unit {row['unit']}"]).lower()
+    named = [
+        row.get(key) for key in ("concept", "category", "word", "runner_up", "layer")
+    ]
+    text = " ".join(
+        [str(part) for part in named if isinstance(part, str)] + [f"unit {row['unit']}"]
+    ).lower()
     status = " ".join(name for name in ("detector", "significant") if bool(row[name]))
-    others = [name for name in str(row.get("alternatives") or "").split("; ") if name not in ("", row["concept"])]
-    alt = f"the pictures on which unit {row['unit']} of {row['layer']} is highest, cut by its mask"
+    others = [
+        name
+        for name in str(row.get("alternatives") or "").split("; ")
+        if name not in ("", row["concept"])
+    ]
+    alt = f"the images on which unit {row['unit']} of {row['layer']} is highest, cut by its mask"
     return Card(row, uri, alt, status or "neither", text, "; ".join(others), lost)
 
 
 def knockouts(run: Dissected) -> dict[str, Any] | None:
-    """Units by what knocking them out costs, with the classes that lose most; verdicts of those whose concept has classes."""
+    """Units by what knocking them out costs, with the classes that lose most; verdicts
+    of those whose concept has classes.
+    """
     if run.knockout is None or run.knockout.empty:
         return None
     table = run.knockout.sort_values("lost", ascending=False, kind="stable")
     hurt: dict[tuple[str, int], list[UnitRow]] = {}
     for row in run.hurt.to_dict("records") if run.hurt is not None else []:
         hurt.setdefault((str(row["layer"]), int(row["unit"])), []).append(row)
-    rows = [{**row, "hurt": hurt.get((str(row["layer"]), int(row["unit"])), [])} for row in table.to_dict("records")]
+    rows = [
+        {**row, "hurt": hurt.get((str(row["layer"]), int(row["unit"])), [])}
+        for row in table.to_dict("records")
+    ]
     tested = [row for row in rows if row["classes"]]
-    sure = [row for row in tested if not words.missing(row["p_holm"]) and row["p_holm"] <= 0.05]
-    return {"rows": rows[:MAX_HURT], "count": len(rows), "tested": len(tested), "sure": sure, "matched": _matched(tested)}
+    sure = [
+        row
+        for row in tested
+        if not words.missing(row["p_holm"]) and row["p_holm"] <= 0.05
+    ]
+    return {
+        "rows": rows[:MAX_HURT],
+        "count": len(rows),
+        "tested": len(tested),
+        "sure": sure,
+        "matched": _matched(tested),
+    }
 
 
 def _matched(rows: Sequence[UnitRow]) -> list[str]:
     return list(dict.fromkeys(str(row["matched"]) for row in rows))
 
 
-# ---------------------------------------------------------------- a comparison
+# ---- a comparison
 
 
 class Compared(Protocol):
@@ -252,14 +353,24 @@ class Compared(Protocol):
         """The comparison in a sentence."""
 
 
-def comparison_page(compared: Any, title: str, about: Sequence[tuple[str, str]], version: str, command: str = "") -> str:
+def comparison_page(
+    compared: Any,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    version: str,
+    command: str = "",
+) -> str:
     """Two dissections held against each other as one HTML document."""
     given = comparison_context(compared, title, about, version, command)
     return _environment().get_template("comparison.html.j2").render(given)
 
 
 def comparison_context(
-    compared: Any, title: str, about: Sequence[tuple[str, str]], version: str, command: str
+    compared: Any,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    version: str,
+    command: str,
 ) -> dict[str, Any]:
     """Everything the comparison's template shows."""
     concepts = compared.concepts()
@@ -292,16 +403,30 @@ def plots(compared: Any) -> Iterator[tuple[str, Markup]]:
     if len(heat):
         columns = [(str(side), str(layer)) for side, layer in heat.columns]
         title = f"units that detect each of the {len(heat)} most frequent concepts, by model and layer"
-        plot = drawings.heat_table(list(heat.index), columns, heat.to_numpy().tolist(), title)
+        plot = drawings.heat_table(
+            list(heat.index), columns, heat.to_numpy().tolist(), title
+        )
         yield f"The {len(heat)} most frequent concepts by layer (units)", plot
     for name, key, colour in ((a, "units_a", drawings.A), (b, "units_b", drawings.B)):
-        weights = [(str(row["concept"]), float(row[key])) for row in concepts.to_dict("records") if row[key]][:CLOUD]
+        weights = [
+            (str(row["concept"]), float(row[key]))
+            for row in concepts.to_dict("records")
+            if row[key]
+        ][:CLOUD]
         if weights:
-            yield f"Concepts of {name}, the larger the more units", drawings.cloud(name, weights, colour)
+            yield (
+                f"Concepts of {name}, the larger the more units",
+                drawings.cloud(name, weights, colour),
+            )
 
 
-def _in_doubling_bins(often: pd.DataFrame) -> tuple[list[str], tuple[list[float], list[float]]]:
-    """Numbers of units as 1, 2, 3-4, 5-8, ... with the concepts of each side in them."""
+def _in_doubling_bins(
+    often: pd.DataFrame,
+) -> tuple[list[str], tuple[list[float], list[float]]]:
+    """Numbers of units as 1, 2, 3-4, 5-8, ...
+
+    with the concepts of each side in them.
+    """
     bins = [math.ceil(math.log2(number)) for number in often["units"]]
     labels = [_bin_label(place) for place in range(max(bins) + 1)]
     counts: tuple[list[float], list[float]] = ([0.0] * len(labels), [0.0] * len(labels))
@@ -313,24 +438,44 @@ def _in_doubling_bins(often: pd.DataFrame) -> tuple[list[str], tuple[list[float]
 
 def _bin_label(place: int) -> str:
     low, high = 2 ** (place - 1) + 1 if place > 1 else place + 1, 2**place
-    return f"{high} unit{'' if high == 1 else 's'}" if low == high else f"{low}–{high} units"
+    return (
+        f"{high} unit{'' if high == 1 else 's'}"
+        if low == high
+        else f"{low}–{high} units"
+    )
 
 
 def _bars_of(compared: Any, a: str, b: str) -> Iterator[tuple[str, Markup]]:
-    """Bars: units by category, how many units a concept has, labelled share and mean score by layer."""
+    """Bars: units by category, how many units a concept has, labelled share and mean
+    score by layer.
+    """
     categories = compared.categories()
     if len(categories):
         series = [(a, list(categories["units_a"])), (b, list(categories["units_b"]))]
-        yield "Units by category", drawings.grouped_bars(list(categories["category"]), series, "units by category")
+        yield (
+            "Units by category",
+            drawings.grouped_bars(
+                list(categories["category"]), series, "units by category"
+            ),
+        )
     often = compared.frequencies()
     if len(often):
         labels, counts = _in_doubling_bins(often)
         series = list(zip((a, b), counts, strict=True))
-        yield "How many units a concept has (number of concepts)", drawings.grouped_bars(labels, series, "concepts by number of units")
+        yield (
+            "How many units a concept has (number of concepts)",
+            drawings.grouped_bars(labels, series, "concepts by number of units"),
+        )
     rows = compared.layers().to_dict("records")
     labels = list(dict.fromkeys(row["layer"] for row in rows))
-    shown = (("Unique concepts by layer", "unique", 0), ("Mean score of labelled units by layer", "mean_score", 3))
+    shown = (
+        ("Unique concepts by layer", "unique", 0),
+        ("Mean score of labelled units by layer", "mean_score", 3),
+    )
     for heading, key, digits in shown:
         known = {(row["side"], row["layer"]): float(row[key]) for row in rows}
-        series = [(name, [known.get((name, label), math.nan) for label in labels]) for name in (a, b)]
+        series = [
+            (name, [known.get((name, label), math.nan) for label in labels])
+            for name in (a, b)
+        ]
         yield heading, drawings.grouped_bars(labels, series, heading, digits)

@@ -1,4 +1,6 @@
-"""What the report says of an evaluation: the table of methods by metrics, plots, and the numbers of every picture."""
+"""What the report says of an evaluation: the table of methods by metrics, plots, and
+the numbers of every image.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ MetricRow = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class MetricSection:
-    """One metric as it is shown: what it is, its plots, what is marked and why, and a row of values a picture."""
+    """One metric as it is shown: what it is, its plots, what is marked and why, and a
+    row of values an image.
+    """
 
     anchor: str
     metric: MetricRow
@@ -47,25 +51,39 @@ class MetricSection:
     tiles: Mapping[str, str]
 
 
-def evaluation_context(folder: Path, anchors: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the template is given of a run's evaluation; None where there is none. ``anchors`` are of pictures on the page."""
+def evaluation_context(
+    folder: Path, anchors: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What the template is given of a run's evaluation; None where there is none.
+
+    ``anchors`` are of images on the page.
+    """
     if not (folder / SUMMARY).is_file() or not (folder / TABLE).is_file():
         return None
     said = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     table = pd.read_parquet(folder / TABLE)
     known = [metric for metric in said["metrics"] if not is_empty(said, metric)]
-    sections = [_section(number, metric, said, table, anchors, folder) for number, metric in enumerate(known, 1)]
+    sections = [
+        _section(number, metric, said, table, anchors, folder)
+        for number, metric in enumerate(known, 1)
+    ]
     shown = [column for column in said["columns"] if _has_values(said, column["label"])]
     return {
-        "pictures": said["pictures"],
+        "images": said["images"],
         "suite": said.get("suite"),
         "methods": [column for column in shown if column["kind"] == "method"],
         "controls": [column for column in shown if column["kind"] != "method"],
         "columns": said["columns"],
         "sections": sections,
         "silent": silent(said),
-        "twins": {label for label, count in Counter(metric["label"] for metric in known).items() if count > 1},
-        "correlations": [row for row in said["correlations"] if row["mean"] is not None],
+        "twins": {
+            label
+            for label, count in Counter(metric["label"] for metric in known).items()
+            if count > 1
+        },
+        "correlations": [
+            row for row in said["correlations"] if row["mean"] is not None
+        ],
         "command": said.get("command", ""),
     }
 
@@ -75,21 +93,36 @@ def _has_values(said: MetricRow, label: str) -> bool:
 
 
 def format_metric(value: Any) -> str:
-    """Three significant digits below .1, else three decimals; a dash where there is none."""
+    """Three significant digits below .1, else three decimals; a dash where there is
+    none.
+    """
     if words.missing(value):
         return words.DASH
-    text = f"{value:.3g}" if 0 < abs(value) < 0.0995 or abs(value) >= 1000 else f"{value:.3f}"
+    text = (
+        f"{value:.3g}"
+        if 0 < abs(value) < 0.0995 or abs(value) >= 1000
+        else f"{value:.3f}"
+    )
     return text.replace("-", "−")
 
 
 def method_colours(columns: Sequence[MetricRow]) -> dict[str, str]:
     """A colour for each method, grey for controls."""
     methods = [column["label"] for column in columns if column["kind"] == "method"]
-    given = {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(methods)}
+    given = {
+        label: PALETTE[place % len(PALETTE)] for place, label in enumerate(methods)
+    }
     return {column["label"]: given.get(column["label"], GREY) for column in columns}
 
 
-def _section(place: int, metric: MetricRow, said: MetricRow, table: pd.DataFrame, anchors: Mapping[str, str], folder: Path) -> MetricSection:
+def _section(
+    place: int,
+    metric: MetricRow,
+    said: MetricRow,
+    table: pd.DataFrame,
+    anchors: Mapping[str, str],
+    folder: Path,
+) -> MetricSection:
     spec = metric["spec"]
     mine = table[table["metric"] == spec]
     cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == spec}
@@ -110,14 +143,20 @@ def _section(place: int, metric: MetricRow, said: MetricRow, table: pd.DataFrame
         tuple(_values(mine, said["columns"], anchors)),
         metric_unit(metric),
         gathered(said, spec),
-        {} if metric_unit(metric) == "picture" else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
+        {}
+        if metric_unit(metric) == "image"
+        else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
     )
 
 
 def _tiles(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Mosaics as they lie in the run's folder, to be shown beside their numbers."""
     files = {name: folder / MOSAICS / f"{file_stem(name)}.png" for name in names}
-    encoded = {name: base64.b64encode(_small(path)).decode() for name, path in files.items() if path.is_file()}
+    encoded = {
+        name: base64.b64encode(_small(path)).decode()
+        for name, path in files.items()
+        if path.is_file()
+    }
     return {name: f"data:image/webp;base64,{text}" for name, text in encoded.items()}
 
 
@@ -129,7 +168,9 @@ def _small(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _forest(metric: MetricRow, cells: Mapping[str, MetricRow], columns: Sequence[MetricRow]) -> Markup:
+def _forest(
+    metric: MetricRow, cells: Mapping[str, MetricRow], columns: Sequence[MetricRow]
+) -> Markup:
     ink = method_colours(columns)
     bars = []
     for column in sorted(columns, key=lambda column: column["kind"] != "method"):
@@ -143,35 +184,63 @@ def _curves(metric: MetricRow, said: MetricRow) -> Markup:
     kinds = {column["label"]: column["kind"] for column in said["columns"]}
     ink = method_colours(said["columns"])
     lines = [
-        CurveLine(row["column"], row["x"], row["mean"], row["half"], ink[row["column"]], kinds[row["column"]] != "method")
+        CurveLine(
+            row["column"],
+            row["x"],
+            row["mean"],
+            row["half"],
+            ink[row["column"]],
+            kinds[row["column"]] != "method",
+        )
         for row in said.get("curves") or []
         if row["metric"] == metric["spec"] and kinds[row["column"]] != "other"
     ]
-    return plots.plot_curves(lines, f"{metric['label']}, mean curves") if lines else Markup("")
+    return (
+        plots.plot_curves(lines, f"{metric['label']}, mean curves")
+        if lines
+        else Markup("")
+    )
 
 
 def _ranks(order: MetricRow | None) -> Markup:
     if order is None or len(order["columns"]) < 3:
         return Markup("")
-    return plots.plot_critical_difference(order["columns"], order["mean_ranks"], order["critical_difference"], order["groups"])
+    return plots.plot_critical_difference(
+        order["columns"],
+        order["mean_ranks"],
+        order["critical_difference"],
+        order["groups"],
+    )
 
 
-# ---------------------------------------------------------------- in words
+# ---- in words
 
 
-def marks(metric: MetricRow, cells: Mapping[str, MetricRow], against: Sequence[MetricRow]) -> list[str]:
-    """Which methods are not shown to be better than which controls; where no number could have shown it, how many it takes."""
+def marks(
+    metric: MetricRow, cells: Mapping[str, MetricRow], against: Sequence[MetricRow]
+) -> list[str]:
+    """Which methods are not shown to be better than which controls; where no number
+    could have shown it, how many it takes.
+    """
     short = {label: cell for label, cell in cells.items() if cell.get("above") is False}
     if short and not any(cell["reachable"] for cell in short.values()):
         return [_too_few(metric, against)]
-    return [_short(label, cell, [row["b"] for row in against if row["a"] == label]) for label, cell in short.items()]
+    return [
+        _short(label, cell, [row["b"] for row in against if row["a"] == label])
+        for label, cell in short.items()
+    ]
 
 
 def _short(label: str, cell: MetricRow, controls: Sequence[str]) -> str:
     untested = cell.get("untested") or []
     every = len(cell["not_above"]) + len(untested) == len(controls) > 1
-    few = "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
-    names = ["its own map of another class" if name == f"{label}, another class" else name for name in cell["not_above"]]
+    few = (
+        "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
+    )
+    names = [
+        "its own map of another class" if name == f"{label}, another class" else name
+        for name in cell["not_above"]
+    ]
     return f"{label} is not shown to be better than {'any control' if every else ', '.join(names)}{few}."
 
 
@@ -181,24 +250,30 @@ def _too_few(metric: MetricRow, against: Sequence[MetricRow]) -> str:
     needed = math.ceil(math.log2(tests / ALPHA))
     unit = metric_unit(metric)
     return (
-        f"{words.count_of(most, unit)} cannot show a method to be better than the controls, whatever the numbers: "
-        f"{words.count_of(tests, 'test')}, corrected by Holm, {'take' if tests > 1 else 'takes'} {needed} {unit}s."
+        f"{words.count_of(most, unit)} cannot show a method to be better than the controls, "
+        f"whatever the numbers: "
+        f"{words.count_of(tests, 'test')}, corrected by Holm, "
+        f"{'take' if tests > 1 else 'takes'} {needed} {unit}s."
     )
 
 
 def reasons(metric: MetricRow, cells: Mapping[str, MetricRow]) -> list[str]:
-    """Why a metric has no number of some maps: a line a reason, with the maps and of how many pictures."""
+    """Why a metric has no number of some maps: a line a reason, with the maps and of
+    how many images.
+    """
     if metric.get("absent"):
         return [str(metric["absent"])]
     found: dict[str, dict[str, int]] = {}
     for label, cell in cells.items():
         for row in cell["reasons"]:
             mine = found.setdefault(general(row["reason"]), {})
-            mine[label] = mine.get(label, 0) + row["pictures"]
+            mine[label] = mine.get(label, 0) + row["images"]
     return [f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()]
 
 
-def _who(metric: MetricRow, some: Mapping[str, int], cells: Mapping[str, MetricRow]) -> str:
+def _who(
+    metric: MetricRow, some: Mapping[str, int], cells: Mapping[str, MetricRow]
+) -> str:
     """All maps together where it is the same for all, else map by map."""
     counts = set(some.values())
     if len(some) == len(cells) and len(counts) == 1:
@@ -207,19 +282,29 @@ def _who(metric: MetricRow, some: Mapping[str, int], cells: Mapping[str, MetricR
 
 
 def general(reason: str) -> str:
-    """A reason without the classes that it happens to name, so that pictures of many classes share it."""
-    explained = re.sub(r"\b(box of|mask of|marked as) class \d+ [^;]*?(?=;| covers|$)", r"\1 the explained class", reason)
-    return re.sub(r"\bboxes of class [\w, ]+?(?= and )", "boxes of another class", explained).removeprefix("the picture: ")
+    """A reason without the classes that it happens to name, so that images of many
+    classes share it.
+    """
+    explained = re.sub(
+        r"\b(box of|mask of|marked as) class \d+ [^;]*?(?=;| covers|$)",
+        r"\1 the explained class",
+        reason,
+    )
+    return re.sub(
+        r"\bboxes of class [\w, ]+?(?= and )", "boxes of another class", explained
+    ).removeprefix("the image: ")
 
 
 def metric_unit(metric: MetricRow) -> str:
-    """What a metric has one number of; a picture, unless it says otherwise."""
-    return str(metric.get("unit") or "picture")
+    """What a metric has one number of; an image, unless it says otherwise."""
+    return str(metric.get("unit") or "image")
 
 
 def is_empty(said: MetricRow, metric: MetricRow) -> bool:
     """Whether a metric has no number at all."""
-    return not any(cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"])
+    return not any(
+        cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"]
+    )
 
 
 def silent(said: MetricRow) -> list[tuple[tuple[str, ...], str]]:
@@ -227,20 +312,32 @@ def silent(said: MetricRow) -> list[tuple[tuple[str, ...], str]]:
     found: dict[str, list[str]] = {}
     for metric in said["metrics"]:
         if is_empty(said, metric):
-            cells = {cell["column"]: cell for cell in said["cells"] if cell["metric"] == metric["spec"]}
-            found.setdefault("; ".join(reasons(metric, cells)), []).append(f"{metric['label']} ({metric['spec']})")
+            cells = {
+                cell["column"]: cell
+                for cell in said["cells"]
+                if cell["metric"] == metric["spec"]
+            }
+            found.setdefault("; ".join(reasons(metric, cells)), []).append(
+                f"{metric['label']} ({metric['spec']})"
+            )
     return [(tuple(labels), reason) for reason, labels in found.items()]
 
 
 def gathered(said: MetricRow, spec: str) -> dict[str, MetricRow]:
-    """By map what a metric makes of all pictures together, where it does: one threshold for the whole data set."""
-    return {row["column"]: row for row in said.get("gathered") or [] if row["metric"] == spec}
+    """By map what a metric makes of all images together, where it does: one threshold
+    for the whole data set.
+    """
+    return {
+        row["column"]: row
+        for row in said.get("gathered") or []
+        if row["metric"] == spec
+    }
 
 
 def _values(
     rows: pd.DataFrame, columns: Sequence[MetricRow], anchors: Mapping[str, str]
 ) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
-    """By picture its name, its place on the page, and (text, reason) for each column."""
+    """By image its name, its place on the page, and (text, reason) for each column."""
     found = []
     for name, part in rows.groupby("sample", sort=False):
         mine = {row["column"]: row for row in part.to_dict("records")}
@@ -250,7 +347,11 @@ def _values(
 
 
 def _value(row: Mapping[Any, Any] | None) -> tuple[str, str]:
-    return (words.DASH, "not evaluated") if row is None else (format_metric(float(row["value"])), str(row["reason"]))
+    return (
+        (words.DASH, "not evaluated")
+        if row is None
+        else (format_metric(float(row["value"])), str(row["reason"]))
+    )
 
 
 def _float(value: Any) -> float:

@@ -1,4 +1,4 @@
-"""From a run to its page: what the template is given, and how pictures are put into it."""
+"""From a run to its page: what the template is given, and how images are put into it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from consilience.show.panels import Tile
 from consilience.types import Array
 
 REPORT = "report.html"
-MAX_PICTURES = 200
-"""So many pictures are shown; the tables hold all."""
+MAX_IMAGES = 200
+"""So many images are shown; the tables hold all."""
 MAX_TILES = 1200
-"""Drawings in all, of about 13 kB each: runs of many columns show fewer pictures."""
+"""Drawings in all, of about 13 kB each: runs of many columns show fewer images."""
 MAX_PLOTS = 6
 MAX_PAIR_TILES = 6
 TILE = 320
@@ -51,11 +51,11 @@ class Reported(Protocol):
 
     @property
     def samples(self) -> list[str]:
-        """Names of the pictures, in order."""
+        """Names of the images, in order."""
 
     @property
     def predictions(self) -> dict[str, dict[str, Any]]:
-        """By picture ``label``, ``probability`` and ``true``."""
+        """By image ``label``, ``probability`` and ``true``."""
 
     @property
     def explanations(self) -> pd.DataFrame:
@@ -63,7 +63,7 @@ class Reported(Protocol):
 
     @property
     def agreement(self) -> pd.DataFrame:
-        """A row a pair and picture."""
+        """A row a pair and image."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -74,11 +74,13 @@ class Reported(Protocol):
         """Findings: ``code``, ``severity``, ``message``, ``where``."""
 
     def load(self, name: str, /) -> Any:
-        """The picture and the explanations of a sample, as `render.Shown`."""
+        """The image and the explanations of a sample, as `render.Shown`."""
 
 
 def write_report(run: Reported) -> Path:
-    """Write ``report.html`` into the run's folder, whole or not at all; returns its path."""
+    """Write ``report.html`` into the run's folder, whole or not at all; returns its
+    path.
+    """
     path = run.folder / REPORT
     text = report_page(run).encode("utf-8")
     write_atomically(path, lambda file: file.write(text))
@@ -99,14 +101,21 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("iou", "percent", "p_value", "seconds", "date", "count"):
-        environment.filters[name] = getattr(words, name)
+    filters = {
+        "iou": words.format_share,
+        "percent": words.format_percent,
+        "p_value": words.format_p,
+        "seconds": words.format_seconds,
+        "date": words.format_date,
+        "count": words.count_of,
+    }
+    environment.filters.update(filters)
     environment.filters["measured"] = evaluation_page.format_metric
     environment.filters["visible"] = lambda text: panels.visible(str(text))
     return environment
 
 
-# ---------------------------------------------------------------- what the template is given
+# ---- what the template is given
 
 
 def report_context(run: Reported) -> dict[str, Any]:
@@ -118,15 +127,22 @@ def report_context(run: Reported) -> dict[str, Any]:
         "manifest": run.manifest,
         "style": Markup(_part("report.css") + _ramps()),
         "script": Markup(script),
-        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "script_digest": base64.b64encode(
+            hashlib.sha256(script.encode()).digest()
+        ).decode(),
         "asked": run_terms(run),
         "evaluation": evaluation_page.evaluation_context(run.folder, anchors(run)),
         "verdicts": verdicts(run, summary),
-        "matrix": matrix([column["name"] for column in run.manifest["columns"]], summary),
-        "findings": sorted(run.audit, key=lambda finding: ("error", "warning", "note").index(finding.severity)),
+        "matrix": matrix(
+            [column["name"] for column in run.manifest["columns"]], summary
+        ),
+        "findings": sorted(
+            run.audit,
+            key=lambda finding: ("error", "warning", "note").index(finding.severity),
+        ),
         "failures": run.manifest.get("failures") or [],
-        "pictures": shown_images(run, rows),
-        "picture_count": len(run.samples),
+        "images": shown_images(run, rows),
+        "image_count": len(run.samples),
         "shown_count": len(shown(run)),
         "columns": columns(run),
         "numbers": _wanted(rows[0]) if rows else TABLE_NUMBERS,
@@ -137,30 +153,62 @@ def report_context(run: Reported) -> dict[str, Any]:
 
 
 def _part(name: str) -> str:
-    return (files("consilience") / "show" / "templates" / name).read_text(encoding="utf-8")
+    return (files("consilience") / "show" / "templates" / name).read_text(
+        encoding="utf-8"
+    )
 
 
 def _ramps() -> str:
-    """The two colour scales as CSS backgrounds, so that legends show what the maps are drawn with."""
+    """The two colour scales as CSS backgrounds, so that legends show what the maps are
+    drawn with.
+    """
     rule = ".ramp.{}{{background:linear-gradient(to right,{})}}"
-    return "\n".join(rule.format(name, ",".join(panels.colour_stops(name == "signed"))) for name in ("plain", "signed")) + "\n"
+    return (
+        "\n".join(
+            rule.format(name, ",".join(panels.colour_stops(name == "signed")))
+            for name in ("plain", "signed")
+        )
+        + "\n"
+    )
 
 
 def run_terms(run: Reported) -> list[tuple[str, str]]:
-    """What was asked, as terms and words: model, weights, pictures, target, view, engine, date, version."""
+    """What was asked, as terms and words: model, weights, images, target, view, engine,
+    date, version.
+    """
     manifest = run.manifest
     models = manifest.get("models") or [manifest["model"]]
-    views = [manifest["view"]] if "view" in manifest else list(dict.fromkeys(c.get("view") for c in manifest["columns"]))
+    views = (
+        [manifest["view"]]
+        if "view" in manifest
+        else list(dict.fromkeys(c.get("view") for c in manifest["columns"]))
+    )
     terms = [
-        ("Model", "; ".join(f"{one['spec'] or one['id']} ({one['classes_count']:,} classes)" for one in models)),
-        ("Weights", "; ".join(f"{(one.get('facts') or {}).get('weights') or 'not recorded'}, {one['id']}" for one in models)),
+        (
+            "Model",
+            "; ".join(
+                f"{one['spec'] or one['id']} ({one['classes_count']:,} classes)"
+                for one in models
+            ),
+        ),
+        (
+            "Weights",
+            "; ".join(
+                f"{(one.get('facts') or {}).get('weights') or 'not recorded'}, {one['id']}"
+                for one in models
+            ),
+        ),
         ("Explainers", ", ".join(column["name"] for column in manifest["columns"])),
         ("Explained", words.target_words(manifest.get("target", "predicted"))),
         ("View", "; ".join(words.view_words(mode) for mode in views)),
-        ("Pictures", _how_many(run)),
+        ("Images", _how_many(run)),
         ("Engine", _engine(models[0].get("facts") or {})),
         ("Preset", manifest.get("preset") or ""),
-        ("Made", f"{words.format_date(manifest.get('created', ''))}, in {words.format_seconds(manifest.get('seconds'))}"),
+        (
+            "Made",
+            f"{words.format_date(manifest.get('created', ''))}, in "
+            f"{words.format_seconds(manifest.get('seconds'))}",
+        ),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
     return [(term, panels.visible(said)) for term, said in terms if said]
@@ -168,19 +216,23 @@ def run_terms(run: Reported) -> list[tuple[str, str]]:
 
 def _engine(facts: Mapping[str, Any]) -> str:
     """What ran, and what had to be decided or assumed."""
-    said = ", ".join(str(facts[key]) for key in ("engine", "precision", "device") if facts.get(key))
+    said = ", ".join(
+        str(facts[key]) for key in ("engine", "precision", "device") if facts.get(key)
+    )
     notes = [str(facts[key]) for key in ("note", "assumed") if facts.get(key)]
     return f"{said} ({'; '.join(notes)})" if notes else said
 
 
 def _how_many(run: Reported) -> str:
     failed = len(run.manifest.get("failures") or [])
-    return words.count_of(len(run.samples), "picture") + (f"; {failed:,} more failed" if failed else "")
+    return words.count_of(len(run.samples), "image") + (
+        f"; {failed:,} more failed" if failed else ""
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """One pair of explainers over all pictures, as it is shown."""
+    """One pair of explainers over all images, as it is shown."""
 
     row: PairMapping
     kind: words.VerdictKind
@@ -194,36 +246,64 @@ class Verdict:
 
 def verdicts(run: Reported, summary: Sequence[PairMapping]) -> list[Verdict]:
     """A verdict a pair, in the order of the summary; the first pairs have their plot."""
-    return [_verdict(run, row, len(summary), with_plot=number < MAX_PLOTS) for number, row in enumerate(summary)]
+    return [
+        _verdict(run, row, len(summary), with_plot=number < MAX_PLOTS)
+        for number, row in enumerate(summary)
+    ]
 
 
 def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Verdict:
     which = words.verdict_kind(row.get("verdict"))
     pair = (str(row["a"]), str(row["b"]))
-    plot = Markup(panels.agreement_plot(run.agreement, run.summary, pair)) if with_plot and row["n"] else None
-    alt = f"IoU of {pair[0]} and {pair[1]} on each picture against its chance level; the numbers are in the table of all pairs"
+    plot = (
+        Markup(panels.agreement_plot(run.agreement, run.summary, pair))
+        if with_plot and row["n"]
+        else None
+    )
+    alt = f"IoU of {pair[0]} and {pair[1]} on each image against its chance level; the numbers are in the table of all pairs"
     why = "" if which == "open" else str(row.get("why") or row.get("reason") or "")
-    return Verdict(row, which, words.verdict_badge(which), words.verdict_sentence(row, pairs), why, str(row.get("mismatch") or ""), plot, alt)
+    return Verdict(
+        row,
+        which,
+        words.verdict_badge(which),
+        words.verdict_sentence(row, pairs),
+        why,
+        str(row.get("mismatch") or ""),
+        plot,
+        alt,
+    )
 
 
 @dataclass(frozen=True)
 class PairCell:
-    """A cell of the matrix of explainers: what it is of, its number, and the pair it belongs to."""
+    """A cell of the matrix of explainers: what it is of, its number, and the pair it
+    belongs to.
+    """
 
     what: str
     value: Any
     mismatch: bool = False
 
 
-def matrix(names: Sequence[str], summary: Sequence[PairMapping]) -> list[tuple[str, list[PairCell | None]]]:
-    """Explainers against each other: mean IoU above the diagonal, mean excess below. Empty for fewer than three."""
+def matrix(
+    names: Sequence[str], summary: Sequence[PairMapping]
+) -> list[tuple[str, list[PairCell | None]]]:
+    """Explainers against each other: mean IoU above the diagonal, mean excess below.
+
+    Empty for fewer than three.
+    """
     if len(names) < 3:
         return []
     known = {(row["a"], row["b"]): row for row in summary}
-    return [(across, [_cell(known, names, i, j) for j in range(len(names))]) for i, across in enumerate(names)]
+    return [
+        (across, [_cell(known, names, i, j) for j in range(len(names))])
+        for i, across in enumerate(names)
+    ]
 
 
-def _cell(known: Mapping[tuple[Any, Any], PairMapping], names: Sequence[str], i: int, j: int) -> PairCell | None:
+def _cell(
+    known: Mapping[tuple[Any, Any], PairMapping], names: Sequence[str], i: int, j: int
+) -> PairCell | None:
     row = known.get((names[i], names[j])) or known.get((names[j], names[i]))
     if i == j or row is None:
         return None
@@ -231,7 +311,16 @@ def _cell(known: Mapping[tuple[Any, Any], PairMapping], names: Sequence[str], i:
     return PairCell(what, row.get(key), bool(row.get("mismatch")))
 
 
-# ---------------------------------------------------------------- numbers of a pair on a picture
+# ---- numbers of a pair on an image
+
+
+NUMBER_STYLES = {
+    "iou": words.format_share,
+    "percent": words.format_percent,
+    "p_value": words.format_p,
+    "seconds": words.format_seconds,
+}
+"""How a column of the table of pairs is written."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +350,9 @@ PUBLISHED_COLUMN = Number("published_iou", "published IoU", "iou")
 
 @dataclass(frozen=True)
 class ShownNumber:
-    """A number as it is shown: its text, the value to sort by, and where there is none the reason."""
+    """A number as it is shown: its text, the value to sort by, and where there is none
+    the reason.
+    """
 
     heading: str
     text: str
@@ -271,7 +362,9 @@ class ShownNumber:
 
 @dataclass(frozen=True)
 class PairRow:
-    """A pair on a picture: where it is on the page, its numbers, and why they should not be compared."""
+    """A pair on an image: where it is on the page, its numbers, and why they should not
+    be compared.
+    """
 
     sample: str
     anchor: str
@@ -282,41 +375,62 @@ class PairRow:
 
 
 def table(run: Reported, rows: Sequence[PairMapping]) -> list[PairRow]:
-    """All pairs of all pictures."""
+    """All pairs of all images."""
     known = anchors(run)
     return [line(row, known.get(row["sample"], "")) for row in rows]
 
 
 def anchors(run: Reported) -> dict[str, str]:
-    """Where each picture that is shown stands on the page."""
-    return {name: f"picture-{number}" for number, name in enumerate(shown(run), 1)}
+    """Where each image that is shown stands on the page."""
+    return {name: f"image-{number}" for number, name in enumerate(shown(run), 1)}
 
 
 def line(row: PairMapping, anchor: str) -> PairRow:
-    """One row of the agreement as it is shown; the published value where the table has them."""
+    """One row of the agreement as it is shown; the published value where the table has
+    them.
+    """
     numbers = tuple(_shown(row, number) for number in _wanted(row))
-    return PairRow(str(row["sample"]), anchor, str(row["a"]), str(row["b"]), numbers, str(row.get("mismatch") or ""))
+    return PairRow(
+        str(row["sample"]),
+        anchor,
+        str(row["a"]),
+        str(row["b"]),
+        numbers,
+        str(row.get("mismatch") or ""),
+    )
 
 
 def _wanted(row: PairMapping) -> tuple[Number, ...]:
-    return (*TABLE_NUMBERS, PUBLISHED_COLUMN) if PUBLISHED_COLUMN.key in row else TABLE_NUMBERS
+    return (
+        (*TABLE_NUMBERS, PUBLISHED_COLUMN)
+        if PUBLISHED_COLUMN.key in row
+        else TABLE_NUMBERS
+    )
 
 
 def _shown(row: PairMapping, number: Number) -> ShownNumber:
     value = row.get(number.key)
-    heading = {"area_a": f"area {row['a']}", "area_b": f"area {row['b']}"}.get(number.key, number.heading)
+    heading = {"area_a": f"area {row['a']}", "area_b": f"area {row['b']}"}.get(
+        number.key, number.heading
+    )
     if words.missing(value):
-        why = "not published" if number is PUBLISHED_COLUMN else words.why_missing(row, number.key)
+        why = (
+            "not published"
+            if number is PUBLISHED_COLUMN
+            else words.why_missing(row, number.key)
+        )
         return ShownNumber(heading, words.DASH, None, why)
-    return ShownNumber(heading, getattr(words, number.style)(value), float(str(value)))
+    return ShownNumber(heading, NUMBER_STYLES[number.style](value), float(str(value)))
 
 
-# ---------------------------------------------------------------- pictures
+# ---- images
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """A tile with its picture as a data URI, and why the numbers under it should not be compared."""
+    """A tile with its image as a data URI, and why the numbers under it should not be
+    compared.
+    """
 
     tile: Tile
     uri: str
@@ -339,10 +453,10 @@ class ShownImage:
 
 
 def shown(run: Reported) -> list[str]:
-    """The pictures that are drawn on the page: the first ones."""
+    """The images that are drawn on the page: the first ones."""
     columns = len(run.manifest["columns"])
     tiles = 1 + 2 * columns + min(math.comb(columns, 2), MAX_PAIR_TILES)
-    return run.samples[: min(MAX_PICTURES, max(1, MAX_TILES // tiles))]
+    return run.samples[: min(MAX_IMAGES, max(1, MAX_TILES // tiles))]
 
 
 def shown_images(run: Reported, rows: Sequence[PairMapping]) -> Iterator[ShownImage]:
@@ -351,28 +465,46 @@ def shown_images(run: Reported, rows: Sequence[PairMapping]) -> Iterator[ShownIm
     for row in rows:
         of_sample.setdefault(row["sample"], []).append(row)
     for number, name in enumerate(shown(run), 1):
-        yield _picture(run, name, f"picture-{number}", of_sample.get(name, []))
+        yield _image(run, name, f"image-{number}", of_sample.get(name, []))
 
 
-def _picture(run: Reported, name: str, anchor: str, rows: Sequence[PairMapping]) -> ShownImage:
+def _image(
+    run: Reported, name: str, anchor: str, rows: Sequence[PairMapping]
+) -> ShownImage:
     stored = run.load(name)
     said = run.predictions.get(name) or {}
-    right = None if words.missing(said.get("true")) else said.get("true") == said.get("label")
+    right = (
+        None
+        if words.missing(said.get("true"))
+        else said.get("true") == said.get("label")
+    )
     names = [item.column for item in stored.items]
     pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))
     doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
-    embedded = tuple(embed(tile, doubts) for tile in panels.tiles(stored, pairs[:MAX_PAIR_TILES]))
+    embedded = tuple(
+        embed(tile, doubts) for tile in panels.tiles(stored, pairs[:MAX_PAIR_TILES])
+    )
     lines = tuple(line(row, anchor) for row in rows)
-    return ShownImage(name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ())))
+    return ShownImage(
+        name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ()))
+    )
 
 
 def embed(tile: Tile, doubts: Mapping[tuple[str, str], str]) -> Embedded:
-    """A tile as WebP in a data URI, at most 320 pixels on its longer side; ``doubts`` are the mismatches of pairs."""
+    """A tile as WebP in a data URI, at most 320 pixels on its longer side; ``doubts``
+    are the mismatches of pairs.
+    """
     pixels = _at_most(tile.image, TILE)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=2)
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Embedded(tile, uri, pixels.shape[1], pixels.shape[0], doubts.get(tile.pair, "") if tile.pair else "")
+    return Embedded(
+        tile,
+        uri,
+        pixels.shape[1],
+        pixels.shape[0],
+        doubts.get(tile.pair, "") if tile.pair else "",
+    )
 
 
 def _at_most(pixels: Array, longest: int) -> Array:
@@ -380,22 +512,36 @@ def _at_most(pixels: Array, longest: int) -> Array:
     scale = longest / max(height, width)
     if scale >= 1:
         return pixels
-    return images.resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))), "lanczos")
+    return images.resize(
+        pixels, (max(1, round(height * scale)), max(1, round(width * scale))), "lanczos"
+    )
 
 
-# ---------------------------------------------------------------- how it was made
+# ---- how it was made
 
 
 def columns(run: Reported) -> list[dict[str, Any]]:
-    """The columns of the run with their full spelling and what they cost a picture on average."""
+    """The columns of the run with their full spelling and what they cost an image on
+    average.
+    """
     table = run.explanations
-    return [_made(column, table[table["column"] == column["name"]]) for column in run.manifest["columns"]]
+    return [
+        _made(column, table[table["column"] == column["name"]])
+        for column in run.manifest["columns"]
+    ]
 
 
 def _made(column: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    costs = {key: float(rows[key].mean()) if key in rows and len(rows) else None for key in ("seconds", "passes")}
+    costs = {
+        key: float(rows[key].mean()) if key in rows and len(rows) else None
+        for key in ("seconds", "passes")
+    }
     rules = list(dict.fromkeys(rows["mask_rule"])) if "mask_rule" in rows else []
-    layers = [name for name in dict.fromkeys(rows["layer"]) if name] if "layer" in rows else []
+    layers = (
+        [name for name in dict.fromkeys(rows["layer"]) if name]
+        if "layer" in rows
+        else []
+    )
     return {
         "name": column["name"],
         "spec": column.get("full") or column["explainer"],

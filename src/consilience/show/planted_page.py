@@ -1,4 +1,6 @@
-"""The page of the planted suite: how well methods find evidence that is known, and which metrics rank the true map first."""
+"""The page of the planted suite: how well methods find evidence that is known, and
+which metrics rank the true map first.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ PlantedRow = Mapping[str, Any]
 
 def planted_page(found: PlantedRow, version: str, command: str = "") -> str:
     """The suite's results as one HTML document that loads nothing from anywhere."""
-    return _environment().get_template("planted.html.j2").render(planted_context(found, version, command))
+    return (
+        _environment()
+        .get_template("planted.html.j2")
+        .render(planted_context(found, version, command))
+    )
 
 
 def planted_context(found: PlantedRow, version: str, command: str) -> dict[str, Any]:
@@ -32,9 +38,11 @@ def planted_context(found: PlantedRow, version: str, command: str) -> dict[str, 
         "version": version,
         "command": command,
         "style": Markup(_part("report.css")),
-        "pictures": found["pictures"],
+        "images": found["images"],
         "worlds": found["worlds"],
-        "tiles": [tile for name in found["worlds"] for tile in _tiles(name, found["seed"])],
+        "tiles": [
+            tile for name in found["worlds"] for tile in _tiles(name, found["seed"])
+        ],
         "verified": found["verified"],
         "notes": found["notes"],
         "methods": found["methods"],
@@ -45,11 +53,18 @@ def planted_context(found: PlantedRow, version: str, command: str) -> dict[str, 
 
 
 def planted_forest(methods: Sequence[PlantedRow]) -> Markup:
-    """Mean share on the evidence by method, with its interval; what knows nothing is grey and last."""
+    """Mean share on the evidence by method, with its interval; what knows nothing is
+    grey and last.
+    """
     rows = sorted(methods, key=_knows_nothing)
     numbers = [(row["method"], row["mean"], row["low"], row["high"]) for row in rows]
-    bars = [Bar(*mine, _ink(at, row), _knows_nothing(row)) for at, (mine, row) in enumerate(zip(numbers, rows, strict=True))]
-    return plots.plot_forest(bars, "Share of the map on the planted evidence, mean and 95 % interval")
+    bars = [
+        Bar(*mine, _ink(at, row), _knows_nothing(row))
+        for at, (mine, row) in enumerate(zip(numbers, rows, strict=True))
+    ]
+    return plots.plot_forest(
+        bars, "Share of the map on the planted evidence, mean and 95 % interval"
+    )
 
 
 def _knows_nothing(row: PlantedRow) -> bool:
@@ -61,10 +76,15 @@ def _ink(place: int, row: PlantedRow) -> str:
 
 
 def _tiles(name: str, seed: int) -> list[Any]:
-    """A world's first picture, and the same with all but the evidence faded."""
+    """A world's first image, and the same with all but the evidence faded."""
     sample = planted.world_named(name).samples(1, seed)[0]
-    faded = np.where(sample.masks["1"][..., None], sample.pixels, 255 - (255 - sample.pixels) // 5).astype(np.uint8)
-    return [_tile(sample.pixels, f"{name}: a picture"), _tile(faded, f"{name}: its evidence")]
+    faded = np.where(
+        sample.masks["1"][..., None], sample.pixels, 255 - (255 - sample.pixels) // 5
+    ).astype(np.uint8)
+    return [
+        _tile(sample.pixels, f"{name}: an image"),
+        _tile(faded, f"{name}: its evidence"),
+    ]
 
 
 def _tile(pixels: Array, title: str) -> Any:

@@ -1,8 +1,11 @@
-"""What can be explained, and how it is spelled: a class, or ``name:value,key=value`` for everything else.
+"""What can be explained, and how it is spelled: a class, or ``name:value,key=value``
+for everything else.
 
-A class is a word (``predicted``, ``true``, ``second``), a number or a name. The rest are registered dataclasses, spelled like
-explainers: ``difference:tench,goldfish``, ``unit:layer4,412``. A target that is not read from the class outputs names a
-`Reading`; `asked` gives the model that answers it, and every explainer runs on that model as on any other.
+A class is a word (``predicted``, ``true``, ``second``), a number or a name. The rest
+are registered dataclasses, spelled like explainers: ``difference:tench,goldfish``,
+``unit:layer4,412``. A target that is not read from the class outputs names a `Reading`;
+`asked` gives the model that answers it, and every explainer runs on that model as on
+any other.
 """
 
 from __future__ import annotations
@@ -17,35 +20,60 @@ from torch import Tensor
 from consilience import registry
 from consilience.models.network import TorchNetwork
 from consilience.models.readouts import Readout, read_again
-from consilience.targets.classes import check_class, class_index, class_target, plain_name
+from consilience.targets.classes import (
+    check_class,
+    class_index,
+    class_target,
+    plain_name,
+)
 from consilience.targets.places import file_digest
-from consilience.types import ClassTarget, ConsilienceError, Model, NotApplicable, Sample, Target, View
+from consilience.types import (
+    ClassTarget,
+    ConsilienceError,
+    Model,
+    NotApplicable,
+    Sample,
+    Target,
+    View,
+)
 
 targets = registry.Registry("target", "consilience.targets")
 """Every kind of target that is not a class."""
 
 
 class Posed(Protocol):
-    """A target as it is spelled, before it is settled for one picture."""
+    """A target as it is spelled, before it is settled for one image."""
 
     def check(self, model: Model) -> None:
-        """Refuse what the model has not, before any picture is read."""
+        """Refuse what the model has not, before any image is read."""
 
     def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> Target:
-        """The same with words as class numbers and the digests of files; ``outputs`` (1, K) are the picture's."""
+        """The same with words as class numbers and the digests of files; ``outputs``
+        (1, K) are the image's.
+        """
 
 
-def resolve_target(model: Model, sample: Sample, target: str | int | Target, outputs: Tensor) -> Target:
-    """The target that a word, a number, a class name or a spelling means for this picture; ``outputs`` (1, K) are its own."""
+def resolve_target(
+    model: Model, sample: Sample, target: str | int | Target, outputs: Tensor
+) -> Target:
+    """The target that a word, a number, a class name or a spelling means for this
+    image; ``outputs`` (1, K) are its own.
+    """
     if isinstance(target, str) and is_spelled(model, target):
         target = build_target(target)
     if not isinstance(target, str | int):
-        return target.resolved(model, sample, outputs) if hasattr(target, "resolved") else target
-    return class_target(model, class_index(model, sample, target, outputs)).scored("logit")
+        return (
+            target.resolved(model, sample, outputs)
+            if hasattr(target, "resolved")
+            else target
+        )
+    return class_target(model, class_index(model, sample, target, outputs)).scored(
+        "logit"
+    )
 
 
 def check_target(model: Model, target: str | int | Target) -> None:
-    """Refuse a class, layer, unit or file that is not there, before any picture is read."""
+    """Refuse a class, layer, unit or file that is not there, before any image is read."""
     if isinstance(target, str) and is_spelled(model, target):
         target = build_target(target)
     if isinstance(target, str):
@@ -55,9 +83,15 @@ def check_target(model: Model, target: str | int | Target) -> None:
 
 
 def is_spelled(model: Model, text: str) -> bool:
-    """Whether a text spells a target of a kind: ``name:...`` with a name that is registered, and no class is called so."""
+    """Whether a text spells a target of a kind: ``name:...`` with a name that is
+    registered, and no class is called so.
+    """
     name, colon, _ = text.partition(":")
-    return bool(colon) and name.strip() in targets.names() and plain_name(text) not in map(plain_name, model.classes)
+    return (
+        bool(colon)
+        and name.strip() in targets.names()
+        and plain_name(text) not in map(plain_name, model.classes)
+    )
 
 
 def build_target(text: str) -> Any:
@@ -66,9 +100,11 @@ def build_target(text: str) -> Any:
 
 
 def ask_where_read(model: Model, view: View, target: Target) -> tuple[Model, Target]:
-    """The model and the target to ask it for ``view``: these themselves for class outputs, else the network read elsewhere.
+    """The model and the target to ask it for ``view``: these themselves for class
+    outputs, else the network read elsewhere.
 
-    Whoever explains or scores pictures for a target asks this first: `ReadElsewhere` targets refuse class outputs.
+    Whoever explains or scores images for a target asks this first: `ReadElsewhere`
+    targets refuse class outputs.
     """
     if not isinstance(target, ReadElsewhere):
         return model, target
@@ -77,10 +113,12 @@ def ask_where_read(model: Model, view: View, target: Target) -> tuple[Model, Tar
 
 
 class ReadElsewhere:
-    """What targets share that are not read from class outputs: they refuse those, which would give another number."""
+    """What targets share that are not read from class outputs: they refuse those, which
+    would give another number.
+    """
 
     def reading(self, model: TorchNetwork, view: View) -> Readout:
-        """What is taken from a pass, for this picture."""
+        """What is taken from a pass, for this image."""
         raise NotImplementedError
 
     def pick(self, outputs: Tensor) -> Tensor:
@@ -90,7 +128,10 @@ class ReadElsewhere:
     def of(self, outputs: Tensor) -> Tensor:
         """Refused."""
         name = getattr(self, "name", type(self).__name__)
-        raise NotApplicable(f"{name} is not read from class outputs; targets.asked gives the model and target to ask")
+        raise NotApplicable(
+            f"{name} is not read from class outputs; targets.asked gives the model and target "
+            f"to ask"
+        )
 
 
 @dataclass(frozen=True)
@@ -117,30 +158,53 @@ class Bound:
 
 
 def network_of(model: Model, what: Any) -> TorchNetwork:
-    """The model as a torch network, or `ConsilienceError` naming the target that needs one."""
+    """The model as a torch network, or `ConsilienceError` naming the target that needs
+    one.
+    """
     if isinstance(model, TorchNetwork):
         return model
     name = getattr(type(what), "spelled", "target")
-    raise ConsilienceError(f"target {name} needs the layers of a torch network; {model.id} offers scores only")
+    raise ConsilienceError(
+        f"target {name} needs the layers of a torch network; {model.id} offers scores only"
+    )
 
 
 def target_spelling(target: Target) -> str:
-    """Everything a target depends on, spelled; empty for classes and for targets made in Python, which have no spelling."""
-    return registry.spell(target, full=True) if type(target).__dict__.get("registry") is targets else ""
+    """Everything a target depends on, spelled; empty for classes and for targets made
+    in Python, which have no spelling.
+    """
+    return (
+        registry.spell(target, full=True)
+        if type(target).__dict__.get("registry") is targets
+        else ""
+    )
 
 
 def pinned_spelling(target: str | None) -> str | None:
-    """A spelled target with the digests of the files that it names, so that another content is another job."""
-    if target is None or ":" not in target or target.partition(":")[0].strip() not in targets.names():
+    """A spelled target with the digests of the files that it names, so that another
+    content is another job.
+    """
+    if (
+        target is None
+        or ":" not in target
+        or target.partition(":")[0].strip() not in targets.names()
+    ):
         return target
     goal = build_target(target)
     files = [str(getattr(goal, name, "")) for name in ("mask", "reference")]
-    return "#".join([target, *(file_digest(file) for file in files if file and Path(file).is_file())])
+    return "#".join(
+        [
+            target,
+            *(file_digest(file) for file in files if file and Path(file).is_file()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
 class PythonTarget:
-    """What is known of a target that was made in Python, when its run is read from disk: it cannot be asked again."""
+    """What is known of a target that was made in Python, when its run is read from
+    disk: it cannot be asked again.
+    """
 
     name: str
     score: str
@@ -148,13 +212,20 @@ class PythonTarget:
 
     def of(self, outputs: Tensor) -> Tensor:
         """Refused."""
-        raise ConsilienceError(f"target {self.name!r} was made in Python and is not kept with the run; give it again")
+        raise ConsilienceError(
+            f"target {self.name!r} was made in Python and is not kept with the run; give it "
+            f"again"
+        )
 
 
 def target_facts(target: Target) -> dict[str, Any]:
-    """What a run keeps of a target, besides its class and name, so that `from_facts` makes it again."""
+    """What a run keeps of a target, besides its class and name, so that `from_facts`
+    makes it again.
+    """
     known = {"target_score": target.score, "target_spelled": target_spelling(target)}
-    return known | ({"target_outputs": target.outputs} if isinstance(target, ClassTarget) else {})
+    return known | (
+        {"target_outputs": target.outputs} if isinstance(target, ClassTarget) else {}
+    )
 
 
 def target_from_facts(index: int | None, name: str, facts: Mapping[str, Any]) -> Target:
@@ -165,4 +236,6 @@ def target_from_facts(index: int | None, name: str, facts: Mapping[str, Any]) ->
         return goal
     if index is None:
         return PythonTarget(name, facts["target_score"])
-    return ClassTarget(index, name, facts["target_score"], facts.get("target_outputs", "logits"))
+    return ClassTarget(
+        index, name, facts["target_score"], facts.get("target_outputs", "logits")
+    )

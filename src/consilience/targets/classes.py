@@ -23,11 +23,16 @@ def class_target(model: Model, index: int) -> ClassTarget:
     return ClassTarget(index, class_name(model, index), outputs=model.outputs)
 
 
-def class_index(model: Model, sample: Sample, target: str | int, outputs: Tensor) -> int:
+def class_index(
+    model: Model, sample: Sample, target: str | int, outputs: Tensor
+) -> int:
     """The number of a class: of a word, a number or a name."""
     index = _class_index(model, sample, target, outputs)
     if not 0 <= index < outputs.shape[1]:
-        raise ConsilienceError(f"target {target!r} is out of range: {model.id} has classes 0 to {outputs.shape[1] - 1}")
+        raise ConsilienceError(
+            f"target {target!r} is out of range: {model.id} has classes 0 to "
+            f"{outputs.shape[1] - 1}"
+        )
     return index
 
 
@@ -37,14 +42,18 @@ def check_class(model: Model, target: str) -> None:
         _named_class(model, target)
 
 
-def _class_index(model: Model, sample: Sample, target: str | int, outputs: Tensor) -> int:
+def _class_index(
+    model: Model, sample: Sample, target: str | int, outputs: Tensor
+) -> int:
     if target == "predicted":
         return int(outputs[0].argmax())
     if target == "second" and outputs.shape[1] > 1:
         return int(outputs[0].sort(descending=True, stable=True).indices[1])
     if target == "true":
         if sample.label is None:
-            raise ConsilienceError(f"{sample.name}: target 'true' needs the true class; give --truth boxes.csv")
+            raise ConsilienceError(
+                f"{sample.name}: target 'true' needs the true class; give --truth boxes.csv"
+            )
         return sample.label
     if isinstance(target, int) or target.lstrip("-").isdigit():
         return int(target)
@@ -53,11 +62,18 @@ def _class_index(model: Model, sample: Sample, target: str | int, outputs: Tenso
 
 def _named_class(model: Model, name: str) -> int:
     wanted = plain_name(name)
-    found = [index for index, known in enumerate(model.classes) if plain_name(known) == wanted]
+    found = [
+        index
+        for index, known in enumerate(model.classes)
+        if plain_name(known) == wanted
+    ]
     if not found:
         raise ConsilienceError(registry.unknown("class", name, model.classes, limit=12))
     if len(found) > 1:
-        raise ConsilienceError(f"class {name!r} is not unique: it is number {' and '.join(map(str, found))}; give the number")
+        raise ConsilienceError(
+            f"class {name!r} is not unique: it is number {' and '.join(map(str, found))}; "
+            f"give the number"
+        )
     return found[0]
 
 

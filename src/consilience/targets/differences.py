@@ -9,14 +9,21 @@ from torch import Tensor
 
 from consilience.registry import option
 from consilience.targets import targets
-from consilience.targets.classes import ScoreName, check_class, class_index, class_name, readable
+from consilience.targets.classes import (
+    ScoreName,
+    check_class,
+    class_index,
+    class_name,
+    readable,
+)
 from consilience.types import Model, NotApplicable, Outputs, Sample
 
 
 @targets.register("difference")
 @dataclass(frozen=True)
 class DifferenceTarget:
-    """One class against another: the difference of their logits, or of their probabilities where an explainer reads those.
+    """One class against another: the difference of their logits, or of their
+    probabilities where an explainer reads those.
 
     Classes are names, numbers, ``predicted``, ``second`` (the runner-up) or ``true``.
     """
@@ -25,7 +32,9 @@ class DifferenceTarget:
     b: str = option(MISSING, help="class whose evidence is negative")
     a_name: str = option("", help="its name; found")
     b_name: str = option("", help="its name; found")
-    score: ScoreName = option("logit", help="what is subtracted; settled by the explainer")
+    score: ScoreName = option(
+        "logit", help="what is subtracted; settled by the explainer"
+    )
     outputs: Outputs = option("logits", help="what the model's outputs are; found")
     index: ClassVar[None] = None
 
@@ -39,14 +48,29 @@ class DifferenceTarget:
         for one in (self.a, self.b):
             check_class(model, one)
 
-    def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> DifferenceTarget:
+    def resolved(
+        self, model: Model, sample: Sample, outputs: Tensor
+    ) -> DifferenceTarget:
         """Both as numbers; `NotApplicable` where they are the same class."""
-        first, second = (class_index(model, sample, one, outputs) for one in (self.a, self.b))
+        first, second = (
+            class_index(model, sample, one, outputs) for one in (self.a, self.b)
+        )
         names = (class_name(model, first), class_name(model, second))
         if first == second:
-            raise NotApplicable(f"{sample.name}: {self.a} and {self.b} are the same class here, {names[0]}: no difference")
+            raise NotApplicable(
+                f"{sample.name}: {self.a} and {self.b} are the same class here, {names[0]}: "
+                f"no difference"
+            )
         score = readable(self.score, model.outputs)
-        return replace(self, a=str(first), b=str(second), a_name=names[0], b_name=names[1], score=score, outputs=model.outputs)
+        return replace(
+            self,
+            a=str(first),
+            b=str(second),
+            a_name=names[0],
+            b_name=names[1],
+            score=score,
+            outputs=model.outputs,
+        )
 
     def scored(self, score: str) -> DifferenceTarget:
         """The same classes read as ``score``, as far as the outputs allow."""

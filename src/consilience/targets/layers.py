@@ -1,4 +1,6 @@
-"""What a layer says: one unit of it, all of them, or how near their means come to a reference."""
+"""What a layer says: one unit of it, all of them, or how near their means come to a
+reference.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +14,53 @@ from torch import Tensor
 
 from consilience.data import read_image
 from consilience.models.network import TorchNetwork
-from consilience.models.readouts import CosineReading, LayerReading, Readout, form_of_layer, with_readout, reading_of
+from consilience.models.readouts import (
+    CosineReading,
+    LayerReading,
+    Readout,
+    form_of_layer,
+    reading_of,
+    with_readout,
+)
 from consilience.models.tasks import is_detector
 from consilience.registry import option
 from consilience.targets import ReadElsewhere, network_of, targets
-from consilience.targets.places import Corners, GridPlace, file_digest, read_array, same_file
+from consilience.targets.places import (
+    Corners,
+    GridPlace,
+    file_digest,
+    read_array,
+    same_file,
+)
 from consilience.types import ConsilienceError, Model, NotApplicable, Sample, View
 
 
-def layer_reading(model: TorchNetwork, view: View, layer: str, place: GridPlace) -> LayerReading:
+def layer_reading(
+    model: TorchNetwork, view: View, layer: str, place: GridPlace
+) -> LayerReading:
     """The means of a layer's units over a place."""
     form = form_of_layer(model, layer)
     if place.words and form.grid is None:
-        raise ConsilienceError(f"layer {layer!r} of {model.id} is a vector: it has no place {place.words}")
+        raise ConsilienceError(
+            f"layer {layer!r} of {model.id} is a vector: it has no place {place.words}"
+        )
     if place.words and place.at is None and is_detector(model):
-        raise NotApplicable(f"{model.name} resizes and pads by itself, so no box or mask can be found on {layer!r}; give at=")
-    return LayerReading(layer, form, place.weights(form.grid, view.geometry) if form.grid else None, reading_of(model))
+        raise NotApplicable(
+            f"{model.name} resizes and pads by itself, so no box or mask can be found on "
+            f"{layer!r}; give at="
+        )
+    return LayerReading(
+        layer,
+        form,
+        place.weights(form.grid, view.geometry) if form.grid else None,
+        reading_of(model),
+    )
 
 
 class _Placed(ReadElsewhere):
-    """A layer, over its whole map or at one place of it; fields are those of the targets below."""
+    """A layer, over its whole map or at one place of it; fields are those of the
+    targets below.
+    """
 
     layer: str
     at: tuple[int, int] | None
@@ -66,16 +95,20 @@ class _Placed(ReadElsewhere):
 class UnitTarget(_Placed):
     """A unit of a layer: its mean over the map, or at one place.
 
-    ``at`` is row and column of a cell, ``box`` four edges in pixels of the picture, ``mask`` a file of the picture's size;
-    cells count by how much of them lies inside. Of a vector it is the number itself. Class and register
-    tokens are no part of a map.
+    ``at`` is row and column of a cell, ``box`` four edges in pixels of the image,
+    ``mask`` a file of the image's size; cells count by how much of them lies inside. Of
+    a vector it is the number itself. Class and register tokens are no part of a map.
     """
 
     layer: str = option(MISSING, help="the layer")
     unit: int = option(MISSING, help="number of the unit (channel), from 0")
-    at: tuple[int, int] | None = option(None, help="row + column of one cell of the layer's grid")
-    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the picture")
-    mask: str = option("", help="file of a mask of the picture's size (.npy, or a picture)")
+    at: tuple[int, int] | None = option(
+        None, help="row + column of one cell of the layer's grid"
+    )
+    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
+    mask: str = option(
+        "", help="file of a mask of the image's size (.npy, or an image)"
+    )
     digest: str = option("", help="of the mask's file; found")
 
     @property
@@ -88,7 +121,9 @@ class UnitTarget(_Placed):
         self.place.check()
         count = form_of_layer(network_of(model, self), self.layer).channels
         if not 0 <= self.unit < count:
-            raise ConsilienceError(f"{self.layer!r} of {model.id} has units 0 to {count - 1}; got {self.unit}")
+            raise ConsilienceError(
+                f"{self.layer!r} of {model.id} has units 0 to {count - 1}; got {self.unit}"
+            )
 
     def pick(self, outputs: Tensor) -> Tensor:
         """The unit's (N,) of all units' means (N, C)."""
@@ -101,9 +136,13 @@ class WholeLayer(_Placed):
     """A layer's mean over all its units, over the map or at one place (as in `Unit`)."""
 
     layer: str = option(MISSING, help="the layer")
-    at: tuple[int, int] | None = option(None, help="row + column of one cell of the layer's grid")
-    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the picture")
-    mask: str = option("", help="file of a mask of the picture's size (.npy, or a picture)")
+    at: tuple[int, int] | None = option(
+        None, help="row + column of one cell of the layer's grid"
+    )
+    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
+    mask: str = option(
+        "", help="file of a mask of the image's size (.npy, or an image)"
+    )
     digest: str = option("", help="of the mask's file; found")
 
     @property
@@ -116,21 +155,25 @@ class WholeLayer(_Placed):
         return outputs.mean(dim=-1)
 
 
-# ---------------------------------------------------------------- an embedding
+# ---- an embedding
 
 
 @targets.register("cosine")
 @dataclass(frozen=True)
 class CosineTarget(ReadElsewhere):
-    """The cosine of the picture's embedding to a reference: another picture's embedding, or a vector in a .npy file.
+    """The cosine of the image's embedding to a reference: another image's embedding, or
+    a vector in a .npy file.
 
-    The embedding is a ``layer``'s mean over its map, or a vector as it is; ``outputs`` is what the model returns, and what
-    ``auto`` takes where that is no class scores (a network without a classifier); else ``auto`` is the layer a CAM looks at.
-    The reference picture is shown in the same view as the picture.
+    The embedding is a ``layer``'s mean over its map, or a vector as it is; ``outputs``
+    is what the model returns, and what ``auto`` takes where that is no class scores (a
+    network without a classifier); else ``auto`` is the layer a CAM looks at. The
+    reference image is shown in the same view as the image.
     """
 
-    reference: str = option(MISSING, help="a picture, or a .npy file with a vector")
-    layer: str = option("auto", help="where the embedding is read; outputs: what the model returns")
+    reference: str = option(MISSING, help="an image, or a .npy file with a vector")
+    layer: str = option(
+        "auto", help="where the embedding is read; outputs: what the model returns"
+    )
     digest: str = option("", help="of the reference's file; found")
     index: ClassVar[None] = None
     score: ClassVar[str] = "value"
@@ -150,31 +193,52 @@ class CosineTarget(ReadElsewhere):
     def resolved(self, model: Model, sample: Sample, outputs: Tensor) -> CosineTarget:
         """With ``auto`` settled and the digest of the reference."""
         self.check(model)
-        auto = "outputs" if model.outputs == "values" else network_of(model, self).target_layer()
+        auto = (
+            "outputs"
+            if model.outputs == "values"
+            else network_of(model, self).target_layer()
+        )
         layer = auto if self.layer == "auto" else self.layer
         return replace(self, layer=layer, digest=same_file(self.reference, self.digest))
 
     def reading(self, model: TorchNetwork, view: View) -> Readout:
-        """The cosine to the reference, as it is in its file now: the one that was resolved, or an error."""
+        """The cosine to the reference, as it is in its file now: the one that was
+        resolved, or an error.
+        """
         same_file(self.reference, self.digest)
         base: Readout = reading_of(model)
         if self.layer != "outputs":
-            base = LayerReading(self.layer, form_of_layer(model, self.layer), None, base)
+            base = LayerReading(
+                self.layer, form_of_layer(model, self.layer), None, base
+            )
         return CosineReading(base, self._vector(model, view, base))
 
     def _vector(self, model: TorchNetwork, view: View, base: Readout) -> Tensor:
         """The reference's embedding (C,)."""
         if Path(self.reference).suffix == ".npy":
-            vector = torch.from_numpy(read_array(Path(self.reference)).astype(np.float32)).flatten()
+            vector = torch.from_numpy(
+                read_array(Path(self.reference)).astype(np.float32)
+            ).flatten()
         else:
             other = model.view(read_image(self.reference), view.mode)
             with torch.no_grad():
-                vector = with_readout(model, base).logits(other.pixels)[0].detach().cpu()
-        size = form_of_layer(model, self.layer).channels if self.layer != "outputs" else model.anatomy.outputs
+                vector = (
+                    with_readout(model, base).logits(other.pixels)[0].detach().cpu()
+                )
+        size = (
+            form_of_layer(model, self.layer).channels
+            if self.layer != "outputs"
+            else model.anatomy.outputs
+        )
         if len(vector) != size:
-            raise ConsilienceError(f"{self.reference!r} has {len(vector)} numbers; the embedding at {self.layer} has {size}")
+            raise ConsilienceError(
+                f"{self.reference!r} has {len(vector)} numbers; the embedding at {self.layer} "
+                f"has {size}"
+            )
         if not bool(vector.isfinite().all()) or not bool(vector.any()):
-            raise NotApplicable(f"the reference {self.reference!r} is no direction: it is all 0, or not finite")
+            raise NotApplicable(
+                f"the reference {self.reference!r} is no direction: it is all 0, or not finite"
+            )
         return vector
 
     def pick(self, outputs: Tensor) -> Tensor:

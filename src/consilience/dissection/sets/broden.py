@@ -1,8 +1,9 @@
 """The Broden layout (Bau et al., Network Dissection, CVPR 2017), as downloaded.
 
-``index.csv`` has a row a picture: ``image,split,ih,iw,sh,sw`` and a column a category, whose cells hold PNG files and bare
-numbers joined by ``;``. A PNG holds number = R + 256 G, 0 = unlabelled; a bare number labels the whole picture. ``label.csv``
-names the numbers, ``category.csv`` the categories, ``c_CATEGORY.csv`` the labels of one.
+``index.csv`` has a row an image: ``image,split,ih,iw,sh,sw`` and a column a category,
+whose cells hold PNG files and bare numbers joined by ``;``. A PNG holds number = R +
+256 G, 0 = unlabelled; a bare number labels the whole image. ``label.csv`` names the
+numbers, ``category.csv`` the categories, ``c_CATEGORY.csv`` the labels of one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from consilience.dissection.concepts import (
     LABEL_GRID,
     ConceptSet,
     Plane,
-    concept_sets,
     concept_digest,
+    concept_sets,
     numbered,
     refuse_missing,
     spec_of,
@@ -37,35 +38,54 @@ class Broden:
     """A folder in the layout of Broden."""
 
     path: str = option("", help="the folder with index.csv")
-    split: str = option("", help="only pictures of this split (train, val)")
+    split: str = option("", help="only images of this split (train, val)")
 
     def open(self) -> ConceptSet:
         """Read and check the tables; label maps are checked when they are read."""
         folder = Path(self.path)
-        index = [row for row in _table(folder / "index.csv", ("image",)) if self.split in ("", row.get("split", ""))]
+        index = [
+            row
+            for row in _table(folder / "index.csv", ("image",))
+            if self.split in ("", row.get("split", ""))
+        ]
         if not index:
-            raise ConsilienceError(f"{folder / 'index.csv'} has no pictures{self._of_split(folder)}")
+            raise ConsilienceError(
+                f"{folder / 'index.csv'} has no images{self._of_split(folder)}"
+            )
         categories = _categories(folder, index[0])
         labels = _labels(folder)
         source = _Source(folder, index, categories, _largest(labels))
         source.check()
-        concepts = numbered(row for name in categories for row in _listed(folder, name, labels))
+        concepts = numbered(
+            row for name in categories for row in _listed(folder, name, labels)
+        )
         nameless = sum(not name for name in labels.values())
-        notes = (f"labels without a name, which never win: {nameless}",) if nameless else ()
+        notes = (
+            (f"labels without a name, which never win: {nameless}",) if nameless else ()
+        )
         tables = (folder / name for name in ("index.csv", "label.csv"))
         return ConceptSet(
-            spec_of(self), concept_digest(self.split, *(table.read_bytes() for table in tables)), concepts, categories,
-            tuple(row["image"] for row in index), source, _grid(index), notes, _largest(labels),
-        )  # fmt: skip
+            spec_of(self),
+            concept_digest(self.split, *(table.read_bytes() for table in tables)),
+            concepts,
+            categories,
+            tuple(row["image"] for row in index),
+            source,
+            _grid(index),
+            notes,
+            _largest(labels),
+        )
 
     def _of_split(self, folder: Path) -> str:
         if not self.split:
             return ""
-        there = sorted({row.get("split", "") for row in _table(folder / "index.csv", ("image",))})
+        there = sorted(
+            {row.get("split", "") for row in _table(folder / "index.csv", ("image",))}
+        )
         return f" of split {self.split!r}; there is {', '.join(there)}"
 
 
-# ---------------------------------------------------------------- the tables
+# ---- the tables
 
 
 def _table(file: Path, needed: tuple[str, ...]) -> CsvRows:
@@ -75,10 +95,14 @@ def _table(file: Path, needed: tuple[str, ...]) -> CsvRows:
             rows = list(reader)
             header = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConsilienceError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConsilienceError(
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     missing = [name for name in needed if name not in header]
     if missing:
-        raise ConsilienceError(f"{file} lacks {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
+        raise ConsilienceError(
+            f"{file} lacks {', '.join(missing)}; its columns are {', '.join(header) or 'none'}"
+        )
     return rows
 
 
@@ -87,7 +111,9 @@ def _categories(folder: Path, row: dict[str, str]) -> tuple[str, ...]:
     named = [line["name"] for line in _table(folder / "category.csv", ("name",))]
     absent = [name for name in named if name not in row]
     if absent:
-        raise ConsilienceError(f"{folder / 'index.csv'} has no column for category {absent[0]!r} of category.csv")
+        raise ConsilienceError(
+            f"{folder / 'index.csv'} has no column for category {absent[0]!r} of category.csv"
+        )
     return tuple(name for name in row if name in named)
 
 
@@ -95,7 +121,11 @@ def _labels(folder: Path) -> dict[int, str]:
     """Name by number; "" for one without a name."""
     file = folder / "label.csv"
     rows = _table(file, ("number", "name"))
-    labels = {_number(row["number"], file): row["name"].strip().strip("-") and row["name"].strip() for row in rows}
+    labels = {
+        _number(row["number"], file): row["name"].strip().strip("-")
+        and row["name"].strip()
+        for row in rows
+    }
     labels.pop(0, None)
     if len(labels) < len([row for row in rows if row["number"].strip() != "0"]):
         raise ConsilienceError(f"{file} gives a number twice")
@@ -106,19 +136,26 @@ def _largest(labels: dict[int, str]) -> int:
     return max(labels, default=0)
 
 
-def _listed(folder: Path, category: str, labels: dict[int, str]) -> list[tuple[str, str, int]]:
+def _listed(
+    folder: Path, category: str, labels: dict[int, str]
+) -> list[tuple[str, str, int]]:
     """The concepts of a category: (name, category, number)."""
     file = folder / f"c_{category}.csv"
     numbers = [_number(row["number"], file) for row in _table(file, ("number",))]
     unknown = [number for number in numbers if number and number not in labels]
     if unknown:
-        raise ConsilienceError(f"{file} lists number {unknown[0]}; label.csv goes to {_largest(labels)} and does not have it")
+        raise ConsilienceError(
+            f"{file} lists number {unknown[0]}; label.csv goes to {_largest(labels)} and does "
+            f"not have it"
+        )
     return [(labels[number], category, number) for number in numbers if number]
 
 
 def _number(text: str, file: Path) -> int:
     if not text.strip().isdecimal():
-        raise ConsilienceError(f"{file}: a label's number is a whole number from 0; got {text!r}")
+        raise ConsilienceError(
+            f"{file}: a label's number is a whole number from 0; got {text!r}"
+        )
     return int(text)
 
 
@@ -127,12 +164,16 @@ def _grid(index: CsvRows) -> tuple[int, int]:
     sizes = {(row.get("sh") or "", row.get("sw") or "") for row in index}
     if len(sizes) == 1:
         height, width = sizes.pop()
-        if height.isdecimal() and width.isdecimal() and min(int(height), int(width)) > 0:
+        if (
+            height.isdecimal()
+            and width.isdecimal()
+            and min(int(height), int(width)) > 0
+        ):
             return int(height), int(width)
     return LABEL_GRID
 
 
-# ---------------------------------------------------------------- pictures and maps
+# ---- images and maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,20 +183,32 @@ class _Source:
     categories: tuple[str, ...]
     largest: int
 
-    def picture(self, index: int) -> Array:
-        return images.read_pixels(self.folder / "images" / self.index[index]["image"])[0]
+    def image(self, index: int) -> Array:
+        return images.read_pixels(self.folder / "images" / self.index[index]["image"])[
+            0
+        ]
 
     def planes(self, index: int) -> Sequence[Plane]:
         row = self.index[index]
-        cells = ((place, cell) for place, name in enumerate(self.categories) for cell in _cells(row[name]))
-        return [Plane(place, int(cell) if cell.isdecimal() else self._map(row, cell)) for place, cell in cells]
+        cells = (
+            (place, cell)
+            for place, name in enumerate(self.categories)
+            for cell in _cells(row[name])
+        )
+        return [
+            Plane(place, int(cell) if cell.isdecimal() else self._map(row, cell))
+            for place, cell in cells
+        ]
 
     def _map(self, row: dict[str, str], name: str) -> Array:
         file = self.folder / "images" / name
         pixels, _ = images.read_pixels(file)
         size = (row.get("sh") or "", row.get("sw") or "")
         if all(size) and tuple(map(str, pixels.shape[:2])) != size:
-            raise ConsilienceError(f"{file} is {pixels.shape[0]} x {pixels.shape[1]}; index.csv says {size[0]} x {size[1]}")
+            raise ConsilienceError(
+                f"{file} is {pixels.shape[0]} x {pixels.shape[1]}; index.csv says {size[0]} x "
+                f"{size[1]}"
+            )
         return pixels[:, :, 0].astype(np.int64) + 256 * pixels[:, :, 1].astype(np.int64)
 
     def check(self) -> None:

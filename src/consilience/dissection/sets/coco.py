@@ -1,4 +1,6 @@
-"""COCO as downloaded: instance annotations (through pycocotools) or panoptic ones (PNG files beside the JSON)."""
+"""COCO as downloaded: instance annotations (through pycocotools) or panoptic ones (PNG
+files beside the JSON).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from consilience import images
-from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, concept_digest, numbered, refuse_missing, spec_of
+from consilience.dissection.concepts import (
+    ConceptSet,
+    Plane,
+    concept_digest,
+    concept_sets,
+    numbered,
+    refuse_missing,
+    spec_of,
+)
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -23,19 +33,23 @@ COCO_KINDS = ("object", "stuff")
 @concept_sets.register("coco")
 @dataclass(frozen=True)
 class Coco:
-    """A COCO JSON file; ``images`` is the folder of pictures, ``masks`` the folder of panoptic PNG files.
+    """A COCO JSON file; ``images`` is the folder of images, ``masks`` the folder of
+    panoptic PNG files.
 
-    Without ``images``, it is looked for beside the annotations' folder under the name that COCO gives it (``val2017`` for
-    ``instances_val2017.json``); without ``masks``, the folder named as the JSON file is taken, as COCO unpacks it. Crowds count
-    as their class. Things are the category ``object``, ``stuff`` is the other.
+    Without ``images``, it is looked for beside the annotations' folder under the name
+    that COCO gives it (``val2017`` for ``instances_val2017.json``); without ``masks``,
+    the folder named as the JSON file is taken, as COCO unpacks it. Crowds count as
+    their class. Things are the category ``object``, ``stuff`` is the other.
     """
 
     path: str = option("", help="the JSON file")
-    images: str = option("", help="folder of the pictures; empty: found beside")
-    masks: str = option("", help="folder of the panoptic PNG files; empty: found beside")
+    images: str = option("", help="folder of the images; empty: found beside")
+    masks: str = option(
+        "", help="folder of the panoptic PNG files; empty: found beside"
+    )
 
     def open(self) -> ConceptSet:
-        """Read the annotations and check that pictures and maps are there."""
+        """Read the annotations and check that images and maps are there."""
         file = Path(self.path)
         told = _read(file)
         panoptic = any("segments_info" in item for item in told["annotations"])
@@ -43,36 +57,61 @@ class Coco:
         shown: dict[int, list[Any]] = {}
         for item in told["annotations"]:
             shown.setdefault(int(item["image_id"]), []).append(item)
-        pictures = [item for item in told["images"] if int(item["id"]) in shown]
-        refuse_missing(str(folder), [folder / item["file_name"] for item in pictures])
-        rows = [(str(item["name"]), COCO_KINDS[not item.get("isthing", 1)], int(item["id"])) for item in told["categories"]]
-        categories = tuple(kind for kind in COCO_KINDS if kind in {row[1] for row in rows})
+        images = [item for item in told["images"] if int(item["id"]) in shown]
+        refuse_missing(str(folder), [folder / item["file_name"] for item in images])
+        rows = [
+            (str(item["name"]), COCO_KINDS[not item.get("isthing", 1)], int(item["id"]))
+            for item in told["categories"]
+        ]
+        categories = tuple(
+            kind for kind in COCO_KINDS if kind in {row[1] for row in rows}
+        )
         known = {number: categories.index(kind) for _, kind, number in rows}
         _refuse_unknown(file, shown, known)
-        annotations = [shown[int(item["id"])] for item in pictures]
-        source: Any = _Instances(folder, pictures, annotations, known)
+        annotations = [shown[int(item["id"])] for item in images]
+        source: Any = _Instances(folder, images, annotations, known)
         if panoptic:
-            source = _Panoptic(folder, pictures, annotations, known, self._masks(file))
-            refuse_missing(str(source.maps), [source.maps / one[0]["file_name"] for one in annotations])
+            source = _Panoptic(folder, images, annotations, known, self._masks(file))
+            refuse_missing(
+                str(source.maps),
+                [source.maps / one[0]["file_name"] for one in annotations],
+            )
         else:
             _masks_module()
-        names = tuple(str(item["file_name"]) for item in pictures)
-        return ConceptSet(spec_of(self), concept_digest(names, rows), numbered(rows), categories, names, source)
+        names = tuple(str(item["file_name"]) for item in images)
+        return ConceptSet(
+            spec_of(self),
+            concept_digest(names, rows),
+            numbered(rows),
+            categories,
+            names,
+            source,
+        )
 
     def _images(self, file: Path) -> Path:
         if self.images:
             return Path(self.images)
         split = file.stem.rpartition("_")[2]
-        near = [file.parent / split, file.parent.parent / split, file.parent.parent / "images" / split]
+        near = [
+            file.parent / split,
+            file.parent.parent / split,
+            file.parent.parent / "images" / split,
+        ]
         found = next((folder for folder in near if folder.is_dir()), None)
         if found is None:
-            raise ConsilienceError(f"{file}: no folder {split} beside it; name the folder of pictures: coco:{file},images=DIR")
+            raise ConsilienceError(
+                f"{file}: no folder {split} beside it; name the folder of images: "
+                f"coco:{file},images=DIR"
+            )
         return found
 
     def _masks(self, file: Path) -> Path:
         folder = Path(self.masks) if self.masks else file.with_suffix("")
         if not folder.is_dir():
-            raise ConsilienceError(f"{file}: no folder {folder.name} beside it; name the panoptic maps: coco:{file},masks=DIR")
+            raise ConsilienceError(
+                f"{file}: no folder {folder.name} beside it; name the panoptic maps: "
+                f"coco:{file},masks=DIR"
+            )
         return folder
 
 
@@ -81,18 +120,27 @@ def _read(file: Path) -> dict[str, Any]:
         told = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConsilienceError(f"{file} cannot be read as JSON: {error}") from None
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(told, dict) or key not in told]
+    missing = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(told, dict) or key not in told
+    ]
     if missing:
         raise ConsilienceError(f"{file} is no COCO file: it lacks {', '.join(missing)}")
     return dict(told)
 
 
-def _refuse_unknown(file: Path, shown: dict[int, list[Any]], known: dict[int, int]) -> None:
-    for picture, items in shown.items():
+def _refuse_unknown(
+    file: Path, shown: dict[int, list[Any]], known: dict[int, int]
+) -> None:
+    for image, items in shown.items():
         for item in items:
             for part in item.get("segments_info", [item]):
                 if int(part["category_id"]) not in known:
-                    raise ConsilienceError(f"{file}: picture {picture} shows category {part['category_id']}, which has no name")
+                    raise ConsilienceError(
+                        f"{file}: image {image} shows category {part['category_id']}, which "
+                        f"has no name"
+                    )
 
 
 @cache
@@ -100,26 +148,33 @@ def _masks_module() -> Any:
     try:
         return import_module("pycocotools.mask")
     except ImportError:
-        raise ConsilienceError("COCO's masks need pycocotools: pip install 'consilience[coco]'") from None
+        raise ConsilienceError(
+            "COCO's masks need pycocotools: pip install 'consilience[coco]'"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
 class _Instances:
     folder: Path
-    pictures: list[Any]
+    images: list[Any]
     annotations: list[list[Any]]
     known: dict[int, int]
 
-    def picture(self, index: int) -> Array:
-        return images.read_pixels(self.folder / self.pictures[index]["file_name"])[0]
+    def image(self, index: int) -> Array:
+        return images.read_pixels(self.folder / self.images[index]["file_name"])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
-        size = int(self.pictures[index]["height"]), int(self.pictures[index]["width"])
+        size = int(self.images[index]["height"]), int(self.images[index]["width"])
         masks: dict[int, Array] = {}
         for item in self.annotations[index]:
             number = int(item["category_id"])
-            masks[number] = masks.get(number, np.zeros(size, dtype=bool)) | _decoded(item["segmentation"], size)
-        return [Plane(self.known[number], np.where(mask, number, 0).astype(np.int64)) for number, mask in masks.items()]
+            masks[number] = masks.get(number, np.zeros(size, dtype=bool)) | _decoded(
+                item["segmentation"], size
+            )
+        return [
+            Plane(self.known[number], np.where(mask, number, 0).astype(np.int64))
+            for number, mask in masks.items()
+        ]
 
 
 def _decoded(segmentation: Any, size: tuple[int, int]) -> Array:
@@ -138,21 +193,30 @@ def _decoded(segmentation: Any, size: tuple[int, int]) -> Array:
 @dataclass(frozen=True, eq=False)
 class _Panoptic:
     folder: Path
-    pictures: list[Any]
+    images: list[Any]
     annotations: list[list[Any]]
     known: dict[int, int]
     maps: Path
 
-    def picture(self, index: int) -> Array:
-        return images.read_pixels(self.folder / self.pictures[index]["file_name"])[0]
+    def image(self, index: int) -> Array:
+        return images.read_pixels(self.folder / self.images[index]["file_name"])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         """Segment numbers R + 256 G + 65536 B become the numbers of their classes."""
         item = self.annotations[index][0]
         pixels = images.read_pixels(self.maps / item["file_name"])[0].astype(np.int64)
         segments = pixels[:, :, 0] + 256 * pixels[:, :, 1] + 65536 * pixels[:, :, 2]
-        numbers = {int(part["id"]): int(part["category_id"]) for part in item["segments_info"]}
+        numbers = {
+            int(part["id"]): int(part["category_id"]) for part in item["segments_info"]
+        }
         found, inverse = np.unique(segments, return_inverse=True)
-        classes = np.array([numbers.get(int(one), 0) for one in found])[inverse].reshape(segments.shape)
-        kinds = np.array([self.known.get(int(one), -1) for one in range(int(classes.max()) + 1)])[classes]
-        return [Plane(kind, np.where(kinds == kind, classes, 0)) for kind in sorted(set(self.known.values()))]
+        classes = np.array([numbers.get(int(one), 0) for one in found])[
+            inverse
+        ].reshape(segments.shape)
+        kinds = np.array(
+            [self.known.get(int(one), -1) for one in range(int(classes.max()) + 1)]
+        )[classes]
+        return [
+            Plane(kind, np.where(kinds == kind, classes, 0))
+            for kind in sorted(set(self.known.values()))
+        ]

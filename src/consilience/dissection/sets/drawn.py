@@ -1,7 +1,9 @@
-"""A concept set that the program draws: colours, textures and shapes with exact masks, nothing kept.
+"""A concept set that the program draws: colours, textures and shapes with exact masks,
+nothing kept.
 
-Every picture is quiet grey noise with a few items on it. An item has a shape and is filled with a colour or a texture; later
-ones cover earlier ones, in the picture and in the masks. Picture ``i`` of a seed is always the same.
+Every image is quiet grey noise with a few items on it. An item has a shape and is
+filled with a colour or a texture; later ones cover earlier ones, in the image and in
+the masks. Image ``i`` of a seed is always the same.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ import numpy as np
 from numpy.random import Generator
 from scipy import ndimage
 
-from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, concept_digest, numbered, spec_of
+from consilience.dissection.concepts import (
+    ConceptSet,
+    Plane,
+    concept_digest,
+    concept_sets,
+    numbered,
+    spec_of,
+)
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -32,7 +41,8 @@ DARK, LIGHT = 40, 215
 
 Field = Callable[[Array, Array], Array]
 
-# Textures are (y, x) -> light or dark, of period 4 pixels in the item's own coordinates.
+# Textures are (y, x) -> light or dark, of period 4 pixels in the item's own
+# coordinates.
 TEXTURES: dict[str, Field] = {
     "striped": lambda y, x: x % 4 < 2,
     "banded": lambda y, x: y % 4 < 2,
@@ -60,47 +70,67 @@ _FIRST = (1, 1 + len(COLOURS), 1 + len(COLOURS) + len(TEXTURES))
 @concept_sets.register("drawn")
 @dataclass(frozen=True)
 class DrawnConcepts:
-    """Colours, textures and shapes drawn by the program; the label grid has the pictures' own resolution."""
+    """Colours, textures and shapes drawn by the program; the label grid has the images'
+    own resolution.
+    """
 
-    pictures: int = option(240, help="how many")
+    images: int = option(240, help="how many")
     seed: int = option(0, help="of everything drawn")
     size: int = option(128, help="pixels a side")
-    items: int = option(3, help="items a picture")
-    noise: float = option(6.0, help="standard deviation of the grey ground, in levels of 255")
+    items: int = option(3, help="items an image")
+    noise: float = option(
+        6.0, help="standard deviation of the grey ground, in levels of 255"
+    )
 
     def __post_init__(self) -> None:
-        if self.pictures < 1 or self.size < 32 or self.items < 1 or not 0 <= self.noise <= 30:
+        if (
+            self.images < 1
+            or self.size < 32
+            or self.items < 1
+            or not 0 <= self.noise <= 30
+        ):
             raise ConsilienceError(
-                f"drawn: pictures and items from 1, size from 32, noise from 0 to 30; "
-                f"got {self.pictures}, {self.items}, {self.size}, {self.noise:g}"
+                f"drawn: images and items from 1, size from 32, noise from 0 to 30; "
+                f"got {self.images}, {self.items}, {self.size}, {self.noise:g}"
             )
 
     def open(self) -> ConceptSet:
-        """The set; pictures are drawn when asked for."""
+        """The set; images are drawn when asked for."""
         rows = [
             (name, category, first + place)
             for category, names, first in zip(CATEGORIES, _NAMES, _FIRST, strict=True)
             for place, name in enumerate(names)
         ]
-        names = tuple(f"drawn/{index:05d}" for index in range(self.pictures))
+        names = tuple(f"drawn/{index:05d}" for index in range(self.images))
         grid = (self.size, self.size)
-        return ConceptSet(spec_of(self), concept_digest(self), numbered(rows), CATEGORIES, names, _Source(self), grid)
+        return ConceptSet(
+            spec_of(self),
+            concept_digest(self),
+            numbered(rows),
+            CATEGORIES,
+            names,
+            _Source(self),
+            grid,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
     spec: DrawnConcepts
 
-    def picture(self, index: int) -> Array:
+    def image(self, index: int) -> Array:
         return _draw(self.spec, index)[0].copy()
 
     def planes(self, index: int) -> Sequence[Plane]:
-        return [Plane(category, numbers) for category, numbers in enumerate(_draw(self.spec, index)[1])]
+        return [
+            Plane(category, numbers)
+            for category, numbers in enumerate(_draw(self.spec, index)[1])
+        ]
 
 
 @lru_cache(maxsize=4)
 def _draw(spec: DrawnConcepts, index: int) -> tuple[Array, Array]:
-    """A picture (size, size, 3) uint8 and its label maps (3, size, size)."""
+    """An image (size, size, 3) uint8 and its label maps (3, size, size)."""
     rng = np.random.default_rng((spec.seed, index))
     ground = ndimage.gaussian_filter(rng.normal(size=(spec.size, spec.size)), 4)
     grey = np.rint(128 + spec.noise * ground / ground.std()).clip(0, 255)
@@ -132,11 +162,17 @@ def _shape(shape: int, side: int) -> Array:
 
 
 def _fill(side: int, rng: Generator) -> tuple[Array, list[int]]:
-    """Pixels (side, side, 3), and the numbers of the colour and of the texture, 0 for none."""
+    """Pixels (side, side, 3), and the numbers of the colour and of the texture, 0 for
+    none.
+    """
     if rng.random() < 0.5:
         colour = int(rng.integers(len(COLOURS)))
-        return np.broadcast_to(np.array(COLOURS[_NAMES[0][colour]], dtype=float), (side, side, 3)), [_FIRST[0] + colour, 0]
+        return np.broadcast_to(
+            np.array(COLOURS[_NAMES[0][colour]], dtype=float), (side, side, 3)
+        ), [_FIRST[0] + colour, 0]
     texture = int(rng.integers(len(TEXTURES)))
     y, x = np.indices((side, side))
     light = TEXTURES[_NAMES[1][texture]](y, x)
-    return np.repeat(np.where(light, LIGHT, DARK).astype(float)[:, :, None], 3, axis=2), [0, _FIRST[1] + texture]
+    return np.repeat(
+        np.where(light, LIGHT, DARK).astype(float)[:, :, None], 3, axis=2
+    ), [0, _FIRST[1] + texture]

@@ -1,4 +1,6 @@
-"""Concept sets in folders: masks by concept, and ADE20K as it is downloaded (scene-parsing subset or full data set)."""
+"""Concept sets in folders: masks by concept, and ADE20K as it is downloaded
+(scene-parsing subset or full data set).
+"""
 
 from __future__ import annotations
 
@@ -12,65 +14,101 @@ from typing import Any
 import numpy as np
 
 from consilience import data, images
-from consilience.dissection.concepts import ConceptSet, Plane, concept_sets, concept_digest, numbered, refuse_missing, spec_of
+from consilience.dissection.concepts import (
+    ConceptSet,
+    Plane,
+    concept_digest,
+    concept_sets,
+    numbered,
+    refuse_missing,
+    spec_of,
+)
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ConsilienceError(f"concepts {folder.parent}: there is no folder {folder.name}")
+        raise ConsilienceError(
+            f"concepts {folder.parent}: there is no folder {folder.name}"
+        )
     return data.find_images([folder])
 
 
-# ---------------------------------------------------------------- masks by concept
+# ---- masks by concept
 
 
 @concept_sets.register("folder")
 @dataclass(frozen=True)
 class MaskFolders:
-    """``images/PICTURE.jpg`` with ``masks/CONCEPT/PICTURE.png`` or ``masks/CATEGORY/CONCEPT/PICTURE.png``.
+    """``images/IMAGE.jpg`` with ``masks/CONCEPT/IMAGE.png`` or
+    ``masks/CATEGORY/CONCEPT/IMAGE.png``.
 
-    A mask is any picture of any size that covers the picture; what is not black is the concept.
+    A mask is any image of any size that covers the image; what is not black is the
+    concept.
     """
 
     path: str = option("", help="the folder with images and masks")
 
     def open(self) -> ConceptSet:
-        """Find pictures and masks, and check that every mask has its picture."""
+        """Find images and masks, and check that every mask has its image."""
         folder = Path(self.path)
-        pictures = _pictures(folder / "images")
-        names = tuple(file.relative_to(folder / "images").as_posix() for file in pictures)
-        masks = sorted(file for file in (folder / "masks").rglob("*.png") if not file.name.startswith("."))
+        images = _images(folder / "images")
+        names = tuple(file.relative_to(folder / "images").as_posix() for file in images)
+        masks = sorted(
+            file
+            for file in (folder / "masks").rglob("*.png")
+            if not file.name.startswith(".")
+        )
         if not masks:
             raise ConsilienceError(f"concepts {folder}: the folder masks holds no .png")
         keys = list(dict.fromkeys(_key(file, folder / "masks") for file in masks))
         categories = tuple(dict.fromkeys(category for category, _ in keys))
-        concepts = numbered((name, category, number) for number, (category, name) in enumerate(keys, start=1))
-        source = _MaskSource(pictures, _by_picture(masks, names, folder, categories, keys))
-        return ConceptSet(spec_of(self), concept_digest(names, keys, len(masks)), concepts, categories, names, source)
+        concepts = numbered(
+            (name, category, number)
+            for number, (category, name) in enumerate(keys, start=1)
+        )
+        source = _MaskSource(images, _by_image(masks, names, folder, categories, keys))
+        return ConceptSet(
+            spec_of(self),
+            concept_digest(names, keys, len(masks)),
+            concepts,
+            categories,
+            names,
+            source,
+        )
 
 
 def _key(mask: Path, folder: Path) -> tuple[str, str]:
     steps = mask.relative_to(folder).parts[:-1]
     if len(steps) not in (1, 2):
-        raise ConsilienceError(f"{mask}: a mask lies in masks/CONCEPT or masks/CATEGORY/CONCEPT")
+        raise ConsilienceError(
+            f"{mask}: a mask lies in masks/CONCEPT or masks/CATEGORY/CONCEPT"
+        )
     return (steps[0], steps[1]) if len(steps) == 2 else ("concept", steps[0])
 
 
-def _by_picture(
-    masks: list[Path], names: tuple[str, ...], folder: Path, categories: tuple[str, ...], keys: list[tuple[str, str]]
+def _by_image(
+    masks: list[Path],
+    names: tuple[str, ...],
+    folder: Path,
+    categories: tuple[str, ...],
+    keys: list[tuple[str, str]],
 ) -> list[list[tuple[int, int, Path]]]:
-    """A list a picture of (category, number, mask file)."""
+    """A list an image of (category, number, mask file)."""
     stems = {Path(name).stem: place for place, name in enumerate(names)}
     if len(stems) < len(names):
-        raise ConsilienceError(f"concepts {folder}: two pictures share a name, so their masks cannot be told apart")
+        raise ConsilienceError(
+            f"concepts {folder}: two images share a name, so their masks cannot be told apart"
+        )
     found: list[list[tuple[int, int, Path]]] = [[] for _ in names]
     for mask in masks:
         if mask.stem not in stems:
-            raise ConsilienceError(f"{mask}: there is no picture {mask.stem!r} in images")
+            raise ConsilienceError(f"{mask}: there is no image {mask.stem!r} in images")
         key = _key(mask, folder / "masks")
-        found[stems[mask.stem]].append((categories.index(key[0]), keys.index(key) + 1, mask))
+        found[stems[mask.stem]].append(
+            (categories.index(key[0]), keys.index(key) + 1, mask)
+        )
     return found
 
 
@@ -79,17 +117,22 @@ class _MaskSource:
     files: list[Path]
     masks: list[list[tuple[int, int, Path]]]
 
-    def picture(self, index: int) -> Array:
+    def image(self, index: int) -> Array:
         return images.read_pixels(self.files[index])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         return [
-            Plane(category, np.where(images.read_pixels(file)[0].any(axis=2), number, 0).astype(np.int64))
+            Plane(
+                category,
+                np.where(images.read_pixels(file)[0].any(axis=2), number, 0).astype(
+                    np.int64
+                ),
+            )
             for category, number, file in self.masks[index]
         ]
 
 
-# ---------------------------------------------------------------- ADE20K
+# ---- ADE20K
 
 
 @concept_sets.register("ade20k")
@@ -97,45 +140,77 @@ class _MaskSource:
 class ADE20K:
     """ADE20K (Zhou et al., CVPR 2017) as downloaded.
 
-    The scene-parsing subset (``ADEChallengeData2016``): ``images/SPLIT/*.jpg``, ``annotations/SPLIT/*.png`` with 0 to 150, and
-    ``objectInfo150.txt``. The full data set: ``*.jpg`` with ``*_seg.png`` and ``*_parts_N.png`` beside it, number = R // 10 *
-    256 + G, and the names in ``*.json`` (2021) or ``*_atr.txt`` (2016).
+    The scene-parsing subset (``ADEChallengeData2016``): ``images/SPLIT/*.jpg``,
+    ``annotations/SPLIT/*.png`` with 0 to 150, and ``objectInfo150.txt``. The full data
+    set: ``*.jpg`` with ``*_seg.png`` and ``*_parts_N.png`` beside it, number = R // 10
+    * 256 + G, and the names in ``*.json`` (2021) or ``*_atr.txt`` (2016).
     """
 
     path: str = option("", help="the folder with images")
-    split: str = option("", help="only pictures of this split (training, validation)")
+    split: str = option("", help="only images of this split (training, validation)")
 
     def open(self) -> ConceptSet:
-        """Find pictures and maps, and read the names."""
+        """Find images and maps, and read the names."""
         folder = Path(self.path)
-        found = [file for file in _pictures(folder / "images") if file.suffix.lower() in (".jpg", ".jpeg")]
-        pictures = [file for file in found if self.split in ("", *file.relative_to(folder / "images").parts)]
-        if not pictures:
-            raise ConsilienceError(f"concepts {folder}: images holds no .jpg{f' of split {self.split!r}' * bool(self.split)}")
-        names = tuple(file.relative_to(folder / "images").as_posix() for file in pictures)
+        found = [
+            file
+            for file in _images(folder / "images")
+            if file.suffix.lower() in (".jpg", ".jpeg")
+        ]
+        images = [
+            file
+            for file in found
+            if self.split in ("", *file.relative_to(folder / "images").parts)
+        ]
+        if not images:
+            raise ConsilienceError(
+                f"concepts {folder}: images holds no "
+                f".jpg{f' of split {self.split!r}' * bool(self.split)}"
+            )
+        names = tuple(file.relative_to(folder / "images").as_posix() for file in images)
         parsing = (folder / "objectInfo150.txt").is_file()
-        return self._parsing(folder, pictures, names) if parsing else self._full(pictures, names)
+        return (
+            self._parsing(folder, images, names)
+            if parsing
+            else self._full(images, names)
+        )
 
-    def _parsing(self, folder: Path, pictures: list[Path], names: tuple[str, ...]) -> ConceptSet:
+    def _parsing(
+        self, folder: Path, images: list[Path], names: tuple[str, ...]
+    ) -> ConceptSet:
         maps = [(folder / "annotations" / name).with_suffix(".png") for name in names]
         refuse_missing(str(folder / "annotations"), maps)
         objects = _object_info(folder / "objectInfo150.txt")
-        concepts = numbered((name, "object", number) for number, name in sorted(objects.items()))
+        concepts = numbered(
+            (name, "object", number) for number, name in sorted(objects.items())
+        )
         digest = concept_digest(names, sorted(objects.items()))
-        return ConceptSet(spec_of(self), digest, concepts, ("object",), names, _Parsing(pictures, maps))
+        return ConceptSet(
+            spec_of(self), digest, concepts, ("object",), names, _Parsing(images, maps)
+        )
 
-    def _full(self, pictures: list[Path], names: tuple[str, ...]) -> ConceptSet:
-        maps = [_maps(file) for file in pictures]
+    def _full(self, images: list[Path], names: tuple[str, ...]) -> ConceptSet:
+        maps = [_maps(file) for file in images]
         refuse_missing(self.path, [one[0] for one in maps])
         known: dict[str, dict[int, str]] = {"object": {}, "part": {}}
-        for file, files in zip(pictures, maps, strict=True):
+        for file, files in zip(images, maps, strict=True):
             _learn(known, file, files)
-        listed = [(name, kind, number) for kind in known for number, name in sorted(known[kind].items())]
+        listed = [
+            (name, kind, number)
+            for kind in known
+            for number, name in sorted(known[kind].items())
+        ]
         categories = tuple(kind for kind in known if known[kind])
         largest = max((number for _, _, number in listed), default=0)
-        source = _Full(pictures, maps, categories)
+        source = _Full(images, maps, categories)
         return ConceptSet(
-            spec_of(self), concept_digest(names, listed), numbered(listed), categories, names, source, largest=max(largest, 6655)
+            spec_of(self),
+            concept_digest(names, listed),
+            numbered(listed),
+            categories,
+            names,
+            source,
+            largest=max(largest, 6655),
         )
 
 
@@ -156,17 +231,19 @@ class _Parsing:
     files: list[Path]
     maps: list[Path]
 
-    def picture(self, index: int) -> Array:
+    def image(self, index: int) -> Array:
         return images.read_pixels(self.files[index])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
-        return [Plane(0, images.read_pixels(self.maps[index])[0][:, :, 0].astype(np.int64))]
+        return [
+            Plane(0, images.read_pixels(self.maps[index])[0][:, :, 0].astype(np.int64))
+        ]
 
 
-def _maps(picture: Path) -> list[Path]:
+def _maps(image: Path) -> list[Path]:
     """Its object map, then its maps of parts, parts of parts ..."""
-    parts = sorted(picture.parent.glob(f"{picture.stem}_parts_*.png"))
-    return [picture.with_name(f"{picture.stem}_seg.png"), *parts]
+    parts = sorted(image.parent.glob(f"{image.stem}_parts_*.png"))
+    return [image.with_name(f"{image.stem}_seg.png"), *parts]
 
 
 def _numbers(file: Path) -> tuple[Array, Array]:
@@ -175,43 +252,68 @@ def _numbers(file: Path) -> tuple[Array, Array]:
     return pixels[:, :, 0] // 10 * 256 + pixels[:, :, 1], pixels[:, :, 2]
 
 
-def _learn(known: dict[str, dict[int, str]], picture: Path, maps: list[Path]) -> None:
-    """Which number has which name, from what lies beside a picture."""
-    told = picture.with_suffix(".json")
-    text = picture.with_name(f"{picture.stem}_atr.txt")
+def _learn(known: dict[str, dict[int, str]], image: Path, maps: list[Path]) -> None:
+    """Which number has which name, from what lies beside an image."""
+    told = image.with_suffix(".json")
+    text = image.with_name(f"{image.stem}_atr.txt")
     if told.is_file():
         for kind, number, name in _from_json(told):
             known[kind].setdefault(number, name)
     elif text.is_file():
         _from_text(known, text, maps)
     else:
-        raise ConsilienceError(f"{picture}: neither {told.name} nor {text.name} lies beside it, so its labels have no names")
+        raise ConsilienceError(
+            f"{image}: neither {told.name} nor {text.name} lies beside it, so its labels have "
+            f"no names"
+        )
 
 
 def _from_json(file: Path) -> Iterator[tuple[str, int, str]]:
     try:
-        objects: Any = json.loads(file.read_text(encoding="utf-8", errors="replace"))["annotation"]["object"]
+        objects: Any = json.loads(file.read_text(encoding="utf-8", errors="replace"))[
+            "annotation"
+        ]["object"]
         for item in objects:
             kind = "part" if item["parts"]["ispart"] else "object"
             yield kind, int(item["name_ndx"]), str(item["name"]).split(",")[0]
     except (KeyError, TypeError, ValueError) as error:
-        raise ConsilienceError(f"{file} is not as ADE20K writes it: {type(error).__name__} {error}") from None
+        raise ConsilienceError(
+            f"{file} is not as ADE20K writes it: {type(error).__name__} {error}"
+        ) from None
 
 
 def _from_text(known: dict[str, dict[int, str]], file: Path, maps: list[Path]) -> None:
-    """Lines ``instance # part level # occluded # class # raw name # attributes``; instances are numbered level by level."""
-    rows = [re.split(r"\s*#\s*", line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    """Lines ``instance # part level # occluded # class # raw name # attributes``;
+    instances are numbered level by level.
+    """
+    rows = [
+        re.split(r"\s*#\s*", line)
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
     for level, path in enumerate(maps):
-        names = {int(row[0]): row[3].split(",")[0] for row in rows if len(row) > 3 and row[1].strip() == str(level)}
+        names = {
+            int(row[0]): row[3].split(",")[0]
+            for row in rows
+            if len(row) > 3 and row[1].strip() == str(level)
+        }
         _pair(known["part" if level else "object"], names, *_numbers(path))
 
 
-def _pair(known: dict[int, str], names: dict[int, str], numbers: Array, instances: Array) -> None:
+def _pair(
+    known: dict[int, str], names: dict[int, str], numbers: Array, instances: Array
+) -> None:
     """The blue channel ranks a level's instances: its n-th value is the n-th line's."""
     shown = numbers > 0
-    ranks = {int(value): place for place, value in enumerate(np.unique(instances[shown]))}
+    ranks = {
+        int(value): place for place, value in enumerate(np.unique(instances[shown]))
+    }
     order = sorted(names)
-    for number, value in sorted({(int(n), int(i)) for n, i in zip(numbers[shown], instances[shown], strict=True)}):
+    for number, value in sorted(
+        {
+            (int(n), int(i))
+            for n, i in zip(numbers[shown], instances[shown], strict=True)
+        }
+    ):
         if ranks[value] < len(order):
             known.setdefault(number, names[order[ranks[value]]])
 
@@ -222,7 +324,7 @@ class _Full:
     maps: list[list[Path]]
     categories: tuple[str, ...]
 
-    def picture(self, index: int) -> Array:
+    def image(self, index: int) -> Array:
         return images.read_pixels(self.files[index])[0]
 
     def planes(self, index: int) -> Sequence[Plane]:

@@ -16,39 +16,57 @@ import torch
 from torch import Tensor, nn
 
 from consilience.models.digest import _hash
-from consilience.models.engines.openvino_runtime import _core, _openvino, _openvino_capabilities
+from consilience.models.engines.openvino_runtime import (
+    _core,
+    _openvino,
+    _openvino_capabilities,
+)
 from consilience.models.engines.plan import Runnable, filled_batch
 from consilience.models.layers import borrowed
 from consilience.progress import say
 
 
 class OpenVINOEngine:
-    """The network converted to OpenVINO, for batches of one size; a shorter batch is filled up."""
+    """The network converted to OpenVINO, for batches of one size; a shorter batch is
+    filled up.
+    """
 
     def __init__(self, network: Runnable, planned: dict[str, Any]) -> None:
         self._batch, self._lock = network.batch, Lock()
         self._compiled = openvino_compiled(network, planned["precision"])
-        self.facts: dict[str, Any] = planned | openvino_facts(self._compiled, network.batch)
+        self.facts: dict[str, Any] = planned | openvino_facts(
+            self._compiled, network.batch
+        )
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Raw outputs of up to a batch of pictures."""
+        """Raw outputs of up to a batch of images."""
         batch = filled_batch(pixels, self._batch).contiguous().numpy()
         with self._lock:
             outputs = self._compiled(batch, share_inputs=True, share_outputs=True)[0]
-            return torch.tensor(outputs[: len(pixels)], dtype=torch.float32)  # a copy: the next pass writes there again
+            return torch.tensor(
+                outputs[: len(pixels)], dtype=torch.float32
+            )  # a copy: the next pass writes there again
 
 
 def openvino_compiled(network: Runnable, precision: str) -> Any:
-    """The compiled network: from disk as it ran last time, or compiled from the converted one, or converted."""
+    """The compiled network: from disk as it ran last time, or compiled from the
+    converted one, or converted.
+    """
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     shape = [network.batch, 3, *network.frame]
     versions = [_version(name) for name in ("openvino", "torch", "timm", "torchvision")]
-    converted = cache_folder() / "openvino" / _hash(network.digest, network.frame, *versions)
-    blob = converted / f"{_hash(shape, hints, _core().get_property('CPU', 'FULL_DEVICE_NAME'), _openvino_capabilities())}.blob"
+    converted = (
+        cache_folder() / "openvino" / _hash(network.digest, network.frame, *versions)
+    )
+    blob = (
+        converted
+        / f"{_hash(shape, hints, _core().get_property('CPU', 'FULL_DEVICE_NAME'), _openvino_capabilities())}.blob"
+    )
     found = _imported(blob, hints)
     if found is not None:
         return found
-    # Compiled from what is on disk even when just converted: the graph in memory rounds otherwise than its file.
+    # Compiled from what is on disk even when just converted: the graph in memory rounds
+    # otherwise than its file.
     graph = _read(converted / "network.xml")
     if graph is None:
         made = _convert(network)
@@ -95,16 +113,22 @@ class _WithNormalisation(nn.Module):
 
 def _convert(network: Runnable) -> Any:
     say("preparing the model for OpenVINO, once")
-    example = torch.rand(2, 3, *network.frame, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(
+        2, 3, *network.frame, generator=torch.Generator().manual_seed(0)
+    )
     wrapper = _WithNormalisation(network)
     wrapper.training = False
     with borrowed(network.module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return _openvino().convert_model(wrapper, example_input=example, input=[-1, 3, *network.frame])
+        return _openvino().convert_model(
+            wrapper, example_input=example, input=[-1, 3, *network.frame]
+        )
 
 
 def _keep(graph: Any, folder: Path) -> Path:
-    """Write the graph for next time, whole or not at all; a machine without a disk to write on still gets its graph."""
+    """Write the graph for next time, whole or not at all; a machine without a disk to
+    write on still gets its graph.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
@@ -131,11 +155,16 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``CONSILIENCE_CACHE``, else ``consilience`` in the user's cache folder."""
+    """Where converted models are kept: ``CONSILIENCE_CACHE``, else ``consilience`` in
+    the user's cache folder.
+    """
     own = os.environ.get("CONSILIENCE_CACHE")
     if own:
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "consilience"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "consilience"
+    )
 
 
 def _version(package: str) -> str:

@@ -6,12 +6,13 @@ import sys
 from functools import cache
 from typing import Any
 
-# ---------------------------------------------------------------- OpenVINO
+# ---- OpenVINO
 
 
 @cache
 def _openvino() -> Any:
-    # OpenVINO reports its use over the network unless that package is missing; nothing here does.
+    # OpenVINO reports its use over the network unless that package is missing; nothing
+    # here does.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

@@ -1,8 +1,11 @@
-"""Engines: what runs behind ``scores``. Each maps pixels to raw outputs and says in ``facts`` what it is.
+"""Engines: what runs behind ``scores``.
 
-`auto` is OpenVINO on a CPU and torch elsewhere. A converted or compiled network is held against torch on the first pictures
-it sees; where it differs, or cannot be made, torch runs instead and that is said and recorded. What OpenVINO made is kept on
-disk by content.
+Each maps pixels to raw outputs and says in ``facts`` what it is.
+
+`auto` is OpenVINO on a CPU and torch elsewhere. A converted or compiled network is held
+against torch on the first images it sees; where it differs, or cannot be made, torch
+runs instead and that is said and recorded. What OpenVINO made is kept on disk by
+content.
 """
 
 from __future__ import annotations
@@ -36,16 +39,20 @@ ForwardPass = Callable[[Tensor], Tensor]
 
 
 class Engine(Protocol):
-    """Pixels (N, 3, h, w) in [0, 1] to raw outputs (N, K) float32, with the facts of how."""
+    """Pixels (N, 3, h, w) in [0, 1] to raw outputs (N, K) float32, with the facts of
+    how.
+    """
 
     facts: dict[str, Any]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Raw outputs of at most a batch of pictures."""
+        """Raw outputs of at most a batch of images."""
 
 
 class Runnable(Protocol):
-    """What an engine needs of a network: its module, a plain torch pass through it, and how it wants to be run."""
+    """What an engine needs of a network: its module, a plain torch pass through it, and
+    how it wants to be run.
+    """
 
     @property
     def module(self) -> nn.Module:
@@ -61,15 +68,15 @@ class Runnable(Protocol):
 
     @property
     def batch(self) -> int:
-        """Pictures a pass."""
+        """Images a pass."""
 
     @property
     def frame(self) -> tuple[int, int]:
-        """Height and width of a picture."""
+        """Height and width of an image."""
 
     @property
     def largest(self) -> int:
-        """Floats of the largest layer's output for one picture."""
+        """Floats of the largest layer's output for one image."""
 
     @property
     def device(self) -> torch.device:
@@ -83,36 +90,59 @@ class Runnable(Protocol):
         """One torch pass, to the outputs; the caller has borrowed the module."""
 
 
-# ---------------------------------------------------------------- devices, and what can be asked for
+# ---- devices, and what can be asked for
 
 
-def check_engine(engine: str, precision: str, memory: int, device: torch.device) -> None:
+def check_engine(
+    engine: str, precision: str, memory: int, device: torch.device
+) -> None:
     """Refuse what no engine can do, in one line."""
     if engine not in ENGINES:
         raise ConsilienceError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}")
     if precision not in PRECISIONS:
-        raise ConsilienceError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+        raise ConsilienceError(
+            f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}"
+        )
     if memory < 1 << 20:
-        raise ConsilienceError(f"memory is in bytes, at least {1 << 20:,}; got {memory:,}")
+        raise ConsilienceError(
+            f"memory is in bytes, at least {1 << 20:,}; got {memory:,}"
+        )
     if precision == "f16" and device.type == "cpu":
-        raise ConsilienceError("precision f16 needs an accelerator (cuda, mps); the model is on cpu, which has f32 and bf16")
-    if precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise ConsilienceError(
+            "precision f16 needs an accelerator (cuda, mps); the model is on cpu, which has "
+            "f32 and bf16"
+        )
+    if (
+        precision == "bf16"
+        and device.type == "mps"
+        and not torch.backends.mps.is_macos_or_newer(14, 0)
+    ):
         raise ConsilienceError("precision bf16 needs macOS 14 on mps; take f16 or f32")
     if engine == "openvino" and device.type != "cpu":
-        raise ConsilienceError(f"engine openvino runs on the cpu; the model is on {device}")
+        raise ConsilienceError(
+            f"engine openvino runs on the cpu; the model is on {device}"
+        )
     if engine == "openvino" and not _has_openvino():
-        raise ConsilienceError("engine openvino is not installed; pip install openvino, or take engine=torch")
+        raise ConsilienceError(
+            "engine openvino is not installed; pip install openvino, or take engine=torch"
+        )
 
 
 def resolve_device(name: str) -> torch.device:
     """A device by name; ``auto`` is the first cuda accelerator there is, else the cpu."""
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return (
+            torch.device("cuda", 0)
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     there = _devices()
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise ConsilienceError(f"no device {name!r}; there is: auto, {', '.join(there)}") from None
+        raise ConsilienceError(
+            f"no device {name!r}; there is: auto, {', '.join(there)}"
+        ) from None
     if found.index is None and f"{found.type}:0" in there:
         return torch.device(found.type, 0)
     if str(found) not in there:
@@ -121,20 +151,29 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _devices() -> list[str]:
-    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    cuda = (
+        [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     mps = ["mps:0"] if torch.backends.mps.is_available() else []
     return ["cpu", *cuda, *mps]
 
 
 def bytes_of(size: str | int) -> int:
-    """A number of bytes: ``2G``, ``500M``, ``1.5GiB``, ``64000000``; K, M and G are powers of 1024.
+    """A number of bytes: ``2G``, ``500M``, ``1.5GiB``, ``64000000``; K, M and G are
+    powers of 1024.
 
     >>> bytes_of("500M")
     524288000
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:iB|B)?", str(size).strip(), flags=re.IGNORECASE)
+    match = re.fullmatch(
+        r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:iB|B)?", str(size).strip(), flags=re.IGNORECASE
+    )
     if match is None:
-        raise ConsilienceError(f"memory is a number of bytes, or one with K, M or G: 500M, 2G; got {size!r}")
+        raise ConsilienceError(
+            f"memory is a number of bytes, or one with K, M or G: 500M, 2G; got {size!r}"
+        )
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -147,54 +186,82 @@ def plan_engine(engine: str, precision: str, device: torch.device) -> dict[str, 
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" and _has_openvino() else "torch"
     planned = {"engine": engine, "precision": precision}
-    if precision == "bf16" and engine == "openvino" and "BF16" not in _openvino_capabilities():
-        return planned | {"precision": "f32", "note": "bf16 was asked for; this cpu has no bf16 arithmetic, so f32 runs"}
+    if (
+        precision == "bf16"
+        and engine == "openvino"
+        and "BF16" not in _openvino_capabilities()
+    ):
+        return planned | {
+            "precision": "f32",
+            "note": "bf16 was asked for; this cpu has no bf16 arithmetic, so f32 runs",
+        }
     if precision == "bf16" and engine != "openvino" and not native_bf16(device):
-        return planned | {"note": f"this {device.type} has no bf16 arithmetic: torch emulates it, slower than f32"}
+        return planned | {
+            "note": f"this {device.type} has no bf16 arithmetic: torch emulates it, slower than f32"
+        }
     if precision == "f32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        return planned | {"note": "convolutions in tf32, as torch has it unless torch.backends.cudnn.allow_tf32 is False"}
+        return planned | {
+            "note": "convolutions in tf32, as torch has it unless torch.backends.cudnn.allow_tf32 is False"
+        }
     return planned
 
 
 @cache
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 itself: AVX512-BF16 or AMX on a CPU, compute capability 8 on CUDA."""
+    """Whether the device multiplies bf16 itself: AVX512-BF16 or AMX on a CPU, compute
+    capability 8 on CUDA.
+    """
     if device.type == "cuda":
-        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.version.hip is not None or torch.cuda.get_device_capability(
+            device
+        ) >= (8, 0)
     if device.type != "cpu":
         return True
     if platform.machine().lower() in ("arm64", "aarch64"):
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    known = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return any(bool(ask()) for ask in known if ask is not None)
 
 
-def batch_within(memory: int, largest: int, frame: tuple[int, int], device: torch.device) -> int:
-    """Pictures a pass within ``memory`` bytes, weights not counted, however many pictures there are in all.
+def batch_within(
+    memory: int, largest: int, frame: tuple[int, int], device: torch.device
+) -> int:
+    """Images a pass within ``memory`` bytes, weights not counted, however many images
+    there are in all.
 
-    A picture needs the input, output and workspace of the network's largest operation (``largest`` floats each), and three
-    times its own ``frame``: as it was composed, as it is normalised, and what stands between.
+    An image needs the input, output and workspace of the network's largest operation
+    (``largest`` floats each), and three times its own ``frame``: as it was composed, as
+    it is normalised, and what stands between.
     """
     most = 32 if device.type == "cpu" else 128
     return max(1, min(most, memory // (3 * 4 * (largest + 3 * frame[0] * frame[1]))))
 
 
-def backward_batch_within(memory: int, kept: int, largest: int, frame: tuple[int, int], device: torch.device) -> int:
-    """Pictures a forward and backward pass within ``memory`` bytes, weights not counted, however many pictures there are.
+def backward_batch_within(
+    memory: int, kept: int, largest: int, frame: tuple[int, int], device: torch.device
+) -> int:
+    """Images a forward and backward pass within ``memory`` bytes, weights not counted,
+    however many images there are.
 
-    A picture needs the ``kept`` bytes that the way back needs, the gradients of the largest operation's input and output and
-    its workspace (``largest`` floats each), and six times its own ``frame``. On a CPU a few pictures at a time are as fast as
-    many, so no more than
-    `BACKWARD` is taken: with what torch needs beside it, 300 MB are enough.
+    An image needs the ``kept`` bytes that the way back needs, the gradients of the
+    largest operation's input and output and its workspace (``largest`` floats each),
+    and six times its own ``frame``. On a CPU a few images at a time are as fast as
+    many, so no more than `BACKWARD` is taken: with what torch needs beside it, 300 MB
+    are enough.
     """
-    a_picture = kept + 4 * (3 * largest + 6 * 3 * frame[0] * frame[1])
+    a_image = kept + 4 * (3 * largest + 6 * 3 * frame[0] * frame[1])
     budget, most = (min(memory, BACKWARD), 8) if device.type == "cpu" else (memory, 128)
-    return max(1, min(most, budget // a_picture))
+    return max(1, min(most, budget // a_image))
 
 
-# ---------------------------------------------------------------- what ran
+# ---- what ran
 
-_ran: ContextVar[set[tuple[str, str]] | None] = ContextVar("consilience_ran", default=None)
+_ran: ContextVar[set[tuple[str, str]] | None] = ContextVar(
+    "consilience_ran", default=None
+)
 
 
 @contextmanager
@@ -216,7 +283,7 @@ def record_pass(engine: str, precision: str) -> None:
 
 
 def filled_batch(pixels: Tensor, batch: int) -> Tensor:
-    """Black pictures after the last, up to a whole batch."""
+    """Black images after the last, up to a whole batch."""
     if len(pixels) == batch:
         return pixels
     return torch.cat([pixels, pixels.new_zeros(batch - len(pixels), *pixels.shape[1:])])

@@ -1,4 +1,6 @@
-"""Runs a network by the engine that was planned, proven against torch on its first images."""
+"""Runs a network by the engine that was planned, proven against torch on its first
+images.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,25 @@ from torch import Tensor, nn
 
 from consilience.models.digest import ModuleWatch, module_digest
 from consilience.models.engines.openvino import OpenVINOEngine
-from consilience.models.engines.plan import TINY, ENGINE_TOLERANCE, Engine, Runnable, plan_engine, record_pass
+from consilience.models.engines.plan import (
+    ENGINE_TOLERANCE,
+    TINY,
+    Engine,
+    Runnable,
+    plan_engine,
+    record_pass,
+)
 from consilience.models.engines.torch import CompiledEngine, TorchEngine
 from consilience.progress import say
 from consilience.types import ConsilienceError
 
-# ---------------------------------------------------------------- running
+# ---- running
 
 
 class Runner:
-    """The engine of one network: made when first needed, made anew when its weights have changed."""
+    """The engine of one network: made when first needed, made anew when its weights
+    have changed.
+    """
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -29,10 +40,15 @@ class Runner:
         self._lock = RLock()
 
     def digest(self, module: nn.Module, settings: str) -> str:
-        """`digest`, computed again only where `Watch` sees a change: it is asked for at every batch."""
+        """`digest`, computed again only where `Watch` sees a change: it is asked for at
+        every batch.
+        """
         with self._lock:
             if self._watch is None or not self._watch.same():
-                self._watch, self._digest = ModuleWatch(module), module_digest(module, settings)
+                self._watch, self._digest = (
+                    ModuleWatch(module),
+                    module_digest(module, settings),
+                )
             return self._digest
 
     def facts(self, network: Runnable) -> dict[str, Any]:
@@ -44,14 +60,18 @@ class Runner:
     def scores(self, network: Runnable, pixels: Tensor) -> Tensor:
         """Raw outputs (N, K) float32.
 
-        Which engine scores a picture depends on the number of pictures alone, never on what ran before: whole batches and
-        long rests go to the engine, a few pictures straight to torch, for which no batch has to be filled.
+        Which engine scores an image depends on the number of images alone, never on
+        what ran before: whole batches and long rests go to the engine, a few images
+        straight to torch, for which no batch has to be filled.
         """
         with self._lock:
             plain = TorchEngine(network)
             if not len(pixels):
                 return plain(pixels.new_zeros(1, *pixels.shape[1:]))[:0]
-            parts = [self._part(network, plain, chunk) for chunk in torch.split(pixels, network.batch)]
+            parts = [
+                self._part(network, plain, chunk)
+                for chunk in torch.split(pixels, network.batch)
+            ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _part(self, network: Runnable, plain: Engine, pixels: Tensor) -> Tensor:
@@ -70,17 +90,23 @@ class Runner:
 
 
 def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
-    """The engine that was asked for, proven on a few of the pictures at hand."""
+    """The engine that was asked for, proven on a few of the images at hand."""
     planned = plan_engine(network.engine, network.precision, network.device)
     if planned["engine"] == "torch":
         return plain
     try:
-        engine: Engine = (OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine)(network, planned)
+        engine: Engine = (
+            OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine
+        )(network, planned)
         _verify(engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"])
-    except Exception as error:  # whatever a converter trips over, torch can run the model
+    except (
+        Exception
+    ) as error:  # whatever a converter trips over, torch can run the model
         why = first_cause(error)
         if network.engine == "openvino":
-            raise ConsilienceError(f"engine {network.engine} cannot run this model: {why}; take engine=torch") from error
+            raise ConsilienceError(
+                f"engine {network.engine} cannot run this model: {why}; take engine=torch"
+            ) from error
         say(f"{planned['engine']} cannot run this model, torch does: {why}")
         plain.facts["note"] = f"{planned['engine']} was tried: {why}"
         return plain
@@ -101,5 +127,6 @@ def _verify(engine: Engine, plain: Engine, pixels: Tensor, precision: str) -> No
     apart = float((got - expected).abs().max()) / scale
     if not apart <= ENGINE_TOLERANCE[precision]:
         raise ConsilienceError(
-            f"its outputs are {apart:.1e} of their size away from torch's, {ENGINE_TOLERANCE[precision]:.0e} allowed"
+            f"its outputs are {apart:.1e} of their size away from torch's, "
+            f"{ENGINE_TOLERANCE[precision]:.0e} allowed"
         )

@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consilience.models.engines.plan import _BLOCK, _LOW, ForwardPass, Runnable, filled_batch, plan_engine
+from consilience.models.engines.plan import (
+    _BLOCK,
+    _LOW,
+    ForwardPass,
+    Runnable,
+    filled_batch,
+    plan_engine,
+)
 from consilience.models.layers import borrowed
 from consilience.progress import say
 
-# ---------------------------------------------------------------- torch
+# ---- torch
 
 
 class TorchEngine:
@@ -31,14 +38,25 @@ class TorchEngine:
         }
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Raw outputs of any number of pictures."""
+        """Raw outputs of any number of images."""
         network = self._network
-        with borrowed(network.module), torch.inference_mode(), autocast(network.device, self._precision):
-            found = torch.cat([network.run(chunk).float() for chunk in torch.split(pixels, self._chunk())])
+        with (
+            borrowed(network.module),
+            torch.inference_mode(),
+            autocast(network.device, self._precision),
+        ):
+            found = torch.cat(
+                [
+                    network.run(chunk).float()
+                    for chunk in torch.split(pixels, self._chunk())
+                ]
+            )
         return found.clone()  # out of inference mode, so that callers may differentiate what they make of it
 
     def _chunk(self) -> int:
-        """On a CPU glibc hands blocks above 32 MiB back after every use, and filling them anew halves the speed."""
+        """On a CPU glibc hands blocks above 32 MiB back after every use, and filling
+        them anew halves the speed.
+        """
         if self._network.device.type != "cpu":
             return self._network.batch
         return max(1, min(self._network.batch, _BLOCK // (4 * self._network.largest)))
@@ -46,11 +64,17 @@ class TorchEngine:
 
 def autocast(device: torch.device, precision: str) -> Any:
     """Torch's low precision, where one is asked for."""
-    return torch.autocast(device.type, _LOW[precision]) if precision in _LOW else nullcontext()
+    return (
+        torch.autocast(device.type, _LOW[precision])
+        if precision in _LOW
+        else nullcontext()
+    )
 
 
 class CompiledEngine:
-    """The network through torch.compile, for batches of one size; a shorter batch is filled up."""
+    """The network through torch.compile, for batches of one size; a shorter batch is
+    filled up.
+    """
 
     def __init__(self, network: Runnable, planned: dict[str, Any]) -> None:
         say("compiling the model with torch.compile")
@@ -63,9 +87,14 @@ class CompiledEngine:
         }
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Raw outputs of up to a batch of pictures."""
+        """Raw outputs of up to a batch of images."""
         network = self._network
-        with borrowed(network.module), torch.no_grad(), autocast(network.device, self._precision), warnings.catch_warnings():
+        with (
+            borrowed(network.module),
+            torch.no_grad(),
+            autocast(network.device, self._precision),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             return self._run(filled_batch(pixels, network.batch))[: len(pixels)].float()
 
@@ -74,6 +103,7 @@ def _torch_compiled(run: ForwardPass) -> ForwardPass:
     def forward(pixels: Tensor) -> Tensor:
         return run(pixels)
 
-    # A code object of its own: torch gives up in silence once it has compiled the same one for eight networks.
+    # A code object of its own: torch gives up in silence once it has compiled the same
+    # one for eight networks.
     forward.__code__ = forward.__code__.replace()
     return torch.compile(forward, dynamic=False, fullgraph=True)
