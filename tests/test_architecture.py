@@ -9,6 +9,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "consilience"
 
 ORDER = (
     "types",
+    "spec",
+    "options",
     "registry",
     "progress",
     "files",
@@ -72,7 +74,10 @@ def test_order_names_only_rooms_that_exist():
     assert there == set(ORDER)
 
 
-@pytest.mark.parametrize("room", ["types", "registry", "progress", "cli", "stats"])
+@pytest.mark.parametrize(
+    "room",
+    ["types", "spec", "options", "registry", "progress", "files", "cli", "stats"],
+)
 def test_light_rooms_do_not_import_torch_at_the_top(room):
     tree = ast.parse((SOURCE / f"{room}.py").read_text(encoding="utf-8"))
     names = {

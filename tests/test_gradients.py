@@ -771,7 +771,7 @@ def test_spellings(curved):
         ("integrated-gradients:steps=0", "steps must be at least 1; got 0"),
         (
             "integrated-gradients:steps=1,rule=trapezoid",
-            "steps must be at least 2; got 1",
+            "steps must be at least 2 for the trapezoid rule; got 1",
         ),
         (
             "integrated-gradients:layer=second,rule=gauss-legendre",
@@ -782,9 +782,9 @@ def test_spellings(curved):
         ("integrated-gradients:baseline=mean", "needs superpixels"),
         ("smoothgrad:noise=-1", "noise must be at least 0; got -1"),
         ("expected-gradients:samples=2", "4 baselines need as many samples; got 2"),
-        ("guided-ig:fraction=0", "fraction lies in"),
-        ("guided-ig:distance=2", "distance lies in"),
-        ("blur-ig:sigma=0", "sigma must be positive; got 0"),
+        ("guided-ig:fraction=0", "fraction must be above 0 and at most 1"),
+        ("guided-ig:distance=2", "distance must be"),
+        ("blur-ig:sigma=0", "sigma must be above 0; got 0"),
         ("xrai:least=0", "least must be at least 1; got 0"),
     ],
 )

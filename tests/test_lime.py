@@ -601,11 +601,11 @@ def test_how_many_are_kept(features, selection, kept):
     [
         ("lime:0", "lime: samples must be at least 2; got 0"),
         ("lime:features=0", "lime: features must be at least 1; got 0"),
-        ("lime:kernel_width=0", "lime: kernel_width must be positive; got 0"),
-        ("lime:kernel_width=nan", "lime: kernel_width must be positive; got nan"),
-        ("lime:alpha=-1", "lime: alpha must not be negative; got -1"),
-        ("lime:refit_alpha=-1", "lime: refit_alpha must not be negative; got -1"),
-        ("lime:seed=-1", "lime: seed lies in"),
+        ("lime:kernel_width=0", "lime: kernel_width must be above 0; got 0"),
+        ("lime:kernel_width=nan", "lime: kernel_width is a number; got nan"),
+        ("lime:alpha=-1", "lime: alpha must be at least 0; got -1"),
+        ("lime:refit_alpha=-1", "lime: refit_alpha must be at least 0; got -1"),
+        ("lime:seed=-1", "lime: seed must be at least 0; got -1"),
         ("lime:repeats=0", "lime: repeats must be at least 1; got 0"),
         (
             "lime:repeats=2,until=stable",

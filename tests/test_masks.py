@@ -84,7 +84,9 @@ def test_a_map_that_is_not_finite_cannot_be_cut(bad):
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.01, 20, float("nan")])
 def test_a_fraction_outside_its_range_is_refused(fraction):
-    with pytest.raises(ConsilienceError, match="fraction must be above 0"):
+    with pytest.raises(
+        ConsilienceError, match=r"fraction (must be above 0|is a number)"
+    ):
         Top(fraction)
 
 

@@ -91,10 +91,10 @@ def test_render_and_parse_are_inverse(spec):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is no spec"),
-        (":a", "is no spec"),
-        ("a b:c", "is no spec"),
-        ("a,b", "is no spec"),
+        ("", "is not a specification"),
+        (":a", "is not a specification"),
+        ("a b:c", "is not a specification"),
+        ("a,b", "is not a specification"),
         ("a:x=1,x=2", "'x' twice"),
         ("a:x=1,2", "a value without a name comes after a named one"),
         ("a:x=", "a value is missing"),
@@ -114,7 +114,6 @@ def test_bad_grammar_is_refused_with_the_text(text, message):
 # ---- schemas
 
 things = Registry("thing")
-registry._by_kind["thing"] = things
 
 
 @things.register("grid")
@@ -292,7 +291,29 @@ from consilience.registry import {where}
 @dataclass(frozen=True)
 class Mine:
     n: int = 3
+    higher_is_better = True
+    bounds = (0.0, 1.0)
+
+    def score(self, model, view, explanation):
+        raise NotImplementedError
+
+    def explain(self, model, view, target):
+        raise NotImplementedError
 """
+
+
+def test_a_plugin_that_lacks_parts_is_told_all_of_them_at_once(tmp_path):
+    file = tmp_path / "half.py"
+    file.write_text(
+        "from consilience.registry import metrics\n\n"
+        "@metrics.register('half')\nclass Half:\n    bounds = (0, 1)\n"
+    )
+    with pytest.raises(ConsilienceError) as caught:
+        registry.load_plugin(file)
+    assert str(caught.value).endswith(
+        "Half) lacks @dataclass(frozen=True), score, higher_is_better"
+    )
+    assert "half" not in registry.metrics.names()
 
 
 def test_a_plugin_file_registers_what_it_holds(tmp_path):
@@ -323,7 +344,7 @@ def test_a_plugin_that_does_not_load_says_why(tmp_path, content, message):
 
 
 def test_a_plugin_that_is_no_file(tmp_path):
-    with pytest.raises(ConsilienceError, match="is no file"):
+    with pytest.raises(ConsilienceError, match="is not a file"):
         registry.load_plugin(tmp_path)
 
 

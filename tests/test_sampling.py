@@ -652,10 +652,10 @@ def test_superpixels_can_be_cut_from_it(name):
         ("shapley:1", "shapley: permutations must be at least 2; got 1"),
         ("shapley:5", "shapley: permutations come in pairs; got 5"),
         ("banzhaf:2", "banzhaf: samples must be at least 4; got 2"),
-        ("banzhaf:seed=-1", "banzhaf: seed must not be negative; got -1"),
+        ("banzhaf:seed=-1", "banzhaf: seed must be at least 0; got -1"),
         ("rise:1", "rise: masks must be at least 2; got 1"),
-        ("rise:p=1", "rise: p lies above 0 and below 1; got 1"),
-        ("rise:agreement=2", "rise: agreement lies above 0 and below 1; got 2"),
+        ("rise:p=1", "rise: p must be above 0 and below 1; got 1"),
+        ("rise:agreement=2", "rise: agreement must be above 0 and below 1; got 2"),
         ("rise:grid=0", "rise: grid must be at least 1; got 0"),
         (
             "occlusion:8,stride=9",

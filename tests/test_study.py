@@ -106,7 +106,8 @@ def test_the_figure_shows_image_map_and_overlay():
 
 def test_luminance_checks_its_range():
     with pytest.raises(
-        ConsilienceError, match=r"luminance: percentile lies in \[0, 100\]; got 101"
+        ConsilienceError,
+        match=r"luminance: percentile must be at least 0 and at most 100; got 101",
     ):
         registry.cutters.build("luminance:101")
 
@@ -139,7 +140,8 @@ def test_truncated_fill_is_one_where_a_channel_is_saturated():
 
 def test_truncated_checks_its_range():
     with pytest.raises(
-        ConsilienceError, match=r"truncated: percentile lies in \[0, 100\]; got -1"
+        ConsilienceError,
+        match=r"truncated: percentile must be at least 0 and at most 100; got -1",
     ):
         registry.fills.build("truncated:-1")
 
@@ -348,7 +350,7 @@ def test_a_users_own_file(tmp_path):
             "column 2: unseeded is true or false; got 1",
         ),
         (('label = "B"', 'label = "A"'), "two columns of one label"),
-        (('"lime:seed=1"', '"lime:seed=("'), "is no spec"),
+        (('"lime:seed=1"', '"lime:seed=("'), "is not a specification"),
         (("[[column]]", "[[columns]]"), "needs its columns"),
         (("[[column]]", "[[column"), "is no TOML"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 
 from consilience.types import ConsilienceError
 
@@ -51,6 +52,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file's content, whole or not at all."""
+    write_atomically(path, lambda file: file.write(content))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as Parquet, whole or not at all."""
+    write_atomically(path, lambda file: table.to_parquet(file, index=False))
 
 
 def write_json(path: Path, thing: Any) -> None:

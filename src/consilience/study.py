@@ -61,13 +61,9 @@ class Luminance:
     ``tied`` is how many pixels share the value of the cut.
     """
 
-    percentile: float = option(80.0, help="0 to 100, of the figure's luminance")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.percentile <= 100:
-            raise ConsilienceError(
-                f"luminance: percentile lies in [0, 100]; got {self.percentile:g}"
-            )
+    percentile: float = option(
+        80.0, help="0 to 100, of the figure's luminance", least=0, most=100
+    )
 
     def cut(self, explanation: Explanation) -> Mask:
         """The mask, in the frame of the explanation's values."""
@@ -134,13 +130,7 @@ class Truncated:
     1] and cast to a whole number: black.
     """
 
-    percentile: float = option(20.0, help="0 to 100")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.percentile <= 100:
-            raise ConsilienceError(
-                f"truncated: percentile lies in [0, 100]; got {self.percentile:g}"
-            )
+    percentile: float = option(20.0, help="0 to 100", least=0, most=100)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w): 0, save in a channel whose percentile is 1 exactly."""

@@ -66,11 +66,8 @@ class Top:
     """
 
     fraction: float = option(
-        0.2, help="part of the frame that is on, above 0 and at most 1"
+        0.2, help="part of the frame that is on, above 0 and at most 1", above=0, most=1
     )
-
-    def __post_init__(self) -> None:
-        _check_fraction("top", self.fraction)
 
     def cut(self, explanation: Explanation) -> Mask:
         """The mask; `NotApplicable` where a value is NaN or infinite."""
@@ -90,11 +87,7 @@ class Superpixels:
     superpixels are ordered by the size of their weight.
     """
 
-    k: int = option(10, help="superpixels at most")
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConsilienceError(f"superpixels: k must be at least 1; got {self.k}")
+    k: int = option(10, help="superpixels at most", least=1)
 
     def cut(self, explanation: Explanation) -> Mask:
         """The mask; `NotApplicable` where the explanation has no superpixels."""

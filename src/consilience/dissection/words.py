@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 SIMILARITY_BYTES = 32 << 20
 """Bytes of a block of P (images x words, float64)."""
 
-similarities = Registry("similarity")
+similarities = Registry("similarity", contract=("scores",))
 
 
 # ---- images against words
@@ -116,7 +116,7 @@ class SoftWPMI:
     units (without those that say the same of every image).
     """
 
-    top: int = option(100, help="images that may belong to a unit's set")
+    top: int = option(100, help="images that may belong to a unit's set", least=1)
     scale: float = option(10.0, help="a: temperature of the softmax over words")
     lam: float = option(1.0, help="weight of the prior")
     first: float = option(
@@ -125,7 +125,6 @@ class SoftWPMI:
     last: float = option(0.97, help="where that chance falls to after the last one")
 
     def __post_init__(self) -> None:
-        _check_top(self.top)
         if not 0 <= self.last <= self.first < 1:
             raise ConsilienceError(
                 f"soft-wpmi: 0 <= last <= first < 1; got first {self.first:g}, last "
@@ -154,12 +153,9 @@ class WPMI:
     ``soft-wpmi``.
     """
 
-    top: int = option(28, help="images in a unit's set")
+    top: int = option(28, help="images in a unit's set", least=1)
     scale: float = option(2.0, help="a: temperature of the softmax over words")
     lam: float = option(0.6, help="weight of the prior")
-
-    def __post_init__(self) -> None:
-        _check_top(self.top)
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
@@ -171,11 +167,6 @@ class WPMI:
             lambda log_p: log_p,
             lambda log_p, _: log_p,
         )
-
-
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise ConsilienceError(f"top is at least one image; got {top}")
 
 
 def _informed(
@@ -231,15 +222,10 @@ class RankReorder:
     ``share`` of all images are looked at, one at least.
     """
 
-    power: float = option(3.0, help="p of the norm")
-    share: float = option(0.05, help="share of the images, the highest ones")
-
-    def __post_init__(self) -> None:
-        if not (0 < self.share <= 1 and self.power >= 1):
-            raise ConsilienceError(
-                f"rank-reorder: 0 < share <= 1 <= power; got share {self.share:g}, power "
-                f"{self.power:g}"
-            )
+    power: float = option(3.0, help="p of the norm", least=1)
+    share: float = option(
+        0.05, help="share of the images, the highest ones", above=0, most=1
+    )
 
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""

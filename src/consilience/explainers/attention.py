@@ -287,19 +287,18 @@ class Rolled(OnAttention):
         help="the last layer of the product: last, a number from 0, or the name of a block",
     )
     discard: float = option(
-        0.0, help="share of a layer's smallest entries that are set to 0 first"
+        0.0,
+        help="share of a layer's smallest entries that are set to 0 first",
+        least=0,
+        below=1,
     )
     residual: float = option(
-        0.5, help="weight of the identity, for what goes past the attention"
+        0.5,
+        help="weight of the identity, for what goes past the attention",
+        least=0,
+        below=1,
     )
     graph: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("discard", self.discard), ("residual", self.residual)):
-            if not 0 <= value < 1:
-                raise ConsilienceError(
-                    f"{name} is a share from 0 to less than 1; got {value:g}"
-                )
 
     def matrices(
         self, reading: AttentionReading, at: Sequence[int], targets: Sequence[Target]

@@ -475,26 +475,18 @@ class SmoothGradCAMPlusPlus(OnLayers):
     copies, as the authors do.
     """
 
-    samples: int = option(25, help="noisy copies")
+    samples: int = option(25, help="noisy copies", least=1)
     noise: float = option(
-        0.1, help="standard deviation of the noise, in units of the pixels' range"
+        0.1,
+        help="standard deviation of the noise, in units of the pixels' range",
+        least=0,
     )
-    seed: int = option(0, help="seed of the noise")
+    seed: int = option(0, help="seed of the noise", least=0)
     score: Literal["logit", "probability"] = option(
         "logit", help="what is differentiated"
     )
     label: ClassVar[str] = "Smooth Grad-CAM++"
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers"})
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ConsilienceError(
-                f"smoothgradcam++: samples must be at least 1; got {self.samples}"
-            )
-        if not 0 <= self.noise < float("inf"):
-            raise ConsilienceError(
-                f"smoothgradcam++: noise must not be negative; got {self.noise:g}"
-            )
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """One image: a pass for the activations, and the noisy ones."""

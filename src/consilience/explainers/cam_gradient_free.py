@@ -28,7 +28,7 @@ from consilience.images import enlarge
 from consilience.perturb.fills import Fill, NeutralFill
 from consilience.perturb.probe import Grids, Keeps, probe
 from consilience.registry import explainers, option
-from consilience.types import ConsilienceError, Heat, Network, Tail, Target, View
+from consilience.types import Heat, Network, Tail, Target, View
 
 # ---- the image through a channel's mask
 
@@ -94,6 +94,7 @@ class Masking(OnLayers):
     channels: int = option(
         0,
         help="only that many channels, those of largest sum of absolute activations; 0 is all",
+        least=0,
     )
     fill: Fill = option(
         NeutralFill(), kind="fill", help="what stands where a mask is 0"
@@ -105,12 +106,6 @@ class Masking(OnLayers):
     score: Literal["logit", "probability"] = option(
         "logit", help="which number of the class weighs the channels"
     )
-
-    def __post_init__(self) -> None:
-        if self.channels < 0:
-            raise ConsilienceError(
-                f"{type(self).spelled}: channels must not be negative; got {self.channels}"
-            )  # type: ignore[attr-defined]
 
     def keeps(self, grids: Grids, frame: tuple[int, int]) -> Keeps:
         """All that is shown: every mask once, or again and again, one round after the
@@ -214,15 +209,8 @@ class ISCAM(Masking):
     which for N = 10 ends at 5.5 times the mask.
     """
 
-    samples: int = option(10, help="steps from the baseline to the mask")
+    samples: int = option(10, help="steps from the baseline to the mask", least=1)
     label: ClassVar[str] = "IS-CAM"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1:
-            raise ConsilienceError(
-                f"iscam: samples must be at least 1; got {self.samples}"
-            )
 
     def keeps(self, grids: Grids, frame: tuple[int, int]) -> Keeps:
         """The masks at each step."""
@@ -289,24 +277,15 @@ class SSCAM(Masking):
     the range, and neither scales afterwards.
     """
 
-    samples: int = option(10, help="noisy copies of every mask")
+    samples: int = option(10, help="noisy copies of every mask", least=1)
     noise: float = option(
-        0.2, help="standard deviation, in units of the map's or the pixels' range"
+        0.2,
+        help="standard deviation, in units of the map's or the pixels' range",
+        least=0,
     )
     on: Literal["map", "image"] = option("map", help="where the noise is added")
-    seed: int = option(0, help="seed of the noise")
+    seed: int = option(0, help="seed of the noise", least=0)
     label: ClassVar[str] = "SS-CAM"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1:
-            raise ConsilienceError(
-                f"sscam: samples must be at least 1; got {self.samples}"
-            )
-        if not 0 <= self.noise < float("inf"):
-            raise ConsilienceError(
-                f"sscam: noise must not be negative; got {self.noise:g}"
-            )
 
     def keeps(self, grids: Grids, frame: tuple[int, int]) -> Keeps:
         """The masks with each draw."""

@@ -14,7 +14,7 @@ import torch
 
 from consilience import images
 from consilience.registry import explainers, option
-from consilience.types import ConsilienceError, Heat, Model, Target, View
+from consilience.types import Heat, Model, Target, View
 
 
 @explainers.register("random")
@@ -29,18 +29,10 @@ class Random:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     control: ClassVar[bool] = True
-    seed: int = option(0, help="another noise for every seed")
+    seed: int = option(0, help="another noise for every seed", least=0)
     grid: int = option(
-        7, help="cells on a side; 7 is the grid of a ResNet's last layer"
+        7, help="cells on a side; 7 is the grid of a ResNet's last layer", least=1
     )
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConsilienceError(
-                f"random: seed must not be negative; got {self.seed}"
-            )
-        if self.grid < 1:
-            raise ConsilienceError(f"random: grid must be at least 1; got {self.grid}")
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """A (grid, grid) map of noise; neither the model nor the target is asked."""
@@ -65,14 +57,8 @@ class Centre:
     needs: ClassVar[frozenset[str]] = frozenset()
     control: ClassVar[bool] = True
     sigma: float = option(
-        0.25, help="standard deviation as a share of the frame's side"
+        0.25, help="standard deviation as a share of the frame's side", above=0
     )
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma < np.inf:
-            raise ConsilienceError(
-                f"centre: sigma must be positive; got {self.sigma:g}"
-            )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """An (h, w) map, 1 at the centre; neither the model nor the target is asked."""

@@ -23,7 +23,6 @@ from consilience.registry import explainers, option
 from consilience.types import (
     PIXELS,
     Array,
-    ConsilienceError,
     Heat,
     Network,
     Target,
@@ -120,15 +119,6 @@ def completeness(attributed: float, there: float, start: float) -> dict[str, Any
 def gap_of(facts: dict[str, Any]) -> dict[str, Array]:
     """The extras of a completeness: its share, as an array without dimensions."""
     return {"completeness_share": np.array(facts["completeness_share"])}
-
-
-def at_least(name: str, lowest: float, /, **values: float) -> None:
-    """Refuse options that are too small."""
-    for key, value in values.items():
-        if not lowest <= value < float("inf"):
-            raise ConsilienceError(
-                f"{name}: {key} must be at least {lowest:g}; got {value:g}"
-            )
 
 
 # ---- one pass
@@ -235,19 +225,15 @@ class Noised:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "Gradients under noise"
-    samples: int = option(50, help="noisy images, a pass each")
+    samples: int = option(50, help="noisy images, a pass each", least=1)
     noise: float = option(
         0.15,
         help="standard deviation of the noise, in units of the image's largest less its smallest value",
+        least=0,
     )
-    seed: int = option(0, help="seed of the noise")
+    seed: int = option(0, help="seed of the noise", least=0)
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
-
-    def __post_init__(self) -> None:
-        name = getattr(type(self), "spelled", "noise")
-        at_least(name, 1, samples=self.samples)
-        at_least(name, 0, noise=self.noise, seed=self.seed)
 
     def of(self, mean: Tensor, variance: Tensor) -> Tensor:
         """What becomes of the gradients' mean and variance over the draws, (3, h, w)

@@ -26,7 +26,6 @@ from consilience.explainers.gradients import (
     CHANNELS,
     Channels,
     GradientScore,
-    at_least,
     batch_of,
     completeness,
     gap_of,
@@ -193,7 +192,9 @@ class IntegratedGradients:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "Integrated gradients"
-    steps: int = option(50, help="places on the way from each baseline, a pass each")
+    steps: int = option(
+        50, help="places on the way from each baseline, a pass each", least=1
+    )
     baseline: tuple[Fill, ...] = option(
         (Black(),),
         kind="fill",
@@ -209,11 +210,11 @@ class IntegratedGradients:
     score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
-        at_least(
-            "integrated-gradients",
-            2 if self.rule == "trapezoid" and self._on_pixels else 1,
-            steps=self.steps,
-        )
+        if self.rule == "trapezoid" and self._on_pixels and self.steps < 2:
+            raise ConsilienceError(
+                "integrated-gradients: steps must be at least 2 for the trapezoid rule; "
+                f"got {self.steps}"
+            )
         if not self._on_pixels and self.rule not in ("auto", *SIDES):
             raise ConsilienceError(
                 f"integrated-gradients: on layers the rule is one of {', '.join(SIDES)}, for "
@@ -379,19 +380,18 @@ class ExpectedGradients:
     samples: int = option(
         64,
         help="draws of a baseline and a place, a pass each; shared out evenly over the baselines",
+        least=1,
     )
     baseline: tuple[Fill, ...] = option(
         (Black(), White(), NeutralFill(), BlurFill()),
         kind="fill",
         help="fills, joined by +, that baselines are drawn from",
     )
-    seed: int = option(0, help="seed of the places")
+    seed: int = option(0, help="seed of the places", least=0)
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
 
     def __post_init__(self) -> None:
-        at_least("expected-gradients", 1, samples=self.samples)
-        at_least("expected-gradients", 0, seed=self.seed)
         if self.samples < len(self.baseline):
             raise ConsilienceError(
                 f"expected-gradients: {len(self.baseline)} baselines need as many samples; "
@@ -450,31 +450,26 @@ class GuidedIG:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "Guided IG"
-    steps: int = option(200, help="steps of the path, a pass each")
+    steps: int = option(200, help="steps of the path, a pass each", least=1)
     baseline: tuple[Fill, ...] = option(
         (Black(),),
         kind="fill",
         help="where the path starts; several, joined by +, are averaged",
     )
     fraction: float = option(
-        0.25, help="share of the values that move at a time, above 0 up to 1"
+        0.25,
+        help="share of the values that move at a time, above 0 up to 1",
+        above=0,
+        most=1,
     )
     distance: float = option(
-        0.02, help="furthest from the straight way, as a share of it, 0 to 1"
+        0.02,
+        help="furthest from the straight way, as a share of it, 0 to 1",
+        least=0,
+        most=1,
     )
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
-
-    def __post_init__(self) -> None:
-        at_least("guided-ig", 1, steps=self.steps)
-        if not 0 < self.fraction <= 1:
-            raise ConsilienceError(
-                f"guided-ig: fraction lies in (0, 1]; got {self.fraction:g}"
-            )
-        if not 0 <= self.distance <= 1:
-            raise ConsilienceError(
-                f"guided-ig: distance lies in [0, 1]; got {self.distance:g}"
-            )
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """(h, w) in units of the score."""
@@ -631,8 +626,10 @@ class BlurIG:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "Blur IG"
-    steps: int = option(50, help="steps of the path; a pass each, and one more")
-    sigma: float = option(50.0, help="blur at the start, in pixels")
+    steps: int = option(
+        50, help="steps of the path; a pass each, and one more", least=1
+    )
+    sigma: float = option(50.0, help="blur at the start, in pixels", above=0)
     spacing: Literal["sigma", "root"] = option(
         "root",
         help="steps equal in sigma, as in the paper, or in its square root: finer near the image",
@@ -642,13 +639,6 @@ class BlurIG:
     )
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
-
-    def __post_init__(self) -> None:
-        at_least("blur-ig", 1, steps=self.steps)
-        if not 0 < self.sigma < math.inf:
-            raise ConsilienceError(
-                f"blur-ig: sigma must be positive; got {self.sigma:g}"
-            )
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """(h, w) in units of the score."""

@@ -75,17 +75,20 @@ class Lime:
     samples: int = option(
         1000,
         help="edited images shown to the model, for each of the repeats; at most, with until=stable",
+        least=2,
     )
     segments: Segmenter = option(
         Quickshift(), kind="segmenter", help="how superpixels are cut"
     )
     features: int = option(
-        10, help="superpixels selected for the refit; a large number keeps all"
+        10, help="superpixels selected for the refit; a large number keeps all", least=1
     )
-    kernel_width: float = option(0.25, help="width of the cosine kernel")
-    alpha: float = option(0.01, help="ridge penalty of the fit over all superpixels")
+    kernel_width: float = option(0.25, help="width of the cosine kernel", above=0)
+    alpha: float = option(
+        0.01, help="ridge penalty of the fit over all superpixels", least=0
+    )
     refit_alpha: float = option(
-        1.0, help="ridge penalty of the refit on those selected"
+        1.0, help="ridge penalty of the refit on those selected", least=0
     )
     fill: Fill = option(
         MeanFill(), kind="fill", help="what stands where a superpixel is off"
@@ -98,7 +101,7 @@ class Lime:
         "auto", help="how features are selected; auto: forward up to 6, else by weight"
     )
     seed: int = option(
-        0, help="seed of the perturbations; it never reaches the segmentation"
+        0, help="seed of the perturbations; it never reaches the segmentation", least=0
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is explained"
@@ -117,6 +120,7 @@ class Lime:
     repeats: int = option(
         1,
         help="runs of as many seeds, fitted together, and how far their top features agree",
+        least=1,
     )
 
     def __post_init__(self) -> None:

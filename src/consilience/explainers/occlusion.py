@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience.explainers.soft_masks import Soft, _at_least, _frame
+from consilience.explainers.soft_masks import Soft, _frame
 from consilience.perturb.fills import Fill, Grey
 from consilience.perturb.probe import probe
 from consilience.registry import explainers, option
@@ -32,10 +32,12 @@ class Occlusion:
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Occlusion"
     window: int = option(
-        32, help="side of the square, in pixels of the model's frame; at most the frame"
+        32,
+        help="side of the square, in pixels of the model's frame; at most the frame",
+        least=1,
     )
     stride: int = option(
-        8, help="pixels between neighbouring squares, at most the window"
+        8, help="pixels between neighbouring squares, at most the window", least=1
     )
     fill: Fill = option(Grey(), kind="fill", help="what the square shows")
     score: Literal["logit", "probability"] = option(
@@ -43,7 +45,6 @@ class Occlusion:
     )
 
     def __post_init__(self) -> None:
-        _at_least("occlusion", 1, window=self.window, stride=self.stride)
         if self.stride > self.window:
             raise ConsilienceError(
                 f"occlusion: a stride above the window leaves gaps; got {self.stride} and "

@@ -166,21 +166,16 @@ class LRP:
         "epsilon-plus-flat", help="which rule for which layer"
     )
     epsilon: float = option(
-        1e-6, help="what the sums of linear layers are moved by, away from 0"
+        1e-6, help="what the sums of linear layers are moved by, away from 0", above=0
     )
-    gamma: float = option(0.25, help="weight of positive weights (epsilon-gamma-box)")
+    gamma: float = option(
+        0.25, help="weight of positive weights (epsilon-gamma-box)", least=0
+    )
     bias: Literal["absorbs", "ignored"] = option(
         "absorbs", help="biases take their share of relevance, or none"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "module"})
     label: ClassVar[str] = "LRP"
-
-    def __post_init__(self) -> None:
-        if not self.epsilon > 0 or not self.gamma >= 0:
-            raise ConsilienceError(
-                f"lrp: epsilon is above 0 and gamma not below; got {self.epsilon:g} and "
-                f"{self.gamma:g}"
-            )
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """One image; three passes of the copy. Facts: ``conservation``, ``relevance``

@@ -13,15 +13,13 @@ from consilience import images
 from consilience.explainers.soft_masks import (
     FLAT_SCORES,
     Soft,
-    _at_least,
     _frame,
-    _seed,
     correlation,
 )
 from consilience.perturb.fills import Fill, NeutralFill
 from consilience.perturb.probe import probe
 from consilience.registry import explainers, option
-from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
+from consilience.types import Array, Heat, Model, Target, View
 
 # ---- RISE
 
@@ -52,15 +50,22 @@ class Rise:
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "RISE"
     masks: int = option(
-        4000, help="masked images shown to the model; at most, with until=stable"
+        4000,
+        help="masked images shown to the model; at most, with until=stable",
+        least=2,
     )
-    grid: int = option(7, help="cells on a side of a mask")
-    p: float = option(0.5, help="probability that a cell is kept, above 0 and below 1")
+    grid: int = option(7, help="cells on a side of a mask", least=1)
+    p: float = option(
+        0.5,
+        help="probability that a cell is kept, above 0 and below 1",
+        above=0,
+        below=1,
+    )
     fill: Fill = option(
         NeutralFill(), kind="fill", help="what stands where a mask is 0"
     )
     seed: int = option(
-        0, help="seed of the masks; more of them begin with the same ones"
+        0, help="seed of the masks; more of them begin with the same ones", least=0
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class weighs the masks"
@@ -69,19 +74,11 @@ class Rise:
         "masks", help="stop early where the two halves' maps agree"
     )
     agreement: float = option(
-        0.95, help="correlation of the halves' maps at which the map is stable"
+        0.95,
+        help="correlation of the halves' maps at which the map is stable",
+        above=0,
+        below=1,
     )
-
-    def __post_init__(self) -> None:
-        _at_least("rise", 2, masks=self.masks)
-        _at_least("rise", 1, grid=self.grid)
-        _seed("rise", self.seed)
-        if not 0 < self.p < 1:
-            raise ConsilienceError(f"rise: p lies above 0 and below 1; got {self.p:g}")
-        if not 0 < self.agreement < 1:
-            raise ConsilienceError(
-                f"rise: agreement lies above 0 and below 1; got {self.agreement:g}"
-            )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The map, (h, w) float32 in units of the score.

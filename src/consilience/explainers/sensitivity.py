@@ -13,10 +13,8 @@ from torch import Tensor
 from consilience.explainers.soft_masks import (
     FLAT_SCORES,
     Soft,
-    _at_least,
     _fits,
     _frame,
-    _seed,
     cells,
 )
 from consilience.perturb.fills import Fill, NeutralFill
@@ -43,22 +41,19 @@ class Sobol:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Sobol indices"
-    grid: int = option(8, help="cells on a side")
-    design: int = option(32, help="points of the design, a power of two")
+    grid: int = option(8, help="cells on a side", least=1)
+    design: int = option(32, help="points of the design, a power of two", least=2)
     fill: Fill = option(
         NeutralFill(),
         kind="fill",
         help="what stands where a cell is 0; the paper also blurs",
     )
-    seed: int = option(0, help="seed of the sequence's scrambling")
+    seed: int = option(0, help="seed of the sequence's scrambling", least=0)
     score: Literal["logit", "probability"] = option(
         "probability", help="whose variance is shared out"
     )
 
     def __post_init__(self) -> None:
-        _at_least("sobol", 1, grid=self.grid)
-        _at_least("sobol", 2, design=self.design)
-        _seed("sobol", self.seed)
         if self.design & (self.design - 1):
             raise ConsilienceError(
                 f"sobol: design is a power of two; got {self.design}"
@@ -151,20 +146,15 @@ class Hsic:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "HSIC"
-    masks: int = option(500, help="masked images shown to the model")
-    grid: int = option(8, help="cells on a side")
+    masks: int = option(500, help="masked images shown to the model", least=4)
+    grid: int = option(8, help="cells on a side", least=1)
     fill: Fill = option(
         NeutralFill(), kind="fill", help="what stands where a cell is off"
     )
-    seed: int = option(0, help="seed of the masks")
+    seed: int = option(0, help="seed of the masks", least=0)
     score: Literal["logit", "probability"] = option(
         "probability", help="whose dependence is measured"
     )
-
-    def __post_init__(self) -> None:
-        _at_least("hsic", 4, masks=self.masks)
-        _at_least("hsic", 1, grid=self.grid)
-        _seed("hsic", self.seed)
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The criterion of each cell, (grid, grid) float32 and up from 0; all 0 where

@@ -142,14 +142,6 @@ def enumerable(players: int, passes: int) -> bool:
     return players < 63 and 2**players <= passes
 
 
-def _check(name: str, seed: int | None = None, **least: tuple[int, int]) -> None:
-    for key, (value, low) in least.items():
-        if value < low:
-            raise ConsilienceError(f"{name}: {key} must be at least {low}; got {value}")
-    if seed is not None and seed < 0:
-        raise ConsilienceError(f"{name}: seed must not be negative; got {seed}")
-
-
 # ---- regression
 
 
@@ -329,6 +321,7 @@ class KernelShap:
     samples: int = option(
         1000,
         help="edited images shown to the model at most, nothing and all of it included",
+        least=4,
     )
     segments: Segmenter = option(
         Quickshift(), kind="segmenter", help="how superpixels are cut"
@@ -336,13 +329,10 @@ class KernelShap:
     fill: Fill = option(
         MeanFill(), kind="fill", help="what stands where a superpixel is off"
     )
-    seed: int = option(0, help="seed of the coalitions")
+    seed: int = option(0, help="seed of the coalitions", least=0)
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is shared out"
     )
-
-    def __post_init__(self) -> None:
-        _check("kernelshap", self.seed, samples=(self.samples, 4))
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The values painted on the superpixels, (h, w) float32 in units of the score.
@@ -406,6 +396,7 @@ class Shapley:
     permutations: int = option(
         32,
         help="orders, every second one the reverse of the one before; each takes S - 1 passes",
+        least=2,
     )
     segments: Segmenter = option(
         Quickshift(), kind="segmenter", help="how superpixels are cut"
@@ -414,14 +405,13 @@ class Shapley:
         MeanFill(), kind="fill", help="what stands where a superpixel has not come yet"
     )
     seed: int = option(
-        0, help="seed of the orders; more of them begin with the same ones"
+        0, help="seed of the orders; more of them begin with the same ones", least=0
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is shared out"
     )
 
     def __post_init__(self) -> None:
-        _check("shapley", self.seed, permutations=(self.permutations, 2))
         if self.permutations % 2:
             raise ConsilienceError(
                 f"shapley: permutations come in pairs; got {self.permutations}"
@@ -506,7 +496,9 @@ class Banzhaf:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "Banzhaf values"
-    samples: int = option(1000, help="edited images shown to the model at most")
+    samples: int = option(
+        1000, help="edited images shown to the model at most", least=4
+    )
     segments: Segmenter = option(
         Quickshift(), kind="segmenter", help="how superpixels are cut"
     )
@@ -517,14 +509,11 @@ class Banzhaf:
         "regression", help="slopes of a linear fit, or differences of means"
     )
     seed: int = option(
-        0, help="seed of the coalitions; more of them begin with the same ones"
+        0, help="seed of the coalitions; more of them begin with the same ones", least=0
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is weighed"
     )
-
-    def __post_init__(self) -> None:
-        _check("banzhaf", self.seed, samples=(self.samples, 4))
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The values painted on the superpixels, (h, w) float32 in units of the score.

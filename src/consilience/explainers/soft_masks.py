@@ -35,19 +35,6 @@ class Soft:
             yield torch.lerp(fill, image, keep.unsqueeze(1))
 
 
-def _at_least(name: str, least: int, **values: int) -> None:
-    for key, value in values.items():
-        if value < least:
-            raise ConsilienceError(
-                f"{name}: {key} must be at least {least}; got {value}"
-            )
-
-
-def _seed(name: str, seed: int) -> None:
-    if seed < 0:
-        raise ConsilienceError(f"{name}: seed must not be negative; got {seed}")
-
-
 def _frame(view: View) -> tuple[int, int]:
     return view.pixels.shape[-2], view.pixels.shape[-1]
 

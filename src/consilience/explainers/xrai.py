@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.ndimage import distance_transform_edt, find_objects
 
 from consilience import images
-from consilience.explainers.gradients import CHANNELS, Channels, GradientScore, at_least
+from consilience.explainers.gradients import CHANNELS, Channels, GradientScore
 from consilience.explainers.integrated import IntegratedGradients, QuadratureRule
 from consilience.perturb.fills import Black, Fill, White
 from consilience.perturb.superpixels import Felzenszwalb, Segmenter, segment
@@ -45,7 +45,9 @@ class Xrai:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     label: ClassVar[str] = "XRAI"
-    steps: int = option(50, help="places on the way from each baseline, a pass each")
+    steps: int = option(
+        50, help="places on the way from each baseline, a pass each", least=1
+    )
     baseline: tuple[Fill, ...] = option(
         (Black(), White()), kind="fill", help="baselines of the integrated gradients"
     )
@@ -54,17 +56,13 @@ class Xrai:
         kind="segmenter",
         help="segmentations, joined by +",
     )
-    grow: int = option(5, help="pixels that each superpixel grows by")
-    least: int = option(50, help="fewest new pixels of a region")
+    grow: int = option(5, help="pixels that each superpixel grows by", least=0)
+    least: int = option(50, help="fewest new pixels of a region", least=1)
     rule: QuadratureRule = option(
         "gauss-legendre", help="quadrature of the integrated gradients"
     )
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
-
-    def __post_init__(self) -> None:
-        at_least("xrai", 1, steps=self.steps, least=self.least)
-        at_least("xrai", 0, grow=self.grow)
 
     def explain(self, model: Network, view: View, target: Target) -> Heat:
         """(h, w) in units of the score a pixel. Extras: ``rank`` (h, w), 0 for the

@@ -15,7 +15,6 @@ from consilience.metrics.perturbation import map_of
 from consilience.registry import metrics, option
 from consilience.types import (
     Array,
-    ConsilienceError,
     Explanation,
     Model,
     NotApplicable,
@@ -114,21 +113,14 @@ class EffectivePixels:
     order: float = option(
         2.0,
         help="0 counts pixels, 1 is the exponential of the entropy, more weighs large values more",
+        least=0,
     )
     least: float = option(
         0.00001,
         help="with order=0, the share of the largest value above which a pixel counts",
+        least=0,
+        below=1,
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.order < np.inf:
-            raise ConsilienceError(
-                f"effective-pixels: order must be at least 0; got {self.order:g}"
-            )
-        if not 0 <= self.least < 1:
-            raise ConsilienceError(
-                f"effective-pixels: least lies in [0, 1); got {self.least:g}"
-            )
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The number; raises `NotApplicable` for a map of zeros."""

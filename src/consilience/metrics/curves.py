@@ -20,9 +20,6 @@ from consilience.metrics.perturbation import (
     ScoreKind,
     area,
     check_gap,
-    check_least,
-    check_seed,
-    check_shares,
     first,
     map_of,
     open_ended,
@@ -34,7 +31,7 @@ from consilience.metrics.perturbation import (
 from consilience.perturb.fills import BlurFill, Fill, Inverted, NeutralFill, NoiseFill
 from consilience.perturb.superpixels import Segmenter, Slic, segment
 from consilience.registry import metrics, option
-from consilience.types import Array, ConsilienceError, Explanation, Model, Score, View
+from consilience.types import Array, Explanation, Model, Score, View
 
 RISE = ("insertion:step=224,fill=rise-blur", "deletion:step=224,fill=neutral")
 """Insertion and deletion as RISE's code has them for a frame of 224 pixels: as many
@@ -53,8 +50,8 @@ class _Curve(Probing):
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "steps + 1 passes"
     reveal: ClassVar[bool] = False
-    steps: int = option(100, help="steps of equal size over the whole image")
-    step: int = option(0, help="pixels a step instead; 0 for equal steps")
+    steps: int = option(100, help="steps of equal size over the whole image", least=1)
+    step: int = option(0, help="pixels a step instead; 0 for equal steps", least=0)
     fill: Fill = option(
         NeutralFill(), kind="fill", help="what stands where the image is not shown"
     )
@@ -62,17 +59,15 @@ class _Curve(Probing):
     gap: float = option(
         0.05,
         help="least difference of the two at which that is done, in units of the score",
+        least=0,
     )
     reads: ScoreKind = option(
         "probability",
         help="which number of the class is followed: probability or logit",
     )
-    seed: int = option(0, help="seed of the order among pixels of equal value")
+    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "steps")
-        check_least(self, 0, "step", "gap")
-        check_seed(self)
         open_ended(self, self.normalised or self.reads == "logit")
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
@@ -181,9 +176,12 @@ class PixelFlipping(Probing):
     higher_is_better: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "steps + 1 passes"
-    steps: int = option(100, help="steps of equal size")
+    steps: int = option(100, help="steps of equal size", least=1)
     share: float = option(
-        1.0, help="share of the pixels that is flipped in all, above 0 and up to 1"
+        1.0,
+        help="share of the pixels that is flipped in all, above 0 and up to 1",
+        above=0,
+        most=1,
     )
     order: RemovalOrder = option(
         "morf", help="most relevant first (morf), or least relevant first (lerf)"
@@ -193,12 +191,9 @@ class PixelFlipping(Probing):
         "probability",
         help="which number of the class is followed: probability or logit",
     )
-    seed: int = option(0, help="seed of the order among pixels of equal value")
+    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "steps")
-        check_shares(self, (self.share,))
-        check_seed(self)
         open_ended(self, self.reads == "logit")
         options_turn(self, higher_is_better=self.order == "lerf")
 
@@ -248,8 +243,8 @@ class RegionPerturbation(Probing):
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "regions + 1 passes"
-    regions: int = option(100, help="how many patches are perturbed")
-    patch: int = option(9, help="side of a patch in pixels")
+    regions: int = option(100, help="how many patches are perturbed", least=1)
+    patch: int = option(9, help="side of a patch in pixels", least=1)
     order: RemovalOrder = option(
         "morf", help="most relevant first (morf), or least relevant first (lerf)"
     )
@@ -258,11 +253,11 @@ class RegionPerturbation(Probing):
         "probability",
         help="which number of the class is followed: probability or logit",
     )
-    seed: int = option(0, help="seed of the order among patches of equal relevance")
+    seed: int = option(
+        0, help="seed of the order among patches of equal relevance", least=0
+    )
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "regions", "patch")
-        check_seed(self)
         open_ended(self, self.reads == "logit")
         options_turn(self, higher_is_better=self.order == "morf")
 
@@ -327,17 +322,18 @@ class Irof(Probing):
         Slic(), kind="segmenter", help="how the image is cut into superpixels"
     )
     fill: Fill = option(NeutralFill(), kind="fill", help="what a superpixel becomes")
-    gap: float = option(0.05, help="least score of the image at which it is divided by")
+    gap: float = option(
+        0.05, help="least score of the image at which it is divided by", above=0
+    )
     reads: ScoreKind = option(
         "probability",
         help="which number of the class is followed: probability or logit",
     )
-    seed: int = option(0, help="seed of the order among superpixels of equal relevance")
+    seed: int = option(
+        0, help="seed of the order among superpixels of equal relevance", least=0
+    )
 
     def __post_init__(self) -> None:
-        if not self.gap > 0:
-            raise ConsilienceError(f"irof: gap must be above 0; got {self.gap:g}")
-        check_seed(self)
         open_ended(self, self.reads == "logit")
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:

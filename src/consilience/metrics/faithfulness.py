@@ -21,9 +21,6 @@ from consilience.metrics.perturbation import (
     Probing,
     Ranked,
     ScoreKind,
-    check_least,
-    check_seed,
-    check_shares,
     first,
     map_of,
     open_ended,
@@ -116,18 +113,13 @@ class FaithfulnessCorrelation(Probing):
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "subsets + 1 passes"
-    subsets: int = option(100, help="random sets of pixels")
+    subsets: int = option(100, help="random sets of pixels", least=3)
     share: float = option(
-        0.05, help="share of the pixels in a set, above 0 and below 1"
+        0.05, help="share of the pixels in a set, above 0 and below 1", above=0, most=1
     )
     fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the sets, the same for all methods")
-
-    def __post_init__(self) -> None:
-        check_least(self, 3, "subsets")
-        check_shares(self, (self.share,))
-        check_seed(self)
+    seed: int = option(0, help="seed of the sets, the same for all methods", least=0)
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
@@ -172,19 +164,17 @@ class SensitivityN(Probing):
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "sizes x subsets + 1 passes"
-    sizes: int = option(6, help="values of n")
-    subsets: int = option(50, help="random sets of each size")
-    low: float = option(0.01, help="smallest n as a share of the pixels")
-    high: float = option(0.8, help="largest n as a share of the pixels")
+    sizes: int = option(6, help="values of n", least=1)
+    subsets: int = option(50, help="random sets of each size", least=3)
+    low: float = option(
+        0.01, help="smallest n as a share of the pixels", above=0, most=1
+    )
+    high: float = option(
+        0.8, help="largest n as a share of the pixels", above=0, most=1
+    )
     fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the sets, the same for all methods")
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "sizes")
-        check_least(self, 3, "subsets")
-        check_shares(self, (self.low, self.high))
-        check_seed(self)
+    seed: int = option(0, help="seed of the sets, the same for all methods", least=0)
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
@@ -328,10 +318,12 @@ class Infidelity(Probing):
     higher_is_better: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float]] = (0.0, np.inf)
     cost: ClassVar[str] = "squares + 1 passes"
-    squares: int = option(200, help="squares at random places")
+    squares: int = option(200, help="squares at random places", least=2)
     size: float = option(
         0.25,
         help="side of a square as a share of the frame's shorter side, above 0 and up to 1",
+        above=0,
+        most=1,
     )
     values: Literal["contribution", "gradient"] = option(
         "contribution", help="what the map's values are said to be"
@@ -339,12 +331,7 @@ class Infidelity(Probing):
     scaled: bool = option(True, help="scale the map so that its error is least")
     fill: Fill = option(NeutralFill(), kind="fill", help="what a square becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the places, the same for all methods")
-
-    def __post_init__(self) -> None:
-        check_least(self, 2, "squares")
-        check_shares(self, (self.size,))
-        check_seed(self)
+    seed: int = option(0, help="seed of the places, the same for all methods", least=0)
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
@@ -410,14 +397,10 @@ class FaithfulnessEstimate(Probing):
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "groups + 1 passes"
-    groups: int = option(100, help="groups of pixels of equal size, by rank")
+    groups: int = option(100, help="groups of pixels of equal size, by rank", least=3)
     fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the order among pixels of equal value")
-
-    def __post_init__(self) -> None:
-        check_least(self, 3, "groups")
-        check_seed(self)
+    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them: first the image itself, then a group at a
@@ -469,21 +452,20 @@ class Monotonicity(Probing):
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "steps + 1 passes"
     binary: ClassVar[bool] = False
-    steps: int = option(50, help="steps of equal size from the fill to the image")
+    steps: int = option(
+        50, help="steps of equal size from the fill to the image", least=1
+    )
     strict: bool = option(False, help="1 where the score never falls, else 0")
     slack: float = option(
-        1e-6, help="a fall by no more than this is none: it may be rounding"
+        1e-6, help="a fall by no more than this is none: it may be rounding", least=0
     )
     fill: Fill = option(
         NeutralFill(), kind="fill", help="what the image is brought back on"
     )
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the order among pixels of equal value")
+    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "steps")
-        check_least(self, 0, "slack")
-        check_seed(self)
         options_turn(self, binary=self.strict)
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
@@ -519,15 +501,16 @@ class _Top(Probing):
     cost: ClassVar[str] = "shares + 1 passes"
     alone: ClassVar[bool] = False
     shares: tuple[float, ...] = option(
-        (0.01, 0.05, 0.1, 0.2, 0.5), help="shares of the pixels taken as the rationale"
+        (0.01, 0.05, 0.1, 0.2, 0.5),
+        help="shares of the pixels taken as the rationale",
+        above=0,
+        most=1,
     )
     fill: Fill = option(NeutralFill(), kind="fill", help="what the rest becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the order among pixels of equal value")
+    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
 
     def __post_init__(self) -> None:
-        check_shares(self, self.shares)
-        check_seed(self)
         open_ended(self, self.reads == "logit")
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:

@@ -19,7 +19,6 @@ from consilience.registry import metrics, option
 from consilience.types import (
     Array,
     Box,
-    ConsilienceError,
     Explanation,
     Model,
     NotApplicable,
@@ -195,20 +194,6 @@ def mass_inside(values: Array, on: Array, what: str) -> float:
     return float(values[on].sum() / total)
 
 
-def _seed(name: str, seed: int) -> None:
-    if seed < 0:
-        raise ConsilienceError(f"{name}: seed must not be negative; got {seed}")
-
-
-def _above(
-    name: str, key: str, value: float, low: float = 0.0, high: float = 1.0
-) -> None:
-    if not low < value <= high:
-        raise ConsilienceError(
-            f"{name}: {key} lies above {low:g} and up to {high:g}; got {value:g}"
-        )
-
-
 class Located:
     """What all of these have in common: from 0 to 1, higher is better, and no passes."""
 
@@ -241,7 +226,7 @@ class PointingGame(Located):
     binary: ClassVar[bool] = True
     label: ClassVar[str] = "Pointing game"
     tolerance: float = option(
-        15.0, help="distance from the object that still counts, in pixels"
+        15.0, help="distance from the object that still counts, in pixels", least=0
     )
     at: Literal["image", "input"] = option(
         "image", help="whose pixels: the image's own, or the model's frame"
@@ -249,14 +234,7 @@ class PointingGame(Located):
     truth: TruthSource = option(
         "auto", help="what marks the object: masks where there are, else boxes"
     )
-    seed: int = option(0, help="seed of the draw between equal maxima")
-
-    def __post_init__(self) -> None:
-        _seed("pointing-game", self.seed)
-        if not 0 <= self.tolerance < np.inf:
-            raise ConsilienceError(
-                f"pointing-game: tolerance must not be negative; got {self.tolerance:g}"
-            )
+    seed: int = option(0, help="seed of the draw between equal maxima", least=0)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """1 or 0."""
@@ -451,18 +429,16 @@ class Iou(Located):
     """
 
     label: ClassVar[str] = "IoU with object"
-    at: float = option(0.2, help="part of the frame, or of the largest value")
+    at: float = option(
+        0.2, help="part of the frame, or of the largest value", above=0, most=1
+    )
     by: Literal["area", "maximum"] = option(
         "area", help="what is cut at: an area, or a share of the largest value"
     )
     truth: TruthSource = option(
         "auto", help="what marks the object: masks where there are, else boxes"
     )
-    seed: int = option(0, help="seed of the order of equal pixels")
-
-    def __post_init__(self) -> None:
-        _above("iou", "at", self.at)
-        _seed("iou", self.seed)
+    seed: int = option(0, help="seed of the order of equal pixels", least=0)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The overlap."""
@@ -598,10 +574,13 @@ class MaxBoxAcc(Located):
 
     label: ClassVar[str] = "MaxBoxAcc"
     thresholds: int = option(
-        100, help="thresholds, evenly spaced from 0; the paper takes 1,000"
+        100, help="thresholds, evenly spaced from 0; the paper takes 1,000", least=1
     )
     delta: tuple[float, ...] = option(
-        (0.3, 0.5, 0.7), help="IoU at which a box fits, joined by +; averaged over"
+        (0.3, 0.5, 0.7),
+        help="IoU at which a box fits, joined by +; averaged over",
+        above=0,
+        most=1,
     )
     boxes: Literal["all", "largest"] = option(
         "all", help="boxes of every connected part, or of the largest alone"
@@ -609,14 +588,6 @@ class MaxBoxAcc(Located):
     truth: TruthSource = option(
         "auto", help="what marks the object: masks where there are, else boxes"
     )
-
-    def __post_init__(self) -> None:
-        if self.thresholds < 1:
-            raise ConsilienceError(
-                f"max-box-acc: thresholds must be at least 1; got {self.thresholds}"
-            )
-        for delta in self.delta:
-            _above("max-box-acc", "delta", delta)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The image's own bound, and the best IoU by threshold as its curve."""

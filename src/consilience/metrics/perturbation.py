@@ -158,35 +158,6 @@ def open_ended(metric: Any, lifted: bool) -> None:
         options_turn(metric, bounds=(-np.inf, np.inf))
 
 
-def check_seed(metric: Any) -> None:
-    """Refuse a seed below 0."""
-    if metric.seed < 0:
-        raise ConsilienceError(
-            f"{metric.spelled}: seed must not be negative; got {metric.seed}"
-        )
-
-
-def check_least(metric: Any, least: int, *names: str) -> None:
-    """Refuse options below ``least``."""
-    for name in names:
-        if getattr(metric, name) < least:
-            raise ConsilienceError(
-                f"{metric.spelled}: {name} must be at least {least}; got "
-                f"{getattr(metric, name)}"
-            )
-
-
-def check_shares(
-    metric: Any, shares: Sequence[float], low: float = 0.0, high: float = 1.0
-) -> None:
-    """Refuse shares of the image outside of (low, high]."""
-    if not shares or not all(low < share <= high for share in shares):
-        got = "+".join(f"{share:g}" for share in shares)
-        raise ConsilienceError(
-            f"{metric.spelled}: shares lie above {low:g} and up to {high:g}; got {got}"
-        )
-
-
 # ---- the order of pixels
 
 

@@ -15,9 +15,6 @@ from torch import Tensor
 from consilience.metrics.perturbation import (
     EditPlan,
     Probing,
-    check_least,
-    check_seed,
-    check_shares,
     map_of,
     open_ended,
     options_turn,
@@ -81,21 +78,24 @@ class Road(Probing):
     shares: tuple[float, ...] = option(
         (0.1, 0.3, 0.5, 0.7, 0.9),
         help="shares of the pixels removed, above 0 and below 1",
+        above=0,
+        below=1,
     )
     noise: float = option(
-        0.01, help="standard deviation of the noise on what is filled in, of [0, 1]"
+        0.01,
+        help="standard deviation of the noise on what is filled in, of [0, 1]",
+        least=0,
     )
     reads: Literal["probability", "logit", "accuracy"] = option(
         "probability", help="which number of the class is followed"
     )
     seed: int = option(
-        0, help="seed of the noise and of the order among pixels of equal value"
+        0,
+        help="seed of the noise and of the order among pixels of equal value",
+        least=0,
     )
 
     def __post_init__(self) -> None:
-        check_shares(self, self.shares, high=np.nextafter(1.0, 0.0))
-        check_least(self, 0, "noise")
-        check_seed(self)
         if self.order != "combined":
             options_turn(self, higher_is_better=self.order == "lerf", bounds=(0.0, 1.0))
         open_ended(self, self.reads == "logit")

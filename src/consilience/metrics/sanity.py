@@ -32,7 +32,6 @@ from consilience.registry import metrics, option
 from consilience.types import (
     Array,
     ClassTarget,
-    ConsilienceError,
     Explainer,
     Explanation,
     Model,
@@ -232,19 +231,15 @@ class MPRT:
     similarity: MapSimilarity = option(
         "spearman", help="spearman, pearson, cosine, ssim or iou-at-20"
     )
-    steps: int = option(8, help="stages; 0 is one for every layer with weights")
+    steps: int = option(
+        8, help="stages; 0 is one for every layer with weights", least=0
+    )
     how: How = option(
         "reset",
         help="the layer's own initialisation, normal numbers of its mean and spread, or its values permuted",
     )
     magnitude: bool = option(False, help="compare absolute values")
-    seed: int = option(0, help="seed of the weights")
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.seed < 0:
-            raise ConsilienceError(
-                f"mprt: steps and seed must not be negative; got {self.steps} and {self.seed}"
-            )
+    seed: int = option(0, help="seed of the weights", least=0)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The mean similarity over the stages."""
@@ -294,20 +289,15 @@ class SmoothMPRT(MPRT):
     -1 to 1, lower is better.
     """
 
-    samples: int = option(10, help="noisy images whose maps are averaged")
+    samples: int = option(10, help="noisy images whose maps are averaged", least=1)
     noise: float = option(
-        0.1, help="standard deviation of the noise, of the pixels' range 0 to 1"
+        0.1,
+        help="standard deviation of the noise, of the pixels' range 0 to 1",
+        least=0,
+        most=1,
     )
     label: ClassVar[str] = "Smooth MPRT"
     cost: ClassVar[str] = "(steps + 1) samples explanations"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1 or not 0 <= self.noise <= 1:
-            got = f"{self.samples} and {self.noise:g}"
-            raise ConsilienceError(
-                f"smooth-mprt: samples are at least 1 and noise from 0 to 1; got {got}"
-            )
 
     def _still(
         self, model: Any, explainer: Explainer, view: View, explanation: Explanation
@@ -353,19 +343,12 @@ class EfficientMPRT:
     needs: ClassVar[frozenset[str]] = frozenset({"module"})
     label: ClassVar[str] = "Efficient MPRT"
     cost: ClassVar[str] = "1 explanation and 2 passes"
-    bins: int = option(100, help="bins of the histogram")
+    bins: int = option(100, help="bins of the histogram", least=2)
     how: How = option(
         "reset",
         help="the layer's own initialisation, normal numbers of its mean and spread, or its values permuted",
     )
-    seed: int = option(0, help="seed of the weights")
-
-    def __post_init__(self) -> None:
-        if self.bins < 2 or self.seed < 0:
-            raise ConsilienceError(
-                f"emprt: bins are at least 2 and seed not negative; got {self.bins} and "
-                f"{self.seed}"
-            )
+    seed: int = option(0, help="seed of the weights", least=0)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The relative rise."""
@@ -443,17 +426,12 @@ class RandomLogit:
         "ssim", help="spearman, pearson, cosine, ssim or iou-at-20"
     )
     classes: int = option(
-        5, help="other classes that are explained; at most those that there are"
+        5,
+        help="other classes that are explained; at most those that there are",
+        least=1,
     )
     magnitude: bool = option(False, help="compare absolute values")
-    seed: int = option(0, help="seed of the draw of classes")
-
-    def __post_init__(self) -> None:
-        if self.classes < 1 or self.seed < 0:
-            got = f"{self.classes} and {self.seed}"
-            raise ConsilienceError(
-                f"random-logit: classes are at least 1 and seed not negative; got {got}"
-            )
+    seed: int = option(0, help="seed of the draw of classes", least=0)
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The mean similarity over the classes drawn."""

@@ -289,15 +289,9 @@ class SeedAgreement(_Agreement):
     -1 to 1, higher is steadier.
     """
 
-    seeds: int = option(2, help="further seeds that are explained with")
+    seeds: int = option(2, help="further seeds that are explained with", least=1)
     label: ClassVar[str] = "Agreement across seeds"
     cost: ClassVar[str] = "seeds explanations"
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConsilienceError(
-                f"seed-agreement: seeds must be at least 1; got {self.seeds}"
-            )
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The mean over pairs of seeds."""
@@ -364,15 +358,9 @@ class ShiftConsistency(_Agreement):
     -1 to 1, higher is steadier.
     """
 
-    pixels: int = option(8, help="how far the image is moved")
+    pixels: int = option(8, help="how far the image is moved", least=1)
     label: ClassVar[str] = "Consistency under shifts"
     cost: ClassVar[str] = "4 explanations and 5 passes"
-
-    def __post_init__(self) -> None:
-        if self.pixels < 1:
-            raise ConsilienceError(
-                f"shift-consistency: pixels must be at least 1; got {self.pixels}"
-            )
 
     def score(self, model: Model, view: View, explanation: Explanation) -> Score:
         """The mean over the four directions."""

@@ -346,9 +346,10 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
         extras = {"image_size": recipe.size[0]}
 
     def build(classes: int | None) -> nn.Module:
-        return models.get_model(
+        module: nn.Module = models.get_model(
             name, weights=None, num_classes=classes or len(labels), **extras
-        )  # type: ignore[no-any-return]
+        )
+        return module
 
     def pretrained() -> tuple[nn.Module, str]:
         state = files.read_weights(files.fetch(entry.url, f"{name} ({entry.name})"))

@@ -716,9 +716,8 @@ def _columns(seen: Seen, part: nn.Module) -> Tensor | None:
         return only.reshape(-1, only.shape[-1]).T[:, :, None].contiguous()
     if not (first and _plain_conv(part)):
         return None
-    unfolded = functional.unfold(
-        only, part.kernel_size, part.dilation, part.padding, part.stride
-    )  # type: ignore[arg-type]
+    window: Any = (part.kernel_size, part.dilation, part.padding, part.stride)
+    unfolded = functional.unfold(only, *window)
     return (
         unfolded.reshape(only.shape[1], -1, unfolded.shape[-1])
         .transpose(1, 2)

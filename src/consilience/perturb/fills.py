@@ -53,11 +53,7 @@ class MeanFill:
 class PercentileFill:
     """One colour: the ``q``-th percentile of each colour channel over the image."""
 
-    q: float = option(20.0, help="0 to 100")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.q <= 100:
-            raise ConsilienceError(f"percentile: q lies in [0, 100]; got {self.q:g}")
+    q: float = option(20.0, help="0 to 100", least=0, most=100)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
@@ -73,11 +69,7 @@ class BlurFill:
     borders.
     """
 
-    sigma: float = option(10.0, help="standard deviation in pixels")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma < np.inf:
-            raise ConsilienceError(f"blur: sigma must be positive; got {self.sigma:g}")
+    sigma: float = option(10.0, help="standard deviation in pixels", above=0)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
@@ -90,15 +82,8 @@ class ColourFill:
     """One colour: red, green and blue in [0, 1], as ``colour(.5+.2+0)``."""
 
     rgb: tuple[float, float, float] = option(
-        (0.5, 0.5, 0.5), help="red+green+blue, each 0 to 1"
+        (0.5, 0.5, 0.5), help="red+green+blue, each 0 to 1", least=0, most=1
     )
-
-    def __post_init__(self) -> None:
-        if not all(0 <= part <= 1 for part in self.rgb):
-            raise ConsilienceError(
-                f"colour: red, green and blue lie in [0, 1]; got "
-                f"{'+'.join(f'{part:g}' for part in self.rgb)}"
-            )
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
@@ -166,11 +151,7 @@ class NoiseFill:
     images of a size.
     """
 
-    seed: int = option(0, help="another noise for every seed")
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConsilienceError(f"noise: seed must not be negative; got {self.seed}")
+    seed: int = option(0, help="another noise for every seed", least=0)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
@@ -191,17 +172,13 @@ class RiseBlur:
     the image lies the colour that the network takes as zero.
     """
 
-    side: int = option(11, help="side of the kernel in pixels, odd")
-    sigma: float = option(5.0, help="standard deviation in pixels")
+    side: int = option(11, help="side of the kernel in pixels, odd", least=1)
+    sigma: float = option(5.0, help="standard deviation in pixels", above=0)
 
     def __post_init__(self) -> None:
-        if self.side < 1 or self.side % 2 == 0:
+        if self.side % 2 == 0:
             raise ConsilienceError(
                 f"rise-blur: side is odd and at least 1; got {self.side}"
-            )
-        if not 0 < self.sigma < np.inf:
-            raise ConsilienceError(
-                f"rise-blur: sigma must be positive; got {self.sigma:g}"
             )
 
     def image(self, view: View, segments: Array | None) -> Tensor:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience.perturb.superpixels import _positive, relabelled
+from consilience.perturb.superpixels import relabelled
 from consilience.registry import option, segmenters
-from consilience.types import Array, ConsilienceError
+from consilience.types import Array
 
 FAR = 1e4
 """The colour of what lies outside the image: so far from any that its weight is exactly
@@ -45,27 +45,15 @@ class Quickshift:
     kernel_size: float = option(
         4.0,
         help="width of the density's Gaussian, in pixels, 1 and up; larger: fewer superpixels",
+        least=1,
     )
     max_dist: float = option(
-        200.0, help="longest link between two pixels of a superpixel"
+        200.0, help="longest link between two pixels of a superpixel", above=0
     )
-    ratio: float = option(0.2, help="weight of colour against place, 0 to 1")
-    seed: int = option(42, help="seed of the noise that breaks ties")
-
-    def __post_init__(self) -> None:
-        _positive("quickshift", kernel_size=self.kernel_size, max_dist=self.max_dist)
-        if self.kernel_size < 1:
-            raise ConsilienceError(
-                f"quickshift: kernel_size must be at least 1; got {self.kernel_size:g}"
-            )
-        if not 0 <= self.ratio <= 1:
-            raise ConsilienceError(
-                f"quickshift: ratio lies in [0, 1]; got {self.ratio:g}"
-            )
-        if self.seed < 0:
-            raise ConsilienceError(
-                f"quickshift: seed must not be negative; got {self.seed}"
-            )
+    ratio: float = option(
+        0.2, help="weight of colour against place, 0 to 1", least=0, most=1
+    )
+    seed: int = option(42, help="seed of the noise that breaks ties", least=0)
 
     def labels(self, image: Array) -> Array:
         """(h, w, 3) in [0, 1] to (h, w) int64."""

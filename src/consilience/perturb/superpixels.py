@@ -60,15 +60,11 @@ class Slic:
     about equal size.
     """
 
-    n_segments: int = option(100, help="about how many superpixels")
+    n_segments: int = option(100, help="about how many superpixels", above=0)
     compactness: float = option(
-        10.0, help="weight of place against colour; larger means squarer"
+        10.0, help="weight of place against colour; larger means squarer", above=0
     )
-    sigma: float = option(0.0, help="blur before, in pixels")
-
-    def __post_init__(self) -> None:
-        _positive("slic", n_segments=self.n_segments, compactness=self.compactness)
-        _not_negative("slic", sigma=self.sigma)
+    sigma: float = option(0.0, help="blur before, in pixels", least=0)
 
     def labels(self, image: Array) -> Array:
         """(h, w, 3) in [0, 1] to (h, w) int64."""
@@ -91,13 +87,9 @@ class Felzenszwalb:
     superpixels of very unequal size.
     """
 
-    scale: float = option(100.0, help="larger means larger superpixels")
-    sigma: float = option(0.5, help="blur before, in pixels")
-    min_size: int = option(50, help="smallest superpixel, in pixels")
-
-    def __post_init__(self) -> None:
-        _positive("felzenszwalb", scale=self.scale, min_size=self.min_size)
-        _not_negative("felzenszwalb", sigma=self.sigma)
+    scale: float = option(100.0, help="larger means larger superpixels", above=0)
+    sigma: float = option(0.5, help="blur before, in pixels", least=0)
+    min_size: int = option(50, help="smallest superpixel, in pixels", above=0)
 
     def labels(self, image: Array) -> Array:
         """(h, w, 3) in [0, 1] to (h, w) int64."""
@@ -117,10 +109,7 @@ class Grid:
     top left.
     """
 
-    n: int = option(8, help="cells on a side")
-
-    def __post_init__(self) -> None:
-        _positive("grid", n=self.n)
+    n: int = option(8, help="cells on a side", above=0)
 
     def labels(self, image: Array) -> Array:
         """(h, w, 3) to (h, w) int64; where ``n`` exceeds a side, every pixel of that
@@ -128,15 +117,3 @@ class Grid:
         """
         rows, columns = (np.arange(side) * self.n // side for side in image.shape[:2])
         return relabelled(rows[:, None] * self.n + columns)
-
-
-def _positive(name: str, **values: float) -> None:
-    for key, value in values.items():
-        if not 0 < value < np.inf:
-            raise ConsilienceError(f"{name}: {key} must be positive; got {value:g}")
-
-
-def _not_negative(name: str, **values: float) -> None:
-    for key, value in values.items():
-        if not 0 <= value < np.inf:
-            raise ConsilienceError(f"{name}: {key} must not be negative; got {value:g}")

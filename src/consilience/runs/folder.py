@@ -26,6 +26,7 @@ from consilience.files import (
     json_ready,
     write_atomically,
     write_json,
+    write_table,
 )
 from consilience.types import Array, ConsilienceError
 
@@ -142,11 +143,8 @@ class Writer:
         agreement: pd.DataFrame,
     ) -> Run:
         """Write the tables, then the manifest."""
-        for name, table in ((EXPLANATIONS, explanations), (AGREEMENT, agreement)):
-            write_atomically(
-                self.folder / name,
-                lambda file, table=table: table.to_parquet(file, index=False),
-            )  # type: ignore[misc]
+        write_table(self.folder / EXPLANATIONS, explanations)
+        write_table(self.folder / AGREEMENT, agreement)
         write_json(
             self.folder / MANIFEST,
             {"schema": RUN_SCHEMA, "job": self.digest, **manifest},

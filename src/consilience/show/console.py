@@ -251,14 +251,17 @@ def looked_at(run: Any) -> dict[str, str]:
 
 def pair_sentence(row: dict[str, Any]) -> str:
     """One pair over all images, in a sentence."""
-    head = f"{row['a']} and {row['b']} on {row['n']} image{'s' if row['n'] != 1 else ''}: mean IoU {format_number(row['iou_mean'])}"
+    images = f"{row['n']} image{'s' if row['n'] != 1 else ''}"
+    mean = format_number(row["iou_mean"])
+    head = f"{row['a']} and {row['b']} on {images}: mean IoU {mean}"
     bounds = [row["iou_low"], row["iou_high"]]
     interval = (
         ""
         if any(is_missing(bound) for bound in bounds)
         else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
     )
-    chance = f", by chance {format_number(row['expected_mean'])}, mean excess {format_number(row['excess_mean'])}"
+    chance = f", by chance {format_number(row['expected_mean'])}"
+    chance += f", mean excess {format_number(row['excess_mean'])}"
     p = (
         ""
         if is_missing(row["p_images"])

@@ -19,7 +19,7 @@ from consilience import images, progress
 from consilience.dissection.concepts import ConceptSet
 from consilience.dissection.result import Dissection
 from consilience.dissection.tally import unit_masks
-from consilience.files import file_stem, write_atomically
+from consilience.files import file_stem, write_bytes
 from consilience.show import panels
 from consilience.types import Array, Network
 
@@ -69,11 +69,7 @@ def draw_tiles(
     missing = [unit for unit in units if not strip_path(folder, *unit).is_file()]
     if missing:
         for (layer, unit), strip in _strips(model, found, concepts, missing).items():
-            content = _webp(strip)
-            write_atomically(
-                strip_path(folder, layer, unit),
-                lambda file, content=content: file.write(content),
-            )  # type: ignore[misc]
+            write_bytes(strip_path(folder, layer, unit), _webp(strip))
     whole = sum(layer.units for layer in found.layers)
     return {
         "shown": len(units),

@@ -101,7 +101,7 @@ class UnitTarget(_Placed):
     """
 
     layer: str = option(MISSING, help="the layer")
-    unit: int = option(MISSING, help="number of the unit (channel), from 0")
+    unit: int = option(MISSING, help="number of the unit (channel), from 0", least=0)
     at: tuple[int, int] | None = option(
         None, help="row + column of one cell of the layer's grid"
     )

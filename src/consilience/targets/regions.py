@@ -139,7 +139,9 @@ class DetectionTarget(ReadElsewhere):
         "predicted",
         help="class by name or number; predicted: that of the surest detection",
     )
-    rank: int = option(1, help="which of the class's detections, the surest first")
+    rank: int = option(
+        1, help="which of the class's detections, the surest first", least=1
+    )
     box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
     label: str = option("", help="the class's name; found")
     index: ClassVar[None] = None

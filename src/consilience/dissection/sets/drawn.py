@@ -25,7 +25,7 @@ from consilience.dissection.concepts import (
     spec_of,
 )
 from consilience.registry import option
-from consilience.types import Array, ConsilienceError
+from consilience.types import Array
 
 COLOURS = {
     "red": (224, 32, 32),
@@ -74,25 +74,16 @@ class DrawnConcepts:
     own resolution.
     """
 
-    images: int = option(240, help="how many")
-    seed: int = option(0, help="of everything drawn")
-    size: int = option(128, help="pixels a side")
-    items: int = option(3, help="items an image")
+    images: int = option(240, help="how many", least=1, formerly="pictures")
+    seed: int = option(0, help="of everything drawn", least=0)
+    size: int = option(128, help="pixels a side", least=32)
+    items: int = option(3, help="items an image", least=1)
     noise: float = option(
-        6.0, help="standard deviation of the grey ground, in levels of 255"
+        6.0,
+        help="standard deviation of the grey ground, in levels of 255",
+        least=0,
+        most=30,
     )
-
-    def __post_init__(self) -> None:
-        if (
-            self.images < 1
-            or self.size < 32
-            or self.items < 1
-            or not 0 <= self.noise <= 30
-        ):
-            raise ConsilienceError(
-                f"drawn: images and items from 1, size from 32, noise from 0 to 30; "
-                f"got {self.images}, {self.items}, {self.size}, {self.noise:g}"
-            )
 
     def open(self) -> ConceptSet:
         """The set; images are drawn when asked for."""
