@@ -121,12 +121,17 @@ def test_same_spelling_same_number(name, red_model, explained):
             np.testing.assert_array_equal(again.curve, first.curve)
 
 
+# a histogram has steps: where rounding moves one value over the edge of a bin, the
+# entropy of some hundred values moves by about log(n) / n
+BATCH_TOLERANCE = {"emprt": 0.02}
+
+
 def test_the_size_of_batches_does_not_matter(name, red_model, explained):
     frugal = red_model.using(memory=1 << 20)
     assert frugal.batch < red_model.batch
     for explanation, found in applicable(name, red_model, explained):
         assert scored(build(name), frugal, explanation).value == pytest.approx(
-            found.value, rel=1e-3, abs=1e-5
+            found.value, rel=BATCH_TOLERANCE.get(name, 1e-3), abs=1e-5
         )
 
 
