@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test sweep families bench clean
+.PHONY: demo test sweep walls families bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -16,6 +16,10 @@ test: $(STAMP)
 
 sweep: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# What keeps the code readable, counted; enforces nothing.
+walls: $(STAMP)
+	$(BIN)/python benchmarks/walls.py src/consilience
 
 # Which layer, grid and methods each family of networks gets; writes docs/families.md.
 families: $(STAMP)
