@@ -660,7 +660,7 @@ def _beside(
     what, model, view, index, steps, repeats, best, rates, explainer, theirs
 ) -> Iterator[Row]:
     """A row against bare passes and one against captum; peak memory is in `memory.py`."""
-    target = api.resolve_target(
+    target = api.target_of_image(
         model, image(), index, torch.zeros(1, len(model.classes))
     )
     plain = replace(explainer, noise=0.0) if hasattr(explainer, "noise") else explainer

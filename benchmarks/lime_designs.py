@@ -112,7 +112,7 @@ class Image:
     ) -> None:
         sample = cs.read_image(self.path)
         view = model.view(sample)
-        target = api.resolve_target(
+        target = api.target_of_image(
             model, sample, "predicted", api.raw_outputs(model, view)
         ).scored("probability")
         lime = registry.explainers.build("lime")

@@ -22,7 +22,7 @@ def test_targets_by_word_number_and_name(red_model, planted):
     first = int(outputs[0].argmax())
 
     def index(target, sample=planted):
-        return api.resolve_target(red_model, sample, target, outputs).index
+        return api.target_of_image(red_model, sample, target, outputs).index
 
     labelled = Sample("l", planted.pixels, label=0)
     assert [index("predicted"), index("red"), index("RED"), index(0), index("0")] == [

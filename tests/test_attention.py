@@ -389,7 +389,7 @@ def test_many_images_are_many_of_one(name, pool, monkeypatch):
     samples = [image(seed) for seed in range(5)]
     views = [model.view(sample) for sample in samples]
     targets = [
-        api.resolve_target(model, sample, index % 4, torch.zeros(1, 4))
+        api.target_of_image(model, sample, index % 4, torch.zeros(1, 4))
         for index, sample in enumerate(samples)
     ]
     alone = [
@@ -445,7 +445,7 @@ def test_module_and_functions_come_back_after_an_exception(name):
     before = state_of(model.module)
     with pytest.raises(RuntimeError, match="on purpose"):
         api.resolve_explainer(model, name).explain(
-            model, view, api.resolve_target(model, image(), 0, torch.zeros(1, 4))
+            model, view, api.target_of_image(model, image(), 0, torch.zeros(1, 4))
         )
     assert state_of(model.module) == before
     assert torch.is_grad_enabled()

@@ -719,7 +719,7 @@ def test_fullgrad_of_probabilities_or_of_nothing(odd):
     model = wrap(Deaf().eval(), size=8).using(engine="torch")
     view = model.view(noise_image(0, 8))
     heat = FullGrad().explain(
-        model, view, api.resolve_target(model, noise_image(), 1, torch.zeros(1, 2))
+        model, view, api.target_of_image(model, noise_image(), 1, torch.zeros(1, 2))
     )
     assert not heat.values.any()
 
@@ -788,7 +788,7 @@ def test_guided_backpropagation_by_hand():
         model = wrap(Hand(relu).eval(), size=4, mean=(0, 0, 0), std=(1, 1, 1)).using(
             engine="torch"
         )
-        target = api.resolve_target(model, noise_image(), 0, torch.zeros(1, 2))
+        target = api.target_of_image(model, noise_image(), 0, torch.zeros(1, 2))
         got = guided_gradients(model, pixels, target).sum(dim=(2, 3))[0]
         np.testing.assert_allclose(got, (2, 0, 0), atol=1e-6, err_msg=name)
         plain = (
@@ -842,7 +842,7 @@ def test_guided_gradcam_is_the_product(odd, reduce):
     coarse = oracle.enlarged(
         np.maximum(oracle.gradcam(twin.activations, twin.gradients()), 0), (12, 12)
     )
-    target = api.resolve_target(odd, sample, "b", torch.zeros(1, 5))
+    target = api.target_of_image(odd, sample, "b", torch.zeros(1, 5))
     colours = guided_gradients(odd, view.pixels, target)[0].double().numpy() * coarse
     expected = colours.sum(axis=0) if reduce == "sum" else np.abs(colours).max(axis=0)
     close(
@@ -865,7 +865,7 @@ def test_many_are_many_times_one_whatever_the_batch(name, monkeypatch):
     explainer = api.resolve_explainer(model, name)
     samples = [noise_image(seed) for seed in range(5)]
     targets = [
-        api.resolve_target(model, sample, index, torch.zeros(1, 5))
+        api.target_of_image(model, sample, index, torch.zeros(1, 5))
         for index, sample in enumerate(samples)
     ]
     views = [model.view(sample) for sample in samples]
@@ -1044,7 +1044,7 @@ def test_gradcam_plus_plus_is_the_peers_only_with_its_constant(resnet):
     trace = resnet.trace(
         resnet.view(sample).pixels,
         ["layer4"],
-        api.resolve_target(resnet, sample, index, torch.zeros(1, 10)),
+        api.target_of_image(resnet, sample, index, torch.zeros(1, 10)),
     )
     a, g = (
         each["layer4"][0].double().numpy()
@@ -1120,7 +1120,7 @@ def test_guided_backpropagation_is_the_peers(resnet):
 
     sample = Sample("cat", skimage.data.chelsea())
     view, index = resnet.view(sample), best_class(resnet)
-    target = api.resolve_target(resnet, sample, index, torch.zeros(1, 10))
+    target = api.target_of_image(resnet, sample, index, torch.zeros(1, 10))
     ours = guided_gradients(resnet, view.pixels, target)[0]
     twin = copy.deepcopy(resnet.module)
     theirs = GuidedBackpropReLUModel(twin, device="cpu")(

@@ -105,7 +105,7 @@ def test_a_batch_is_many_batches_of_one(name, model):
     samples = [planted_image(seed) for seed in range(3)]
     views = [model.view(sample) for sample in samples]
     targets = [
-        api.resolve_target(model, sample, "red", torch.zeros(1, 2))
+        api.target_of_image(model, sample, "red", torch.zeros(1, 2))
         for sample in samples
     ]
     together = explainer.explain_batch(model, views, targets)

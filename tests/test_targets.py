@@ -892,7 +892,7 @@ ERRORS = {
 @pytest.mark.parametrize("target", ERRORS)
 def test_refused_before_any_image(target, red_model):
     with pytest.raises(ConsilienceError, match=ERRORS[target]):
-        api.check_target(red_model, target)
+        api.check_target_name(red_model, target)
 
 
 def test_refused_with_the_image(red_model, planted):

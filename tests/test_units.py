@@ -231,7 +231,7 @@ def test_what_does_not_belong_together_is_refused(red_model, small, image):
 
 
 def test_explanations_get_their_units_or_the_reason(red_model):
-    target = api.resolve_target(red_model, planted_image(), "red", torch.zeros(1, 2))
+    target = api.target_of_image(red_model, planted_image(), "red", torch.zeros(1, 2))
     made = [
         cs.explain(red_model, planted_image(), spec, target)
         for spec in ("gradcam:layer=last", "centre")

@@ -67,7 +67,7 @@ def explain(
     explainer = resolve_explainer(model, by)
     shown = model.view(sample, view)
     outputs = raw_outputs(model, shown)
-    goal = resolve_target(model, sample, target, outputs)
+    goal = target_of_image(model, sample, target, outputs)
     goal = read_as_explained(goal, explainer)
     (asked, bound), said = targets.ask_where_read(model, shown, goal), outputs
     if asked is not model:
@@ -206,7 +206,7 @@ def predict(model: Model, outputs: torch.Tensor) -> Prediction:
     return Prediction(first, class_name(model, first), probability, margin)
 
 
-def resolve_target(
+def target_of_image(
     model: Model, sample: Sample, target: str | int | Target, outputs: torch.Tensor
 ) -> Target:
     """The target that a word, a number, a class name or a spelling means for this
@@ -215,7 +215,7 @@ def resolve_target(
     return targets.resolve_target(model, sample, target, outputs)
 
 
-def check_target(model: Model, target: str | int | Target) -> None:
+def check_target_name(model: Model, target: str | int | Target) -> None:
     """Refuse a class, layer, unit or file that is not there, before any image is read."""
     targets.check_target(model, target)
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience import registry
-from consilience.types import ConsilienceError
+from consilience.types import DEFAULT_MODEL, ConsilienceError
 
 if TYPE_CHECKING:
     from consilience.runs.folder import Run
 
-DEFAULT_MODEL = "efficientnet_lite0"
 DEFAULT_BY = ("gradcam", "lime")
 LISTS = (
     "models",
@@ -333,6 +332,19 @@ def _add_dissect(verbs: Any) -> None:
         "--knockout",
         action="store_true",
         help="set detectors to zero, one at a time, and measure what classes lose",
+    )
+    add(
+        "--knockout-pictures",
+        dest="knockout_images",
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+    add(
+        "--min-pictures",
+        dest="min_images",
+        type=int,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
     add(
         "--knockout-images",

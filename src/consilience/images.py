@@ -281,6 +281,10 @@ class Placement:
         moved[~np.outer(seen_y, seen_x)] = np.nan
         return moved.astype(np.float32)
 
+    def to_picture(self, values: Array) -> Array:
+        """The older name of `to_image`."""
+        return self.to_image(values)
+
     def _box_edge(self, edge: float, axis: int) -> float:
         moved = edge * self.resized[axis] / self.image[axis] - self.offset[axis]
         return float(min(max(moved, 0.0), self.size[axis]))

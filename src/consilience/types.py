@@ -31,6 +31,9 @@ Array = NDArray[Any]
 ViewMode = Literal["crop", "squash"]
 Outputs = Literal["logits", "probabilities", "values"]
 
+DEFAULT_MODEL = "efficientnet_lite0"
+"""The network whose weights come with the program."""
+
 PIXELS = "pixels"
 """The name of the layer that is the image itself, wherever a layer is asked for."""
 

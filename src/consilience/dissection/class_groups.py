@@ -50,7 +50,7 @@ RUNS: Mapping[str, tuple[tuple[str, str], ...]] = {
 # ---- words of names
 
 
-def spelled_name(name: str) -> str:
+def comparable_name(name: str) -> str:
     """A concept's or class's name for comparison: lower case, no underscores, without
     Broden's suffix (``black-c``).
     """
@@ -62,7 +62,9 @@ def spelled_name(name: str) -> str:
 @cache
 def words_of(name: str) -> tuple[str, ...]:
     """The words of one spelling, each in the singular."""
-    return tuple(singular(word) for word in re.findall(r"[^\W_]+", spelled_name(name)))
+    return tuple(
+        singular(word) for word in re.findall(r"[^\W_]+", comparable_name(name))
+    )
 
 
 def singular(word: str) -> str:

@@ -84,6 +84,18 @@ class Source(Protocol):
         """The label maps of an image, each of any size that covers it."""
 
 
+class ImageSource:
+    """A source that answers to the older name of `image` too."""
+
+    def image(self, index: int) -> Array:
+        """Pixels (H, W, 3) uint8 RGB."""
+        raise NotImplementedError
+
+    def picture(self, index: int) -> Array:
+        """The older name of `image`."""
+        return self.image(index)
+
+
 class ConceptSpec(Protocol):
     """A registered concept set: a frozen dataclass that can be opened."""
 
@@ -265,7 +277,7 @@ class Samples(Sequence[Sample]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Some:
+class _Some(ImageSource):
     whole: Source
     kept: tuple[int, ...]
 

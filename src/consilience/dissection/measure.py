@@ -158,7 +158,12 @@ def dissect(
     )
 
 
+OLDER_NAMES = {"min_pictures": "min_images", "null_pictures": "null_images"}
+"""Options by the names they had; still taken."""
+
+
 def _options(given: Mapping[str, Any]) -> DissectionOptions:
+    given = {OLDER_NAMES.get(name, name): value for name, value in given.items()}
     fields = DissectionOptions.__dataclass_fields__
     wrong = [name for name in given if name not in fields]
     if wrong:

@@ -387,7 +387,7 @@ def _turned(
 # ---- curves
 
 
-class ImageScores(Protocol):
+class KeptScores(Protocol):
     """The kept numbers of one image."""
 
     def get(self, metric: str, column: str) -> Any:
@@ -397,7 +397,7 @@ class ImageScores(Protocol):
 
 
 def mean_curves(
-    images: Iterable[ImageScores],
+    images: Iterable[KeptScores],
     metrics: Mapping[str, Metric],
     columns: Sequence[TableColumn],
 ) -> dict[str, list[dict[str, Any]]]:

@@ -34,6 +34,7 @@ from consilience.runs.folder import (
 from consilience.show import html, panels
 from consilience.study import RunColumn
 from consilience.types import (
+    DEFAULT_MODEL,
     Array,
     ConsilienceError,
     Explanation,
@@ -43,7 +44,6 @@ from consilience.types import (
     ViewMode,
 )
 
-DEFAULT_MODEL = "efficientnet_lite0"
 LOW = ("bf16", "f16")
 
 
@@ -139,7 +139,7 @@ def check_job(job: ExplanationJob, models: Sequence[Model]) -> None:
     """
     for column, model in zip(job.columns, models, strict=True):
         api.resolve_explainer(model, column.by)
-        api.check_target(model, column.target or job.target)
+        api.check_target_name(model, column.target or job.target)
         if column.mask:
             registry.cutters.build(column.mask)
 
@@ -461,7 +461,7 @@ def precision_shift(
     sample = explanation.sample
     outputs = api.raw_outputs(exact, exact.view(sample, column.view))
     index = explanation.target.index
-    target = api.resolve_target(
+    target = api.target_of_image(
         exact, sample, explanation.target if index is None else int(index), outputs
     )
     again = api.explain(exact, sample, column.by, target, column.view)

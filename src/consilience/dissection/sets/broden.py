@@ -19,6 +19,7 @@ from consilience import images
 from consilience.dissection.concepts import (
     LABEL_GRID,
     ConceptSet,
+    ImageSource,
     Plane,
     concept_digest,
     concept_sets,
@@ -177,7 +178,7 @@ def _grid(index: CsvRows) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class _Source(ImageSource):
     folder: Path
     index: CsvRows
     categories: tuple[str, ...]

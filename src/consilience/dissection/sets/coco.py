@@ -17,6 +17,7 @@ import numpy as np
 from consilience import images
 from consilience.dissection.concepts import (
     ConceptSet,
+    ImageSource,
     Plane,
     concept_digest,
     concept_sets,
@@ -43,7 +44,9 @@ class Coco:
     """
 
     path: str = option("", help="the JSON file")
-    images: str = option("", help="folder of the images; empty: found beside")
+    images: str = option(
+        "", help="folder of the images; empty: found beside", formerly="pictures"
+    )
     masks: str = option(
         "", help="folder of the panoptic PNG files; empty: found beside"
     )
@@ -154,7 +157,7 @@ def _masks_module() -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _Instances:
+class _Instances(ImageSource):
     folder: Path
     images: list[Any]
     annotations: list[list[Any]]
@@ -191,7 +194,7 @@ def _decoded(segmentation: Any, size: tuple[int, int]) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Panoptic:
+class _Panoptic(ImageSource):
     folder: Path
     images: list[Any]
     annotations: list[list[Any]]

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from consilience.dissection.concepts import (
     ConceptSet,
+    ImageSource,
     Plane,
     concept_digest,
     concept_sets,
@@ -106,7 +107,7 @@ class DrawnConcepts:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class _Source(ImageSource):
     spec: DrawnConcepts
 
     def image(self, index: int) -> Array:

@@ -16,6 +16,7 @@ import numpy as np
 from consilience import data, images
 from consilience.dissection.concepts import (
     ConceptSet,
+    ImageSource,
     Plane,
     concept_digest,
     concept_sets,
@@ -113,7 +114,7 @@ def _by_image(
 
 
 @dataclass(frozen=True, eq=False)
-class _MaskSource:
+class _MaskSource(ImageSource):
     files: list[Path]
     masks: list[list[tuple[int, int, Path]]]
 
@@ -227,7 +228,7 @@ def _object_info(file: Path) -> dict[int, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Parsing:
+class _Parsing(ImageSource):
     files: list[Path]
     maps: list[Path]
 
@@ -319,7 +320,7 @@ def _pair(
 
 
 @dataclass(frozen=True, eq=False)
-class _Full:
+class _Full(ImageSource):
     files: list[Path]
     maps: list[list[Path]]
     categories: tuple[str, ...]
