@@ -12,8 +12,10 @@ ORDER = (
     "spec",
     "options",
     "registry",
+    "catalogue",
     "progress",
     "files",
+    "image_files",
     "images",
     "data",
     "stats",
@@ -76,7 +78,17 @@ def test_order_names_only_rooms_that_exist():
 
 @pytest.mark.parametrize(
     "room",
-    ["types", "spec", "options", "registry", "progress", "files", "cli", "stats"],
+    [
+        "types",
+        "spec",
+        "options",
+        "registry",
+        "catalogue",
+        "progress",
+        "image_files",
+        "cli",
+        "stats",
+    ],
 )
 def test_light_rooms_do_not_import_torch_at_the_top(room):
     tree = ast.parse((SOURCE / f"{room}.py").read_text(encoding="utf-8"))

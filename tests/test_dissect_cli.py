@@ -253,12 +253,12 @@ def test_an_edited_word_list_is_another_job(here, tmp_path, capsys):
         (("--encoder", "x:y"), "--encoder goes with --words"),
         (
             ("--words", "absent.txt", "--encoder", "own_dissected:Colours"),
-            "cannot be read",
+            "absent.txt does not exist",
         ),
-        (("--knockout", "--groups", "absent.csv"), "no such file"),
+        (("--knockout", "--groups", "absent.csv"), "absent.csv does not exist"),
         (("--groups", "absent.csv"), "--groups goes with --knockout"),
         (
-            ("--knockout", "--truth", "t.csv", "--knockout-images", "9"),
+            ("--knockout", "--truth", __file__, "--knockout-images", "9"),
             "--knockout-images FOLDER",
         ),
     ],
@@ -510,7 +510,7 @@ def test_compare_two_layers_of_a_run(here, whole, capsys):
 def test_compare_says_what_there_is(here, whole, second, tmp_path, capsys):
     assert run("compare", whole.folder, here / "nothing") == 1
     said = capsys.readouterr().err
-    assert "holds no finished dissection: there is: " in said
+    assert "nothing does not exist; there is: " in said
     assert str(whole.folder) in said
     assert run("compare", whole.folder, whole.folder) == 1
     assert "compared with itself" in capsys.readouterr().err

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from consilience.runs.folder import Run
 
 DEFAULT_BY = ("gradcam", "lime")
+VERBS = ("demo", "explain", "evaluate", "dissect", "compare", "report", "list")
 LISTS = (
     "models",
     "explainers",
@@ -47,14 +48,18 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in given if not word.startswith("-")), None)
+    if verb is not None and verb not in VERBS:
+        print(f"consilience: {registry.unknown('verb', verb, VERBS)}", file=sys.stderr)
+        return 2
     parser = build_parser()
-    arguments = parser.parse_args(argv)
-    arguments.command = shlex.join(
-        ["consilience", *(sys.argv[1:] if argv is None else argv)]
-    )
+    arguments = parser.parse_args(given)
+    arguments.command = shlex.join(["consilience", *given])
     try:
         for plugin in getattr(arguments, "plugin", None) or ():
             registry.load_plugin(plugin)
+        check_before_loading(arguments)
         code: int = arguments.call(arguments)
     except ConsilienceError as error:
         print(f"consilience: {error}", file=sys.stderr)
@@ -69,6 +74,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return code
+
+
+def check_before_loading(arguments: argparse.Namespace) -> None:
+    """Refuse paths, explainers, options and metrics that are not there, before torch or
+    a model is loaded.
+    """
+    options = vars(arguments)
+    files = ["weights", "labels", "words"]
+    if options.get("knockout") is not False:
+        files += ["truth", "groups"]  # without --knockout their error is another
+    for name in files:
+        file = options.get(name)
+        if isinstance(file, str) and not Path(file).exists():
+            raise ConsilienceError(f"--{name}: {file} does not exist")
+    _check_specifications(options)
+    _check_paths(options)
+
+
+def _check_specifications(options: dict[str, Any]) -> None:
+    if options.get("plugin") or registry.has_entry_points():
+        return  # their names are known only when they are loaded
+    from consilience.catalogue import check_specification
+
+    for spec in options.get("by") or ():
+        check_specification(registry.explainers, spec)
+    for spec in options.get("metric") or ():
+        check_specification(registry.metrics, spec)
+
+
+def _check_paths(options: dict[str, Any]) -> None:
+    from consilience.image_files import find_images
+
+    if options.get("call") in (explain_verb, evaluate_verb) and options["paths"]:
+        is_run = (Path(options["paths"][0]) / "job.json").is_file()
+        if not (is_run and len(options["paths"]) == 1):
+            find_images(options["paths"])
+    for name in ("run", "a", "b"):
+        folder = options.get(name)
+        if folder is not None and not _is_folder(str(folder)):
+            raise ConsilienceError(
+                f"{folder} does not exist; {_runs_near(str(folder))}"
+            )
+
+
+def _runs_near(text: str) -> str:
+    """Finished runs beside a folder that is not there."""
+    found = sorted(str(file.parent) for file in Path(text).parent.glob("*/run.json"))
+    listed = ", ".join(found[:12]) or "no finished run beside it"
+    return f"there is: {listed}" if found else f"there is {listed}"
+
+
+def _is_folder(text: str) -> bool:
+    """A folder, or ``FOLDER:LAYER+LAYER``."""
+    return Path(text).is_dir() or Path(text.rpartition(":")[0] or text).is_dir()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -128,18 +128,20 @@ def spelled_name(cls: type) -> str:
 
 
 def option_called(name: str, fields: typing.Mapping[str, Field[Any]], key: str) -> str:
-    """The option that ``key`` means, or an error that lists what there is."""
+    """The option that ``key`` means, also by an older name."""
+    older = {item.metadata.get("formerly"): item.name for item in fields.values()}
     plain = key.replace("-", "_")
-    if plain in fields:
+    return older.get(plain) or option_name(name, fields, key)
+
+
+def option_name(name: str, there: typing.Iterable[str], key: str) -> str:
+    """The option called ``key``, or an error that lists what there is."""
+    names, plain = list(there), key.replace("-", "_")
+    if plain in names:
         return plain
-    older = [
-        item.name for item in fields.values() if plain == item.metadata.get("formerly")
-    ]
-    if older:
-        return older[0]
-    near = get_close_matches(plain, fields, n=1, cutoff=0.5)
+    near = get_close_matches(plain, names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    has = ", ".join(fields) or "no options"
+    has = ", ".join(names) or "no options"
     raise ConsilienceError(f"{name} has no option {key!r}{hint}; it has {has}")
 
 

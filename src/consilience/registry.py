@@ -162,6 +162,11 @@ cutters = Registry(
 )
 
 
+def has_entry_points() -> bool:
+    """Whether other installed packages offer anything."""
+    return bool(entry_points(group=ENTRY_POINTS))
+
+
 @cache
 def load_entry_points() -> None:
     """Import what other installed packages offer under the entry point group

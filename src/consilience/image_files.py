@@ -1,0 +1,99 @@
+"""Which files an argument stands for: files, folders and patterns.
+
+Nothing is opened here, and neither torch nor an image library is imported, so that a
+path that does not exist is refused at once.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from consilience.types import ConsilienceError
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+"""What is taken for an image inside a folder."""
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Files behind files, folders and patterns, in the order given, each once.
+
+    Folders are searched recursively for files with an image's suffix, sorted, without
+    hidden ones. A file that is named is tried whatever its suffix.
+    Raises `ConsilienceError` for whatever stands for no image at all.
+    """
+    found = {str(path): _expand(str(path)) for path in paths}
+    empty = [name for name, files in found.items() if not files]
+    if empty or not found:
+        suffixes = " ".join(sorted(SUFFIXES))
+        looked = ", ".join(_looked_for(name) for name in empty) or "no path was given"
+        raise ConsilienceError(
+            f"no images: {looked}; looked for files, for patterns, and in folders for "
+            f"{suffixes}"
+        )
+    once = {
+        os.path.abspath(file): file  # noqa: PTH100 - resolve() would follow links
+        for files in reversed(found.values())
+        for file in reversed(files)
+    }
+    return list(reversed(once.values()))
+
+
+def _looked_for(name: str) -> str:
+    if Path(name).is_dir():
+        return f"folder {name} holds none"
+    return (
+        f"pattern {name} matches none"
+        if glob.has_magic(name)
+        else f"{name} does not exist"
+    )
+
+
+def _expand(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        return _walk(path)
+    if path.exists() or not glob.has_magic(name):
+        return [path] if path.exists() else []
+    suffix = path.suffix
+    literal = bool(suffix) and not glob.has_magic(suffix)
+    found: list[Path] = []
+    for match in map(Path, sorted(glob.glob(name, recursive=True))):  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if match.is_dir():
+            found += [] if "**" in name else _walk(match)
+        elif literal or _is_image(match):
+            found.append(match)
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Images below a folder; linked folders are followed, each real one once, so that a
+    loop of links ends.
+    """
+    seen: set[str] = set()
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            path for path in (Path(here, name) for name in files) if _is_image(path)
+        ]
+    return sorted(found, key=lambda path: path.parts)
+
+
+def _refuse(error: OSError) -> None:
+    raise ConsilienceError(
+        f"{error.filename}: the folder cannot be read ({error.strerror})"
+    )
