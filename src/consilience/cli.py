@@ -82,8 +82,8 @@ def check_before_loading(arguments: argparse.Namespace) -> None:
     """
     options = vars(arguments)
     files = ["weights", "labels", "words"]
-    if options.get("knockout") is not False:
-        files += ["truth", "groups"]  # without --knockout their error is another
+    if options.get("knockout") is not False and options.get("suite") != "planted":
+        files += ["truth", "groups"]  # where they do not belong, that is the error
     for name in files:
         file = options.get(name)
         if isinstance(file, str) and not Path(file).exists():
@@ -93,7 +93,7 @@ def check_before_loading(arguments: argparse.Namespace) -> None:
 
 
 def _check_specifications(options: dict[str, Any]) -> None:
-    if options.get("plugin") or registry.has_entry_points():
+    if options.get("plugin") or registry.has_plugins():
         return  # their names are known only when they are loaded
     from consilience.catalogue import check_specification
 

@@ -162,9 +162,16 @@ cutters = Registry(
 )
 
 
-def has_entry_points() -> bool:
-    """Whether other installed packages offer anything."""
-    return bool(entry_points(group=ENTRY_POINTS))
+def has_plugins() -> bool:
+    """Whether anything comes, or has come, from outside the program."""
+    registered = (
+        made.__module__
+        for registry in (explainers, metrics, segmenters, fills, cutters)
+        for made in registry._entries.values()
+    )
+    return bool(entry_points(group=ENTRY_POINTS)) or any(
+        module.partition(".")[0] != "consilience" for module in registered
+    )
 
 
 @cache
