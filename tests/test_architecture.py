@@ -21,6 +21,7 @@ ORDER = (
     "stats",
     "models",
     "targets",
+    "saved",
     "perturb",
     "explainers",
     "agreement",
@@ -36,10 +37,42 @@ ORDER = (
 )
 
 
+RESULTS = {
+    "types.py": {"Explanation"},
+    "api.py": {"Scores"},
+    "agreement/overlap.py": {"Agreement"},
+    "dissection/result.py": {"Dissection"},
+}
+"""What users hold in their hands: `save`, `figure` and the like import the room that
+does it when they are called, in two lines that compute nothing (decision 006).
+"""
+
+
+def is_shortcut(node):
+    """A method that imports and returns or calls, and does nothing else."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    imports = [part for part in body if isinstance(part, ast.ImportFrom)]
+    return bool(imports) and len(body) <= 3
+
+
+def nodes_of(file):
+    """The file's syntax nodes, without the shortcuts of results."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    results = RESULTS.get(str(file.relative_to(SOURCE)), set())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name in results:
+            node.body = [
+                part
+                for part in node.body
+                if not (isinstance(part, ast.FunctionDef) and is_shortcut(part))
+            ]
+        yield from ast.walk(node)
+
+
 def rooms_imported(file):
     """Top-level rooms of consilience that a file imports, anywhere in it."""
     rooms = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes_of(file):
         if (
             isinstance(node, ast.ImportFrom)
             and node.module

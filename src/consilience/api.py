@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from consilience import images, registry, targets
@@ -35,6 +36,9 @@ from consilience.types import (
     View,
     ViewMode,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,53 @@ def explain(
     return finish_explanation(model, sample, shown, explainer, by, goal, heat, facts)
 
 
+class Scores(dict[str, Score | NotApplicable]):
+    """What `evaluate` says of one explanation: a score, or why there is none, by the
+    metric's spelling.
+    """
+
+    def table(self) -> pd.DataFrame:
+        """A row a metric: ``metric``, ``value`` (NaN where it does not apply),
+        ``higher_is_better``, ``lowest`` and ``highest`` possible value, ``reason``.
+        """
+        return pd.DataFrame(
+            [_score_row(spelled, score) for spelled, score in self.items()],
+            columns=SCORE_COLUMNS,
+        )
+
+    def figure(self) -> Figure:
+        """The curves behind the scores, for the metrics that have one."""
+        from consilience.show.figures import curves_figure
+
+        return curves_figure(self)
+
+    def _repr_html_(self) -> str:
+        from consilience.show.figures import scores_html
+
+        return scores_html(self)
+
+
+SCORE_COLUMNS = ["metric", "value", "higher_is_better", "lowest", "highest", "reason"]
+
+
+def _score_row(spelled: str, score: Score | NotApplicable) -> dict[str, Any]:
+    metric = registry.metrics.build(spelled)
+    refused = isinstance(score, NotApplicable)
+    return {
+        "metric": spelled,
+        "value": math.nan if isinstance(score, NotApplicable) else score.value,
+        "higher_is_better": metric.higher_is_better,
+        "lowest": metric.bounds[0],
+        "highest": metric.bounds[1],
+        "reason": str(score) if refused else "",
+    }
+
+
 def evaluate(
     model: Model,
     explanation: Explanation,
     metrics: str | Metric | Sequence[str | Metric],
-) -> dict[str, Score | NotApplicable]:
+) -> Scores:
     """Score one explanation by several metrics: by each spelling its `Score`, or
     `NotApplicable` with the reason.
 
@@ -114,10 +160,10 @@ def evaluate(
             f"{model.id}"
         )
     view = model.view(explanation.sample, explanation.provenance.get("view"))
-    return {
-        name: metric_scores(model, metric, [view], [explanation])[0]
+    return Scores(
+        (name, metric_scores(model, metric, [view], [explanation])[0])
         for name, metric in built.items()
-    }
+    )
 
 
 def metric_scores(

@@ -72,7 +72,12 @@ def read_image(path: str | Path, name: str | None = None) -> Sample:
     Raises `ConsilienceError` where it cannot be read.
     """
     pixels, notes = images.read_pixels(path)
-    return Sample(name if name is not None else Path(path).stem, pixels, notes=notes)
+    return Sample(
+        name if name is not None else Path(path).stem,
+        pixels,
+        notes=notes,
+        source=str(path),
+    )
 
 
 def names_of(files: Sequence[Path]) -> list[str]:

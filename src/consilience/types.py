@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
 Array = NDArray[Any]
@@ -67,7 +69,8 @@ class Sample:
 
     ``pixels`` is (H, W, 3) uint8 RGB with the EXIF orientation applied, ``label`` the
     true class, ``boxes`` in pixels of the image, ``masks`` concept or class to (H, W)
-    bool. ``notes`` say what reading had to decide ("first of 12 frames").
+    bool. ``notes`` say what reading had to decide ("first of 12 frames"), ``source``
+    the file that it was read from, where it was read from one.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     masks: Mapping[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         pixels = self.pixels
@@ -382,6 +386,75 @@ class Explanation:
     def name(self) -> str:
         """The explainer's name without its options."""
         return self.explainer.partition(":")[0]
+
+    def to_image(self) -> Array:
+        """The map in the image's frame, (H, W) float32; NaN where the model did not
+        look.
+        """
+        return self.geometry.to_image(self.values).astype(np.float32)
+
+    def mask(self, cutter: Any = None) -> Array:
+        """A binary mask (h, w) bool in the model's frame, as a cutter (``"top:.2"``,
+        ``"superpixels"``) cuts it; None takes the default for this explanation.
+
+        Raises `NotApplicable` where the cut cannot be made.
+        """
+        from consilience.agreement.masks import build_cutter
+
+        on: Array = build_cutter(cutter, self).cut(self).on
+        return on
+
+    def overlay(self) -> Array:
+        """The map over its image, (H, W, 3) uint8, stronger where the value is larger.
+
+        Where the model did not look the image stays as it is.
+        """
+        from consilience.show.figures import overlay_on_image
+
+        return overlay_on_image(self)
+
+    def figure(self) -> Figure:
+        """The image and the map over it as a matplotlib figure, with its scale."""
+        from consilience.show.figures import explanation_figure
+
+        return explanation_figure(self)
+
+    def show(self) -> None:
+        """Display the figure: in a notebook below the cell, else in the image viewer."""
+        from consilience.show.figures import show_figure
+
+        show_figure(self.figure())
+
+    def save(self, path: str | Path, image: bool = True) -> Path:
+        """Write everything into one file (.npz, whole or not at all); returns its path.
+
+        Without ``image`` the file keeps the digest of the image instead of its pixels.
+        """
+        from consilience.saved import save_explanation
+
+        return save_explanation(self, path, image)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """An explanation as it was saved; nothing is unpickled.
+
+        Raises `ConsilienceError` for a file that is not one, or is damaged.
+        """
+        from consilience.saved import load_explanation
+
+        return load_explanation(path)
+
+    def __repr__(self) -> str:
+        height, width = self.values.shape
+        return (
+            f"Explanation({self.explainer} of {self.target.name!r} in "
+            f"{self.sample.name!r}, {height} x {width}, {self.model_id})"
+        )
+
+    def _repr_html_(self) -> str:
+        from consilience.show.figures import explanation_html
+
+        return explanation_html(self)
 
 
 @dataclass(frozen=True, eq=False)

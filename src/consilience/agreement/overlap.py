@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from scipy import fft, stats
 from consilience.agreement.masks import Cutter, Mask, build_cutter, frame, matched
 from consilience.stats import holm, mean_interval, share_as_extreme
 from consilience.types import Array, ConsilienceError, Explanation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FRACTIONS = (0.1, 0.2, 0.3)
 ALPHA = 0.05
@@ -565,6 +568,19 @@ class Agreement:
             [pair.row() for pair in self._pairs],
             columns=[item.name for item in fields(PairAgreement)],
         )
+
+    def figure(self, pair: tuple[str, str] | None = None) -> Figure:
+        """IoU of every image against its chance level, for one pair of explainers (the
+        first unless given).
+        """
+        from consilience.show.panels import agreement_figure
+
+        return agreement_figure(self.table(), self.summary(), pair)
+
+    def _repr_html_(self) -> str:
+        from consilience.show.figures import agreement_html
+
+        return agreement_html(self)
 
     def summary(self) -> pd.DataFrame:
         """A row a pair of explainers over all images.

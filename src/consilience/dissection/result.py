@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ import pandas as pd
 from consilience.files import json_ready, write_atomically
 from consilience.registry import unknown
 from consilience.types import Array, ConsilienceError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DISSECTION_SCHEMA = 1
 MANIFEST, UNITS, SCORES, TOP, CONCEPTS = (
@@ -229,6 +232,19 @@ class Dissection:
 
     def _category(self, index: int) -> str:
         return self.concepts[index].category if index >= 0 else ""
+
+    def figure(self, layer: str | None = None) -> Figure:
+        """The units of a layer (the first unless given) that detect something, counted
+        by concept.
+        """
+        from consilience.show.figures import dissection_figure
+
+        return dissection_figure(self, self.layer(layer) if layer else self.layers[0])
+
+    def _repr_html_(self) -> str:
+        from consilience.show.figures import dissection_html
+
+        return dissection_html(self)
 
     # -- tables
 

@@ -5,7 +5,6 @@ done.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,8 @@ from rich.table import Table
 
 from consilience import progress, registry
 from consilience.files import json_ready
+from consilience.show.words import format_number
+from consilience.show.words import missing as is_missing
 from consilience.types import ConsilienceError, Network
 
 TERMINAL_WIDTH = 200
@@ -268,22 +269,6 @@ def pair_sentence(row: dict[str, Any]) -> str:
         else f", p = {format_number(row['p_images'])} by permuting images"
     )
     return f"{head}{interval}{chance}{p}: {row['verdict']}"
-
-
-def is_missing(value: Any) -> bool:
-    """None or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def format_number(value: Any) -> str:
-    """Three significant digits, a dash where there is none."""
-    return (
-        "–"
-        if is_missing(value)
-        else f"{value:.3g}"
-        if abs(value) < 0.0995
-        else f"{value:.3f}"
-    )
 
 
 # ---- dissections

@@ -664,7 +664,7 @@ def _png(canvas: Image.Image) -> bytes:
 # ---- the plot of agreement
 
 _CURRENT = "#010203"  # stands for the colour of the text round the plot, so that it follows a light or dark page
-_ABOVE, _BELOW = "#2f80c2", "#d9640c"
+ABOVE, BELOW = "#2f80c2", "#d9640c"
 _NAMED = 40
 """Up to so many images the plot names each; beyond, it is a curve of thin rows."""
 
@@ -672,13 +672,19 @@ _NAMED = 40
 def agreement_plot(
     agreement: pd.DataFrame, summary: pd.DataFrame, pair: tuple[str, str] | None = None
 ) -> str:
-    """SVG of one pair: IoU of every image (sorted) against the chance level of its
-    masks, and the mean with its interval.
+    """`agreement_figure` as SVG; the ink is ``currentColor``."""
+    return _svg(agreement_figure(agreement, summary, pair))
+
+
+def agreement_figure(
+    agreement: pd.DataFrame, summary: pd.DataFrame, pair: tuple[str, str] | None = None
+) -> Figure:
+    """One pair: IoU of every image (sorted) against the chance level of its masks, and
+    the mean with its interval.
 
     ``agreement`` and ``summary`` are a run's tables; ``pair`` is of column labels, None
     the first. Published values are a third mark where ``agreement`` has
-    ``published_iou``. The ink is ``currentColor``. Raises `ConsilienceError` where the
-    tables do not have the pair.
+    ``published_iou``. Raises `ConsilienceError` where the tables do not have the pair.
     """
     if pair is None:
         if summary.empty:
@@ -701,9 +707,7 @@ def agreement_plot(
         .sort_values("iou", kind="stable")
         .dropna(axis="columns", how="all")
     )
-    return _svg(
-        _figure(known, means.iloc[0].to_dict(), left_out=len(rows) - len(known))
-    )
+    return _figure(known, means.iloc[0].to_dict(), left_out=len(rows) - len(known))
 
 
 def _of_pair(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
@@ -738,7 +742,7 @@ def _draw_images(axes: Axes, rows: pd.DataFrame, heights: Array, named: bool) ->
     iou, chance = rows["iou"].to_numpy(float), rows["expected_iou"].to_numpy(float)
     below = iou < chance
     size = 34 if named else 7
-    for part, colour, side in ((~below, _ABOVE, "above"), (below, _BELOW, "below")):
+    for part, colour, side in ((~below, ABOVE, "above"), (below, BELOW, "below")):
         if part.any():
             axes.hlines(
                 heights[part],

@@ -27,6 +27,16 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def format_number(value: Any) -> str:
+    """Three decimals, or three significant digits where those would be lost; a dash
+    where there is no number.
+    """
+    if missing(value):
+        return DASH
+    shown = f"{value:.3g}" if abs(value) < 0.0995 else f"{value:.3f}"
+    return shown.replace("-", "−")
+
+
 def format_share(value: Any) -> str:
     """A share or a difference of shares, three decimals, with a true minus sign."""
     return (
