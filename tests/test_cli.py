@@ -104,7 +104,9 @@ def test_explain_keeps_a_run_and_prints_what_it_found(
     assert kept.items[0].values.dtype == np.float32
     again = pd.read_parquet(out / "explanations.parquet")
     assert list(again["key"]) == [
-        item.key for name in finished.samples for item in finished.load(name).items
+        item.provenance["key"]
+        for name in finished.samples
+        for item in finished.load(name).items
     ]
 
 
@@ -207,7 +209,10 @@ def test_another_job_in_the_folder_is_refused(images, factory, tmp_path, capsys)
         )
         == 1
     )
-    assert "holds another job (columns differ)" in capsys.readouterr().err
+    assert (
+        "another job (columns Grad-CAM gone; columns centre added)"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,9 @@ def test_units_have_concept_word_and_loss(whole):
 
 
 def test_nothing_of_a_dissection_passes_for_a_run_of_explanations(whole):
-    with pytest.raises(ConsilienceError, match="schema"):
+    with pytest.raises(
+        ConsilienceError, match="holds no run of explanations: it holds a dissection"
+    ):
         Run(whole.folder)
 
 
@@ -229,7 +231,7 @@ def test_a_killed_run_goes_on_where_it_was(here, monkeypatch, capsys):
 
 def test_another_job_is_refused(here, whole, capsys):
     assert dissect(here, "whole") == 1
-    assert "holds another job (knockout, words differ)" in capsys.readouterr().err
+    assert "holds another job (words gone; knockout gone)" in capsys.readouterr().err
     (here / "full").mkdir()
     (here / "full" / "letter.txt").write_text("mine")
     assert dissect(here, "full") == 1
@@ -243,7 +245,7 @@ def test_an_edited_word_list_is_another_job(here, tmp_path, capsys):
     assert dissect(here, "edited", *more) == 0
     file.write_text("red\nblue\n")
     assert dissect(here, "edited", *more) == 1
-    assert "(words differ)" in capsys.readouterr().err
+    assert "(words list (words.txt) changed)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

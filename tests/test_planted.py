@@ -180,7 +180,9 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
         sizes[0] < 1e-6 * sizes[1]
     )  # the mark is of one colour: its mean hides nothing, and what is left is rounding
     assert rows[by[2]]["mean"] > 0.5
-    page = planted_run.write_planted(found, tmp_path / "suite", "asked so")
+    monkeypatch.setattr(planted_suite, "evaluate_planted", lambda *_, **__: found)
+    asked = (by, ["energy"], tmp_path / "suite")
+    _, page = planted_run.run_planted(*asked, command="asked so")
     text = page.read_text(encoding="utf-8")
     assert f"{rows[by[2]]['mean']:.3f}" in text
     assert found["notes"][0] in html.unescape(text)
@@ -188,12 +190,13 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     assert text.count("<img") == 2
     kept = json.loads((tmp_path / "suite" / "planted.json").read_text(encoding="utf-8"))
     assert kept["methods"][1]["method"] == "gradient"
-    planted_run.write_planted(
-        found, tmp_path / "suite"
-    )  # its own results may be written again
-    (tmp_path / "suite" / "mine.txt").write_text("mine")
-    with pytest.raises(ConsilienceError, match="holds something else"):
-        planted_run.write_planted(found, tmp_path / "suite")
+    planted_run.run_planted(*asked)  # its own results may be written again
+    with pytest.raises(ConsilienceError, match=r"another job \(seed was 0, is 1\)"):
+        planted_run.run_planted(*asked, seed=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.txt").write_text("mine")
+    with pytest.raises(ConsilienceError, match="is not empty and holds no run"):
+        planted_run.run_planted(by, ["energy"], tmp_path / "mine")
 
 
 def test_the_verb_scores_the_suite(monkeypatch, tmp_path, capsys):

@@ -997,12 +997,9 @@ def red_job(tmp_path, monkeypatch, red_model):
 
 def test_a_run_keeps_its_targets(red_job):
     done = red_job("unit:mix,0,box=0+0+63+63")
-    rebuilt = [
-        explain.rebuild(done.load(name), planted_image())[0] for name in done.samples
-    ]
-    for explanations in rebuilt:
-        for one in explanations:
-            assert one.target == UnitTarget("mix", 0, box=(0.0, 0.0, 63.0, 63.0))
+    assert len(done) >= len(done.samples) > 0
+    for one in done:
+        assert one.target == UnitTarget("mix", 0, box=(0.0, 0.0, 63.0, 63.0))
     assert not [row for row in done.manifest["audit"] if row["code"] == "mixed-targets"]
     again = red_job("unit:mix,0,box=0+0+63+63")  # continues: nothing is explained twice
     assert again.manifest["failures"] == []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from consilience.models.load import load_model
     from consilience.models.network import wrap
     from consilience.models.tasks import wrap_detector, wrap_segmentation
+    from consilience.runs.explain import run
     from consilience.runs.folder import Run
     from consilience.types import (
         Box,
@@ -42,6 +43,7 @@ _HOME = {
     "load_concepts": "dissection.concepts",
     "load_model": "models.load",
     "read_image": "data",
+    "run": "runs.explain",
     "wrap": "models.network",
     "wrap_callable": "models.callable",
     "wrap_detector": "models.tasks",
@@ -64,6 +66,7 @@ __all__ = [
     "load_concepts",
     "load_model",
     "read_image",
+    "run",
     "wrap",
     "wrap_callable",
     "wrap_detector",

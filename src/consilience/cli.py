@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -650,8 +649,13 @@ def _evaluate_planted(arguments: argparse.Namespace) -> int:
         arguments.metric or planted_suite.PLANTED_METRICS,
     )
     with console.progress_bars():
-        found = planted_suite.evaluate_planted(by, metrics, seed=arguments.seed)
-    page = planted.write_planted(found, arguments.output or _dated(), arguments.command)
+        found, page = planted.run_planted(
+            by,
+            metrics,
+            arguments.output or _dated(),
+            arguments.seed,
+            arguments.command,
+        )
     if arguments.json:
         print(
             json.dumps(json_ready({**found, "report": str(page)}), ensure_ascii=False)
@@ -770,7 +774,9 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dated() -> Path:
-    return Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    from consilience.runs.explain import dated_folder
+
+    return dated_folder()
 
 
 def _job(arguments: argparse.Namespace) -> Any:

@@ -135,14 +135,17 @@ def _read_all(
 ) -> Iterator[Sample | Failure]:
     for file, name in zip(files, names_of(files), strict=True):
         try:
-            yield _labelled(read_image(file, name), file, truth, classes)
+            yield labelled(read_image(file, name), file, truth, classes)
         except ConsilienceError as error:
             yield Failure(name, str(error))
 
 
-def _labelled(
+def labelled(
     sample: Sample, file: Path, truth: TruthTable | None, classes: Sequence[str]
 ) -> Sample:
+    """A sample with what a truth file knows of its file; else labelled by its name,
+    where that names exactly one class.
+    """
     known = truth.of(file) if truth is not None else None
     if known is None:
         return replace(sample, label=label_from_name(file.name, classes))

@@ -88,11 +88,24 @@ def json_ready(thing: Any) -> Any:
 # ---- reading
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a run; `ConsilienceError` where it is damaged."""
     try:
         thing = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConsilienceError(f"{path} does not read as JSON: {error}") from None
     if not isinstance(thing, dict):
-        raise ConsilienceError(f"{path} is not a run's file")
+        raise ConsilienceError(f"{path} is damaged: it holds no JSON object")
     return thing
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A Parquet table; `ConsilienceError` where it is missing or damaged."""
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises of many kinds on damaged bytes
+        why = " ".join(str(error).split())[:160]
+        raise ConsilienceError(
+            f"{path} does not read as a table: {why}; give the same command again to make "
+            f"it anew"
+        ) from None

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from hashlib import blake2b
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -205,6 +206,36 @@ def load_plugin(path: str | Path) -> None:
         raise ConsilienceError(
             f"plugin {str(path)!r} does not load: {type(error).__name__}: {error}"
         ) from error
+
+
+def source_digest(*built: Any) -> str | None:
+    """Digest of the files that define classes from outside the program, those of nested
+    options too; None where there are none.
+    """
+    files = sorted({file for one in built for file in _outside(one)})
+    if not files:
+        return None
+    state = blake2b(digest_size=16)
+    for file in files:
+        state.update(Path(file).read_bytes())
+    return state.hexdigest()
+
+
+def _outside(built: Any) -> typing.Iterator[str]:
+    """Files of an object's class and of the objects in its fields."""
+    if isinstance(built, tuple | list):
+        for part in built:
+            yield from _outside(part)
+    fields = getattr(type(built), "__dataclass_fields__", None)
+    if fields is None:
+        return
+    if type(built).__module__.partition(".")[0] != "consilience":
+        module = sys.modules.get(type(built).__module__)
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).is_file():
+            yield str(file)
+    for name in fields:
+        yield from _outside(getattr(built, name))
 
 
 def unknown(kind: str, got: str, there: typing.Iterable[str], limit: int = 60) -> str:

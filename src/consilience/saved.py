@@ -72,7 +72,8 @@ class SavedSample(Sample):
         read = Sample(self.name, images.read_pixels(self.source)[0])
         if read.digest != self.digest:
             raise ConsilienceError(
-                f"{self.source} is another image than the one that was explained"
+                f"{self.name} is another image than the one that was explained "
+                f"({self.source})"
             )
         return read.pixels
 

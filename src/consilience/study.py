@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,26 @@ import torch
 from torch import Tensor
 
 from consilience import images
-from consilience.agreement.masks import Mask
+from consilience.agreement.masks import Cutter, Mask
 from consilience.images import Placement
-from consilience.registry import cutters, fills, option, parse, render, spell, unknown
-from consilience.types import Array, ConsilienceError, Explanation, View, ViewMode
+from consilience.registry import (
+    cutters,
+    explainers,
+    fills,
+    option,
+    parse,
+    render,
+    spell,
+    unknown,
+)
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Explainer,
+    Explanation,
+    View,
+    ViewMode,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,6 +195,19 @@ class RunColumn:
     mask: str | None = None
     target: str | None = None
     unseeded: bool = False
+    built: Explainer | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """The explainer, built once: here, unless it was ``built`` already."""
+        made: Explainer = self.built or explainers.build(self.by)
+        return made
+
+    @cached_property
+    def cutter(self) -> Cutter | None:
+        """The cutter of its mask, built once; None for the default."""
+        built: Cutter | None = cutters.build(self.mask) if self.mask else None
+        return built
 
 
 @dataclass(frozen=True)
@@ -268,6 +298,7 @@ def _column(where: str, raw: dict[str, Any]) -> RunColumn:
     kinds = {
         item.name: bool if item.name == "unseeded" else str
         for item in fields(RunColumn)
+        if item.name != "built"
     }
     _check_keys(where, raw, kinds, needed=("label", "by"))
     if raw.get("view") not in (None, "crop", "squash"):

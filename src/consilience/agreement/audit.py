@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -355,10 +356,9 @@ def _of_certainty(explanation: Explanation) -> Iterator[tuple[str, Event]]:
 
 def _of_fill(explanation: Explanation) -> Iterator[tuple[str, Event]]:
     """The explainer's fill, made again on the image and held against what it is called."""
-    spelled = dict(registry.parse(explanation.explainer).options).get("fill")
-    if spelled is None:
+    fill = _fill_asked(explanation.explainer)
+    if fill is None:
         return
-    fill = registry.fills.build(spelled)
     view = _view(explanation)
     made = (
         fill.image(view, explanation.extras.get("segments"))[0].cpu().double().numpy()
@@ -372,6 +372,13 @@ def _of_fill(explanation: Explanation) -> Iterator[tuple[str, Event]]:
     percentile = getattr(fill, "q", getattr(fill, "percentile", None))
     if percentile is not None:
         yield from _of_percentile(sample, percentile, made, view)
+
+
+@cache
+def _fill_asked(explainer: str) -> Any:
+    """The fill that an explainer's spelling asks for; None where it asks for none."""
+    spelled = dict(registry.parse(explainer).options).get("fill")
+    return None if spelled is None else registry.fills.build(spelled)
 
 
 def _of_percentile(

@@ -6,27 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from consilience.dissection import compare as comparing
 from consilience.dissection.compare import ComparedSide, Comparison, Which
-from consilience.files import json_ready, write_atomically, write_json
+from consilience.files import json_ready, write_bytes
 from consilience.runs.dissect import DissectionRun
+from consilience.runs.folder import REPORT, RunFolder
 from consilience.show import dissection_page as page
-from consilience.show.html import REPORT
 from consilience.types import ConsilienceError
-
-COMPARISON_FILES = frozenset(
-    {
-        REPORT,
-        "comparison.json",
-        "jaccard.csv",
-        "concepts.csv",
-        "layers.csv",
-        "categories.csv",
-    }
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +104,20 @@ def compare_runs(
     """
     chosen = (choose(a), choose(b))
     compared = compare_chosen(*chosen, which, by_words)
-    place = Path(folder)
-    if place.is_dir() and any(
-        path.name not in COMPARISON_FILES for path in place.iterdir()
-    ):
-        raise ConsilienceError(
-            f"{place} is not empty and holds no comparison; name another folder with -o"
-        )
+    sides = [_content(one) for one in chosen]
+    claimed = RunFolder(
+        folder,
+        "comparison",
+        {
+            "first": sides[0],
+            "second": sides[1],
+            "counted": which,
+            "words": by_words,
+            "version": version("consilience"),
+        },
+        {"command": command},
+    )
+    place = claimed.path
     tables = {
         "jaccard": compared.jaccard(),
         "concepts": compared.concepts(),
@@ -137,12 +134,17 @@ def compare_runs(
         version("consilience"),
         command,
     )
-    write_atomically(place / REPORT, lambda file: file.write(text.encode()))
-    write_json(
-        place / "comparison.json",
-        as_dict(compared) | {"command": command, "about": dict(about)},
-    )
+    write_bytes(place / REPORT, text.encode())
+    claimed.finish(as_dict(compared) | {"command": command, "about": dict(about)})
     return compared, place / REPORT
+
+
+def _content(chosen: Chosen) -> dict[str, Any]:
+    """A side as part of a job: the job of its dissection, and its layers."""
+    return {
+        "dissection digest": chosen.run.manifest["job"],
+        "layers": list(chosen.layers),
+    }
 
 
 def as_dict(compared: Comparison) -> dict[str, object]:
@@ -158,7 +160,7 @@ def as_dict(compared: Comparison) -> dict[str, object]:
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda file: file.write(table.to_csv(index=False).encode()))
+    write_bytes(path, table.to_csv(index=False).encode())
 
 
 def _about(

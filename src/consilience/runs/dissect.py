@@ -8,13 +8,11 @@ again, so that a killed run goes on where it was. ``run.json`` is written last.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
@@ -29,14 +27,25 @@ from consilience.dissection.concepts import ConceptSet, load_concepts
 from consilience.dissection.encoders import Encoder, load_encoder
 from consilience.dissection.measure import dissect
 from consilience.dissection.result import Dissection
-from consilience.files import digest_of_data, json_ready, write_atomically, write_json
+from consilience.files import (
+    digest_of_data,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 from consilience.models.load import load_model
-from consilience.runs.folder import JOB, MANIFEST
+from consilience.runs.folder import (
+    RunFolder,
+    file_content,
+    files_content,
+    kind_of,
+    read_manifest,
+)
 from consilience.show import dissection_page as page
 from consilience.show.unit_tiles import draw_tiles
 from consilience.types import ConsilienceError, Model, Network, Sample
 
-DISSECTION_RUN_SCHEMA = "dissection 1"
 WORDS, KNOCKOUT, HURT, STATE = (
     "words.parquet",
     "knockout.parquet",
@@ -112,16 +121,14 @@ def run_dissection(
     layers = job.layers or (model.target_layer(),)
     _check_layers(model, layers)
     encoder = load_encoder(job.words.encoder) if job.words else None
-    place = _claim(
-        Path(folder), describe_dissection(job, model, concepts, layers, encoder)
-    )
+    parts = describe_dissection(job, model, concepts, layers, encoder)
+    claimed = RunFolder(folder, "dissection", parts, {"command": command})
+    place = claimed.path
     found = _dissected(job, model, layers, concepts, place)
     named = _named(job, model, layers, concepts, encoder, place)
     hurt = _knocked_out(job, model, found, concepts, place)
     shown = draw_tiles(model, found, concepts, place)
     manifest = {
-        "schema": DISSECTION_RUN_SCHEMA,
-        "kind": "dissection",
         "version": version("consilience"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -140,7 +147,7 @@ def run_dissection(
         "tiles": shown,
         "seconds": time.perf_counter() - start,
     }
-    write_json(place / MANIFEST, manifest)
+    claimed.finish(manifest)
     finished = DissectionRun(place)
     page.write_dissection_report(finished)
     return finished
@@ -157,34 +164,38 @@ def describe_dissection(
     meant.
     """
     asked: dict[str, Any] = {
-        "kind": "dissection",
         "model": model.id,
         "concepts": concepts.id,
         "layers": list(layers),
+        "options": dict(job.options),
+        "version": version("consilience"),
     }
-    asked |= {"options": dict(job.options), "version": version("consilience")}
     if job.words is not None and encoder is not None:
-        vocabulary = words.read_words(job.words.file)
+        vocabulary = digest_of_data(words.read_words(job.words.file))
         asked["words"] = {
-            **asdict(job.words),
-            "file": digest_of_data(vocabulary),
+            **{key: part for key, part in asdict(job.words).items() if key != "file"},
+            "list": {"file": Path(job.words.file).name, "digest": vocabulary},
             "encoder": encoder.id or job.words.encoder,
+            "probe": folder_content(job.words.probe),
         }
     if job.knockout is not None:
-        files = {
-            name: _digest_of_file(getattr(job.knockout, name))
-            for name in ("truth", "groups")
+        asked["knockout"] = {
+            **asdict(job.knockout),
+            "class names digest": digest_of_data(model.classes),
+            "folder": folder_content(job.knockout.folder),
+            "truth": file_content(job.knockout.truth),
+            "groups": file_content(job.knockout.groups),
         }
-        asked["knockout"] = asdict(job.knockout) | files
     return asked
 
 
-def _digest_of_file(path: str | None) -> str | None:
-    if path is None:
+def folder_content(folder: str | None) -> dict[str, str] | None:
+    """A folder of images as part of a job: the content of all its files."""
+    if folder is None:
         return None
-    if not Path(path).is_file():
-        raise ConsilienceError(f"{path}: no such file")
-    return blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    files = data.find_images([folder])
+    digests = files_content(files, data.names_of(files))
+    return {"file": Path(folder).name, "digest": digest_of_data(digests)}
 
 
 def _check_layers(model: Network, layers: Sequence[str]) -> None:
@@ -194,41 +205,6 @@ def _check_layers(model: Network, layers: Sequence[str]) -> None:
             raise ConsilienceError(
                 registry.unknown(f"layer in {model.id}", name, known, limit=20)
             )
-
-
-def _claim(folder: Path, asked: Mapping[str, Any]) -> Path:
-    """The folder for this job: new, empty, or its own."""
-    asked = json.loads(json.dumps(json_ready(asked)))
-    if folder.exists() and not folder.is_dir():
-        raise ConsilienceError(f"{folder} is a file; -o names the run's folder")
-    known = folder / JOB
-    if known.is_file():
-        there = _read_json(known)
-        differ = sorted(
-            key for key in {**there, **asked} if there.get(key) != asked.get(key)
-        )
-        if differ:
-            raise ConsilienceError(
-                f"{folder} holds another job ({', '.join(differ)} differ); name another "
-                f"folder with -o"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ConsilienceError(
-            f"{folder} is not empty and holds no run; name another folder with -o"
-        )
-    else:
-        write_json(known, asked)
-    return folder
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        thing = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConsilienceError(f"{path} does not read as JSON: {error}") from None
-    if not isinstance(thing, dict):
-        raise ConsilienceError(f"{path} is not a run's file")
-    return thing
 
 
 # ---- the stages
@@ -280,7 +256,7 @@ def _named(
             asked.prompt,
             view,
         )
-        _write_table(folder / WORDS, made.table())
+        write_table(folder / WORDS, made.table())
         write_json(
             facts,
             {
@@ -289,7 +265,7 @@ def _named(
                 "probe": asked.probe or "the concept set's images",
             },
         )
-    return _read_json(facts)
+    return read_json(facts)
 
 
 def _knocked_out(
@@ -304,7 +280,7 @@ def _knocked_out(
         return None
     asked, facts = job.knockout, folder / "knockout.json"
     if facts.is_file():
-        return _read_json(facts)
+        return read_json(facts)
     samples = _knockout_images(asked, model, concepts)
     groups = read_groups(asked.groups, model.classes) if asked.groups else None
     view = dict(job.options).get("view", "squash")
@@ -329,11 +305,11 @@ def _knocked_out(
             lost.hurt(unit, HURT_CLASSES).assign(layer=layer.layer, unit=unit)
             for unit in units
         ]
-    _write_table(
+    write_table(
         folder / KNOCKOUT,
         pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
     )
-    _write_table(
+    write_table(
         folder / HURT, pd.concat(hurt, ignore_index=True) if hurt else pd.DataFrame()
     )
     write_json(
@@ -345,7 +321,7 @@ def _knocked_out(
             "outputs": model.outputs,
         },
     )
-    return _read_json(facts)
+    return read_json(facts)
 
 
 def _knockout_images(
@@ -360,10 +336,6 @@ def _knockout_images(
     return concepts.subset(
         np.linspace(0, len(concepts) - 1, count).round().astype(int).tolist()
     ).samples
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda file: table.to_parquet(file, index=False))
 
 
 # ---- images, read when they are asked for
@@ -416,20 +388,8 @@ class DissectionRun:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not is_dissection(self.folder):
-            raise ConsilienceError(
-                f"{self.folder} holds no finished dissection: {_what_there_is(self.folder)}"
-            )
-        if self.manifest.get("schema") != DISSECTION_RUN_SCHEMA:
-            raise ConsilienceError(
-                f"{self.folder} has schema {self.manifest.get('schema')}; this version reads "
-                f"{DISSECTION_RUN_SCHEMA}"
-            )
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
+        self.manifest = read_manifest(self.folder, "dissection")
         """What was asked and what ran."""
-        return _read_json(self.folder / MANIFEST)
 
     @cached_property
     def dissection(self) -> Dissection:
@@ -453,7 +413,7 @@ class DissectionRun:
 
     def _table(self, name: str) -> pd.DataFrame | None:
         path = self.folder / name
-        return pd.read_parquet(path) if path.is_file() else None
+        return read_table(path) if path.is_file() else None
 
     @property
     def units(self) -> pd.DataFrame:
@@ -464,27 +424,7 @@ class DissectionRun:
 
 def is_dissection(folder: str | Path) -> bool:
     """Whether the folder holds a finished dissection."""
-    path = Path(folder) / MANIFEST
-    return path.is_file() and _read_json(path).get("kind") == "dissection"
-
-
-def _what_there_is(folder: Path) -> str:
-    """Why a folder is no finished dissection, and which are near."""
-    if (folder / JOB).is_file() and not (folder / MANIFEST).is_file():
-        return "give the same command again to finish it"
-    near = [parent for parent in (folder, folder.parent) if parent.is_dir()]
-    there = sorted(
-        {
-            str(path.parent)
-            for place in near
-            for path in place.glob(f"*/{MANIFEST}")
-            if is_dissection(path.parent)
-        }
-    )
-    known = f"there is: {', '.join(there[:12])}" if there else "there is none near it"
-    if (folder / MANIFEST).is_file():
-        return f"it holds a run of explanations; {known}"
-    return known
+    return kind_of(folder) == "dissection"
 
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,14 @@ from consilience.runs.explain import (
     ExplanationJob,
     LoadOptions,
     load_models,
-    rebuild,
     run_explanations,
 )
-from consilience.runs.folder import JOB, Run
+from consilience.runs.folder import Run, map_file, read_result
 from consilience.runs.scores import (
     Evaluation,
     ImageScores,
     as_kept,
     finish_evaluation,
-    read_json,
 )
 from consilience.show import html
 from consilience.types import (
@@ -131,8 +129,8 @@ def evaluate_run(
     scoring = _Scoring(asked, finished.folder, columns, by_label)
     with progress.task("images", len(finished.samples)) as running:
         for sample in samples_of(finished, truth, models):
-            explanations, _ = rebuild(finished.load(sample.name), sample)
-            scoring.take(sample, explanations)
+            made = finished[sample.name].values()
+            scoring.take(sample, [replace(one, sample=sample) for one in made])
             running.advance()
     scoring.take_mosaics(lambda: samples_of(finished, truth, models))
     return _finish(
@@ -168,10 +166,12 @@ def models_of(finished: Run, options: LoadOptions) -> dict[str, Model]:
 def samples_of(
     finished: Run, truth: str | Path | None, models: Mapping[str, Model]
 ) -> Iterator[Sample]:
-    """The run's images, read again from their recorded paths, in the order of the run."""
-    job = read_json(finished.folder / JOB)
-    paths = [Path(path) for path in job["images"]]
-    gone = [path for path in paths if not path.is_file()]
+    """The run's images, read again from where they were, in the order of the run; with
+    the labels and boxes of ``truth`` where it is given, else those that they had.
+    """
+    names = finished.samples
+    sources = [Path(finished.load(name).sample.source) for name in names]
+    gone = [path for path in sources if not path.is_file()]
     if gone:
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
         raise ConsilienceError(
@@ -179,20 +179,14 @@ def samples_of(
             f"explained"
         )
     classes = next(iter(models.values())).classes
-    where = truth if truth is not None else job["truth"]
-    known = data.read_truth(where, classes) if where is not None else None
-    explained = set(finished.samples)
-    for sample in data.read_samples(paths, known, classes):
-        if sample.name not in explained:
-            continue  # it failed then
-        if isinstance(sample, data.Failure):
-            raise ConsilienceError(f"{finished.folder}: {sample.reason}")
-        if finished.load(sample.name).digest != sample.digest:
-            raise ConsilienceError(
-                f"{finished.folder}: {sample.name} is another image than the one that was "
-                f"explained"
-            )
-        yield sample
+    known = data.read_truth(truth, classes) if truth is not None else None
+    for name, path in zip(names, sources, strict=True):
+        kept = read_result(map_file(finished.folder, name)).sample
+        try:
+            sample = replace(kept, pixels=kept.pixels)
+            yield data.labelled(sample, path, known, classes) if known else sample
+        except ConsilienceError as error:
+            raise ConsilienceError(f"{finished.folder}: {error}") from None
 
 
 # ---- scoring

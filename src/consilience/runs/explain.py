@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,19 +16,21 @@ import pandas as pd
 
 from consilience import api, data, images, progress, registry, study, targets
 from consilience.agreement.audit import Auditor
-from consilience.agreement.masks import Mask, default_cutter, largest, pixels_of
+from consilience.agreement.masks import default_cutter, largest, pixels_of
 from consilience.agreement.overlap import Agreement, iou, spearman
+from consilience.dissection.result import UNITS
 from consilience.dissection.units import explain_by_units, known_units
-from consilience.files import file_stem, write_atomically
-from consilience.images import Placement
+from consilience.files import digest_of_data, file_stem, write_bytes
 from consilience.models.load import load_model
 from consilience.runs.folder import (
     MAPS,
     PANELS,
-    Item,
+    ImageResult,
+    KeptExplanation,
     Run,
-    Stored,
     Writer,
+    file_content,
+    files_content,
     findings_as_rows,
 )
 from consilience.show import html, panels
@@ -37,6 +39,7 @@ from consilience.types import (
     DEFAULT_MODEL,
     Array,
     ConsilienceError,
+    Explainer,
     Explanation,
     Model,
     Network,
@@ -45,6 +48,7 @@ from consilience.types import (
 )
 
 LOW = ("bf16", "f16")
+Given = str | Path | Sample | Iterable[str | Path | Sample]
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,39 @@ class Failed:
     reason: str
 
 
+def run(
+    model: Model,
+    images: Given,
+    by: str | Explainer | Sequence[str | Explainer] = ("gradcam", "lime"),
+    output: str | Path | None = None,
+    target: str | Sequence[str] = "predicted",
+    view: ViewMode | None = None,
+    truth: str | Path | None = None,
+) -> Run:
+    """Explain images into a folder, hold the explanations against each other, write the
+    report; returns the finished `Run`.
+
+    ``images`` are files, folders, globs or `Sample` objects, one or many. The same call
+    continues a run that was stopped; ``output`` is ``runs/DATE-TIME`` unless given.
+    Raises `ConsilienceError` where ``output`` holds another job.
+    """
+    specs = [by] if isinstance(by, str) or not isinstance(by, Sequence) else by
+    job = job_from_specs(specs, None, str(target), view)
+    given = [images] if isinstance(images, str | Path | Sample) else list(images)
+    folder = output if output is not None else dated_folder()
+    return run_explanations(
+        job, given, folder, truth, models=[model] * len(job.columns)
+    )
+
+
+def dated_folder() -> Path:
+    """Where a run goes unless told: ``runs/DATE-TIME``."""
+    return Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+
+
 def run_explanations(
     job: ExplanationJob,
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | Sample],
     folder: str | Path,
     truth: str | Path | None = None,
     options: LoadOptions | None = None,
@@ -93,8 +127,8 @@ def run_explanations(
     models: Sequence[Model] | None = None,
     after: Callable[[Sample, Sequence[Explanation]], None] | None = None,
 ) -> Run:
-    """Explain every image of ``inputs`` (files, folders, globs) and keep everything in
-    ``folder``.
+    """Explain every image of ``inputs`` (files, folders, globs, samples) and keep
+    everything in ``folder``.
 
     An image that fails is named in the manifest and the rest is done. ``command`` is
     what was typed, for the report; ``models`` are the columns' own where they are
@@ -105,11 +139,9 @@ def run_explanations(
     start = time.perf_counter()
     models = models or load_models(job, options or LoadOptions())
     check_job(job, models)
-    paths = data.find_images([str(item) for item in inputs])
-    known = data.read_truth(truth, models[0].classes) if truth is not None else None
-    for note in known.notes if known is not None else ():
-        progress.say(note)
-    writer = Writer(folder, describe_job(job, models, paths, truth))
+    source = _Source(inputs, truth, models[0].classes)
+    parts = describe_job(job, models) | source.parts()
+    writer = Writer(folder, parts, {"command": command})
     units = (
         known_units(job.dissection, [model.id for model in models])
         if job.dissection
@@ -117,11 +149,48 @@ def run_explanations(
     )
     session = _Session(replace(job, columns=seeded(job.columns)), models, writer, units)
     session.after = after
-    with progress.task("images", len(paths)) as running:
-        for sample in data.read_samples(paths, known, models[0].classes):
+    with progress.task("images", len(source)) as running:
+        for sample in source.samples():
             session.take(sample)
             running.advance()
     return session.finish(time.perf_counter() - start, command)
+
+
+class _Source:
+    """The images of a run: files, read one by one, or samples that are there."""
+
+    def __init__(
+        self,
+        inputs: Sequence[str | Path | Sample],
+        truth: str | Path | None,
+        classes: Sequence[str],
+    ) -> None:
+        self._there = [one for one in inputs if isinstance(one, Sample)]
+        patterns = [str(one) for one in inputs if not isinstance(one, Sample)]
+        self._files = data.find_images(patterns) if patterns or not inputs else []
+        self._truth_file, self._classes = truth, classes
+        names = [*data.names_of(self._files), *(one.name for one in self._there)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConsilienceError(f"two images are called {twice[0]!r}")
+        self._truth = data.read_truth(truth, classes) if truth is not None else None
+        for note in self._truth.notes if self._truth is not None else ():
+            progress.say(note)
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._there)
+
+    def parts(self) -> dict[str, Any]:
+        """What the images are for the job: content, by name."""
+        files = files_content(self._files, data.names_of(self._files))
+        there = {one.name: one.digest for one in self._there}
+        return {"images": {**files, **there}, "truth": file_content(self._truth_file)}
+
+    def samples(self) -> Iterator[Sample | data.Failure]:
+        """One after the other."""
+        if self._files:
+            yield from data.read_samples(self._files, self._truth, self._classes)
+        yield from self._there
 
 
 def load_models(job: ExplanationJob, options: LoadOptions) -> tuple[Model, ...]:
@@ -138,42 +207,47 @@ def check_job(job: ExplanationJob, models: Sequence[Model]) -> None:
     classes, masks.
     """
     for column, model in zip(job.columns, models, strict=True):
-        api.resolve_explainer(model, column.by)
+        api.resolve_explainer(model, column.explainer)
         api.check_target_name(model, column.target or job.target)
-        if column.mask:
-            registry.cutters.build(column.mask)
 
 
-def describe_job(
-    job: ExplanationJob,
-    models: Sequence[Model],
-    paths: Sequence[Path],
-    truth: str | Path | None,
-) -> dict[str, Any]:
-    """What makes this job this job and no other."""
-    engines = [
-        {key: model.facts.get(key) for key in ("engine", "precision")}
-        for model in models
-    ]
-    columns = [
-        asdict(column)
-        | {
-            "by": api.explainer_spelling(column.by),
+def describe_job(job: ExplanationJob, models: Sequence[Model]) -> dict[str, Any]:
+    """What makes this job this job and no other, besides its images."""
+    columns = {
+        column.label: {
+            "place": place,
+            "explainer": registry.spell(column.explainer, full=True),
+            "plug-in digest": registry.source_digest(column.explainer, column.cutter),
+            "model": model.id,
+            "class names digest": digest_of_data(model.classes),
+            "engine": model.facts.get("engine"),
+            "precision": model.facts.get("precision"),
             "target": targets.pinned_spelling(column.target),
+            "view": column.view,
+            "mask": column.mask,
+            "unseeded": column.unseeded,
         }
-        for column in job.columns
-    ]
+        for place, (column, model) in enumerate(
+            zip(job.columns, models, strict=True), 1
+        )
+    }
     return {
-        **({"dissection": job.dissection} if job.dissection else {}),
-        "images": [str(path) for path in paths],
-        "truth": None if truth is None else str(truth),
         "columns": columns,
-        "models": [model.id for model in models],
-        "engines": engines,
         "target": targets.pinned_spelling(job.target),
         "allow_mismatch": job.allow_mismatch,
+        "dissection": dissection_content(job.dissection),
         "version": api.versions()["consilience"],
     }
+
+
+def dissection_content(folder: str | None) -> dict[str, str] | None:
+    """A dissection as part of a job: its numbers, wherever the folder lies."""
+    if folder is None:
+        return None
+    if not (Path(folder) / "dissection.json").is_file():
+        raise ConsilienceError(f"{folder} holds no dissection")
+    numbers = [file_content(Path(folder) / name) for name in ("dissection.json", UNITS)]
+    return {"file": Path(folder).name, "digest": digest_of_data(numbers)}
 
 
 def seeded(columns: Sequence[RunColumn]) -> tuple[RunColumn, ...]:
@@ -181,7 +255,9 @@ def seeded(columns: Sequence[RunColumn]) -> tuple[RunColumn, ...]:
     generator would; it is recorded.
     """
     return tuple(
-        replace(column, by=study.with_seed(column.by, secrets.randbelow(2**31)))
+        replace(
+            column, by=study.with_seed(column.by, secrets.randbelow(2**31)), built=None
+        )
         if column.unseeded
         else column
         for column in columns
@@ -189,7 +265,7 @@ def seeded(columns: Sequence[RunColumn]) -> tuple[RunColumn, ...]:
 
 
 def job_from_specs(
-    by: Sequence[str],
+    by: Sequence[str | Explainer],
     models: Sequence[str] | None = None,
     target: str | None = None,
     view: ViewMode | None = None,
@@ -198,14 +274,22 @@ def job_from_specs(
     """A job with a column for each explainer; one model for all columns, or one for
     each.
     """
-    if len(set(by)) < len(by):
-        raise ConsilienceError(f"an explainer is asked for twice: {', '.join(by)}")
-    names = [registry.parse(spec).name for spec in by]
+    built: list[Explainer] = [registry.explainers.build(spec) for spec in by]
+    specs = [
+        spec if isinstance(spec, str) else registry.spell(explainer)
+        for spec, explainer in zip(by, built, strict=True)
+    ]
+    if len(set(specs)) < len(specs):
+        raise ConsilienceError(f"an explainer is asked for twice: {', '.join(specs)}")
+    names = [type(explainer).spelled for explainer in built]  # type: ignore[attr-defined]
     columns = [
         RunColumn(
-            label=_label(spec) if names.count(name) == 1 else spec, by=spec, view=view
+            label=_label(explainer) if names.count(name) == 1 else spec,
+            by=spec,
+            view=view,
+            built=explainer,
         )
-        for spec, name in zip(by, names, strict=True)
+        for spec, name, explainer in zip(specs, names, built, strict=True)
     ]
     return ExplanationJob(
         _with_models(columns, models), target or "predicted", title=title
@@ -235,9 +319,8 @@ def job_from_preset(
     )
 
 
-def _label(spec: str) -> str:
-    explainer = registry.explainers.build(spec)
-    return str(getattr(explainer, "label", type(explainer).spelled))
+def _label(explainer: Explainer) -> str:
+    return str(getattr(explainer, "label", type(explainer).spelled))  # type: ignore[attr-defined]
 
 
 def _with_models(
@@ -287,16 +370,15 @@ class _Session:
         for note in sample.notes:
             progress.say(f"{sample.name}: {note}")
         try:
-            stored = self.writer.done(sample.name, sample.digest) or self._explain(
-                sample
-            )
-            explanations, masks = rebuild(stored, sample)
+            kept = self.writer.done(sample.name, sample.digest)
+            result = self._explain(sample) if kept is None else kept
+            explanations, masks = result.explanations, result.masks
             self.agreement.add(explanations, masks, self.labels)
         except ConsilienceError as error:
             self._fail(sample.name, str(error))
             return
-        self.auditor.add(explanations, masks, stored.prediction, self.labels)
-        self.rows += table_rows(stored)
+        self.auditor.add(explanations, masks, result.prediction, self.labels)
+        self.rows += table_rows(result)
         if self.precision is None:
             self.precision = precision_shifts(
                 self.job.columns, self.models, explanations
@@ -308,31 +390,31 @@ class _Session:
         self.failures.append(Failed(name, reason))
         progress.say(f"{name}: {reason}" if name not in reason else reason)
 
-    def _explain(self, sample: Sample) -> Stored:
+    def _explain(self, sample: Sample) -> ImageResult:
         """All columns of one image, kept with their panel."""
-        explanations = [
-            api.explain(
-                model, sample, column.by, column.target or self.job.target, column.view
-            )
-            for column, model in zip(self.job.columns, self.models, strict=True)
-        ]
-        explanations = self._carried(explanations)
-        items = tuple(
-            as_item(column, one)
-            for column, one in zip(self.job.columns, explanations, strict=True)
+        explanations = self._carried(
+            [
+                api.explain(
+                    model,
+                    sample,
+                    column.explainer,
+                    column.target or self.job.target,
+                    column.view,
+                )
+                for column, model in zip(self.job.columns, self.models, strict=True)
+            ]
         )
-        stored = Stored(
-            name=sample.name,
-            digest=sample.digest,
+        result = ImageResult(
+            sample=sample,
             image=self._shown(sample),
             prediction=prediction(sample, explanations[0], self.models[0]),
-            items=items,
+            items=tuple(map(kept_explanation, self.job.columns, explanations)),
             notes=sample.notes + self._carriers(explanations),
         )
-        panel = self.writer.folder / PANELS / f"{file_stem(sample.name)}.png"
-        write_atomically(panel, lambda file: file.write(panels.panel(stored)))
-        self.writer.put(stored)
-        return stored
+        panel = self.writer.path / PANELS / f"{file_stem(sample.name)}.png"
+        write_bytes(panel, panels.panel(result))
+        self.writer.put(result)
+        return result
 
     def _carried(self, explanations: list[Explanation]) -> list[Explanation]:
         """With the units that carry each map, where a dissection is at hand."""
@@ -388,7 +470,7 @@ class _Session:
             "summary": summary.to_dict("records"),
             "audit": findings_as_rows(self.auditor.findings(table, summary)),
         }
-        finished = self.writer.finish(manifest, pd.DataFrame(self.rows), table)
+        finished = self.writer.finish_tables(manifest, pd.DataFrame(self.rows), table)
         html.write_report(finished)
         return finished
 
@@ -398,7 +480,7 @@ class _Session:
             {
                 "name": column.label,
                 "explainer": column.by,
-                "full": api.explainer_spelling(column.by),
+                "full": registry.spell(column.explainer, full=True),
                 "model": first[column.label]["model"],
                 "view": first[column.label]["view"],
                 "mask": first[column.label]["mask_rule"],
@@ -464,7 +546,7 @@ def precision_shift(
     target = api.target_of_image(
         exact, sample, explanation.target if index is None else int(index), outputs
     )
-    again = api.explain(exact, sample, column.by, target, column.view)
+    again = api.explain(exact, sample, column.explainer, target, column.view)
     maps = [one.values for one in (explanation, again)]
     tops = [largest(values, pixels_of(0.2, values.size)) for values in maps]
     return {
@@ -489,84 +571,33 @@ def prediction(
     }
 
 
-def as_item(column: RunColumn, explanation: Explanation) -> Item:
-    """An explanation as it is kept, with the mask its column asks for."""
-    cutter = (
-        registry.cutters.build(column.mask)
-        if column.mask
-        else default_cutter(explanation)
-    )
-    mask = cutter.cut(explanation)
-    made = explanation.provenance
-    return Item(
-        column=column.label,
-        explainer=explanation.explainer,
-        model=explanation.model_id,
-        target=explanation.target.index,
-        target_name=explanation.target.name,
-        score=made["score"],
-        seconds=made["seconds"],
-        passes=int(made.get("passes", 0)),
-        key=made["key"],
-        values=explanation.values,
-        mask=mask.on,
-        mask_rule=mask.rule,
-        extras=explanation.extras,
-        provenance={
-            **made,
-            **targets.target_facts(explanation.target),
-            "unseeded": column.unseeded,
-            "mask_tied": mask.tied,
-            "mask_note": mask.note,
-        },
-        geometry=explanation.geometry.as_dict(),
-    )
+def kept_explanation(column: RunColumn, explanation: Explanation) -> KeptExplanation:
+    """An explanation with the mask its column asks for."""
+    if column.unseeded:
+        made = {**explanation.provenance, "unseeded": True}
+        explanation = replace(explanation, provenance=made)
+    cutter = column.cutter or default_cutter(explanation)
+    return KeptExplanation(column.label, explanation, cutter.cut(explanation))
 
 
-def rebuild(stored: Stored, sample: Sample) -> tuple[list[Explanation], list[Mask]]:
-    """The explanations and masks of an image as they were when it was kept."""
-    explanations, masks = [], []
-    for item in stored.items:
-        made = item.provenance
-        target = targets.target_from_facts(item.target, item.target_name, made)
-        geometry = Placement.from_dict(dict(item.geometry))
-        explanations.append(
-            Explanation(
-                sample,
-                item.model,
-                item.explainer,
-                target,
-                geometry,
-                item.values,
-                item.extras,
-                made,
-            )
-        )
-        assert item.mask is not None
-        masks.append(
-            Mask(item.mask, item.mask_rule, made["mask_tied"], made["mask_note"])
-        )
-    return explanations, masks
-
-
-def table_rows(stored: Stored) -> list[dict[str, Any]]:
+def table_rows(result: ImageResult) -> list[dict[str, Any]]:
     """Rows of ``explanations.parquet``."""
-    said = stored.prediction
+    said = result.prediction
     return [
         {
-            "sample": stored.name,
-            "explainer": item.explainer,
+            "sample": result.name,
+            "explainer": item.explanation.explainer,
             "column": item.column,
-            "model": item.model,
-            "target": item.target,
-            "target_name": item.target_name,
-            "score": item.score,
-            "seconds": item.seconds,
-            "passes": item.passes,
-            "map": f"{MAPS}/{file_stem(stored.name)}.npz",
-            "key": item.key,
-            "mask_rule": item.mask_rule,
-            "mask_area": float("nan") if item.mask is None else float(item.mask.mean()),
+            "model": item.explanation.model_id,
+            "target": item.explanation.target.index,
+            "target_name": item.explanation.target.name,
+            "score": item.provenance["score"],
+            "seconds": item.provenance["seconds"],
+            "passes": int(item.provenance.get("passes", 0)),
+            "map": f"{MAPS}/{file_stem(result.name)}.npz",
+            "key": item.provenance["key"],
+            "mask_rule": item.cut.rule,
+            "mask_area": item.cut.share,
             "layer": item.provenance.get("layer", ""),
             "verdict": item.provenance.get("verdict", ""),
             "units": (item.provenance.get("units") or {}).get("sentence", ""),
@@ -579,5 +610,5 @@ def table_rows(stored: Stored) -> list[dict[str, Any]]:
             "true": said["true"],
             "true_name": said["true_name"],
         }
-        for item in stored.items
+        for item in result.items
     ]

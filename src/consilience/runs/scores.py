@@ -19,12 +19,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from consilience import progress
 from consilience.evaluation.summary import as_table
-from consilience.files import file_stem, json_ready, write_atomically, write_json
+from consilience.files import (
+    file_stem,
+    json_ready,
+    read_json,
+    read_table,
+    write_bytes,
+    write_table,
+)
+from consilience.runs.folder import MANIFESTS, SCHEMAS, read_manifest, write_manifest
 from consilience.types import Array, ConsilienceError, NotApplicable, Score
 
-SCORES_SCHEMA = 1
-IMAGES, TABLE, SUMMARY = "metrics", "metrics.parquet", "evaluation.json"
+IMAGES, TABLE = "metrics", "metrics.parquet"
 DIGITS = 7
 
 
@@ -56,10 +64,20 @@ class ImageScores:
     def __init__(self, folder: Path, name: str, digest: str) -> None:
         self.path = folder / IMAGES / f"{file_stem(name)}.json"
         self.name, self.digest = name, digest
-        self._scores: dict[str, dict[str, Any]] = {}
-        there = read_json(self.path) if self.path.is_file() else {}
-        if there.get("schema") == SCORES_SCHEMA and there.get("digest") == digest:
-            self._scores = there["scores"]
+        self._scores = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """What is there and of this image; a damaged file is said and made anew."""
+        if not self.path.is_file():
+            return {}
+        try:
+            there = read_json(self.path)
+        except ConsilienceError as error:
+            progress.say(f"{error}; made anew")
+            return {}
+        same = there.get("schema") == SCHEMAS["evaluation"]
+        scores = there.get("scores") if there.get("digest") == self.digest else None
+        return scores if same and isinstance(scores, dict) else {}
 
     def get(self, metric: str, column: str, key: str | None = None) -> KeptScore | None:
         """A number under its metric's full spelling and its column, if it is there and,
@@ -93,7 +111,7 @@ class ImageScores:
     def write(self) -> None:
         """The file, whole or not at all."""
         thing = {
-            "schema": SCORES_SCHEMA,
+            "schema": SCHEMAS["evaluation"],
             "name": self.name,
             "digest": self.digest,
             "scores": self._scores,
@@ -104,7 +122,7 @@ class ImageScores:
             allow_nan=False,
             separators=(",", ":"),
         )
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        write_bytes(self.path, text.encode())
 
 
 def _rounded(curve: Array) -> Any:
@@ -128,43 +146,25 @@ def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of an evaluation."""
-    try:
-        thing = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConsilienceError(f"{path} does not read as JSON: {error}") from None
-    if not isinstance(thing, dict):
-        raise ConsilienceError(f"{path} is not an evaluation's file")
-    return thing
-
-
 class Evaluation:
     """A finished evaluation, read from its run's folder as far as it is asked for."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / SUMMARY).is_file():
+        if not (self.folder / MANIFESTS["evaluation"]).is_file():
             raise ConsilienceError(
                 f"{self.folder} holds no evaluation; make one with consilience evaluate "
                 f"{self.folder}"
             )
-        if self.summary.get("schema") != SCORES_SCHEMA:
-            raise ConsilienceError(
-                f"{self.folder}: the evaluation has another schema; evaluate again"
-            )
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
+        self.summary = read_manifest(self.folder, "evaluation")
         """What was asked and found; see `evaluation.summary`."""
-        return read_json(self.folder / SUMMARY)
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row an image, column and metric: ``value`` (NaN where it does not apply)
         and ``reason``.
         """
-        return pd.read_parquet(self.folder / TABLE)
+        return read_table(self.folder / TABLE)
 
     def images(self) -> Iterator[ImageScores]:
         """The images' own files, one after the other."""
@@ -178,6 +178,6 @@ def finish_evaluation(
 ) -> Evaluation:
     """Write the table, then the summary."""
     table = as_table(rows)
-    write_atomically(folder / TABLE, lambda file: table.to_parquet(file, index=False))
-    write_json(folder / SUMMARY, {"schema": SCORES_SCHEMA, **summary})
+    write_table(folder / TABLE, table)
+    write_manifest(folder, "evaluation", summary)
     return Evaluation(folder)
