@@ -178,11 +178,7 @@ def summarise(agreement: pd.DataFrame) -> pd.DataFrame:
         excess = part["excess"].mean()
         spread = 2.776 * part["excess"].std() / np.sqrt(n) if n > 1 else np.nan
         verdict = (
-            "better than chance"
-            if excess > 0.03
-            else "worse than chance"
-            if excess < -0.03
-            else "not better than chance"
+            "shown" if excess > 0.03 else "below" if excess < -0.03 else "not-shown"
         )
         row = {
             "a": a,
@@ -201,8 +197,8 @@ def summarise(agreement: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             row
             | {
-                "verdict": verdict if n > 1 else "not testable this way",
-                "why": "" if n > 1 else "one image: nothing to exchange",
+                "verdict": verdict if n > 1 else "untestable",
+                "why": "" if n > 1 else "one-image",
                 "mismatch": "",
             }
         )

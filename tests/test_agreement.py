@@ -37,6 +37,7 @@ from consilience.agreement.overlap import (
     smallest_p,
     spearman,
 )
+from consilience.show import words
 from consilience.types import ClassTarget, ConsilienceError
 
 
@@ -516,7 +517,7 @@ def test_one_mask_for_all_images_is_never_better_than_chance():
     row = found.summary().iloc[0]
     assert row.excess_low > 0.2
     assert row.p_images == 1.0
-    assert row.verdict == "not better than chance"
+    assert row.verdict == "not-shown"
 
 
 def test_permutations_within_groups_find_what_is_there_and_nothing_else(monkeypatch):
@@ -559,7 +560,7 @@ def test_calibration_of_independent_smooth_maps(count, centred):
 
 def test_agreement_that_is_there_is_found():
     row = agree(two_methods(np.random.default_rng(13), 8, shared=0.7)).summary().iloc[0]
-    assert (row.verdict, row.n, row.images) == ("better than chance", 8, 8)
+    assert (row.verdict, row.n, row.images) == ("shown", 8, 8)
     assert row.p_images <= 0.001
     assert row.excess_low > 0
 
@@ -578,21 +579,21 @@ def test_masks_that_avoid_each_other_are_worse_than_chance():
         ]
     )
     row = found.summary().iloc[0]
-    assert row.verdict == "worse than chance"
+    assert row.verdict == "below"
     assert row.iou_mean == 0
     assert row.p_images == 1.0
     assert (
         f"mean IoU 0.000 is below the {decimal_iou(576, 115, 115):.3f} of independent masks"
-        in row.why
+        in words.verdict_reason(row)
     )
 
 
 @pytest.mark.parametrize(
     ("count", "verdict"),
     [
-        (1, "not testable this way"),
-        (3, "not testable this way"),
-        (4, "better than chance"),
+        (1, "untestable"),
+        (3, "untestable"),
+        (4, "shown"),
     ],
 )
 def test_few_images_can_prove_nothing(count, verdict):
@@ -605,12 +606,16 @@ def test_few_images_can_prove_nothing(count, verdict):
     if count == 1:
         assert (row.iou_method, row.why) == (
             "one value: no interval",
-            "one image: nothing to exchange",
+            "one-image",
         )
         assert math.isnan(row.p_images)
     if count == 3:
         assert row.p_images == pytest.approx(1 / 6)
-        assert row.why == "too few images for 1 pair: no p below 0.17 is possible"
+        assert (row.why, row.images_needed, row.tests) == ("too-few", 4, 1)
+        assert row.smallest_p == pytest.approx(1 / 6)
+        assert words.verdict_reason(row) == (
+            "with so few images no p below 0.17 is possible; 1 pair takes 4 images"
+        )
     if count == 4:
         assert row.p_images == smallest_p(4) == 1 / 24
 
@@ -626,7 +631,8 @@ def test_several_pairs_are_paid_for():
     assert len(rows) == 3
     np.testing.assert_allclose(rows.p_images, 1 / 24)
     np.testing.assert_allclose(rows.p_holm, 3 / 24)
-    assert set(rows.verdict) == {"not testable this way"}
+    assert set(rows.verdict) == {"untestable"}
+    assert set(rows.images_needed) == {5}  # 3 / 5! = .025
 
 
 def test_images_of_different_frames_cannot_be_exchanged():
@@ -641,8 +647,8 @@ def test_images_of_different_frames_cannot_be_exchanged():
         ]
     )
     row = found.summary().iloc[0]
-    assert (row.verdict, row.n) == ("not testable this way", 5)
-    assert row.why == "images of different frames: their masks cannot be exchanged"
+    assert (row.verdict, row.n) == ("untestable", 5)
+    assert row.why == "frames"
 
 
 def test_the_summary_is_the_mean_over_images():
@@ -763,7 +769,7 @@ def test_the_table_has_the_columns_of_the_stored_one():
 def test_what_cannot_be_added_leaves_nothing_behind():
     found = Agreement()
     found.add([BASE, replace(BASE, explainer="rise")])
-    for group, words in (
+    for group, said in (
         ([BASE, replace(BASE, explainer="rise")], "dog: this image was added before"),
         (
             [
@@ -780,7 +786,7 @@ def test_what_cannot_be_added_leaves_nothing_behind():
             "gradcam is of net@1a2b in images",
         ),
     ):
-        with pytest.raises(ConsilienceError, match=words):
+        with pytest.raises(ConsilienceError, match=said):
             found.add(group)
     with pytest.raises(ConsilienceError, match="as many masks and different labels"):
         found.add(

@@ -12,10 +12,11 @@ import pytest
 
 from consilience import registry, study
 from consilience.agreement import audit
-from consilience.agreement.audit import FINDING_RULES, Auditor, Finding
+from consilience.agreement.audit import SEVERITIES, Auditor, Finding
 from consilience.agreement.masks import Mask
 from consilience.agreement.overlap import Agreement
 from consilience.images import Placement
+from consilience.show.words import FINDINGS
 from consilience.types import ClassTarget, Explanation, Sample
 
 SIZE = (20, 20)
@@ -151,14 +152,12 @@ def test_every_rule_reads():
     is met in this file.
     """
     severities = [
-        ("error", "warning", "note").index(rule.severity)
-        for rule in FINDING_RULES.values()
+        ("error", "warning", "note").index(severity) for severity in SEVERITIES.values()
     ]
     assert severities == sorted(severities)
-    for code, rule in FINDING_RULES.items():
-        assert {
-            name for _, name, _, _ in string.Formatter().parse(rule.text) if name
-        } <= {
+    assert set(FINDINGS) == set(SEVERITIES)
+    for code, text in FINDINGS.items():
+        assert {name for _, name, _, _ in string.Formatter().parse(text) if name} <= {
             "images",
             "first",
             "second",
@@ -278,7 +277,7 @@ def unsettled(p_top, sample="a", **made):
 
 
 def test_superpixels_that_are_not_settled():
-    tie = "not stable after 700 draws: superpixels 1 and 2 are tied for place 2"
+    tie = {"code": "not-told-apart", "draws": 700, "rivals": [1, 2], "place": 2}
     images = [
         (
             [unsettled([1, 0.6, 0.4, 0], "a", stable=False, verdict=tie)],
@@ -304,7 +303,8 @@ def test_superpixels_that_are_not_settled():
     assert (finding.severity, finding.where) == ("warning", LIME)
     assert "in 2 of 3 images (a, c): 0-50 % of the top ones are sure" in finding.message
     assert (
-        "(after 700 draws: superpixels 1 and 2 are tied for place 2)" in finding.message
+        "(after 700 draws: superpixels 1 and 2 could not be told apart at place 2)"
+        in finding.message
     )
 
 
@@ -316,7 +316,7 @@ def test_settled_superpixels_are_no_finding():
     few = unsettled(
         [np.nan] * 3,
         stable=False,
-        verdict="not stable: 20 draws are too few to tell 3 superpixels apart",
+        verdict={"code": "too-few-draws", "draws": 20, "superpixels": 3},
     )
     assert (
         "0 % of the top ones are sure"

@@ -574,7 +574,7 @@ def test_explain_names_the_units_that_carry_a_map(here, whole, image, capsys):
     first = kept.items[0].provenance["units"]
     assert first["units"][0]["unit"] == 0
     assert first["units"][0]["share"] == pytest.approx(1)
-    assert "no map of a layer's channels" in kept.items[1].provenance["units"]["reason"]
+    assert kept.items[1].provenance["units"]["code"] == "not-a-layer-map"
     page_text = (here / "carried" / "report.html").read_text()
     assert sentence in page_text
 
@@ -584,9 +584,9 @@ def test_a_layer_that_was_not_dissected_is_a_reason_and_no_failure(
 ):
     assert explain(here, image, "elsewhere", "gradcam:layer=colours", whole) == 0
     kept = Run(here / "elsewhere").load("square")
-    assert (
-        "the dissection is of mix, last" in kept.items[0].provenance["units"]["reason"]
-    )
+    units = kept.items[0].provenance["units"]
+    assert (units["code"], units["facts"]["there"]) == ("other-layer", "mix, last")
+    assert "the dissection is of mix, last" in kept.notes[0]
 
 
 def test_a_dissection_of_another_model_is_refused(

@@ -51,7 +51,9 @@ class InPatch:
     def score(self, model, view, explanation):
         CALLS.append(explanation.explainer)
         if explanation.sample.name == "p1" and explanation.name == "edges":
-            raise NotApplicable(f"{explanation.sample.name} has no edges today")
+            raise NotApplicable(
+                "{image} has no edges today", image=explanation.sample.name
+            )
         return Score(
             self.scale * float(explanation.values[PATCH].mean()),
             np.array([[0.0, 1.0], [1.0, 0.0]]),
@@ -135,15 +137,18 @@ def rows(values, metric="low", names=("m", "c", "d")):
     found = []
     for number, row in enumerate(values):
         for name, value in zip(names, row, strict=True):
-            reason = "why" if math.isnan(value) else ""
+            lost = math.isnan(value)
+            facts = {"text": "why", "image": f"s{number}"} if lost else {}
             cell = {
+                "code": "said" if lost else "",
+                "facts": json.dumps(facts),
                 "sample": f"s{number}",
                 "digest": "",
                 "column": name,
                 "metric": metric,
                 "kind": "",
             }
-            found.append({**cell, "value": value, "reason": reason})
+            found.append({**cell, "value": value})
     return found
 
 
@@ -194,7 +199,7 @@ def test_what_does_not_apply_is_counted_and_its_reason_said():
     assert (control["n"], control["not_applicable"], control["reasons"]) == (
         0,
         3,
-        [{"reason": "why", "images": 3}],
+        [{"code": "said", "facts": {"text": "why"}, "images": 3}],
     )
     assert found["cells"][0]["untested"] == ["c"]
     assert (
@@ -263,7 +268,8 @@ def test_images_are_explained_and_scored_beside_all_controls(images, loaded, tmp
     assert mine.loc["Grad-CAM", "value"] == pytest.approx(by_hand, rel=1e-6)
     assert mine.loc["constant", "value"] == 1.0
     assert math.isnan(mine.loc["edges", "value"])
-    assert mine.loc["edges", "reason"] == "the image has no edges today"
+    assert mine.loc["edges", "reason"] == "p1 has no edges today"
+    assert json.loads(mine.loc["edges", "facts"])["image"] == "p1"
     other = api.explain(loaded, planted_image(1), "gradcam", 0).values[PATCH].mean()
     assert mine.loc["Grad-CAM, another class", "value"] == pytest.approx(
         other, rel=1e-6
@@ -607,7 +613,7 @@ def test_mosaics_are_made_of_the_images_and_scored_beside_controls(
     other = next(
         c for c in found.summary["cells"] if c["column"] == "test-left, another class"
     )
-    assert other["reasons"][0]["reason"] == "its map is the same for every class"
+    assert other["reasons"][0]["code"] == "same-for-every-class"
     metric = found.summary["metrics"][0]
     assert (metric["unit"], metric["units"]) == ("mosaic", 3)
     assert {
@@ -709,17 +715,18 @@ def test_a_data_sets_number_is_named_as_such(images, loaded, tmp_path, capsys):
 
 def test_reasons_of_many_classes_are_one_line(images, loaded, tmp_path):
     from consilience.show import evaluation_page as said_of
+    from consilience.show import words
 
-    assert said_of.general(
-        "the image has no box of class 3 tiger cat, tabby; it has boxes of class 4, 5 and 0 "
-        "masks"
-    ) == (
-        "the image has no box of the explained class; it has boxes of another class and 0 masks"
+    facts = {"image": "a.jpg", "marked": "3 tabby", "others": ["4", "5"], "masks": 0}
+    assert words.reason_sentence("no-object-boxes", facts) == (
+        "a.jpg has no box of class 3 tabby; it has boxes of class 4, 5 and 0 masks"
     )
-    seen = "the image: what is marked as class 3 tiger cat covers no pixel of what the model is shown"
-    assert (
-        said_of.general(seen)
-        == "what is marked as the explained class covers no pixel of what the model is shown"
+    assert words.reason_sentence("no-object-boxes", {"masks": 0}) == (
+        "the image has no box of the explained class; it has boxes of another class, or "
+        "none and 0 masks"
+    )
+    assert words.reason_sentence("object-not-shown", {}) == (
+        "what is marked as the explained class covers no pixel of what the model is shown"
     )
     found = evaluated(images, tmp_path, ("energy", "pointing-game"))
     lines = said_of.silent(found.summary)

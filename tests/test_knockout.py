@@ -13,8 +13,9 @@ from scipy import stats as scipy_stats
 from torch import nn
 
 from consilience import stats
-from consilience.dissection.knockout import knock_out, knockout_sentence
+from consilience.dissection.knockout import knock_out
 from consilience.models.network import wrap
+from consilience.show.words import knockout_sentence
 from consilience.types import ConsilienceError, Sample
 
 CLASSES = (
@@ -157,7 +158,7 @@ def test_a_unit_that_hurts_all_alike_hurts_none_more(found):
     row = table[table["unit"] == 2].iloc[0]
     assert (found.contrast[:, 2] == 0).all()
     assert row["p"] == 1
-    assert "does not cost its classes more" in knockout_sentence(row)
+    assert "was not shown to cost its classes more" in knockout_sentence(row)
     assert row["lost"] == pytest.approx(0, abs=1e-6)
 
 

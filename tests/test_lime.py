@@ -354,7 +354,7 @@ def test_it_stops_where_the_top_is_known_and_shows_no_more_images():
     assert heat.facts["passes"] == sum(model.sizes) == 128
     assert (heat.facts["stable"], heat.facts["verdict"]) == (
         True,
-        "stable after 128 draws",
+        {"code": "stable", "draws": 128},
     )
     assert float(heat.extras["p_set"]) > 1 - 0.05 / 5
     short = lime(f"{SPEC},samples=128").explain(model, view, target("logit"))
@@ -369,10 +369,9 @@ def test_a_tie_is_never_called_stable_and_is_named():
     )
     assert heat.facts["passes"] == sum(model.sizes) == 600
     assert not heat.facts["stable"]
-    assert heat.facts["verdict"] in {
-        f"not stable after 600 draws: superpixels {one} are tied for place 5"
-        for one in ("4 and 6", "6 and 4")
-    }
+    verdict = heat.facts["verdict"]
+    assert sorted(verdict.pop("rivals")) == [4, 6]
+    assert verdict == {"code": "not-told-apart", "draws": 600, "place": 5}
     np.testing.assert_array_equal(heat.extras["p_top"][:4], 1)
     assert 0.02 < heat.extras["p_top"][4] < 0.98
 
@@ -547,10 +546,11 @@ def test_fewer_samples_than_superpixels_are_noted_and_finite(selection):
     assert torch.isfinite(heat.values).all()
     assert "20 samples for 36 superpixels" in heat.facts["notes"][0]
     assert np.isnan([*heat.extras["stderr"], *heat.extras["p_top"]]).all()
-    assert (
-        heat.facts["verdict"]
-        == "not stable: 20 draws are too few to tell 36 superpixels apart"
-    )
+    assert heat.facts["verdict"] == {
+        "code": "too-few-draws",
+        "draws": 20,
+        "superpixels": 36,
+    }
     on = draws("hadamard", 20, 36, 0)
     keep = torch.from_numpy(on[:, heat.extras["segments"]])[:, None]
     fill = registry.fills.build("mean").image(view, heat.extras["segments"])

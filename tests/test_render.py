@@ -211,11 +211,16 @@ def test_a_tile_says_how_sure_its_superpixels_are():
         "LIME", weights[segments], segments=segments, weights=weights, p_top=p_top
     )
     sure.provenance = {
-        "verdict": "not stable after 700 draws: superpixels 1 and 2 are tied for place 2"
+        "verdict": {
+            "code": "not-told-apart",
+            "draws": 700,
+            "rivals": [1, 2],
+            "place": 2,
+        }
     }
     (_, tile) = panels.tiles(shown(sure))
     assert tile.lines == (
-        "not stable after 700 draws: superpixels 1 and 2 are tied for place 2",
+        "not stable after 700 draws: superpixels 1 and 2 could not be told apart at place 2",
         "thick border: surely among the top 2 (1 of them)",
         "hatched: may not be among them (1)",
     )

@@ -266,14 +266,13 @@ def verdict_of(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("verdict", "sentence", "badge"),
     [
-        ("better than chance", "agree better than chance", "Better than chance"),
+        ("shown", "agree better than chance", "Better than chance"),
         (
-            "not better than chance",
-            "agree no better than chance",
-            "Not better than chance",
+            "not-shown",
+            "were not shown to agree better than chance",
+            "Not shown",
         ),
-        ("worse than chance", "agree less than chance would", "Worse than chance"),
-        ("below chance", "agree less than chance would", "Worse than chance"),
+        ("below", "agree less than chance would", "Worse than chance"),
     ],
 )
 def test_each_verdict_has_its_sentence(tmp_path, verdict, sentence, badge):
@@ -284,8 +283,8 @@ def test_each_verdict_has_its_sentence(tmp_path, verdict, sentence, badge):
 
 def test_one_image_is_not_testable_and_says_why(tmp_path):
     said = Reader(html.report_page(small_run(tmp_path, count=1))).text
-    assert "Not testable" in said
-    assert "(one image: nothing to exchange)" in said
+    assert "Could not be shown" in said
+    assert "shown: one image has no other to be exchanged with." in said
     assert "On 1 image, the IoU is" in said
     assert "interval" not in said[: said.index("What was asked")]
 
@@ -497,7 +496,7 @@ def test_holm_is_named_where_there_are_several_pairs():
         "iou_high": 0.4,
         "expected_mean": 0.1,
     }
-    row |= {"p_images": 0.01, "p_holm": 0.03, "verdict": "better than chance"}
+    row |= {"p_images": 0.01, "p_holm": 0.03, "verdict": "shown"}
     said = words.verdict_sentence(row, pairs=3).replace(words.NBSP, " ")
     assert "p = 0.030 by permuting images, adjusted for 3 pairs (Holm)" in said
     assert "On 9 of 10 images (the rest have no defined IoU)" in said

@@ -1009,9 +1009,9 @@ def test_a_run_keeps_its_targets(red_job):
 
 def test_units_and_classes_are_different_targets(red_job):
     done = red_job(None, columns=("1", "unit:mix,1"), folder="mixed")
-    (found,) = [row for row in done.manifest["audit"] if row["code"] == "mixed-targets"]
-    assert "red" in found["message"]
-    assert "mix unit 1" in found["message"]
+    (found,) = [one for one in done.audit if one.code == "mixed-targets"]
+    assert "red" in found.message
+    assert "mix unit 1" in found.message
 
 
 def test_another_file_is_another_job(red_job, tmp_path):

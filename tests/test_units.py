@@ -21,6 +21,7 @@ from consilience.dissection.units import (
 from consilience.images import enlarge
 from consilience.models.network import wrap
 from consilience.registry import explainers
+from consilience.show import words
 from consilience.types import ConsilienceError, NotApplicable, Sample
 
 ADDITIVE = (
@@ -155,7 +156,7 @@ def test_the_red_unit_carries_the_red_map(red_model):
     )
     found = carriers(red_model, explanation, CONCEPTS)
     np.testing.assert_allclose(found.shares, [1, 0, 0, 0], atol=1e-6)
-    assert found.sentence() == "100 % of this map: unit 0 red (100 %)"
+    assert found.sentence().startswith("100 % of this map: unit 0 red (100 %); by")
     assert found.by_concept()["red"] == pytest.approx(1)
     first = found.table().iloc[0]
     assert (first["unit"], first["concept"], first["iou"]) == (0, "red", 0.9)
@@ -176,14 +177,14 @@ def test_the_sentence_names_the_largest_shares():
         CONCEPTS.drop(columns="layer"),
         0.2,
     )
-    assert (
-        found.sentence() == "93 % of this map: unit 3 road (52 %), unit 0 wheel (41 %)"
+    assert found.sentence() == (
+        "93 % of this map: unit 3 road (52 %), unit 0 wheel (41 %); by concept: "
+        "road 52 %, wheel 41 %, sky −20 %, no concept 27 %"
     )
-    assert found.sentence(3).endswith("unit 2 no concept (27 %)")
+    assert "unit 2 no concept (27 %)" in words.units_words(found.as_dict(), units=3)
     assert found.cancelled == pytest.approx(1.4)
-    assert (
-        found.concepts_sentence(2)
-        == "by concept: road 52 %, wheel 41 %, no concept 27 %"
+    assert words.units_words(found.as_dict(), most=2).endswith(
+        "by concept: road 52 %, wheel 41 %, no concept 27 %"
     )
     assert sum(found.by_concept().values()) == pytest.approx(1)
     assert list(found.table()["unit"]) == [3, 0, 2, 1]
@@ -238,5 +239,5 @@ def test_explanations_get_their_units_or_the_reason(red_model):
     ]
     with_units, without = explain_by_units(red_model, made, CONCEPTS)
     assert with_units.provenance["units"]["units"][0]["concept"] == "red"
-    assert "no map of a layer's channels" in without.provenance["units"]["reason"]
+    assert without.provenance["units"]["code"] == "not-a-layer-map"
     np.testing.assert_array_equal(with_units.values, made[0].values)

@@ -180,9 +180,7 @@ def metric_scores(
     missing = sorted(getattr(metric, "needs", frozenset()) - model.can)
     if missing:
         return [
-            NotApplicable(
-                f"needs {', '.join(missing)} of the model; {model.id} offers less"
-            )
+            NotApplicable(code="model-cannot", needs=", ".join(missing), model=model.id)
         ] * len(views)
     posed = [
         targets.ask_where_read(model, view, one.target)
@@ -210,7 +208,7 @@ def _score(
 
 def _finite(score: Score | NotApplicable) -> Score | NotApplicable:
     if isinstance(score, Score) and not math.isfinite(score.value):
-        return NotApplicable(f"the value is not finite: {score.value:g}")
+        return NotApplicable(code="score-not-finite", value=score.value)
     return score
 
 

@@ -46,8 +46,29 @@ class ConsilienceError(ValueError):
     """
 
 
+OF_IMAGE = ("image", "marked", "others")
+"""Facts of a reason that differ from image to image: reasons that differ in nothing else
+are one reason.
+"""
+
+
 class NotApplicable(ConsilienceError):  # noqa: N818 - it is a verdict, not a fault
-    """A method or metric that cannot say anything about this case, with the reason."""
+    """A method or metric that cannot say anything about this case, with the reason.
+
+    A ``code`` and facts, or in a plug-in a ``text`` that may name facts in braces:
+    ``NotApplicable("{image} has no edges", image=sample.name)``. What a fact is called
+    matters: those in `OF_IMAGE` are left out when reasons are counted over images.
+    """
+
+    def __init__(self, text: str = "", *, code: str = "said", **facts: Any) -> None:
+        super().__init__(text)
+        self.code = code
+        self.facts: dict[str, Any] = {"text": text, **facts} if text else facts
+
+    def __str__(self) -> str:
+        from consilience.show.words import reason_sentence
+
+        return reason_sentence(self.code, self.facts)
 
 
 @dataclass(frozen=True)

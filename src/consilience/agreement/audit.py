@@ -8,8 +8,8 @@ merges what it found over images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,131 +38,58 @@ NAMED = 3
 class Finding:
     """Something that makes numbers doubtful: an ``error`` invalidates them, a
     ``warning`` limits what they say.
+
+    ``facts`` are what the sentence is made of: in how many of ``total`` images it was
+    found (``count``, the first of them by name in ``images``), the ranges ``first`` and
+    ``second`` of its numbers, and what else was ``seen``.
     """
 
     code: str
     severity: Severity
-    message: str
     where: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def message(self) -> str:
+        """The finding in a sentence."""
+        from consilience.show.words import finding_sentence
+
+        return finding_sentence(self)
 
 
-@dataclass(frozen=True)
-class FindingRule:
-    """How a code reads: ``text`` with places for ``images`` (where found), ``first``
-    and ``second`` (ranges), ``words``.
-    """
-
-    severity: Severity
-    text: str
-
-
-FINDING_RULES: Mapping[str, FindingRule] = {
-    "rendered-mask": FindingRule(
-        "error",
-        "the mask is cut from the luminance of a saved figure, not from the map{images}: it "
-        "covers {first} of the frame, "
-        "and {second} of the frame share the value of the cut, as the white of a page does; "
-        "it says nothing about the map",
-    ),
-    "mixed-weights": FindingRule(
-        "error",
-        "different weights are compared{images}: {words}; no difference can be laid to the "
-        "methods",
-    ),
-    "mixed-views": FindingRule(
-        "error",
-        "different views of the image are compared{images}: {words}; the frames do not "
-        "coincide",
-    ),
-    "mixed-targets": FindingRule(
-        "error", "different classes are explained{images}: {words}"
-    ),
-    "fill-truncated": FindingRule(
-        "error",
-        "the fill is not the percentile that was asked for{images}: {words}; cast to a whole "
-        "number, what lies in [0, 1] "
-        "is black",
-    ),
-    "fill-out-of-range": FindingRule(
-        "error",
-        "the fill has values outside of [0, 1]{images}: {words}; the model never saw such "
-        "pixels",
-    ),
-    "seed-without-effect": FindingRule(
-        "error",
-        "the draws are unseeded{images}: lime's random_seed reaches only its own default "
-        "segmentation, so a seed has no "
-        "effect here and the numbers will not come out again (seeds drawn this time: {words})",
-    ),
-    "empty-mask": FindingRule(
-        "warning",
-        "the mask is empty{images}: its IoU is 0 or undefined whatever the other one shows",
-    ),
-    "flat-map": FindingRule(
-        "warning",
-        "the map has one value everywhere{images}: it ranks no pixel, and a mask cut from it "
-        "is arbitrary",
-    ),
-    "completeness-gap": FindingRule(
-        "warning",
-        "the attributions do not add up to what they explain{images}: the gap is {first} of "
-        "it; more steps may close it, or "
-        "part of the score does not go through what is explained",
-    ),
-    "ties-at-cut": FindingRule(
-        "warning",
-        "{first} {words} share the value at the cut{images}: which of them the mask holds is "
-        "arbitrary",
-    ),
-    "unstable-superpixels": FindingRule(
-        "warning",
-        "which superpixels weigh most is not settled{images}: {first} of the top ones are "
-        "sure; another seed may show others "
-        "({words})",
-    ),
-    "below-chance": FindingRule(
-        "warning",
-        "mean IoU {first} is below chance: independent masks of the same areas reach {second}",
-    ),
-    "chance-level": FindingRule(
-        "warning",
-        "by its interval over images the mean IoU of {first} is not clearly above chance: "
-        "independent masks of the same "
-        "areas reach {second}",
-    ),
-    "area-varies": FindingRule(
-        "warning",
-        "the masks cover {first} of the frame from image to image: IoU mixes their size with "
-        "their place",
-    ),
-    "few-images": FindingRule("warning", "{words}"),
-    "shift-explains": FindingRule(
-        "warning",
-        "the masks overlap more than independent ones, but in only {first} of the images more "
-        "than when one of them is "
-        "shifted (p at most .05): smooth shapes may explain it",
-    ),
-    "prediction-wrong": FindingRule(
-        "warning", "the model's first class is not the true one{images}: {words}"
-    ),
-    "prediction-unsure": FindingRule("note", "the model is unsure{images}: {words}"),
-    "fill-black": FindingRule(
-        "note",
-        "the percentile asked for as fill is black{images}: the images themselves are that "
-        "dark",
-    ),
+SEVERITIES: Mapping[str, Severity] = {
+    "rendered-mask": "error",
+    "mixed-weights": "error",
+    "mixed-views": "error",
+    "mixed-targets": "error",
+    "fill-truncated": "error",
+    "fill-out-of-range": "error",
+    "seed-without-effect": "error",
+    "empty-mask": "warning",
+    "flat-map": "warning",
+    "completeness-gap": "warning",
+    "ties-at-cut": "warning",
+    "unstable-superpixels": "warning",
+    "below-chance": "warning",
+    "chance-level": "warning",
+    "area-varies": "warning",
+    "few-images": "warning",
+    "shift-explains": "warning",
+    "prediction-wrong": "warning",
+    "prediction-unsure": "note",
+    "fill-black": "note",
 }
 """Every finding there is, most serious first."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One rule met in one image: numbers to be spanned and a word to be listed."""
+    """One rule met in one image: numbers to be spanned and what was seen."""
 
     sample: str
     first: float = math.nan
     second: float = math.nan
-    word: str = ""
+    seen: Any = None
 
 
 # ---- the auditor
@@ -228,7 +155,7 @@ class Auditor:
             self._merged(code, where, events)
             for (code, where), events in self._events.items()
         ]
-        order = {code: place for place, code in enumerate(FINDING_RULES)}
+        order = {code: place for place, code in enumerate(SEVERITIES)}
         severities = ("error", "warning", "note")
         return sorted(
             [*merged, *across],
@@ -243,55 +170,31 @@ class Auditor:
         self._events.setdefault((code, where), []).append(event)
 
     def _merged(self, code: str, where: str, events: Sequence[Event]) -> Finding:
+        seen: list[Any] = []
+        for event in events:
+            if event.seen is not None and event.seen not in seen:
+                seen.append(event.seen)
+        names = [event.sample for event in events]
         return _finding(
             code,
             where,
-            images=_images([event.sample for event in events], len(self._samples)),
-            first=_span([event.first for event in events], _UNITS.get(code, _per_cent)),
-            second=_span([event.second for event in events], _per_cent),
-            words=_listed(
-                list(dict.fromkeys(event.word for event in events if event.word))
-            ),
+            images=names[:NAMED],
+            count=len(names),
+            total=len(self._samples),
+            first=_span([event.first for event in events]),
+            second=_span([event.second for event in events]),
+            seen=seen[:NAMED],
+            more=len(seen) > NAMED,
         )
 
 
-def _finding(code: str, where: str, **parts: str) -> Finding:
-    text = FINDING_RULES[code].text.format(
-        **{"images": "", "first": "", "second": "", "words": "", **parts}
-    )
-    return Finding(
-        code, FINDING_RULES[code].severity, f"{where}: {text}" if where else text, where
-    )
+def _finding(code: str, where: str, **facts: Any) -> Finding:
+    return Finding(code, SEVERITIES[code], where, facts)
 
 
-def _images(names: Sequence[str], total: int) -> str:
-    if total == 1:
-        return ""
-    if len(names) == total:
-        return f" in all {total} images"
-    return f" in {len(names)} of {total} images ({_listed(names)})"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:NAMED]) + (", ..." if len(words) > NAMED else "")
-
-
-def _span(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    low, high = shown(min(values)), shown(max(values))
-    if low == high:
-        return high
-    return f"{low.removesuffix(' %')}-{high}"
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _whole(count: float) -> str:
-    return f"{count:,.0f}"
-
-
-_UNITS: Mapping[str, Callable[[float], str]] = {"ties-at-cut": _whole}
+def _span(values: Sequence[float]) -> list[float] | None:
+    known = [value for value in values if not math.isnan(value)]
+    return [min(known), max(known)] if known else None
 
 
 # ---- one explanation
@@ -312,7 +215,7 @@ def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]
     if explanation.provenance.get("unseeded"):
         yield (
             "seed-without-effect",
-            Event(sample, word=str(explanation.provenance.get("seed", "not recorded"))),
+            Event(sample, seen=str(explanation.provenance.get("seed", "not recorded"))),
         )
 
 
@@ -326,7 +229,7 @@ def _of_cut(sample: str, mask: Mask) -> Iterator[tuple[str, Event]]:
             Event(
                 sample,
                 mask.tied,
-                word="superpixels" if rule == "superpixels" else "pixels",
+                seen="superpixels" if rule == "superpixels" else "pixels",
             ),
         )
 
@@ -343,14 +246,10 @@ def _of_certainty(explanation: Explanation) -> Iterator[tuple[str, Event]]:
         return
     sure, top = settled(chances)
     share = len(sure) / len(top) if len(top) else 0.0
-    said = str(explanation.provenance.get("verdict", "not stable"))
+    verdict = explanation.provenance.get("verdict")
     yield (
         "unstable-superpixels",
-        Event(
-            explanation.sample.name,
-            share,
-            word=said.removeprefix("not stable").lstrip(": "),
-        ),
+        Event(explanation.sample.name, share, seen=verdict),
     )
 
 
@@ -367,7 +266,7 @@ def _of_fill(explanation: Explanation) -> Iterator[tuple[str, Event]]:
     if made.min() < 0 or made.max() > 1:
         yield (
             "fill-out-of-range",
-            Event(sample, word=f"{made.min():g} to {made.max():g}"),
+            Event(sample, seen=[float(made.min()), float(made.max())]),
         )
     percentile = getattr(fill, "q", getattr(fill, "percentile", None))
     if percentile is not None:
@@ -389,14 +288,10 @@ def _of_percentile(
     if np.abs(wanted - got).max() > 0.5 / 255:
         yield (
             "fill-truncated",
-            Event(sample, word=f"{_colour(got)} instead of {_colour(wanted)}"),
+            Event(sample, seen={"got": got.tolist(), "wanted": wanted.tolist()}),
         )
     elif got.max() == 0:
         yield "fill-black", Event(sample)
-
-
-def _colour(channels: Array) -> str:
-    return "(" + " ".join(f"{channel:.2f}" for channel in channels) + ")"
 
 
 def _view(explanation: Explanation) -> View:
@@ -429,10 +324,10 @@ def _of_columns(
     }
     for code, found in sides.items():
         if len({repr(key) for key, _ in found}) > 1:
-            word = " against ".join(
-                f"{name} {shown}" for name, (_, shown) in zip(names, found, strict=True)
-            )
-            yield code, Event(explanations[0].sample.name, word=word)
+            seen = [
+                [name, shown] for name, (_, shown) in zip(names, found, strict=True)
+            ]
+            yield code, Event(explanations[0].sample.name, seen=seen)
 
 
 def _frame(explanation: Explanation) -> Any:
@@ -455,7 +350,8 @@ def _of_prediction(sample: str, said: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield (
             "prediction-wrong",
             Event(
-                sample, word=f"{said.get('true_name') or true} is called {said['name']}"
+                sample,
+                seen={"true": said.get("true_name") or true, "called": said["name"]},
             ),
         )
     probability, margin = (_number(said.get(key)) for key in ("probability", "margin"))
@@ -466,7 +362,7 @@ def _of_prediction(sample: str, said: Mapping[str, Any]) -> Iterator[tuple[str, 
             "prediction-unsure",
             Event(
                 sample,
-                word=f"{said['name']} at {probability:.2f}, {margin:.2f} before the next",
+                seen={"name": said["name"], "p": probability, "lead": margin},
             ),
         )
 
@@ -481,7 +377,7 @@ def _number(value: Any) -> float:
 def _of_areas(areas: Mapping[str, Sequence[float]]) -> Iterator[Finding]:
     for name, shares in areas.items():
         if max(shares) - min(shares) > AREA_SPREAD:
-            yield _finding("area-varies", name, first=_span(shares, _per_cent))
+            yield _finding("area-varies", name, first=_span(shares))
 
 
 def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
@@ -490,22 +386,29 @@ def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
         yield _finding(
             "below-chance",
             where,
-            first=f"{row['iou_mean']:.3f}",
-            second=f"{row['expected_mean']:.3f}",
+            first=_span([row["iou_mean"]]),
+            second=_span([row["expected_mean"]]),
         )
     elif row["iou_mean"] >= row["expected_mean"] and not row["excess_low"] > 0:
         yield _finding(
             "chance-level",
             where,
-            first=f"{row['iou_mean']:.3f}",
-            second=f"{row['expected_mean']:.3f}",
+            first=_span([row["iou_mean"]]),
+            second=_span([row["expected_mean"]]),
         )
-    few = _few(row)
-    if few:
-        yield _finding("few-images", where, words=few)
+    if _is_few(row):
+        half = (_number(row["excess_high"]) - _number(row["excess_low"])) / 2
+        yield _finding(
+            "few-images",
+            where,
+            count=int(row["n"]),
+            mean=_number(row["excess_mean"]),
+            half=half,
+            few=FEW_IMAGES,
+        )
     share = _number(row.get("share_p05"))
     if row["excess_low"] > 0 and share < 0.5:
-        yield _finding("shift-explains", where, first=_per_cent(share))
+        yield _finding("shift-explains", where, first=_span([share]))
 
 
 def _of_published(
@@ -523,21 +426,12 @@ def _of_published(
         yield _finding(
             "below-chance",
             "as published",
-            first=f"{published:.3f}",
-            second=f"{expected:.3f}",
+            first=_span([published]),
+            second=_span([expected]),
         )
 
 
-def _few(row: Mapping[str, Any]) -> str:
-    """Why the images are too few, or nothing."""
-    count, mean = int(row["n"]), _number(row["excess_mean"])
+def _is_few(row: Mapping[str, Any]) -> bool:
+    """Whether the images are too few, or tell nothing of the sign of the excess."""
     half = (_number(row["excess_high"]) - _number(row["excess_low"])) / 2
-    if count == 0:
-        return "no image has a defined IoU"
-    if count == 1:
-        return "one image has no interval: nothing can be said of others"
-    if count < FEW_IMAGES:
-        return f"{count} images are too few: the 95 % interval of the mean excess rests on {count} numbers"
-    if half > abs(mean):
-        return f"{count} images give a mean excess of {mean:.3f} +- {half:.3f}: more are needed to tell its sign"
-    return ""
+    return int(row["n"]) < FEW_IMAGES or half > abs(_number(row["excess_mean"]))

@@ -205,8 +205,10 @@ def _finite(explanation: Explanation) -> Array:
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if bad:
         raise NotApplicable(
-            f"{explanation.explainer}: {bad} of {values.size} values are not finite, so no "
-            f"mask can be cut"
+            code="values-not-finite",
+            explainer=explanation.explainer,
+            bad=bad,
+            size=values.size,
         )
     return values
 
@@ -220,9 +222,7 @@ def _flat_note(values: Array) -> str:
 
 def _segments(explanation: Explanation) -> Array:
     if not has_superpixels(explanation):
-        raise NotApplicable(
-            f"{explanation.explainer} has no superpixels; cut its map with top:fraction=0.2"
-        )
+        raise NotApplicable(code="no-superpixels", explainer=explanation.explainer)
     segments: Array = explanation.extras["segments"]
     if segments.shape != explanation.values.shape:
         shapes = f"{frame(segments)} for a map of {frame(explanation.values)}"
@@ -249,8 +249,7 @@ def _finite_weights(explanation: Explanation, key: str) -> Array:
     weights: Array = np.asarray(explanation.extras[key])
     if not np.isfinite(weights).all():
         raise NotApplicable(
-            f"{explanation.explainer}: {key} of superpixels are not finite, so no mask can be "
-            f"cut"
+            code="weights-not-finite", explainer=explanation.explainer, key=key
         )
     return weights
 

@@ -590,13 +590,16 @@ class Agreement:
         most .05; ``p_images`` of `permutation_p` and ``p_holm``, adjusted for the
         number of pairs in this table. ``verdict`` is one of
 
-        - better than chance: ``p_holm`` at most .05 and the mean excess above 0;
-        - worse than chance: the interval of the mean excess lies below 0;
-        - not testable this way: one image, several frames, or so few images that no p
-          could be small enough;
-        - not better than chance: all others.
+        - ``shown``: better than chance, ``p_holm`` at most .05 and the mean excess
+          above 0;
+        - ``below``: worse than chance, the interval of the mean excess lies below 0;
+        - ``untestable``: it could not have been shown, ``why`` is ``no-image``,
+          ``one-image``, ``frames`` (of different size) or ``too-few``: then
+          ``images_needed`` is how many could show it;
+        - ``not-shown``: all others.
 
-        ``why`` gives the numbers behind it in words.
+        ``tests`` is the size of the family, ``smallest_p`` the smallest p that these
+        images could have, after Holm.
         """
         grouped = self._by_explainers()
         tests = [
@@ -687,11 +690,7 @@ class Agreement:
         )
         expected = _mean(columns["expected_iou"])
         verdict, why = _verdict(test, p_holm, family, above.mean, above.high)
-        below = (
-            f"mean IoU {overlap.mean:.3f} is below the {expected:.3f} of independent masks"
-            if overlap.mean < expected
-            else ""
-        )
+        needed = images_needed(family) if why == "too-few" else 0
         return {
             "a": pairs[0].a,
             "b": pairs[0].b,
@@ -704,8 +703,11 @@ class Agreement:
             "spearman_mean": _mean(columns["spearman"]),
             "p_images": test.p,
             "p_holm": p_holm,
+            "tests": family,
+            "smallest_p": min(test.smallest * family, 1.0),
             "verdict": verdict,
-            "why": "; ".join(filter(None, (below, why))),
+            "why": why,
+            "images_needed": needed,
             "mismatch": "; ".join(
                 dict.fromkeys(pair.mismatch for pair in pairs if pair.mismatch)
             ),
@@ -718,7 +720,8 @@ SUMMARY = [
     *(f"iou_{key}" for key in INTERVAL),
     "expected_mean",
     *(f"excess_{key}" for key in INTERVAL),
-    *("share_p05", "spearman_mean", "p_images", "p_holm", "verdict", "why", "mismatch"),
+    *("share_p05", "spearman_mean", "p_images", "p_holm", "tests", "smallest_p"),
+    *("verdict", "why", "images_needed", "mismatch"),
 ]
 
 
@@ -783,14 +786,9 @@ class _Test:
     @staticmethod
     def of(a: list[Packed], b: list[Packed], seed: int) -> _Test:
         if len(a) < 2:
-            count = "one image" if a else "no image with a defined IoU"
-            return _Test(math.nan, math.nan, f"{count}: nothing to exchange")
+            return _Test(math.nan, math.nan, "one-image" if a else "no-image")
         if len({mask.shape for mask in a}) > 1:
-            return _Test(
-                math.nan,
-                math.nan,
-                "images of different frames: their masks cannot be exchanged",
-            )
+            return _Test(math.nan, math.nan, "frames")
         return _Test(permutation_p(a, b, seed), smallest_p(len(a)))
 
 
@@ -799,24 +797,21 @@ def _verdict(
 ) -> tuple[str, str]:
     worse = high < 0
     if math.isnan(test.p):
-        return ("worse than chance" if worse else "not testable this way"), test.why
+        return ("below" if worse else "untestable"), test.why
     if p_holm <= ALPHA and mean > 0:
-        return (
-            "better than chance",
-            f"images' own maps agree more than exchanged ones, p = {p_holm:.2g} after Holm",
-        )
+        return "shown", ""
     if worse:
-        return (
-            "worse than chance",
-            f"the mean excess lies below 0 with its whole interval (up to {high:.3f})",
-        )
+        return "below", ""
     if test.smallest * family > ALPHA:
-        reach = f"no p below {min(test.smallest * family, 1.0):.2g} is possible"
-        return (
-            "not testable this way",
-            f"too few images for {family} pair{'s' if family > 1 else ''}: {reach}",
-        )
-    return "not better than chance", f"p = {p_holm:.2g} after Holm by exchanging images"
+        return "untestable", "too-few"
+    return "not-shown", ""
+
+
+def images_needed(tests: int) -> int:
+    """How many images it takes until ``tests`` permutation tests, corrected by Holm,
+    could show anything.
+    """
+    return next(n for n in range(2, 100) if smallest_p(n) * tests <= ALPHA)
 
 
 def _defined(pairs: Sequence[PairAgreement], key: str) -> Array:

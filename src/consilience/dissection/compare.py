@@ -301,17 +301,9 @@ class Comparison:
 
     def headline(self) -> str:
         """The comparison over all layers in a sentence."""
-        row = self.jaccard().iloc[-1]
-        said = (
-            f"{self.a.name} detects {row['concepts_a']} concepts and {self.b.name} "
-            f"{row['concepts_b']}; "
-            f"they share {row['shared']}"
-        )
-        if math.isnan(row["jaccard"]):
-            return said
-        if math.isnan(row["expected"]):
-            return f"{said} (Jaccard {row['jaccard']:.3f})"
-        return f"{said} (Jaccard {row['jaccard']:.3f}; {row['expected']:.3f} by chance, p = {row['p']:.2g})"
+        from consilience.show.words import comparison_headline
+
+        return comparison_headline(self)
 
 
 def _best(found: pd.DataFrame) -> dict[Any, float]:

@@ -12,7 +12,7 @@ sums).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,19 +186,13 @@ class Knockout:
         return int(places[0])
 
 
-def knockout_sentence(row: pd.Series) -> str:
-    """One unit's contrast in a sentence; ``row`` is of `Knockout.table`."""
+def knockout_verdict(row: Mapping[Any, Any]) -> str:
+    """What a unit's contrast shows, as a code; ``row`` is of `Knockout.table`."""
     if not row["classes"]:
-        return str(row["matched"])
+        return "no-classes"
     if row["p_holm"] <= 1 - LEVEL:
-        said = "costs its classes more than others"
-    elif row["contrast_high"] < 0:
-        said = "costs its classes less than others"
-    else:
-        said = "does not cost its classes more than others"
-    return (
-        f"knocking out unit {row['unit']} ({row['concept']}) {said} ({row['matched']})"
-    )
+        return "costs-more"
+    return "costs-less" if row["contrast_high"] < 0 else "not-shown"
 
 
 # ---- the measurement
@@ -363,4 +357,4 @@ def _contrast(loss: Array, classes: tuple[int, ...]) -> Array:
     return contrast
 
 
-__all__ = ["Knockout", "knock_out", "knockout_sentence"]
+__all__ = ["Knockout", "knock_out", "knockout_verdict"]

@@ -135,9 +135,7 @@ def dissect(
     that cannot be opened.
     """
     if "layers" not in getattr(model, "can", ()):
-        raise NotApplicable(
-            f"{model.id} cannot be opened: dissection needs a torch module"
-        )
+        raise NotApplicable(code="not-opened", model=model.id)
     chosen, found = _options(options), load_concepts(concepts)
     if against not in (None, "random"):
         raise ConsilienceError(f"against is random or nothing; got {against!r}")

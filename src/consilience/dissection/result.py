@@ -341,14 +341,22 @@ class Dissection:
 
     def headline(self, layer: str) -> str:
         """How many units detect a concept, and how many would by chance."""
+        from consilience.show.words import dissection_headline
+
+        return dissection_headline(self.counts(layer))
+
+    def counts(self, layer: str) -> dict[str, Any]:
+        """Units of a layer, how many are over the threshold, and how many would be by
+        chance (None where no null was made).
+        """
         found, null = self.layer(layer), self.layer(layer).null
-        count = int((self.best(layer)[1] > self.threshold).sum())
-        chance = (
-            f"{null.expected_detectors:.1f} expected by chance"
-            if null
-            else "chance was not asked for"
-        )
-        return f"{layer}: {count} of {found.units} units detect a concept ({chance})"
+        over = int((self.best(layer)[1] > self.threshold).sum())
+        return {
+            "layer": layer,
+            "units": found.units,
+            "detectors": over,
+            "expected": null.expected_detectors if null else None,
+        }
 
     def concept_table(self) -> pd.DataFrame:
         """A row a concept: ``concept``, ``category``, images, pixels, prevalence,
@@ -444,7 +452,7 @@ class Dissection:
                 key: getattr(self, key)
                 for key in ("categories", "images", "threshold", "level", "facts")
             },
-            "headlines": [self.headline(layer.layer) for layer in self.layers],
+            "counts": [self.counts(layer.layer) for layer in self.layers],
             "layers": [_described(layer) for layer in self.layers],
             "random": self.random is not None,
         }

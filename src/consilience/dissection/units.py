@@ -60,10 +60,7 @@ def channel_maps(
     whole = explainer.map(activations, gradients)[0]
     parts = explainer.map(activations[0][:, None], gradients[0][:, None])
     if _apart(parts.sum(dim=0), whole):
-        raise NotApplicable(
-            f"the map of {registry.spell(explainer)} is no sum over channels: units have no "
-            f"share of it"
-        )
+        raise NotApplicable(code="no-channel-sum", explainer=registry.spell(explainer))
     return parts
 
 
@@ -131,47 +128,22 @@ class Carried:
             sums[concept] = sums.get(concept, 0.0) + float(share)
         return dict(sorted(sums.items(), key=lambda item: -abs(item[1])))
 
-    def sentence(self, units: int = 2) -> str:
-        """``68 % of this map: unit 412 wheel (41 %), unit 77 road (27 %)``: the largest
-        positive shares.
+    def sentence(self) -> str:
+        """``68 % of this map: unit 412 wheel (41 %), unit 77 road (27 %)``, then by
+        concept: the largest positive shares.
         """
-        order = [
-            unit
-            for unit in np.argsort(-self.shares, kind="stable")[:units]
-            if self.shares[unit] > 0
-        ]
-        parts = [
-            f"unit {unit} {self.concepts[unit] or 'no concept'} ({_percent(self.shares[unit])})"
-            for unit in order
-        ]
-        return f"{_percent(float(self.shares[order].sum()))} of this map: {', '.join(parts)}"
+        from consilience.show.words import units_words
 
-    def concepts_sentence(self, most: int = 3) -> str:
-        """``by concept: wheel 43 %, road 27 %, no concept 12 %``: shares summed over
-        the units of a concept.
-        """
-        sums = self.by_concept()
-        named = [
-            f"{concept} {_percent(share)}" for concept, share in sums.items() if concept
-        ][:most]
-        rest = f"no concept {_percent(sums.get('', 0.0))}"
-        return f"by concept: {', '.join([*named, rest])}"
+        return units_words(self.as_dict())
 
     def as_dict(self, units: int = 5) -> dict[str, Any]:
         """Plain data of the largest shares, for a run's files."""
-        rows = self.table().head(units).to_dict("records")
-        said = f"{self.sentence()}; {self.concepts_sentence()}"
-        made = {
-            "layer": self.layer,
-            "sentence": said,
-            "cancelled": self.cancelled,
-            "area": self.area,
-        }
+        rows = [
+            {**row, "concept": self.concepts[row["unit"]]}
+            for row in self.table().head(units).to_dict("records")
+        ]
+        made = {"layer": self.layer, "cancelled": self.cancelled, "area": self.area}
         return {**made, "units": rows, "concepts": self.by_concept()}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %".replace("-", "−")
 
 
 def carriers(
@@ -214,13 +186,11 @@ def _sum_of_channels(explanation: Explanation) -> tuple[LayerMaps, str]:
         explanation.provenance.get("resolved", explanation.explainer)
     )
     if not isinstance(explainer, LayerMaps):
-        raise NotApplicable(
-            f"{explanation.name} is no map of a layer's channels: units have no share of it"
-        )
+        raise NotApplicable(code="not-a-layer-map", explainer=explanation.name)
     if len(explainer.layer) != 1 or explainer.layer == ("auto",):
         layers = "+".join(explainer.layer)
         raise NotApplicable(
-            f"{explanation.explainer} is made of {layers}; shares are told for one named layer"
+            code="several-layers", explainer=explanation.explainer, layers=layers
         )
     return explainer, explainer.layer[0]
 
@@ -230,7 +200,7 @@ def _check_model(dissection: pd.DataFrame, model: Network) -> None:
     ids = set(dissection["model"]) if "model" in dissection else {model.id}
     if ids != {model.id}:
         raise NotApplicable(
-            f"the dissection is of {', '.join(sorted(ids))}; the map is of {model.id}"
+            code="other-dissection", there=", ".join(sorted(ids)), model=model.id
         )
 
 
@@ -244,10 +214,7 @@ def _of_layer(dissection: pd.DataFrame, layer: str) -> pd.DataFrame:
     known = dissection[dissection["layer"] == layer]
     if known.empty:
         there = ", ".join(dict.fromkeys(map(str, dissection["layer"])))
-        raise NotApplicable(
-            f"the dissection is of {there}; the map is of {layer!r}: dissect that layer, or "
-            f"explain another"
-        )
+        raise NotApplicable(code="other-layer", there=there, layer=layer)
     known = known.drop(columns=["layer", *({"model"} & set(known))]).drop_duplicates(
         "unit"
     )
@@ -276,10 +243,7 @@ def _shares(parts: Tensor, mask: Array) -> Array:
     sums = (parts.detach().cpu().double() * weights).sum(dim=(1, 2)).numpy()
     total, loud = float(sums.sum()), float(np.abs(sums).sum())
     if not mask.any() or abs(total) <= LEAST_SHARE * loud or total <= 0:
-        raise NotApplicable(
-            "the map sums to nothing, or to less, inside the mask before its ReLU: nothing to "
-            "share out"
-        )
+        raise NotApplicable(code="nothing-to-share")
     shares: Array = sums / total
     return shares
 
@@ -315,6 +279,8 @@ def _with_units(
 ) -> Explanation:
     try:
         said = carriers(model, explanation, dissection).as_dict()
+    except NotApplicable as why:
+        said = {"code": why.code, "facts": why.facts}
     except ConsilienceError as why:
-        said = {"reason": str(why)}
+        said = {"code": "said", "facts": {"text": str(why)}}
     return replace(explanation, provenance={**explanation.provenance, "units": said})

@@ -154,7 +154,7 @@ def another_class(model: Model, like: Explanation, seed: int) -> Explanation:
         model, like.sample, like.explainer, index, like.provenance["view"]
     )
     if np.array_equal(made.values, like.values):
-        raise NotApplicable("its map is the same for every class")
+        raise NotApplicable(code="same-for-every-class")
     facts = {key: value for key, value in made.provenance.items() if key != "resolved"}
     # a name that no explainer has: metrics that explain again must not take this for
     # the method itself
@@ -170,7 +170,7 @@ def another_class(model: Model, like: Explanation, seed: int) -> Explanation:
 def drawn_class(like: Explanation, count: int, seed: int) -> int:
     """The number of the other class."""
     if not isinstance(like.target, ClassTarget):
-        raise NotApplicable(f"the target {like.target.name!r} is no class")
+        raise NotApplicable(code="target-no-class", target=like.target.name)
     taken = {
         like.target.index,
         like.sample.label,
@@ -180,7 +180,7 @@ def drawn_class(like: Explanation, count: int, seed: int) -> int:
         i for i in range(count) if i != like.target.index
     ]
     if not free:
-        raise NotApplicable("the model has no other class")
+        raise NotApplicable(code="no-other-class")
     return int(np.random.default_rng([seed, int(like.sample.digest, 16)]).choice(free))
 
 

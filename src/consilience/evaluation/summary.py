@@ -7,6 +7,7 @@ of their own, and contradict each other.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +19,12 @@ import pandas as pd
 
 from consilience import registry, stats
 from consilience.evaluation.columns import TableColumn
-from consilience.types import Array, Metric, Score
+from consilience.types import OF_IMAGE, Array, Metric, Score
 
 SIGNIFICANCE = 0.05
 CURVE_POINTS = 51
 """Points at which curves are averaged."""
-FIELDS = ("sample", "digest", "column", "metric", "kind", "value", "reason")
+FIELDS = ("sample", "digest", "column", "metric", "kind", "value", "code", "facts")
 ScoreRow = Mapping[str, Any]
 
 
@@ -142,7 +143,11 @@ def cell(
     mine = of_metric[of_metric["column"] == label]
     values = mine["value"].dropna().to_numpy(float)
     found = interval(values, bool(getattr(metric, "binary", False)), seed)
-    reasons = Counter(mine.loc[mine["value"].isna(), "reason"]).most_common(5)
+    lost = mine[mine["value"].isna()]
+    reasons = Counter(
+        (str(code), _of_any_image(facts))
+        for code, facts in zip(lost["code"], lost["facts"], strict=True)
+    ).most_common(5)
     return {
         "metric": spec,
         "column": label,
@@ -153,9 +158,16 @@ def cell(
         "interval": found.method,
         "not_applicable": int(mine["value"].isna().sum()),
         "reasons": [
-            {"reason": str(reason), "images": count} for reason, count in reasons
+            {"code": code, "facts": json.loads(facts), "images": count}
+            for (code, facts), count in reasons
         ],
     }
+
+
+def _of_any_image(facts: str) -> str:
+    """Facts of a reason without those that differ from image to image."""
+    known = json.loads(facts) if facts else {}
+    return json.dumps({key: part for key, part in known.items() if key not in OF_IMAGE})
 
 
 def interval(values: Array, binary: bool, seed: int = 0) -> stats.Interval:

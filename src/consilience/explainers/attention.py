@@ -120,8 +120,10 @@ def chain_of(plan: AttentionPlan, model: Network) -> Chain:
     if windowed is not None:
         groups = f"{windowed.windows} groups of {windowed.keys} tokens"
         raise NotApplicable(
-            f"attention of {model.id} is not global ({windowed.module}: {groups}), so it "
-            f"cannot be chained"
+            code="attention-windowed",
+            model=model.id,
+            module=windowed.module,
+            groups=groups,
         )
     pool = None if places[-1].whole else len(places) - 1
     tokens = tuple(at for at in range(len(places)) if at != pool)
@@ -132,10 +134,7 @@ def chain_of(plan: AttentionPlan, model: Network) -> Chain:
         found = ", ".join(
             f"{queries} x {keys}" for queries, keys in sorted(sizes, reverse=True)
         )
-        raise NotApplicable(
-            f"attentions of {model.id} are not of one set of tokens ({found}), so they cannot "
-            f"be chained"
-        )
+        raise NotApplicable(code="attention-mixed", model=model.id, found=found)
     return Chain(tokens, pool)
 
 
@@ -190,8 +189,10 @@ class OnAttention:
         form = form_of_tokens(model, rows.shape[1])
         if form is None:
             raise NotApplicable(
-                f"{used[-1]} of {model.id} attends to {rows.shape[1]} tokens that stand on "
-                f"none of its grids"
+                code="attention-off-grid",
+                name=used[-1],
+                model=model.id,
+                tokens=rows.shape[1],
             )
         maps = form.as_map(rows.detach().float().unsqueeze(-1)).squeeze(1)
         layer = used[0] if len(used) == 1 else f"{used[0]} to {used[-1]}"
@@ -245,7 +246,7 @@ class RawAttention(OnAttention):
         place = plan.places[at]
         if place.windows > 1:
             why = f"looks at {place.keys} tokens in each of {place.windows} groups, so no token sees the whole image"
-            raise NotApplicable(f"attention of {place.module} {why}")
+            raise NotApplicable(code="attention-refused", module=place.module, why=why)
         return row_of(
             over_heads(read_attention(model, pixels, plan).values(at), self.heads),
             place,
@@ -330,7 +331,9 @@ class Rolled(OnAttention):
             layer = mixed(cut, self.residual) if plan.places[at].whole else cut
             product = layer if product is None else layer @ product
         if product is None:
-            raise NotApplicable(f"{model.id} has no attention up to layer {self.layer}")
+            raise NotApplicable(
+                code="no-attention-up-to", model=model.id, layer=self.layer
+            )
         return row_of(product, plan.places[used[-1]], plan)
 
 
@@ -470,10 +473,7 @@ def every_block_to_the_head(
         if not isinstance(said, Tensor) or (
             kept and not (isinstance(taken, Tensor) and torch.equal(taken, kept[-1]))
         ):
-            raise NotApplicable(
-                f"legrad needs blocks that hand their tokens to each other; those of "
-                f"{model.id} do not"
-            )
+            raise NotApplicable(code="legrad-blocks", model=model.id)
         kept.append(said)
         return torch.cat(kept) if len(kept) == len(blocks) else None
 
@@ -519,9 +519,7 @@ class LeGrad(OnAttention):
         ):
             reading = read_attention(model, pixels, plan, graph=True)
         if len(reading.outputs) != len(used) * len(pixels):
-            raise NotApplicable(
-                f"legrad cannot show single blocks of {model.id} to its head"
-            )
+            raise NotApplicable(code="legrad-head", model=model.id)
         if pool is not None:
             gradient = reading.gradients(
                 summed_scores(reading.outputs, [*targets] * len(used)), [pool]

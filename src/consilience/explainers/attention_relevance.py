@@ -295,18 +295,13 @@ class Rules(TorchFunctionMode):
         if name in _PRODUCTS:
             return func(*_halved(args), **kwargs)
         if name not in _LINEAR and any(map(_flows, (*args, *kwargs.values()))):
-            raise NotApplicable(
-                f"attnlrp has no rule for {name}, which this network uses"
-            )
+            raise NotApplicable(code="attnlrp-no-rule", name=name)
         if (
             name in ("div", "truediv", "__truediv__")
             and len(args) > 1
             and _flows(args[1])
         ):
-            raise NotApplicable(
-                "attnlrp has no rule for division by what depends on the image, which this "
-                "network uses"
-            )
+            raise NotApplicable(code="attnlrp-division")
         return func(*args, **kwargs)
 
     def _elementwise(
@@ -418,9 +413,7 @@ def check_outputs(model: Network, pixels: Tensor, outputs: Tensor, method: str) 
     if not torch.allclose(
         outputs, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max())
     ):
-        raise NotApplicable(
-            f"{method} cannot follow {model.id}: with its rules the outputs change"
-        )
+        raise NotApplicable(code="rules-change-outputs", method=method, model=model.id)
 
 
 def lrp_gradients(

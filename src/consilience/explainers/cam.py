@@ -240,8 +240,7 @@ class CAM(LayerMaps):
             if model.tail(views[0].pixels, name).kind != "closed":
                 wanted = "global average pooling and one linear layer"
                 raise NotApplicable(
-                    f"cam needs {wanted} after {name!r}; {model.id} has something else there: "
-                    f"use gradcam"
+                    code="cam-tail", wanted=wanted, name=name, model=model.id
                 )
         return super()._pass(model, layers, views, targets)
 

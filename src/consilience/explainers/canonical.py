@@ -211,9 +211,7 @@ def canonical(
     if not isinstance(
         reading.base if isinstance(reading, LayerReading) else reading, ClassOutputs
     ):
-        raise NotApplicable(
-            f"relevance starts from class scores, or from a layer; {reading.key} is neither"
-        )
+        raise NotApplicable(code="relevance-start", key=str(reading.key))
     with borrowed(network.module):
         own = opened(copy.deepcopy(network.module)).eval().requires_grad_(False)
         with torch.no_grad():
@@ -228,10 +226,7 @@ def canonical(
     scale = float(expected.abs().max().clamp(min=1e-6))
     apart = float((got - expected).abs().max()) / scale
     if not apart <= REWRITE_TOLERANCE:
-        raise NotApplicable(
-            f"{network.name} written out as modules gives other outputs, {apart:.1e} of their "
-            f"size off"
-        )
+        raise NotApplicable(code="written-out-differs", model=network.name, apart=apart)
     return found
 
 
@@ -305,7 +300,7 @@ class _Writer:
             traced = graph.trace_graph(self._own, Dialect(leaves=(_ConvNd, _BatchNorm)))
         except Uncut as why:
             raise NotApplicable(
-                f"{type(self._own).__name__} cannot be written out as modules: {why}"
+                code="cannot-write-out", module=type(self._own).__name__, why=why
             ) from None
         self._constants = traced.constants
         for node in traced.nodes:
@@ -367,8 +362,9 @@ class _Writer:
     def _called(self, node: fx.Node, part: nn.Module) -> Any:
         if len(node.args) != 1 or node.kwargs:
             raise NotApplicable(
-                f"{node.target} ({type(part).__name__}) takes more than an image: no rule for "
-                f"it"
+                code="module-takes-more",
+                name=str(node.target),
+                module=type(part).__name__,
             )
         given = self._there[cast(fx.Node, node.args[0])]
         if isinstance(part, NOTHING):
@@ -389,7 +385,10 @@ class _Writer:
         ):
             return self._module(part, given)
         raise NotApplicable(
-            f"no rule for {type(part).__name__} ({node.target}); {self._has()}"
+            code="no-rule-module",
+            module=type(part).__name__,
+            name=str(node.target),
+            there=self._has(),
         )
 
     def _has(self) -> str:
@@ -401,10 +400,7 @@ class _Writer:
         it stands.
         """
         if norm.running_mean is None:
-            raise NotApplicable(
-                f"batch norm {node.target} keeps no statistics: it makes one image depend on "
-                f"the others"
-            )
+            raise NotApplicable(code="batch-norm-statistics", name=str(node.target))
         before = (
             self._parts.get(str(given.target)) if given.op == "call_module" else None
         )
@@ -456,7 +452,7 @@ class _Writer:
             if isinstance(target, str)
             else getattr(target, "__name__", str(target))
         )
-        raise NotApplicable(f"no rule for the operation {name}; {self._has()}")
+        raise NotApplicable(code="no-rule-operation", name=name, there=self._has())
 
     def _copied(self, node: fx.Node) -> fx.Node:
         return self._graph.node_copy(node, lambda source: self._there[source])
@@ -464,7 +460,7 @@ class _Writer:
     def _activated(self, node: fx.Node, part: nn.Module, given: fx.Node) -> fx.Node:
         if not isinstance(part, self._activations):
             raise NotApplicable(
-                f"no rule for {type(part).__name__} (a function); {self._has()}"
+                code="no-rule-function", module=type(part).__name__, there=self._has()
             )
         return self._module(self._activation(part), self._alone(given))
 
@@ -528,7 +524,7 @@ def start(
     with torch.no_grad():
         raw = found.module(prepared)
     if not isinstance(raw, Tensor):
-        raise NotApplicable("relevance starts from one tensor of outputs")
+        raise NotApplicable(code="relevance-one-tensor")
     leaf = raw.detach().requires_grad_()
     with torch.enable_grad():
         score = target.of(found.read(leaf)).sum()
@@ -538,7 +534,6 @@ def start(
         abs(value), float(given.abs().sum()), 1e-12
     ):
         raise NotApplicable(
-            f"{target.name} ({target.score}) is no weighted sum of outputs: relevance cannot "
-            f"start from it"
+            code="relevance-weighted-sum", target=target.name, score=target.score
         )
     return given, share, value

@@ -71,10 +71,7 @@ class DeepLIFT:
         start(found, prepared, target)
         pooled = overlapping(found.module)
         if pooled:
-            raise NotApplicable(
-                f"DeepLIFT of captum has no rule for max pooling whose windows overlap, as "
-                f"{pooled} does"
-            )
+            raise NotApplicable(code="deeplift-pooling", pooled=pooled)
         whole = _Scored(found, target)
         with torch.no_grad():
             there, before = (float(whole(one)[0]) for one in (prepared, other))

@@ -126,9 +126,7 @@ def through(
     with relus:
         gradients = model.trace(pixels, [PIXELS], target).gradients[PIXELS]
     if not relus.count:
-        raise NotApplicable(
-            f"{what} is made of ReLUs, and {model.id} has none: use the gradient"
-        )
+        raise NotApplicable(code="no-relus", what=what, model=model.id)
     return gradients
 
 

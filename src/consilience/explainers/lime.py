@@ -180,7 +180,7 @@ class Lime:
         was nothing to explain; ``stderr`` and ``p_top`` are NaN where there are too few
         draws to tell. The lasso adds its ``path``.
 
-        Facts: ``verdict`` in words, and ``stable``, whether the top features are known
+        Facts: ``verdict``, a code with its facts, and ``stable``, whether the top features are known
         at all but 5 % risk.
         """
         seconds: dict[str, float] = {}
@@ -335,9 +335,7 @@ class Lime:
             "stable": stable,
         }
         facts |= {
-            "verdict": stability_sentence(
-                sure, stable, samples, flat=bool(np.ptp(scores) == 0)
-            )
+            "verdict": stability(sure, stable, samples, flat=bool(np.ptp(scores) == 0))
         }
         if self.repeats > 1:
             facts |= {"jaccard": self._agreement(on, scores, sure.k)}
@@ -353,20 +351,21 @@ class Lime:
         return jaccard([set(falling(one.coefficients)[:k].tolist()) for one in alone])
 
 
-def stability_sentence(
+def stability(
     sure: Certainty, stable: bool, samples: int, flat: bool = False
-) -> str:
-    """Whether the top superpixels are known, in words, and if not which two may change
-    places.
+) -> dict[str, Any]:
+    """Whether the top superpixels are known, as a code with its facts; if not, which
+    two may change places.
     """
+    facts: dict[str, Any] = {"draws": samples}
     if flat:
-        return "not stable: there is nothing to explain"
+        return {"code": "flat", **facts}
     if stable:
-        return f"stable after {samples:,} draws"
+        return {"code": "stable", **facts}
     if np.isnan(sure.p_set):
-        return f"not stable: {samples:,} draws are too few to tell {len(sure.p_top)} superpixels apart"
-    one, other = sure.rivals
-    return f"not stable after {samples:,} draws: superpixels {one} and {other} are tied for place {sure.k}"
+        return {"code": "too-few-draws", "superpixels": len(sure.p_top), **facts}
+    rivals = [int(one) for one in sure.rivals]
+    return {"code": "not-told-apart", "rivals": rivals, "place": sure.k, **facts}
 
 
 def _scores(

@@ -105,10 +105,7 @@ def relevance_heat(
     whole, reached = float(sent.double().sum()), float(arrived.double().sum())
     size = float(sent.double().abs().sum())
     if not abs(reached) <= EXPLODED * max(size, found.top):
-        raise NotApplicable(
-            f"{reached:.3g} of {whole:.3g} of relevance arrives at the pixels: it explodes on "
-            f"the way"
-        )
+        raise NotApplicable(code="relevance-explodes", reached=reached, whole=whole)
     norms = sum(
         isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)
         for part in found.module.modules()

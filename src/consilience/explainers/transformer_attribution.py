@@ -225,9 +225,7 @@ class RelevanceRules(TorchFunctionMode):
             )
             return self.noted(said) if name == "softmax" and said.dim() >= 3 else said
         if name not in NO_ARITHMETIC:
-            raise NotApplicable(
-                f"transformer-attribution has no rule for {name}, which this network uses"
-            )
+            raise NotApplicable(code="attribution-no-rule", name=name)
         return func(*args, **kwargs)
 
     def noted(self, probabilities: Tensor) -> Tensor:
@@ -253,10 +251,7 @@ class RelevanceRules(TorchFunctionMode):
     ) -> Tensor:
         """Attention as two products, with what is between passing relevance on."""
         if enable_gqa:
-            raise NotApplicable(
-                "transformer-attribution has no rule for heads that share keys, which this "
-                "network has"
-            )
+            raise NotApplicable(code="attribution-shared-keys")
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         dots = product(query, key.transpose(-2, -1))
         scores = bias_of(dots.detach() * factor, attn_mask, is_causal)
@@ -327,10 +322,7 @@ class TransformerAttribution(OnAttention):
         """The chain from the first layer that counts."""
         chain = chain_of(plan, model)
         if chain.pool is not None:
-            raise NotApplicable(
-                f"transformer-attribution is not defined for attention that pools, as that of "
-                f"{model.id} does"
-            )
+            raise NotApplicable(code="attribution-pooling", model=model.id)
         return tuple(from_layer(chain.tokens, self.start))
 
     def rows(

@@ -29,7 +29,7 @@ def shares_of(view: View, explanation: Explanation) -> Array:
     """
     size = np.abs(map_of(view, explanation)).ravel()
     if size.max() == 0:
-        raise NotApplicable("the map is 0 everywhere: it has no shares")
+        raise NotApplicable(code="map-zero")
     size = size / size.max()  # so that no sum leaves the range of floats
     shares: Array = size / size.sum()
     return shares

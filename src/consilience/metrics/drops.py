@@ -36,9 +36,7 @@ def mask_of(values: Array) -> Array:
     positive = np.maximum(values, 0)
     low, high = positive.min(), positive.max()
     if high <= 0:
-        raise NotApplicable(
-            "no value of the map is positive: as a mask it shows nothing"
-        )
+        raise NotApplicable(code="no-positive-value")
     scaled: Array = (
         (positive - low) / (high - low) if high > low else np.ones_like(positive)
     )
@@ -95,7 +93,7 @@ class _Masked(Probing):
 def _probability(target: Target) -> Target:
     found = read_as(target, "probability")
     if isinstance(found, ClassTarget) and found.score != "probability":
-        raise NotApplicable(f"the model gives values, no probability of {target.name}")
+        raise NotApplicable(code="no-probability", target=target.name)
     return found
 
 
@@ -120,7 +118,7 @@ class AverageDrop(_Masked):
     def of(self, masked: float, whole: float) -> float:
         """``max(0, Y - O) / Y``; raises `NotApplicable` where Y is 0."""
         if whole <= 0:
-            raise NotApplicable("the class has probability 0: none of it can be lost")
+            raise NotApplicable(code="probability-zero")
         return max(0.0, whole - masked) / whole
 
 
@@ -166,7 +164,7 @@ class AverageGain(_Masked):
     def of(self, masked: float, whole: float) -> float:
         """``max(0, O - Y) / (1 - Y)``; raises `NotApplicable` where Y is 1."""
         if whole >= 1:
-            raise NotApplicable("the class has probability 1: nothing can be won")
+            raise NotApplicable(code="probability-one")
         return max(0.0, masked - whole) / (1 - whole)
 
 
@@ -224,9 +222,7 @@ class Adcc(_Masked):
 
 def _coherency(mask: Array, again: Array) -> float:
     if np.ptp(mask) == 0 or np.ptp(again) == 0:
-        raise NotApplicable(
-            "the map is the same everywhere: it correlates with nothing"
-        )
+        raise NotApplicable(code="map-constant")
     return float(
         np.clip((1 + np.corrcoef(mask.ravel(), again.ravel())[0, 1]) / 2, 0, 1)
     )

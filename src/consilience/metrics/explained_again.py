@@ -39,13 +39,13 @@ def explainer_of(explanation: Explanation) -> Explainer:
     made again.
     """
     if "another" in explanation.provenance:
-        raise NotApplicable("a map of another class is not explained again")
+        raise NotApplicable(code="another-class-map")
     spelled = str(explanation.provenance.get("resolved") or explanation.explainer)
     try:
         explainer: Explainer = registry.explainers.build(spelled)
     except ConsilienceError as error:
         raise NotApplicable(
-            f"{explanation.explainer} cannot be run again: {error}"
+            code="cannot-run-again", explainer=explanation.explainer, error=str(error)
         ) from None
     return explainer
 
@@ -85,8 +85,7 @@ def in_frame(heat: Heat, view: View, explainer: Explainer) -> Array:
     frame = (view.pixels.shape[-2], view.pixels.shape[-1])
     if not bool(values.isfinite().all()):
         raise NotApplicable(
-            f"{registry.spell(explainer)}: the map made for comparison has values that are "
-            f"not finite"
+            code="again-not-finite", explainer=registry.spell(explainer)
         )
     if tuple(values.shape) != frame:
         values = images.enlarge(values, frame)
@@ -112,7 +111,5 @@ def chance_similarity(
 def needs_module(model: Model, name: str) -> Any:
     """The model as an opened network, or `NotApplicable` for one that only scores."""
     if "module" not in model.can:
-        raise NotApplicable(
-            f"{name} needs the module behind the model; {model.id} only scores images"
-        )
+        raise NotApplicable(code="needs-module", name=name, model=model.id)
     return model

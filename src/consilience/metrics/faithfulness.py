@@ -206,10 +206,7 @@ class SensitivityN(Probing):
 
     def _finish(self, shares: Array, found: list[float], passes: int) -> Score:
         if np.isnan(found).all():
-            raise NotApplicable(
-                "neither the map's sums nor the model's scores vary over the sets: no "
-                "correlation"
-            )
+            raise NotApplicable(code="nothing-varies")
         return Score(
             float(np.nanmean(found)),
             np.stack([shares, found]),

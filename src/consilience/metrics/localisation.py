@@ -62,7 +62,7 @@ def place_of(explanation: Explanation, truth: TruthSource = "auto") -> TruthPlac
     if truth == "masks" or (truth == "auto" and masks):
         return _by_masks(explanation, masks)
     if not boxes:
-        raise NotApplicable(_nothing(explanation, truth))
+        raise _nothing(explanation, truth)
     moved = [explanation.geometry.to_input(box) for box in boxes]
     seen = tuple(box for box in moved if box.x1 > box.x0 and box.y1 > box.y0)
     on = in_boxes(seen, explanation.values.shape)
@@ -71,7 +71,7 @@ def place_of(explanation: Explanation, truth: TruthSource = "auto") -> TruthPlac
 
 def _by_masks(explanation: Explanation, masks: Sequence[Array]) -> TruthPlace:
     if not masks:
-        raise NotApplicable(_nothing(explanation, "masks"))
+        raise _nothing(explanation, "masks")
     on = np.logical_or.reduce(
         [explanation.geometry.to_input(mask.astype(bool)) for mask in masks]
     )
@@ -117,8 +117,7 @@ def _seen(on: Array, explanation: Explanation) -> Array:
         return on
     what = f"{explanation.target.index} {explanation.target.name}"
     raise NotApplicable(
-        f"{explanation.sample.name}: what is marked as class {what} covers no pixel of what "
-        f"the model is shown"
+        code="object-not-shown", image=explanation.sample.name, marked=what
     )
 
 
@@ -140,22 +139,18 @@ def _box(found: tuple[slice, slice]) -> Box:
     )
 
 
-def _nothing(explanation: Explanation, truth: TruthSource) -> str:
+def _nothing(explanation: Explanation, truth: TruthSource) -> NotApplicable:
     sample, target = explanation.sample, explanation.target
-    wanted = {
-        "auto": "neither a mask nor a box",
-        "boxes": "no box",
-        "masks": "no mask",
-    }[truth]
-    there = sorted(
-        {str(sample.label if box.index is None else box.index) for box in sample.boxes},
-        key=str,
+    classes = {
+        str(sample.label if box.index is None else box.index) for box in sample.boxes
+    }
+    return NotApplicable(
+        code=f"no-object-{truth}",
+        image=sample.name,
+        marked=f"{target.index} {target.name}",
+        others=sorted(classes),
+        masks=len(sample.masks),
     )
-    has = [
-        f"boxes of class {', '.join(there)}" if there else "no boxes",
-        f"{len(sample.masks)} masks",
-    ]
-    return f"{sample.name} has {wanted} of class {target.index} {target.name}; it has {' and '.join(has)}"
 
 
 # ---- what the metrics share
@@ -188,9 +183,7 @@ def mass_inside(values: Array, on: Array, what: str) -> float:
     """
     total = float(values.sum())
     if not total > 0:
-        raise NotApplicable(
-            f"{what}: the map has no positive value, so no share of it can be on the object"
-        )
+        raise NotApplicable(code="no-mass", what=what)
     return float(values[on].sum() / total)
 
 
@@ -455,8 +448,7 @@ class Iou(Located):
         if self.by == "maximum":
             if not values.max() > 0:
                 raise NotApplicable(
-                    f"{explanation.explainer}: no value is positive, so no share of the "
-                    f"largest can be cut at"
+                    code="no-positive-cut", explainer=explanation.explainer
                 )
             return values >= self.at * values.max(), 0
         return top_area(explanation, self.at, self.seed)
@@ -540,8 +532,7 @@ class Auc(Located):
         inside, outside = int(place.on.sum()), int((~place.on).sum())
         if not outside:
             raise NotApplicable(
-                f"{explanation.sample.name}: the object fills the frame, so no pixel lies "
-                f"beside it"
+                code="object-fills-frame", image=explanation.sample.name
             )
         ranks = stats.rankdata(
             part_of(explanation.values, self.part), axis=None
@@ -625,7 +616,7 @@ class MaxBoxAcc(Located):
         best threshold and accuracy by delta.
         """
         if not scores:
-            raise NotApplicable("max-box-acc: no image has a score")
+            raise NotApplicable(code="no-image-has-score")
         fits = np.stack([np.asarray(score.curve) for score in scores])
         by_delta = np.stack([(fits >= delta).mean(axis=0) for delta in self.delta])
         best = by_delta.argmax(axis=1)

@@ -249,10 +249,7 @@ class GridPointing:
         if len(masks) < 2 or not bool(
             (np.sum([mask.astype(int) for mask in masks.values()], axis=0) == 1).all()
         ):
-            raise NotApplicable(
-                f"{explanation.sample.name} is no mosaic: its masks do not part it into one "
-                f"cell a class"
-            )
+            raise NotApplicable(code="no-mosaic", image=explanation.sample.name)
         place = place_of(explanation, "masks")
         values = part_of(explanation.values, "positive")
         share = mass_inside(values, place.on, explanation.explainer)

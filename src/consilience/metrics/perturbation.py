@@ -246,9 +246,7 @@ def area(curve: Array) -> float:
 def check_gap(found: float, gap: float, what: str) -> None:
     """Raise `NotApplicable` where what is divided by is below ``gap``, or 0."""
     if found < max(gap, 1e-12):
-        raise NotApplicable(
-            f"{what} is {found:.3g}, below the gap of {gap:g}: nothing to divide by"
-        )
+        raise NotApplicable(code="below-gap", what=what, found=found, gap=gap)
 
 
 def pearson(a: Array, b: Array) -> float:
@@ -257,5 +255,5 @@ def pearson(a: Array, b: Array) -> float:
     """
     for side, what in ((a, "the map's sums"), (b, "the model's scores")):
         if np.ptp(side) <= 1e-6 * np.abs(side).max(initial=0.0):
-            raise NotApplicable(f"{what} are all equal: no correlation")
+            raise NotApplicable(code="all-equal", what=what)
     return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))

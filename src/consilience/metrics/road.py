@@ -119,9 +119,7 @@ class Road(Probing):
         if self.reads != "accuracy":
             return read_as(target, self.reads)
         if not isinstance(target, ClassTarget):
-            raise NotApplicable(
-                f"{target.name} is no class: there is no first one to count"
-            )
+            raise NotApplicable(code="no-first-class", target=target.name)
         return First(target.index, target.name)
 
     def _finish(self, scores: Array) -> Score:

@@ -157,7 +157,7 @@ def stages(
     """
     names = randomised_layers(model, view)
     if not names:
-        raise NotApplicable(f"{model.id} has no weights that could be made random")
+        raise NotApplicable(code="no-weights", model=model.id)
     if order == "top-down":
         names = names[::-1]
     groups = np.array_split(
@@ -355,10 +355,7 @@ class EfficientMPRT:
         network = needs_module(model, "emprt")
         before = histogram_entropy(explanation.values, self.bins)
         if before == 0:
-            raise NotApplicable(
-                f"{explanation.explainer}: the map is flat: an entropy of 0 has no relative "
-                f"rise"
-            )
+            raise NotApplicable(code="entropy-zero", explainer=explanation.explainer)
         (stage,) = stages(network, view, "bottom-up", 1, self.how, self.seed)
         cases = [(view, explanation.target)]
         after = histogram_entropy(
@@ -458,15 +455,10 @@ class RandomLogit:
     def _others(self, model: Model, explanation: Explanation) -> list[ClassTarget]:
         target = explanation.target
         if not isinstance(target, ClassTarget):
-            raise NotApplicable(
-                f"random-logit: {target.name} is no class of the model, so there is no other "
-                f"class to explain"
-            )
+            raise NotApplicable(code="random-logit-no-class", target=target.name)
         others = [index for index in range(len(model.classes)) if index != target.index]
         if not others:
-            raise NotApplicable(
-                f"random-logit: {model.id} has one class, so there is no other to explain"
-            )
+            raise NotApplicable(code="random-logit-one-class", model=model.id)
         rng = np.random.default_rng(
             [self.seed, int(explanation.sample.digest, 16), target.index]
         )

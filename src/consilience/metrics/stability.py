@@ -153,10 +153,7 @@ class _Sensitivity:
         whole = explanation.values.astype(np.float64)
         norm = float(np.linalg.norm(whole))
         if norm == 0:
-            raise NotApplicable(
-                f"{explanation.explainer}: the map is 0 everywhere, so no change can be set "
-                f"against it"
-            )
+            raise NotApplicable(code="map-zero-change", explainer=explanation.explainer)
 
         def views() -> Iterator[View]:
             return noisy(view, self.samples, self.radius, self.seed)
@@ -298,9 +295,7 @@ class SeedAgreement(_Agreement):
         explainer: Any = explainer_of(explanation)
         first = getattr(explainer, "seed", None)
         if not isinstance(first, int):
-            raise NotApplicable(
-                f"{explanation.explainer} draws nothing at random: it has no seed to change"
-            )
+            raise NotApplicable(code="no-seed", explainer=explanation.explainer)
         found = [explanation.values]
         for seed in range(first + 1, first + 1 + self.seeds):
             found += explained_maps(
@@ -366,8 +361,9 @@ class ShiftConsistency(_Agreement):
         """The mean over the four directions."""
         if 2 * self.pixels >= min(view.pixels.shape[-2:]):
             raise NotApplicable(
-                f"a shift of {self.pixels} leaves too little of "
-                f"{tuple(view.pixels.shape[-2:])} to compare"
+                code="shift-too-large",
+                pixels=self.pixels,
+                frame=str(tuple(view.pixels.shape[-2:])),
             )
         steps = [
             (self.pixels, 0),

@@ -262,10 +262,7 @@ def _survey(model: Network, pixels: Tensor) -> AttentionPlan:
             graph=True,
         )
     if not found:
-        raise NotApplicable(
-            f"{model.id} has no attention (no softmax over tokens): use a method for any "
-            f"network"
-        )
+        raise NotApplicable(code="no-attention", model=model.id)
     blocks = blocks_of([name for name, _ in found])
     pairs = zip(found, blocks, strict=True)
     places = tuple(
@@ -433,7 +430,9 @@ def read_attention(
         outputs = _run(model, pixels, found.append, graph)
     if len(found) != len(plan.places):
         raise NotApplicable(
-            f"{model.id} has {len(found)} attentions on this image and had {len(plan.places)} "
-            f"before"
+            code="attention-changed",
+            model=model.id,
+            count=len(found),
+            before=len(plan.places),
         )
     return AttentionReading(outputs, tuple(found), plan.places)

@@ -141,7 +141,7 @@ def run_dissection(
         },
         "concepts": {"spec": job.concepts, "id": concepts.id, "images": len(concepts)},
         "layers": list(layers),
-        "headlines": {name: found.headline(name) for name in layers},
+        "counts": {name: found.counts(name) for name in layers},
         "words": named,
         "knockout": hurt,
         "tiles": shown,

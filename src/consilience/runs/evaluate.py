@@ -7,6 +7,7 @@ Memory: the maps of one image, and a row of numbers an image, column and metric.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,8 +52,7 @@ from consilience.types import (
 )
 
 FAILED = "failed"
-"""How the reason of a number begins that could not be had; it is tried again next time.
-"""
+"""The code of a number that could not be had; it is tried again next time."""
 PATIENCE = 5.0
 """Seconds of scoring one image that may be lost when an evaluation is killed, beside
 the metric that runs.
@@ -307,7 +307,7 @@ class _Scoring:
         kept = image.get(
             _full(self.metrics[spec]), entry.column.label, _key(entry, truth)
         )
-        return None if kept is not None and kept.reason.startswith(FAILED) else kept
+        return None if kept is not None and kept.code == FAILED else kept
 
     def _score(
         self, image: ImageScores, spec: str, some: Sequence[_Made], truth: str
@@ -320,7 +320,7 @@ class _Scoring:
                 image.put(
                     _full(metric),
                     entry.column.label,
-                    as_kept(_key(entry, truth), made, image.name),
+                    as_kept(_key(entry, truth), made),
                 )
             else:
                 groups.setdefault(
@@ -331,7 +331,7 @@ class _Scoring:
                 image.put(
                     _full(metric),
                     entry.column.label,
-                    as_kept(_key(entry, truth), score, image.name),
+                    as_kept(_key(entry, truth), score),
                 )
 
     def _add_rows(
@@ -359,7 +359,8 @@ class _Scoring:
                         **row,
                         "kind": entry.column.kind,
                         "value": value,
-                        "reason": kept.reason,
+                        "code": kept.code,
+                        "facts": json.dumps(dict(kept.reason), ensure_ascii=False),
                     }
                 )
 
@@ -375,7 +376,7 @@ def _scores(
         )
     except ConsilienceError as error:
         # a metric that fails on an image takes nothing else with it; the table says so
-        return [NotApplicable(f"{FAILED}: {error}")] * len(group)
+        return [NotApplicable(code=FAILED, error=str(error))] * len(group)
 
 
 def _made(entry: Entry) -> Explanation | NotApplicable:
@@ -385,7 +386,7 @@ def _made(entry: Entry) -> Explanation | NotApplicable:
         return (
             error
             if isinstance(error, NotApplicable)
-            else NotApplicable(f"not explained: {error}")
+            else NotApplicable(code="not-explained", error=str(error))
         )
 
 

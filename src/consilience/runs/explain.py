@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from consilience.runs.folder import (
     files_content,
     findings_as_rows,
 )
-from consilience.show import html, panels
+from consilience.show import html, panels, words
 from consilience.study import RunColumn
 from consilience.types import (
     DEFAULT_MODEL,
@@ -428,12 +428,9 @@ class _Session:
 
     def _carriers(self, explanations: Sequence[Explanation]) -> tuple[str, ...]:
         """What is known of the units that carry each map, in words."""
-        said = [one.provenance.get("units") or {} for one in explanations]
-        pairs = [
-            (label, one.get("sentence") or one.get("reason"))
-            for label, one in zip(self.labels, said, strict=True)
-        ]
-        return tuple(f"{label}: {words}" for label, words in pairs if words)
+        said = [words.units_words(one.provenance.get("units")) for one in explanations]
+        pairs = zip(self.labels, said, strict=True)
+        return tuple(f"{label}: {sentence}" for label, sentence in pairs if sentence)
 
     def _shown(self, sample: Sample) -> Array:
         view = self.models[0].view(sample, self.job.columns[0].view)
@@ -580,6 +577,12 @@ def kept_explanation(column: RunColumn, explanation: Explanation) -> KeptExplana
     return KeptExplanation(column.label, explanation, cutter.cut(explanation))
 
 
+def _units_said(provenance: Mapping[str, Any]) -> str:
+    """Which units carry a map, in words; nothing where that is not told."""
+    units = provenance.get("units") or {}
+    return "" if "code" in units else words.units_words(units)
+
+
 def table_rows(result: ImageResult) -> list[dict[str, Any]]:
     """Rows of ``explanations.parquet``."""
     said = result.prediction
@@ -599,8 +602,8 @@ def table_rows(result: ImageResult) -> list[dict[str, Any]]:
             "mask_rule": item.cut.rule,
             "mask_area": item.cut.share,
             "layer": item.provenance.get("layer", ""),
-            "verdict": item.provenance.get("verdict", ""),
-            "units": (item.provenance.get("units") or {}).get("sentence", ""),
+            "verdict": (item.provenance.get("verdict") or {}).get("code", ""),
+            "units": _units_said(item.provenance),
             "view": item.provenance["view"],
             "engine": item.provenance.get("engine", ""),
             "precision": item.provenance.get("precision", ""),

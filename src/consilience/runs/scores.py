@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from consilience.files import (
     write_table,
 )
 from consilience.runs.folder import MANIFESTS, SCHEMAS, read_manifest, write_manifest
+from consilience.show import words
 from consilience.types import Array, ConsilienceError, NotApplicable, Score
 
 IMAGES, TABLE = "metrics", "metrics.parquet"
@@ -39,23 +40,24 @@ DIGITS = 7
 @dataclass(frozen=True, eq=False)
 class KeptScore:
     """One number as it is kept; ``value`` is None where the metric does not apply, and
-    then ``reason`` says why.
+    then ``code`` and ``reason`` say why (see `NotApplicable`).
     """
 
     key: str
     value: float | None
-    reason: str = ""
+    code: str = ""
+    reason: Mapping[str, Any] = field(default_factory=dict)
     curve: Array | None = None
     facts: Mapping[str, Any] | None = None
 
 
-def as_kept(key: str, score: Score | NotApplicable, sample: str) -> KeptScore:
-    """A score, or why there is none; the image's name is left out of the reason, so
-    that equal reasons can be counted.
-    """
+def as_kept(key: str, score: Score | NotApplicable) -> KeptScore:
+    """A score, or why there is none."""
     if isinstance(score, NotApplicable):
-        return KeptScore(key, None, str(score).replace(sample, "the image"))
-    return KeptScore(key, float(score.value), "", score.curve, dict(score.facts))
+        return KeptScore(key, None, score.code, _plain_facts(score.facts))
+    return KeptScore(
+        key, float(score.value), curve=score.curve, facts=dict(score.facts)
+    )
 
 
 class ImageScores:
@@ -92,7 +94,12 @@ class ImageScores:
             else np.array(row["curve"], dtype=np.float64)
         )
         return KeptScore(
-            row["key"], row["value"], row["reason"], curve, row.get("facts")
+            row["key"],
+            row["value"],
+            row.get("code", ""),
+            row.get("reason") or {},
+            curve,
+            row.get("facts"),
         )
 
     def put(self, metric: str, column: str, kept: KeptScore) -> None:
@@ -100,8 +107,9 @@ class ImageScores:
         row: dict[str, Any] = {
             "key": kept.key,
             "value": kept.value,
-            "reason": kept.reason,
         }
+        if kept.code:
+            row |= {"code": kept.code, "reason": dict(kept.reason)}
         if kept.curve is not None:
             row["curve"] = _rounded(kept.curve)
         if kept.facts:
@@ -176,8 +184,13 @@ class Evaluation:
 def finish_evaluation(
     folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> Evaluation:
-    """Write the table, then the summary."""
+    """Write the table, with the reasons in words, then the summary."""
     table = as_table(rows)
+    facts = [json.loads(text) for text in table["facts"]]
+    table["reason"] = [
+        words.reason_sentence(code, known) if code else ""
+        for code, known in zip(table["code"], facts, strict=True)
+    ]
     write_table(folder / TABLE, table)
     write_manifest(folder, "evaluation", summary)
     return Evaluation(folder)

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from consilience import progress, registry
 from consilience.files import json_ready
+from consilience.show import words
 from consilience.show.words import format_number
 from consilience.show.words import missing as is_missing
 from consilience.types import ConsilienceError, Network
@@ -107,6 +108,10 @@ def as_json(run: Any) -> dict[str, Any]:
         "predictions": run.predictions,
         "agreement": run.agreement.to_dict("records"),
     }
+    manifest["audit"] = [
+        {**row, "message": finding.message}
+        for row, finding in zip(manifest["audit"] or [], run.audit, strict=True)
+    ]
     result: dict[str, Any] = json_ready(
         {
             "run": str(run.folder),
@@ -143,11 +148,9 @@ def show_run(run: Any, console: Console) -> None:
     for name, layer in looked_at(run).items():
         console.print(f"{escape(name)} looks at layer {escape(layer)}", highlight=False)
     for row in run.manifest["summary"]:
-        console.print(escape(pair_sentence(row)), highlight=False)
-    for words in _carried(run):
-        console.print(escape(words), highlight=False)
-    for words in _how_it_ran(run):
-        console.print(escape(words), highlight=False)
+        console.print(escape(words.pair_sentence(row)), highlight=False)
+    for line in (*_carried(run), *_how_it_ran(run)):
+        console.print(escape(line), highlight=False)
     for finding in run.audit:
         where = (
             f" [dim]({escape(finding.where)})[/]"
@@ -250,27 +253,6 @@ def looked_at(run: Any) -> dict[str, str]:
     }
 
 
-def pair_sentence(row: dict[str, Any]) -> str:
-    """One pair over all images, in a sentence."""
-    images = f"{row['n']} image{'s' if row['n'] != 1 else ''}"
-    mean = format_number(row["iou_mean"])
-    head = f"{row['a']} and {row['b']} on {images}: mean IoU {mean}"
-    bounds = [row["iou_low"], row["iou_high"]]
-    interval = (
-        ""
-        if any(is_missing(bound) for bound in bounds)
-        else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
-    )
-    chance = f", by chance {format_number(row['expected_mean'])}"
-    chance += f", mean excess {format_number(row['excess_mean'])}"
-    p = (
-        ""
-        if is_missing(row["p_images"])
-        else f", p = {format_number(row['p_images'])} by permuting images"
-    )
-    return f"{head}{interval}{chance}{p}: {row['verdict']}"
-
-
 # ---- dissections
 
 
@@ -281,12 +263,15 @@ def dissection_as_json(run: Any) -> dict[str, Any]:
         "model",
         "concepts",
         "layers",
-        "headlines",
         "words",
         "knockout",
         "seconds",
     )
     said = {key: run.manifest.get(key) for key in keys}
+    counts = run.manifest["counts"]
+    said["headlines"] = {
+        name: words.dissection_headline(counts[name]) for name in counts
+    }
     tables = {
         "summary": run.dissection.summary().to_dict("records"),
         "units": run.units.to_dict("records"),
@@ -308,7 +293,8 @@ def dissection_as_json(run: Any) -> dict[str, Any]:
 def show_dissection(run: Any, console: Console, most: int = 15) -> None:
     """Headlines, the best units, what knocking out did, where the report is."""
     for layer in run.manifest["layers"]:
-        console.print(escape(run.manifest["headlines"][layer]), highlight=False)
+        lead = words.dissection_headline(run.manifest["counts"][layer])
+        console.print(escape(lead), highlight=False)
     units = run.units.sort_values("iou", ascending=False, kind="stable").head(most)
     named = "word" in units
     heads = (
@@ -342,8 +328,6 @@ def show_dissection(run: Any, console: Console, most: int = 15) -> None:
 
 
 def _show_knockout(rows: Any, console: Console, most: int = 10) -> None:
-    from consilience.dissection.knockout import knockout_sentence
-
     heads = (
         "layer",
         "unit",
@@ -370,7 +354,7 @@ def _show_knockout(rows: Any, console: Console, most: int = 10) -> None:
     for _, row in tested.head(most).iterrows():
         console.print(
             escape(
-                f"{knockout_sentence(row)}; p = {format_number(row['p_holm'])} (Holm)"
+                f"{words.knockout_sentence(row)}; p = {format_number(row['p_holm'])} (Holm)"
             ),
             highlight=False,
         )

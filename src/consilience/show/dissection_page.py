@@ -104,7 +104,10 @@ def dissection_context(run: Dissected) -> dict[str, Any]:
         "manifest": run.manifest,
         **_style_and_script(),
         "asked": dissection_terms(run),
-        "leads": [run.manifest["headlines"][name] for name in run.manifest["layers"]],
+        "leads": [
+            words.dissection_headline(run.manifest["counts"][name])
+            for name in run.manifest["layers"]
+        ],
         "notes": notes(run),
         "tone": _tone(summary, has_null),
         "has_null": has_null,

@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -266,7 +265,8 @@ def reasons(metric: MetricRow, cells: Mapping[str, MetricRow]) -> list[str]:
     found: dict[str, dict[str, int]] = {}
     for label, cell in cells.items():
         for row in cell["reasons"]:
-            mine = found.setdefault(general(row["reason"]), {})
+            sentence = words.reason_sentence(row["code"], row["facts"])
+            mine = found.setdefault(sentence, {})
             mine[label] = mine.get(label, 0) + row["images"]
     return [f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()]
 
@@ -279,20 +279,6 @@ def _who(
     if len(some) == len(cells) and len(counts) == 1:
         return words.count_of(counts.pop(), metric_unit(metric))
     return ", ".join(f"{label} {count}" for label, count in some.items())
-
-
-def general(reason: str) -> str:
-    """A reason without the classes that it happens to name, so that images of many
-    classes share it.
-    """
-    explained = re.sub(
-        r"\b(box of|mask of|marked as) class \d+ [^;]*?(?=;| covers|$)",
-        r"\1 the explained class",
-        reason,
-    )
-    return re.sub(
-        r"\bboxes of class [\w, ]+?(?= and )", "boxes of another class", explained
-    ).removeprefix("the image: ")
 
 
 def metric_unit(metric: MetricRow) -> str:

@@ -110,6 +110,9 @@ def _environment() -> Environment:
         "count": words.count_of,
     }
     environment.filters.update(filters)
+    environment.filters["reason"] = lambda row: words.reason_sentence(
+        row["code"], row["facts"]
+    )
     environment.filters["measured"] = evaluation_page.format_metric
     environment.filters["visible"] = lambda text: panels.visible(str(text))
     return environment
@@ -235,7 +238,7 @@ class Verdict:
     """One pair of explainers over all images, as it is shown."""
 
     row: PairMapping
-    kind: words.VerdictKind
+    tone: str
     badge: str
     sentence: Markup
     why: str
@@ -253,7 +256,7 @@ def verdicts(run: Reported, summary: Sequence[PairMapping]) -> list[Verdict]:
 
 
 def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Verdict:
-    which = words.verdict_kind(row.get("verdict"))
+    which = row["verdict"]
     pair = (str(row["a"]), str(row["b"]))
     plot = (
         Markup(panels.agreement_plot(run.agreement, run.summary, pair))
@@ -261,10 +264,10 @@ def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Ve
         else None
     )
     alt = f"IoU of {pair[0]} and {pair[1]} on each image against its chance level; the numbers are in the table of all pairs"
-    why = "" if which == "open" else str(row.get("why") or row.get("reason") or "")
+    why = "" if which == "untestable" else words.verdict_reason(row)
     return Verdict(
         row,
-        which,
+        tone(which, pair, run.audit),
         words.verdict_badge(which),
         words.verdict_sentence(row, pairs),
         why,
@@ -272,6 +275,24 @@ def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Ve
         plot,
         alt,
     )
+
+
+TONES = {"shown": "better", "not-shown": "even", "below": "worse", "untestable": "open"}
+
+
+def tone(which: str, pair: tuple[str, str], findings: Sequence[Any]) -> str:
+    """Colour and icon of a verdict: no better than the heaviest finding on the two."""
+    heaviest = {one.severity for one in findings if _is_about(one.where, pair)}
+    if "error" in heaviest:
+        return "worse"
+    own = TONES[which]
+    return "even" if own == "better" and "warning" in heaviest else own
+
+
+def _is_about(where: str, pair: tuple[str, str]) -> bool:
+    """Whether a finding is on the run as a whole, on one of the two, or on both."""
+    named = where.split(" | ")
+    return not where or where in pair or set(pair) <= set(named)
 
 
 @dataclass(frozen=True)

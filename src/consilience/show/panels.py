@@ -33,6 +33,7 @@ from skimage.segmentation import find_boundaries
 
 from consilience import images
 from consilience.perturb.surrogate import settled
+from consilience.show import words
 from consilience.types import Array, ConsilienceError
 
 RGB = tuple[int, int, int]
@@ -420,8 +421,8 @@ def _certainty(item: DrawnExplanation) -> tuple[str, ...]:
     """How sure an explainer is of its top superpixels, and what marks them; nothing
     where it does not say.
     """
-    verdict = str(getattr(item, "provenance", {}).get("verdict", ""))
-    lines = [verdict] if verdict else []
+    verdict = getattr(item, "provenance", {}).get("verdict")
+    lines = [words.stability_sentence(verdict)] if verdict else []
     sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
     if len(top):
         lines.append(
@@ -553,7 +554,7 @@ def _to_height(image: Array, height: int) -> Array:
 
 def _foot_height(part: Tile, width: int) -> int:
     lines = sum(len(_wrap(line, _font(15), width)) for line in part.lines)
-    keys = sum(len(_wrap(words, _font(15), width - 22)) for _, words in part.key)
+    keys = sum(len(_wrap(name, _font(15), width - 22)) for _, name in part.key)
     return 8 + (_BAR + 26 if part.scale else 0) + 20 * (lines + keys)
 
 
@@ -571,11 +572,11 @@ def _draw_foot(
         top = _write(
             pen, _wrap(line, _font(15), width), (left, top), _font(15), 20, _INK
         )
-    for colour, words in part.key:
+    for colour, name in part.key:
         pen.rectangle((left, top + 3, left + 14, top + 16), fill=colour, outline=_SOFT)
         top = _write(
             pen,
-            _wrap(words, _font(15), width - 22),
+            _wrap(name, _font(15), width - 22),
             (left + 22, top),
             _font(15),
             20,

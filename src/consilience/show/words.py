@@ -6,7 +6,7 @@ Nothing is computed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 DASH = "–"
 NBSP = "\N{NO-BREAK SPACE}"
 """Keeps a number and its unit on one line."""
-VerdictKind = Literal["better", "even", "worse", "open"]
+VerdictKind = Literal["shown", "not-shown", "below", "untestable"]
 SummaryRow = Mapping[Any, Any]
 
 
@@ -107,7 +107,9 @@ _WHY = {
     "iou": "both masks are empty",
     "expected_iou": "both masks are empty",
     "excess": "both masks are empty, or both cover the frame",
-    "excess_of_possible": "these areas leave nothing between chance and the largest IoU",
+    "excess_of_possible": (
+        "these areas leave nothing between chance and the largest IoU"
+    ),
     "p": "both masks are empty",
     "spearman": "a map is constant",
     "area_a": "no mask",
@@ -126,26 +128,16 @@ def why_missing(row: SummaryRow, key: str) -> str:
 # ---- verdicts
 
 _AGREE = {
-    "better": "agree better than chance",
-    "even": "agree no better than chance",
-    "worse": "agree less than chance would",
+    "shown": "agree better than chance",
+    "not-shown": "were not shown to agree better than chance",
+    "below": "agree less than chance would",
 }
 _BADGE = {
-    "better": "better than chance",
-    "even": "not better than chance",
-    "worse": "worse than chance",
-    "open": "not testable",
+    "shown": "better than chance",
+    "not-shown": "not shown",
+    "below": "worse than chance",
+    "untestable": "could not be shown",
 }
-
-
-def verdict_kind(verdict: Any) -> VerdictKind:
-    """Which of the four a verdict is, from its wording in the summary."""
-    text = str(verdict).lower()
-    if text.startswith(("worse", "below")):
-        return "worse"
-    if text.startswith("better"):
-        return "better"
-    return "even" if text.startswith(("not better", "no better")) else "open"
 
 
 def verdict_badge(which: VerdictKind) -> str:
@@ -157,19 +149,18 @@ def verdict_sentence(row: SummaryRow, pairs: int = 1) -> Markup:
     """One pair over all images in a sentence, from a row of the summary; ``pairs`` is
     the size of its family of tests.
     """
-    which, names = verdict_kind(row.get("verdict")), {"a": row["a"], "b": row["b"]}
+    which, names = row["verdict"], {"a": row["a"], "b": row["b"]}
     if not row["n"]:
         return Markup(
             "<b>{a}</b> and <b>{b}</b> have no image on which their IoU is defined."
         ).format(**names)
     numbers = _numbers(row)
-    if which == "open":
-        reason = row.get("why") or row.get("reason") or "the summary gives no reason"
+    if which == "untestable":
         text = Markup(
-            "Whether <b>{a}</b> and <b>{b}</b> agree better than chance cannot be tested this "
-            "way ({reason}). "
+            "Whether <b>{a}</b> and <b>{b}</b> agree better than chance could not have been "
+            "shown: {reason}. "
         )
-        return text.format(**names, reason=reason) + Markup(
+        return text.format(**names, reason=verdict_reason(row)) + Markup(
             "On {on}, {numbers}."
         ).format(on=_images(row), numbers=numbers)
     text = Markup("On {on}, <b>{a}</b> and <b>{b}</b> {agree}: {numbers}{p}.")
@@ -180,6 +171,66 @@ def verdict_sentence(row: SummaryRow, pairs: int = 1) -> Markup:
         numbers=numbers,
         p=_p_clause(row, pairs),
     )
+
+
+def verdict_reason(row: SummaryRow) -> str:
+    """What the verdict rests on, from a row of the summary; empty where nothing is to be
+    added.
+    """
+    reason = _VERDICT_REASONS.get(str(row.get("why") or row["verdict"]), "")
+    tests = int(row.get("tests") or 1)
+    said = reason.format(
+        p=format_p(row.get("p_holm")),
+        high=format_number(row.get("excess_high")),
+        smallest=format_p(row.get("smallest_p")),
+        tests=count_of(tests, "pair"),
+        take="take" if tests > 1 else "takes",
+        needed=row.get("images_needed"),
+    )
+    mean, chance = row.get("iou_mean"), row.get("expected_mean")
+    if missing(mean) or missing(chance) or float(mean or 0) >= float(chance or 0):
+        return said
+    below = (
+        f"mean IoU {format_share(mean)} is below the {format_share(chance)} of "
+        f"independent masks"
+    )
+    return "; ".join(filter(None, (below, said)))
+
+
+_VERDICT_REASONS = {
+    "no-image": "no image has a defined IoU",
+    "one-image": "one image has no other to be exchanged with",
+    "frames": "the images have frames of different size, so their masks cannot be "
+    "exchanged",
+    "too-few": "with so few images no p below {smallest} is possible; {tests} {take} "
+    "{needed} images",
+    "shown": "maps of the same image agree more than maps of different images, p = {p} "
+    "after Holm",
+    "below": "the whole interval of the mean excess lies below 0 (up to {high})",
+    "not-shown": "p = {p} after Holm, by exchanging images",
+}
+
+
+def pair_sentence(row: SummaryRow) -> str:
+    """One pair over all images in a line, for the terminal."""
+    mean = format_number(row["iou_mean"])
+    head = f"{row['a']} and {row['b']} on {count_of(int(row['n']), 'image')}: mean IoU {mean}"
+    bounds = (row["iou_low"], row["iou_high"])
+    interval = (
+        ""
+        if any(missing(bound) for bound in bounds)
+        else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
+    )
+    chance = f", by chance {format_number(row['expected_mean'])}"
+    chance += f", mean excess {format_number(row['excess_mean'])}"
+    p = (
+        ""
+        if missing(row["p_images"])
+        else f", p = {format_number(row['p_images'])} by permuting images"
+    )
+    badge = verdict_badge(row["verdict"])
+    why = verdict_reason(row) if row["verdict"] == "untestable" else ""
+    return f"{head}{interval}{chance}{p}: {badge}" + (f" ({why})" if why else "")
 
 
 def _numbers(row: SummaryRow) -> Markup:
@@ -242,3 +293,524 @@ def view_words(mode: Any) -> str:
         str(mode),
         "crop or squash, as each model's default is" if mode is None else str(mode),
     )
+
+
+# ---- findings of the audit
+
+FINDINGS: Mapping[str, str] = {
+    "rendered-mask": (
+        "the mask is cut from the luminance of a saved figure, not from the "
+        "map{images}: it covers {first} of the frame, and {second} of the frame "
+        "share the value of the cut, as the white of a page does; it says nothing "
+        "about the map"
+    ),
+    "mixed-weights": (
+        "different weights are compared{images}: {words}; no difference can be laid "
+        "to the methods"
+    ),
+    "mixed-views": (
+        "different views of the image are compared{images}: {words}; the frames do "
+        "not coincide"
+    ),
+    "mixed-targets": "different classes are explained{images}: {words}",
+    "fill-truncated": (
+        "the fill is not the percentile that was asked for{images}: {words}; cast to "
+        "a whole number, what lies in [0, 1] is black"
+    ),
+    "fill-out-of-range": (
+        "the fill has values outside of [0, 1]{images}: {words}; the model never saw "
+        "such pixels"
+    ),
+    "seed-without-effect": (
+        "the draws are unseeded{images}: lime's random_seed reaches only its own "
+        "default segmentation, so a seed has no effect here and the numbers will not "
+        "come out again (seeds drawn this time: {words})"
+    ),
+    "empty-mask": (
+        "the mask is empty{images}: its IoU is 0 or undefined whatever the other one "
+        "shows"
+    ),
+    "flat-map": (
+        "the map has one value everywhere{images}: it ranks no pixel, and a mask cut "
+        "from it is arbitrary"
+    ),
+    "completeness-gap": (
+        "the attributions do not add up to what they explain{images}: the gap is "
+        "{first} of it; more steps may close it, or part of the score does not go "
+        "through what is explained"
+    ),
+    "ties-at-cut": (
+        "{first} {words} share the value at the cut{images}: which of them the mask "
+        "holds is arbitrary"
+    ),
+    "unstable-superpixels": (
+        "which superpixels weigh most is not settled{images}: {first} of the top "
+        "ones are sure; another seed may show others ({words})"
+    ),
+    "below-chance": (
+        "mean IoU {first} is below chance: independent masks of the same areas reach "
+        "{second}"
+    ),
+    "chance-level": (
+        "by its interval over images the mean IoU of {first} is not clearly above "
+        "chance: independent masks of the same areas reach {second}"
+    ),
+    "area-varies": (
+        "the masks cover {first} of the frame from image to image: IoU mixes their "
+        "size with their place"
+    ),
+    "few-images": "{words}",
+    "shift-explains": (
+        "the masks overlap more than independent ones, but in only {first} of the "
+        "images more than when one of them is shifted (p at most .05): smooth shapes "
+        "may explain it"
+    ),
+    "prediction-wrong": "the model's first class is not the true one{images}: {words}",
+    "prediction-unsure": "the model is unsure{images}: {words}",
+    "fill-black": (
+        "the percentile asked for as fill is black{images}: the images themselves "
+        "are that dark"
+    ),
+}
+"""Each finding's sentence: ``images`` says where it was found, ``first`` and ``second``
+are ranges of its numbers, ``words`` what was seen.
+"""
+
+
+def finding_sentence(finding: Any) -> str:
+    """A finding of the audit (`agreement.audit.Finding`)."""
+    facts, code = finding.facts, finding.code
+    show: Callable[[float], str] = whole_percent
+    if code == "ties-at-cut":
+        show = format_count
+    if code in ("below-chance", "chance-level"):
+        show = format_share
+    seen = [_SEEN.get(code, str)(one) for one in facts.get("seen") or ()]
+    words = (
+        few_images(facts) if code == "few-images" else listed(seen, facts.get("more"))
+    )
+    text = FINDINGS[code].format(
+        images=_found_in(facts),
+        first=_span(facts.get("first"), show),
+        second=_span(facts.get("second"), show),
+        words=words,
+    )
+    return f"{finding.where}: {text}" if finding.where else text
+
+
+def _found_in(facts: Mapping[str, Any]) -> str:
+    total, count = facts.get("total", 1), facts.get("count", 1)
+    if total == 1:
+        return ""
+    if count == total:
+        return f" in all {total} images"
+    names = listed(facts["images"], count > len(facts["images"]))
+    return f" in {count} of {total} images ({names})"
+
+
+def _span(ends: Sequence[float] | None, show: Callable[[float], str]) -> str:
+    if not ends:
+        return ""
+    low, high = show(ends[0]), show(ends[1])
+    return high if low == high else f"{low.removesuffix(' %')}-{high}"
+
+
+def listed(parts: Sequence[str], more: Any = False) -> str:
+    """Names with commas, and dots where there are more."""
+    return ", ".join(parts) + (", ..." if more else "")
+
+
+def whole_percent(share: float) -> str:
+    """A share as whole per cent."""
+    return f"{100 * share:.0f} %".replace("-", "−")
+
+
+def format_count(number: float) -> str:
+    """A whole number with thousands."""
+    return f"{number:,.0f}"
+
+
+def few_images(facts: Mapping[str, Any]) -> str:
+    """Why the images are too few."""
+    count, mean, half = facts["count"], facts["mean"], facts["half"]
+    if count == 0:
+        return "no image has a defined IoU"
+    if count == 1:
+        return "one image has no interval: nothing can be said of others"
+    if count < facts["few"]:
+        return (
+            f"{count} images are too few: the 95 % interval of the mean excess rests on "
+            f"{count} numbers"
+        )
+    return (
+        f"{count} images give a mean excess of {mean:.3f} +- {half:.3f}: more are needed to "
+        f"tell its sign"
+    )
+
+
+def _colour(channels: Sequence[float]) -> str:
+    return "(" + " ".join(f"{channel:.2f}" for channel in channels) + ")"
+
+
+def _sides(seen: Any) -> str:
+    return " against ".join(f"{name} {shown}" for name, shown in seen)
+
+
+_SEEN: Mapping[str, Callable[[Any], str]] = {
+    "mixed-weights": _sides,
+    "mixed-views": _sides,
+    "mixed-targets": _sides,
+    "fill-out-of-range": lambda seen: f"{seen[0]:g} to {seen[1]:g}",
+    "fill-truncated": lambda seen: (
+        f"{_colour(seen['got'])} instead of {_colour(seen['wanted'])}"
+    ),
+    "prediction-wrong": lambda seen: f"{seen['true']} is called {seen['called']}",
+    "prediction-unsure": lambda seen: (
+        f"{seen['name']} at {seen['p']:.2f}, {seen['lead']:.2f} before the next"
+    ),
+    "unstable-superpixels": lambda seen: _unstable(seen),
+}
+
+
+# ---- how sure an explainer of superpixels is
+
+
+def stability_sentence(verdict: Mapping[str, Any]) -> str:
+    """Whether the top superpixels are known, from LIME's ``verdict``."""
+    code, draws = verdict["code"], f"{verdict['draws']:,} draws"
+    if code == "stable":
+        return f"stable after {draws}"
+    if code == "flat":
+        return "not stable: there is nothing to explain"
+    if code == "too-few-draws":
+        return f"not stable: {_unstable(verdict)}"
+    return f"not stable {_unstable(verdict)}"
+
+
+def _unstable(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return "no reason given"
+    draws = f"{verdict['draws']:,} draws"
+    if verdict["code"] == "flat":
+        return "there is nothing to explain"
+    if verdict["code"] == "too-few-draws":
+        return f"{draws} are too few to tell {verdict['superpixels']} superpixels apart"
+    one, other = verdict["rivals"]
+    return (
+        f"after {draws}: superpixels {one} and {other} could not be told apart at place "
+        f"{verdict['place']}"
+    )
+
+
+# ---- dissections
+
+
+def dissection_headline(counts: Mapping[str, Any]) -> str:
+    """How many units of a layer detect a concept, and how many would by chance."""
+    expected = counts["expected"]
+    chance = (
+        "chance was not asked for"
+        if missing(expected)
+        else f"{expected:.1f} expected by chance"
+    )
+    return (
+        f"{counts['layer']}: {counts['detectors']} of {counts['units']} units detect a "
+        f"concept ({chance})"
+    )
+
+
+def comparison_headline(compared: Any) -> str:
+    """Two dissections over all layers in a sentence (`dissection.compare.Comparison`)."""
+    row = compared.jaccard().iloc[-1]
+    said = (
+        f"{compared.a.name} detects {row['concepts_a']} concepts and {compared.b.name} "
+        f"{row['concepts_b']}; they share {row['shared']}"
+    )
+    if math.isnan(row["jaccard"]):
+        return said
+    if math.isnan(row["expected"]):
+        return f"{said} (Jaccard {row['jaccard']:.3f})"
+    return (
+        f"{said} (Jaccard {row['jaccard']:.3f}; {row['expected']:.3f} by chance, "
+        f"p = {row['p']:.2g})"
+    )
+
+
+_KNOCKOUT = {
+    "costs-more": "costs its classes more than others",
+    "costs-less": "costs its classes less than others",
+    "not-shown": "was not shown to cost its classes more than others",
+}
+
+
+def knockout_sentence(row: Mapping[Any, Any]) -> str:
+    """One unit's contrast in a sentence; ``row`` is of `Knockout.table`."""
+    from consilience.dissection.knockout import knockout_verdict
+
+    verdict = knockout_verdict(row)
+    if verdict == "no-classes":
+        return str(row["matched"])
+    return (
+        f"knocking out unit {row['unit']} ({row['concept']}) {_KNOCKOUT[verdict]} "
+        f"({row['matched']})"
+    )
+
+
+def units_words(told: Mapping[str, Any] | None, units: int = 2, most: int = 3) -> str:
+    """Which units carry a map (`dissection.units.Carriers.as_dict`), or why that is not
+    told; empty where nobody asked.
+    """
+    if not told:
+        return ""
+    if "code" in told:
+        return reason_sentence(told["code"], told["facts"])
+    rows = [row for row in told["units"][:units] if row["share"] > 0]
+    parts = [
+        f"unit {row['unit']} {row['concept'] or 'no concept'} ({whole_percent(row['share'])})"
+        for row in rows
+    ]
+    whole = whole_percent(sum(row["share"] for row in rows))
+    concepts = [
+        f"{concept} {whole_percent(share)}"
+        for concept, share in told["concepts"].items()
+        if concept
+    ][:most]
+    rest = f"no concept {whole_percent(told['concepts'].get('', 0.0))}"
+    return f"{whole} of this map: {', '.join(parts)}; by concept: {', '.join([*concepts, rest])}"
+
+
+# ---- why a method or metric says nothing
+
+REASONS: Mapping[str, str] = {
+    "values-not-finite": (
+        "{explainer}: {bad} of {size} values are not finite, so no mask can be cut"
+    ),
+    "no-superpixels": (
+        "{explainer} has no superpixels; cut its map with top:fraction=0.2"
+    ),
+    "weights-not-finite": (
+        "{explainer}: {key} of superpixels are not finite, so no mask can be cut"
+    ),
+    "score-not-finite": "the value is not finite: {value:g}",
+    "model-cannot": "needs {needs} of the model; {model} offers less",
+    "not-opened": "{model} cannot be opened: dissection needs a torch module",
+    "no-channel-sum": (
+        "the map of {explainer} is no sum over channels: units have no share of it"
+    ),
+    "not-a-layer-map": (
+        "{explainer} is no map of a layer's channels: units have no share of it"
+    ),
+    "several-layers": (
+        "{explainer} is made of {layers}; shares are told for one named layer"
+    ),
+    "other-dissection": "the dissection is of {there}; the map is of {model}",
+    "other-layer": (
+        "the dissection is of {there}; the map is of {layer!r}: dissect that layer, "
+        "or explain another"
+    ),
+    "nothing-to-share": (
+        "the map sums to nothing, or to less, inside the mask before its ReLU: "
+        "nothing to share out"
+    ),
+    "same-for-every-class": "its map is the same for every class",
+    "target-no-class": "the target {target!r} is no class",
+    "no-other-class": "the model has no other class",
+    "attention-windowed": (
+        "attention of {model} is not global ({module}: {groups}), so it cannot be "
+        "chained"
+    ),
+    "attention-mixed": (
+        "attentions of {model} are not of one set of tokens ({found}), so they "
+        "cannot be chained"
+    ),
+    "attention-off-grid": (
+        "{name} of {model} attends to {tokens} tokens that stand on none of its grids"
+    ),
+    "attention-refused": "attention of {module} {why}",
+    "no-attention-up-to": "{model} has no attention up to layer {layer}",
+    "legrad-blocks": (
+        "legrad needs blocks that hand their tokens to each other; those of {model} "
+        "do not"
+    ),
+    "legrad-head": "legrad cannot show single blocks of {model} to its head",
+    "rules-change-outputs": (
+        "{method} cannot follow {model}: with its rules the outputs change"
+    ),
+    "attnlrp-no-rule": "attnlrp has no rule for {name}, which this network uses",
+    "attnlrp-division": (
+        "attnlrp has no rule for division by what depends on the image, which this "
+        "network uses"
+    ),
+    "cam-tail": (
+        "cam needs {wanted} after {name!r}; {model} has something else there: use "
+        "gradcam"
+    ),
+    "relevance-start": (
+        "relevance starts from class scores, or from a layer; {key} is neither"
+    ),
+    "written-out-differs": (
+        "{model} written out as modules gives other outputs, {apart:.1e} of their "
+        "size off"
+    ),
+    "no-rule-module": "no rule for {module} ({name}); {there}",
+    "no-rule-operation": "no rule for the operation {name}; {there}",
+    "relevance-one-tensor": "relevance starts from one tensor of outputs",
+    "relevance-weighted-sum": (
+        "{target} ({score}) is no weighted sum of outputs: relevance cannot start "
+        "from it"
+    ),
+    "module-takes-more": "{name} ({module}) takes more than an image: no rule for it",
+    "batch-norm-statistics": (
+        "batch norm {name} keeps no statistics: it makes one image depend on the others"
+    ),
+    "no-rule-function": "no rule for {module} (a function); {there}",
+    "cannot-write-out": "{module} cannot be written out as modules: {why}",
+    "deeplift-pooling": (
+        "DeepLIFT of captum has no rule for max pooling whose windows overlap, as "
+        "{pooled} does"
+    ),
+    "no-relus": "{what} is made of ReLUs, and {model} has none: use the gradient",
+    "relevance-explodes": (
+        "{reached:.3g} of {whole:.3g} of relevance arrives at the pixels: it "
+        "explodes on the way"
+    ),
+    "attribution-no-rule": (
+        "transformer-attribution has no rule for {name}, which this network uses"
+    ),
+    "attribution-shared-keys": (
+        "transformer-attribution has no rule for heads that share keys, which this "
+        "network has"
+    ),
+    "attribution-pooling": (
+        "transformer-attribution is not defined for attention that pools, as that of "
+        "{model} does"
+    ),
+    "map-zero": "the map is 0 everywhere: it has no shares",
+    "no-positive-value": "no value of the map is positive: as a mask it shows nothing",
+    "no-probability": "the model gives values, no probability of {target}",
+    "map-constant": "the map is the same everywhere: it correlates with nothing",
+    "probability-zero": "the class has probability 0: none of it can be lost",
+    "probability-one": "the class has probability 1: nothing can be won",
+    "another-class-map": "a map of another class is not explained again",
+    "again-not-finite": (
+        "{explainer}: the map made for comparison has values that are not finite"
+    ),
+    "needs-module": (
+        "{name} needs the module behind the model; {model} only scores images"
+    ),
+    "cannot-run-again": "{explainer} cannot be run again: {error}",
+    "nothing-varies": (
+        "neither the map's sums nor the model's scores vary over the sets: no "
+        "correlation"
+    ),
+    "object-not-shown": (
+        "{image}: what is marked as {marked} covers no pixel of what the model is shown"
+    ),
+    "no-mass": (
+        "{what}: the map has no positive value, so no share of it can be on the object"
+    ),
+    "object-fills-frame": (
+        "{image}: the object fills the frame, so no pixel lies beside it"
+    ),
+    "no-image-has-score": "max-box-acc: no image has a score",
+    "no-positive-cut": (
+        "{explainer}: no value is positive, so no share of the largest can be cut at"
+    ),
+    "no-mosaic": "{image} is no mosaic: its masks do not part it into one cell a class",
+    "below-gap": (
+        "{what} is {found:.3g}, below the gap of {gap:g}: nothing to divide by"
+    ),
+    "all-equal": "{what} are all equal: no correlation",
+    "no-first-class": "{target} is no class: there is no first one to count",
+    "no-weights": "{model} has no weights that could be made random",
+    "entropy-zero": (
+        "{explainer}: the map is flat: an entropy of 0 has no relative rise"
+    ),
+    "random-logit-no-class": (
+        "random-logit: {target} is no class of the model, so there is no other class "
+        "to explain"
+    ),
+    "random-logit-one-class": (
+        "random-logit: {model} has one class, so there is no other to explain"
+    ),
+    "map-zero-change": (
+        "{explainer}: the map is 0 everywhere, so no change can be set against it"
+    ),
+    "no-seed": "{explainer} draws nothing at random: it has no seed to change",
+    "shift-too-large": "a shift of {pixels} leaves too little of {frame} to compare",
+    "no-attention": (
+        "{model} has no attention (no softmax over tokens): use a method for any "
+        "network"
+    ),
+    "attention-changed": (
+        "{model} has {count} attentions on this image and had {before} before"
+    ),
+    "not-explained": "not explained: {error}",
+    "failed": "failed: {error}",
+    "not-class-outputs": (
+        "{name} is not read from class outputs; targets.asked gives the model and "
+        "target to ask"
+    ),
+    "same-classes": (
+        "{image}: {first} and {second} are the same class here, {name}: no difference"
+    ),
+    "detector-places": (
+        "{model} resizes and pads by itself, so no box or mask can be found on "
+        "{layer!r}; give at="
+    ),
+    "no-direction": (
+        "the reference {reference!r} is no direction: it is all 0, or not finite"
+    ),
+    "words-not-shown": (
+        "no part of {words} lies in what the model is shown of the image"
+    ),
+    "label-not-predicted": (
+        "no pixel of this image is predicted as {label}: give box= or mask="
+    ),
+    "no-detection": (
+        "{image}: the detector finds nothing in it; name a class and give box="
+    ),
+    "too-few-detections": (
+        "the detector finds {count} boxes of {label} in this image; asked for {rank}"
+    ),
+    "no-object-auto": "{image} has neither a mask nor a box of {marked}; it has {has}",
+    "no-object-boxes": "{image} has no box of {marked}; it has {has}",
+    "no-object-masks": "{image} has no mask of {marked}; it has {has}",
+    "said": "{text}",
+}
+"""The sentence of every code of `NotApplicable`, with its facts in braces."""
+
+_OF_ANY = {"image": "the image", "marked": "the explained class"}
+
+
+class _Facts(dict[str, Any]):
+    """Facts of a reason; one that was left out, or is not known, is still said."""
+
+    def __missing__(self, key: str) -> str:
+        return _OF_ANY.get(key, f"(no {key})")
+
+
+def reason_sentence(code: str, facts: Mapping[str, Any]) -> str:
+    """A reason of `NotApplicable` in words; facts of one image that were left out become
+    *the image*, *the explained class*.
+    """
+    template = REASONS.get(code, code)
+    known = _Facts(facts)
+    if code == "said":
+        text = str(known.pop("text", ""))
+        return text.format_map(known) if known else text
+    if "{has}" in template:
+        known["has"] = _has(known)
+    if "marked" in facts:
+        known["marked"] = f"class {facts['marked']}"
+    return template.format_map(known).removeprefix("the image: ")
+
+
+def _has(facts: Mapping[str, Any]) -> str:
+    """What an image has instead of the mask or box that is missed."""
+    others = facts.get("others")
+    if others is None:
+        boxes = "boxes of another class, or none"
+    else:
+        boxes = f"boxes of class {', '.join(others)}" if others else "no boxes"
+    return f"{boxes} and {count_of(int(facts['masks']), 'mask')}"

@@ -128,10 +128,7 @@ class ReadElsewhere:
     def of(self, outputs: Tensor) -> Tensor:
         """Refused."""
         name = getattr(self, "name", type(self).__name__)
-        raise NotApplicable(
-            f"{name} is not read from class outputs; targets.asked gives the model and target "
-            f"to ask"
-        )
+        raise NotApplicable(code="not-class-outputs", name=name)
 
 
 @dataclass(frozen=True)

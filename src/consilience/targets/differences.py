@@ -58,8 +58,11 @@ class DifferenceTarget:
         names = (class_name(model, first), class_name(model, second))
         if first == second:
             raise NotApplicable(
-                f"{sample.name}: {self.a} and {self.b} are the same class here, {names[0]}: "
-                f"no difference"
+                code="same-classes",
+                image=sample.name,
+                first=self.a,
+                second=self.b,
+                name=names[0],
             )
         score = readable(self.score, model.outputs)
         return replace(

@@ -45,10 +45,7 @@ def layer_reading(
             f"layer {layer!r} of {model.id} is a vector: it has no place {place.words}"
         )
     if place.words and place.at is None and is_detector(model):
-        raise NotApplicable(
-            f"{model.name} resizes and pads by itself, so no box or mask can be found on "
-            f"{layer!r}; give at="
-        )
+        raise NotApplicable(code="detector-places", model=model.name, layer=layer)
     return LayerReading(
         layer,
         form,
@@ -236,9 +233,7 @@ class CosineTarget(ReadElsewhere):
                 f"has {size}"
             )
         if not bool(vector.isfinite().all()) or not bool(vector.any()):
-            raise NotApplicable(
-                f"the reference {self.reference!r} is no direction: it is all 0, or not finite"
-            )
+            raise NotApplicable(code="no-direction", reference=self.reference)
         return vector
 
     def pick(self, outputs: Tensor) -> Tensor:

@@ -68,9 +68,7 @@ class GridPlace:
             else _of_mask(grid, geometry, self.mask)
         )
         if not covered.sum() > 0:
-            raise NotApplicable(
-                f"no part of {self.words} lies in what the model is shown of the image"
-            )
+            raise NotApplicable(code="words-not-shown", words=str(self.words))
         return torch.from_numpy(covered / covered.sum()).float()
 
 

@@ -112,9 +112,7 @@ class PixelsTarget(ReadElsewhere):
         """All pixels whose first class it is, with equal weights."""
         on = (logits.argmax(dim=0) == int(self.category)).float().cpu()
         if not bool(on.any()):
-            raise NotApplicable(
-                f"no pixel of this image is predicted as {self.label}: give box= or mask="
-            )
+            raise NotApplicable(code="label-not-predicted", label=self.label)
         return on / on.sum()
 
     def pick(self, outputs: Tensor) -> Tensor:
@@ -170,9 +168,7 @@ class DetectionTarget(ReadElsewhere):
         """
         self.check(model)
         if self.category == "predicted" and not bool((outputs > 0).any()):
-            raise NotApplicable(
-                f"{sample.name}: the detector finds nothing in it; name a class and give box="
-            )
+            raise NotApplicable(code="no-detection", image=sample.name)
         index = class_index(model, sample, self.category, outputs)
         return replace(self, category=str(index), label=class_name(model, index))
 
@@ -191,8 +187,10 @@ class DetectionTarget(ReadElsewhere):
         order = found["scores"][mine].sort(descending=True, stable=True).indices
         if len(order) < self.rank:
             raise NotApplicable(
-                f"the detector finds {len(order)} boxes of {self.label} in this image; asked "
-                f"for {self.rank}"
+                code="too-few-detections",
+                count=len(order),
+                label=self.label,
+                rank=str(self.rank),
             )
         x0, y0, x1, y1 = found["boxes"][mine][order[self.rank - 1]].tolist()
         return BoxReading(int(self.category), (x0, y0, x1, y1))

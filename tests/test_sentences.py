@@ -1,0 +1,114 @@
+"""Words come last: reasons, verdicts and findings are codes with facts, and every code
+has its sentence in one place.
+"""
+
+import ast
+import copy
+import json
+import pickle
+import string
+from pathlib import Path
+
+import pytest
+
+import consilience as cs
+from consilience.show import words
+from consilience.types import OF_IMAGE, NotApplicable
+
+SOURCE = Path(__file__).parent.parent / "src" / "consilience"
+
+
+def raised():
+    """Every ``NotApplicable(...)`` of the source: file, line, code, names of facts."""
+    for file in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "NotApplicable":
+                yield file.relative_to(SOURCE), node
+
+
+RAISED = [pytest.param(node, id=f"{file}:{node.lineno}") for file, node in raised()]
+
+
+@pytest.mark.parametrize("node", RAISED)
+def test_every_reason_is_a_code_whose_sentence_has_its_facts(node):
+    assert not node.args, "a sentence is made where a fact is meant"
+    facts = {word.arg: word.value for word in node.keywords}
+    code = facts.pop("code")
+    if isinstance(code, ast.JoinedStr):  # no-object-auto, -boxes, -masks
+        start = code.values[0].value
+        codes = [known for known in words.REASONS if known.startswith(start)]
+    elif isinstance(code, ast.Name):
+        codes = [{"FAILED": "failed"}[code.id]]
+    else:
+        codes = [code.value]
+    assert codes
+    for name in codes:
+        named = {
+            part for _, part, _, _ in string.Formatter().parse(words.REASONS[name])
+        } - {None, "has"}
+        assert named <= set(facts)
+        assert set(facts) - named <= {"image", "others", "masks"}
+
+
+def test_no_code_is_without_use():
+    text = "\n".join(
+        file.read_text(encoding="utf-8")
+        for file in SOURCE.rglob("*.py")
+        if file.name != "words.py"
+    )
+    unused = [
+        code
+        for code in words.REASONS
+        if f'"{code}"' not in text and not code.startswith("no-object-")
+    ]
+    assert unused == []
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "e", "the", "image", "{x}", "a {image} b"])
+def test_a_name_does_not_change_the_sentence_round_it(red_model, planted, name):
+    from dataclasses import replace
+
+    one = cs.explain(red_model, replace(planted, name=name), "gradcam")
+    reason = cs.evaluate(red_model, one, "pointing-game")["pointing-game"]
+    assert str(reason) == (
+        f"{name} has neither a mask nor a box of class {one.target.index} "
+        f"{one.target.name}; it has no boxes and 0 masks"
+    )
+    left = {key: part for key, part in reason.facts.items() if key not in OF_IMAGE}
+    assert words.reason_sentence(reason.code, left) == (
+        "the image has neither a mask nor a box of the explained class; it has boxes of "
+        "another class, or none and 0 masks"
+    )
+
+
+def test_a_plug_in_may_say_it_in_its_own_words():
+    plain = NotApplicable("no edges {today}")
+    assert (str(plain), plain.code, plain.facts) == (
+        "no edges {today}",
+        "said",
+        {"text": "no edges {today}"},
+    )
+    named = NotApplicable("{image} has {count} edges", image="a.jpg", count=3)
+    assert str(named) == "a.jpg has 3 edges"
+    general = {key: part for key, part in named.facts.items() if key not in OF_IMAGE}
+    assert words.reason_sentence("said", general) == "the image has 3 edges"
+
+
+def test_a_reason_survives_json_and_pickle():
+    reason = NotApplicable(code="below-gap", what="score", found=0.00123, gap=0.01)
+    said = "score is 0.00123, below the gap of 0.01: nothing to divide by"
+    assert str(reason) == said
+    assert (
+        words.reason_sentence(reason.code, json.loads(json.dumps(reason.facts))) == said
+    )
+    for again in (copy.copy(reason), pickle.loads(pickle.dumps(reason))):
+        assert (str(again), again.code, again.facts) == (
+            said,
+            reason.code,
+            reason.facts,
+        )
+
+
+def test_an_unknown_code_is_still_said():
+    assert words.reason_sentence("of-a-later-version", {"n": 3}) == "of-a-later-version"
+    assert words.reason_sentence("no-seed", {}).startswith("(no explainer) draws")
