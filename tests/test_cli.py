@@ -334,3 +334,13 @@ def test_demo_does_the_main_job(tmp_path, capsys, monkeypatch):
     assert Path(result["report"]).stat().st_size > 100_000
     assert result["summary"][0]["n"] == len(labels)
     assert all(row["iou"] > 0 for row in result["agreement"])
+
+
+@pytest.mark.parametrize("kind", ["explainers", "metrics", "fills", "segmenters"])
+def test_what_a_list_says_of_a_name_is_a_whole_sentence(kind):
+    from consilience import registry
+
+    known = getattr(registry, kind)
+    for name in known.names():
+        if known.get(name).__module__.startswith("consilience."):
+            assert registry.summary_of(known.get(name)).endswith("."), name

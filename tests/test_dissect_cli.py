@@ -20,7 +20,7 @@ from consilience.models.load import load_model
 from consilience.runs import dissect as jobs
 from consilience.runs.dissect import DissectionRun
 from consilience.runs.folder import Run
-from consilience.show import panels, unit_tiles
+from consilience.show import colours, unit_tiles
 from consilience.types import ConsilienceError
 
 MODULE = """
@@ -308,7 +308,7 @@ def test_tiles_are_top_images_cut_by_the_units_mask(whole):
             (unit_tiles.SIDE, unit_tiles.SIDE), Image.Resampling.BILINEAR
         )
     )
-    expected = panels.mask(image, cut.numpy().astype(bool)).astype(float)
+    expected = colours.mask(image, cut.numpy().astype(bool)).astype(float)
     assert (
         np.abs(strip[:, : unit_tiles.SIDE] - expected).mean() < 6
     )  # WebP is not exact

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from consilience.show import panels
+from consilience.show import colours, figures, tiles, words
 from consilience.types import ConsilienceError
 
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def ramp(low, high, shape=(24, 30)):
 
 def test_limits_of_a_plain_map_are_its_percentiles():
     values = np.arange(1001, dtype=np.float32).reshape(7, 143)
-    scale = panels.limits(values)
+    scale = colours.limits(values)
     assert (scale.low, scale.high, scale.signed, scale.flat) == (
         5.0,
         995.0,
@@ -42,7 +42,7 @@ def test_limits_of_a_plain_map_are_its_percentiles():
 
 def test_limits_of_a_signed_map_are_symmetric_round_zero():
     values = np.arange(-200, 801, dtype=np.float32).reshape(7, 143)
-    scale = panels.limits(values)
+    scale = colours.limits(values)
     assert scale.signed
     assert scale.low == -scale.high
     assert scale.high == pytest.approx(np.sort(np.abs(values.ravel()))[995])
@@ -52,30 +52,30 @@ def test_one_hot_pixel_does_not_darken_the_rest():
     values = ramp(0, 1)
     hot = values.copy()
     hot[0, 0] = 1e6
-    assert panels.limits(hot).high < 1.01
+    assert colours.limits(hot).high < 1.01
 
 
 def test_a_map_of_one_hot_pixel_alone_still_has_limits():
     values = np.zeros((40, 40), np.float32)
     values[3, 4] = 2.0
-    assert (panels.limits(values).high, panels.limits(values).flat) == (2.0, False)
+    assert (colours.limits(values).high, colours.limits(values).flat) == (2.0, False)
     values[3, 4] = -2.0
-    assert (panels.limits(values).high, panels.limits(values).signed) == (2.0, True)
+    assert (colours.limits(values).high, colours.limits(values).signed) == (2.0, True)
 
 
 def test_rounding_below_zero_does_not_make_a_map_signed():
     values = ramp(0, 1)
     values[0, 0] = -1e-7
-    assert not panels.limits(values).signed
+    assert not colours.limits(values).signed
 
 
 def test_zero_is_the_neutral_centre_and_opposites_are_mirrored():
     values = ramp(-1, 3)
     values[5, 5] = 0.0
-    painted = panels.map_colours(values)
-    assert tuple(painted[5, 5]) == panels.NEUTRAL
+    painted = colours.map_colours(values)
+    assert tuple(painted[5, 5]) == colours.NEUTRAL
     table = matplotlib.colormaps["coolwarm"].resampled(511)
-    scale = panels.limits(values)
+    scale = colours.limits(values)
     share = np.clip((values[20, 20] + scale.high) / (2 * scale.high), 0, 1)
     np.testing.assert_allclose(
         painted[20, 20], np.array(table(round(share * 510))[:3]) * 255, atol=0.5
@@ -84,8 +84,8 @@ def test_zero_is_the_neutral_centre_and_opposites_are_mirrored():
 
 def test_both_arms_of_the_signed_map_are_equally_light():
     lightness = rgb2lab(
-        panels.map_colours(
-            np.linspace(-1, 1, 401).reshape(1, -1), scale=panels.Scale(-1, 1, True)
+        colours.map_colours(
+            np.linspace(-1, 1, 401).reshape(1, -1), scale=colours.Scale(-1, 1, True)
         )
     )[0, :, 0]
     np.testing.assert_allclose(lightness, lightness[::-1], atol=1.0)
@@ -94,8 +94,8 @@ def test_both_arms_of_the_signed_map_are_equally_light():
 
 def test_plain_maps_get_lighter_with_the_value():
     lightness = rgb2lab(
-        panels.map_colours(
-            np.linspace(0, 1, 400).reshape(1, -1), scale=panels.Scale(0, 1, False)
+        colours.map_colours(
+            np.linspace(0, 1, 400).reshape(1, -1), scale=colours.Scale(0, 1, False)
         )
     )[0, :, 0]
     assert (np.diff(lightness) > -0.2).all()
@@ -104,7 +104,7 @@ def test_plain_maps_get_lighter_with_the_value():
 
 def test_equal_values_get_equal_colours_and_more_get_other_ones():
     values = np.repeat(np.arange(12, dtype=np.float32), 60).reshape(24, 30)
-    painted = panels.map_colours(values)
+    painted = colours.map_colours(values)
     seen = {
         value: {tuple(colour) for colour in painted[values == value]}
         for value in range(12)
@@ -118,18 +118,18 @@ def test_a_flat_map_is_flat_whatever_its_level_and_rounding(value):
     values = np.full((24, 30), value, np.float32) * (
         1 + 1e-7 * RNG.standard_normal((24, 30))
     )
-    assert panels.limits(values).flat
-    assert (panels.map_colours(values) == panels.NEUTRAL).all()
-    assert (panels.overlay(IMAGE, values) == IMAGE).all()
+    assert colours.limits(values).flat
+    assert (colours.map_colours(values) == colours.NEUTRAL).all()
+    assert (colours.overlay(IMAGE, values) == IMAGE).all()
 
 
 def test_what_is_no_number_is_neutral_and_leaves_the_image():
     values = ramp(0, 1)
     values[2, 3], values[4, 5] = np.nan, np.inf
-    assert tuple(panels.map_colours(values)[2, 3]) == panels.NEUTRAL
-    assert tuple(panels.overlay(IMAGE, values)[2, 3]) == tuple(IMAGE[2, 3])
-    assert panels.limits(values).high < 1
-    assert panels.limits(np.full((3, 3), np.nan)).flat
+    assert tuple(colours.map_colours(values)[2, 3]) == colours.NEUTRAL
+    assert tuple(colours.overlay(IMAGE, values)[2, 3]) == tuple(IMAGE[2, 3])
+    assert colours.limits(values).high < 1
+    assert colours.limits(np.full((3, 3), np.nan)).flat
 
 
 # ---- over the image
@@ -139,9 +139,9 @@ def test_what_is_no_number_is_neutral_and_leaves_the_image():
 def test_overlay_is_the_blend_written_out(low):
     values, alpha = ramp(low, 1), 0.6
     scale, painted, drawn = (
-        panels.limits(values),
-        panels.map_colours(values),
-        panels.overlay(IMAGE, values, alpha),
+        colours.limits(values),
+        colours.map_colours(values),
+        colours.overlay(IMAGE, values, alpha),
     )
     for y, x in [(0, 0), (3, 7), (12, 15), (23, 29)]:
         value = min(max(float(values[y, x]), scale.low), scale.high)
@@ -160,15 +160,19 @@ def test_overlay_is_the_blend_written_out(low):
 def test_superpixels_paint_weights_and_draw_borders():
     segments = np.zeros((24, 30), int)
     segments[:, 10:20], segments[:, 20:] = 1, 2
-    drawn = panels.superpixels(IMAGE, segments, np.array([0.0, 2.0, -1.0]), alpha=1.0)
+    drawn = colours.superpixels(IMAGE, segments, np.array([0.0, 2.0, -1.0]), alpha=1.0)
     assert (drawn[:, :9] == IMAGE[:, :9]).all()
     assert (
         drawn[:, 12:18]
-        == panels.map_colours(np.array([[1.0]]), scale=panels.Scale(-1, 1, True))[0, 0]
+        == colours.map_colours(np.array([[1.0]]), scale=colours.Scale(-1, 1, True))[
+            0, 0
+        ]
     ).all()
     half = (
         IMAGE[:, 22:].astype(float)
-        + panels.map_colours(np.array([[-0.5]]), scale=panels.Scale(-1, 1, True))[0, 0]
+        + colours.map_colours(np.array([[-0.5]]), scale=colours.Scale(-1, 1, True))[
+            0, 0
+        ]
     ) / 2
     np.testing.assert_allclose(drawn[:, 22:], half, atol=1)
     assert (drawn[:, 9].astype(int) >= IMAGE[:, 9]).all()
@@ -179,8 +183,8 @@ def test_sure_superpixels_have_a_thick_border_and_unsure_ones_are_hatched():
     segments = np.zeros((60, 90), int)
     segments[:, 30:60], segments[:, 60:] = 1, 2
     image = np.full((60, 90, 3), 90, np.uint8)
-    plain = panels.superpixels(image, segments, np.array([1.0, 0.8, 0.5]))
-    drawn = panels.superpixels(
+    plain = colours.superpixels(image, segments, np.array([1.0, 0.8, 0.5]))
+    drawn = colours.superpixels(
         image,
         segments,
         np.array([1.0, 0.8, 0.5]),
@@ -192,7 +196,7 @@ def test_sure_superpixels_have_a_thick_border_and_unsure_ones_are_hatched():
         for x in range(30):
             depth = min(y + 1, 60 - y, x + 1, 30 - x)
             if depth <= 2:
-                assert tuple(drawn[y, x]) == panels.CONTOUR
+                assert tuple(drawn[y, x]) == colours.CONTOUR
             else:
                 assert tuple(drawn[y, x]) == (
                     (0, 0, 0) if depth == 3 else tuple(plain[y, x])
@@ -200,7 +204,7 @@ def test_sure_superpixels_have_a_thick_border_and_unsure_ones_are_hatched():
     for y, x in np.ndindex(60, 30):
         hatched = (y + x + 30) % 4 == 0
         assert tuple(drawn[y, x + 30]) == (
-            panels.CONTOUR if hatched else tuple(plain[y, x + 30])
+            colours.CONTOUR if hatched else tuple(plain[y, x + 30])
         )
 
 
@@ -218,23 +222,23 @@ def test_a_tile_says_how_sure_its_superpixels_are():
             "place": 2,
         }
     }
-    (_, tile) = panels.tiles(shown(sure))
+    (_, tile) = tiles.tiles(shown(sure))
     assert tile.lines == (
         "not stable after 700 draws: superpixels 1 and 2 could not be told apart at place 2",
         "thick border: surely among the top 2 (1 of them)",
         "hatched: may not be among them (1)",
     )
-    expected = panels.superpixels(
+    expected = colours.superpixels(
         IMAGE, segments, weights, sure=np.array([0]), unsure=np.array([1])
     )
     assert (tile.image == expected).all()
     without = item("LIME", weights[segments], segments=segments, weights=weights)
-    assert panels.tiles(shown(without))[1].lines == ()
+    assert tiles.tiles(shown(without))[1].lines == ()
 
 
 def test_superpixels_refuse_labels_without_weight():
     with pytest.raises(ConsilienceError, match="run from 0 to 2; there are 2 weights"):
-        panels.superpixels(
+        colours.superpixels(
             IMAGE, np.full((24, 30), 2) * (np.arange(30) > 4), np.zeros(2)
         )
 
@@ -242,7 +246,7 @@ def test_superpixels_refuse_labels_without_weight():
 def test_mask_leaves_the_inside_and_greys_the_outside():
     on = np.zeros((24, 30), bool)
     on[5:12, 8:20] = True
-    drawn = panels.mask(IMAGE, on)
+    drawn = colours.mask(IMAGE, on)
     assert (drawn[on] == IMAGE[on]).all()
     far = np.ones_like(on)
     far[4:13, 7:21] = False
@@ -250,24 +254,24 @@ def test_mask_leaves_the_inside_and_greys_the_outside():
     for channel in range(3):
         np.testing.assert_allclose(drawn[far][:, channel], grey, atol=0.51)
     ring = ~far & ~on
-    assert (drawn[4, 10] == panels.CONTOUR).all()
-    assert (drawn[ring] == panels.CONTOUR).all(axis=1).sum() >= 2 * (7 + 12)
+    assert (drawn[4, 10] == colours.CONTOUR).all()
+    assert (drawn[ring] == colours.CONTOUR).all(axis=1).sum() >= 2 * (7 + 12)
 
 
 @pytest.mark.parametrize("on", [np.zeros((24, 30), bool), np.ones((24, 30), bool)])
 def test_empty_and_full_masks_have_no_contour(on):
-    drawn = panels.mask(IMAGE, on)
+    drawn = colours.mask(IMAGE, on)
     assert (drawn == IMAGE).all() if on.all() else (drawn.max() <= 97)
 
 
 def test_both_colours_exactly_the_parts():
     grey = np.full((24, 30, 3), 128, np.uint8)
     a, b = RNG.random((24, 30)) < 0.4, RNG.random((24, 30)) < 0.5
-    drawn = panels.both(grey, a, b, alpha=1.0)
+    drawn = colours.both(grey, a, b, alpha=1.0)
     for part, colour in (
-        (a & ~b, panels.ONLY_A),
-        (~a & b, panels.ONLY_B),
-        (a & b, panels.SHARED),
+        (a & ~b, colours.ONLY_A),
+        (~a & b, colours.ONLY_B),
+        (a & b, colours.SHARED),
     ):
         assert ((drawn == colour).all(axis=2) == part).all()
     assert (drawn[~a & ~b] == round(0.38 * 128)).all()
@@ -299,7 +303,7 @@ def test_the_colours_of_two_masks_are_apart_for_every_sight(sight):
     glance.
     """
     drawn = (
-        panels.both(
+        colours.both(
             np.full((1, 4, 3), 128, np.uint8),
             np.array([[1, 0, 1, 0]]) > 0,
             np.array([[0, 1, 1, 0]]) > 0,
@@ -318,7 +322,7 @@ def test_the_colours_of_two_masks_are_apart_for_every_sight(sight):
     )
 
 
-@pytest.mark.parametrize("draw", [panels.overlay, panels.mask])
+@pytest.mark.parametrize("draw", [colours.overlay, colours.mask])
 def test_frames_must_agree(draw):
     with pytest.raises(
         ConsilienceError, match=r"frame is \(24, 30\); the map or mask is \(10, 10\)"
@@ -342,7 +346,7 @@ def shown(*items, name="an image", image=IMAGE):
 def test_tiles_are_image_maps_masks_and_pairs_with_their_numbers():
     a, b = np.zeros((24, 30), bool), np.zeros((24, 30), bool)
     a[:, :15], b[:, 10:20] = True, True
-    found = panels.tiles(
+    found = tiles.tiles(
         shown(
             item("A", ramp(0, 1), a), item("B", ramp(-1, 1), b), item("C", ramp(0, 1))
         )
@@ -363,27 +367,27 @@ def test_tiles_are_image_maps_masks_and_pairs_with_their_numbers():
 
 
 def test_a_flat_map_says_so():
-    (_, tile) = panels.tiles(shown(item("A", np.full((24, 30), 0.25, np.float32))))
+    (_, tile) = tiles.tiles(shown(item("A", np.full((24, 30), 0.25, np.float32))))
     assert tile.lines == ("flat: every value is 0.25",)
     assert tile.scale is None
 
 
 def test_two_empty_masks_have_no_iou():
     empty = np.zeros((24, 30), bool)
-    assert panels.tiles(
+    assert tiles.tiles(
         shown(item("A", ramp(0, 1), empty), item("B", ramp(0, 1), empty))
     )[-1].lines == ("IoU –: both masks are empty",)
 
 
 def test_a_map_of_another_frame_gets_the_image_in_its_frame():
-    (_, tile) = panels.tiles(shown(item("A", ramp(0, 1, (48, 60)))))
+    (_, tile) = tiles.tiles(shown(item("A", ramp(0, 1, (48, 60)))))
     assert tile.image.shape == (48, 60, 3)
 
 
 @pytest.mark.parametrize("frame", [(24, 30), (224, 224), (384, 200), (30, 400)])
 def test_panel_is_a_png_that_holds_the_image_at_its_height(frame):
     base_image = RNG.integers(0, 256, (*frame, 3)).astype(np.uint8)
-    data = panels.panel(
+    data = figures.panel(
         shown(item("A", ramp(0, 1, frame), ramp(0, 1, frame) > 0.8), image=base_image)
     )
     image = np.array(Image.open(io.BytesIO(data)))
@@ -395,7 +399,13 @@ def test_panel_is_a_png_that_holds_the_image_at_its_height(frame):
 def test_a_tile_of_the_panels_height_is_kept_pixel_by_pixel():
     base_image = RNG.integers(0, 256, (300, 320, 3)).astype(np.uint8)
     image = np.array(
-        Image.open(io.BytesIO(panels.row([panels.Tile(base_image, "t", "t")])))
+        Image.open(
+            io.BytesIO(
+                figures.figure_png(
+                    figures.tiles_figure([tiles.Tile(base_image, "t", "t")])
+                )
+            )
+        )
     )
     rows = [
         y
@@ -412,7 +422,7 @@ def test_text_stays_inside_the_panel():
     """Long and hostile words are wrapped: the margins stay white."""
     hostile = "x" * 300 + "\n<b>\x00$a$ " + "слово " * 40
     a = ramp(0, 1) > 0.5
-    data = panels.panel(
+    data = figures.panel(
         shown(item(hostile, ramp(-1, 1), a), item("B", ramp(0, 1), a), name=hostile)
     )
     image = np.array(Image.open(io.BytesIO(data)))
@@ -470,7 +480,7 @@ def marks(svg, name):
 def test_plot_places_every_image_by_its_iou():
     agreement, summary = tables(6)
     agreement["expected_iou"] = 0.05
-    svg = panels.agreement_plot(agreement, summary)
+    svg = figures.agreement_plot(agreement, summary)
     x = np.array(marks(svg, "iou-above"))
     assert np.corrcoef(x, agreement["iou"])[0, 1] > 0.999999
     chance = np.array(marks(svg, "chance"))
@@ -479,9 +489,9 @@ def test_plot_places_every_image_by_its_iou():
 
 
 def test_plot_is_the_same_twice_and_two_plots_share_no_id():
-    one = panels.agreement_plot(*tables(5))
-    assert one == panels.agreement_plot(*tables(5))
-    other = panels.agreement_plot(*tables(6))
+    one = figures.agreement_plot(*tables(5))
+    assert one == figures.agreement_plot(*tables(5))
+    other = figures.agreement_plot(*tables(6))
     ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (one, other)]
     assert not ids[0] & ids[1]
     for svg, known in zip((one, other), ids, strict=True):
@@ -489,21 +499,18 @@ def test_plot_is_the_same_twice_and_two_plots_share_no_id():
 
 
 def test_plot_follows_the_ink_of_the_page_and_carries_no_metadata():
-    svg = panels.agreement_plot(*tables(5))
+    svg = figures.agreement_plot(*tables(5))
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert "metadata" not in svg
-    assert set(re.findall(r"https?://[^\"\s]+", svg)) == {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
+    assert set(re.findall(r"https?://[^\"\s]+", svg)) == {"http://www.w3.org/2000/svg"}
 
 
 def test_plot_shows_published_values_as_a_third_mark():
     agreement, summary = tables(
         8, published_iou=[0.2, np.nan, 0.4, 0.5, 0.15, 0.25, 0.35, 0.45]
     )
-    svg = panels.agreement_plot(agreement, summary)
+    svg = figures.agreement_plot(agreement, summary)
     below, above = marks(svg, "iou-below"), marks(svg, "iou-above")
     unit = (above[-1] - below[0]) / 0.5
     np.testing.assert_allclose(
@@ -512,7 +519,7 @@ def test_plot_shows_published_values_as_a_third_mark():
         atol=0.01,
     )
     with pytest.raises(ValueError):
-        marks(panels.agreement_plot(*tables(8)), "published")
+        marks(figures.agreement_plot(*tables(8)), "published")
 
 
 @pytest.mark.parametrize("count", [1, 2, 40, 41, 300])
@@ -521,8 +528,8 @@ def test_plot_of_any_number_of_images_clips_no_label(count):
     agreement["sample"] = [f"a $very$ long {'w' * 40} name <{i}>" for i in range(count)]
     if count == 1:
         summary[["iou_low", "iou_high"]] = np.nan
-    svg = panels.agreement_plot(agreement, summary)
-    figure = panels._figure(agreement, summary.iloc[0].to_dict(), 0)
+    svg = figures.agreement_plot(agreement, summary)
+    figure = figures._figure(agreement, summary.iloc[0].to_dict(), 0)
     figure.draw_without_rendering()
     inked = figure.get_tightbbox()
     assert inked.x0 >= 0
@@ -537,15 +544,15 @@ def test_plot_leaves_out_what_has_no_number():
     agreement["iou"] = agreement["iou"].astype(object)
     agreement.loc[2, "iou"] = None
     agreement["expected_iou"] = 0.0
-    assert len(marks(panels.agreement_plot(agreement, summary), "iou-above")) == 4
+    assert len(marks(figures.agreement_plot(agreement, summary), "iou-above")) == 4
 
 
 def test_plot_of_a_pair_that_is_not_there():
     with pytest.raises(ConsilienceError, match="no pair 'A', 'X'"):
-        panels.agreement_plot(*tables(3), pair=("A", "X"))
+        figures.agreement_plot(*tables(3), pair=("A", "X"))
     with pytest.raises(ConsilienceError, match="no pair of explainers"):
-        panels.agreement_plot(pd.DataFrame(), pd.DataFrame())
+        figures.agreement_plot(pd.DataFrame(), pd.DataFrame())
 
 
 def test_a_no_break_space_stays_and_a_control_character_shows():
-    assert panels.visible("92.4\xa0s\u202e\x00") == "92.4\xa0s\ufffd\ufffd"
+    assert words.visible("92.4\xa0s\u202e\x00") == "92.4\xa0s\ufffd\ufffd"

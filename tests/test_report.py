@@ -23,7 +23,7 @@ from fakes_report import (
 )
 from PIL import Image
 
-from consilience.show import html, panels, words
+from consilience.show import html, tiles, words
 from consilience.show.html import MAX_IMAGES, anchors, shown
 
 HOSTILE = "<script>alert('x')</script>\"&.png"
@@ -162,8 +162,8 @@ def test_every_image_has_words_and_a_size(whole):
 
 def test_embedded_images_are_the_rendered_ones(whole):
     run, text = whole
-    tiles = panels.tiles(run.load("chelsea.png"))
-    for tile, attrs in zip(tiles, Reader(text).all("img"), strict=False):
+    drawn = tiles.tiles(run.load("chelsea.png"))
+    for tile, attrs in zip(drawn, Reader(text).all("img"), strict=False):
         pixels = np.array(
             Image.open(
                 io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))
@@ -507,7 +507,7 @@ def test_a_run_may_hold_a_map_without_a_mask(tmp_path):
     kept = {"s": small("s")}
     kept["s"].items = (*kept["s"].items, FakeItem("bare", values))
     run = run_of(kept, tmp_path)
-    titles = [tile.title for tile in panels.tiles(run.load("s"))]
+    titles = [tile.title for tile in tiles.tiles(run.load("s"))]
     assert titles == [
         "image",
         "Grad-CAM",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 import typing
@@ -161,6 +162,12 @@ fills = Registry(
 cutters = Registry(
     "mask", "consilience.agreement.masks", "consilience.study", contract=("cut",)
 )
+
+
+def summary_of(cls: type) -> str:
+    """What a class says of itself: the first paragraph of its docstring, on one line."""
+    paragraph = (inspect.getdoc(cls) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 def has_plugins() -> bool:

@@ -573,7 +573,7 @@ class Agreement:
         """IoU of every image against its chance level, for one pair of explainers (the
         first unless given).
         """
-        from consilience.show.panels import agreement_figure
+        from consilience.show.figures import agreement_figure
 
         return agreement_figure(self.table(), self.summary(), pair)
 

@@ -100,7 +100,7 @@ def described(spec: str, metric: Metric) -> dict[str, Any]:
         "spec": spec,
         "full": registry.spell(metric, full=True),
         "label": getattr(metric, "label", cls.spelled),
-        "what": (cls.__doc__ or "").strip().partition("\n")[0],
+        "what": registry.summary_of(cls),
         "higher_is_better": bool(metric.higher_is_better),
         "bounds": list(metric.bounds),
         "binary": bool(getattr(metric, "binary", False)),

@@ -33,7 +33,7 @@ from consilience.runs.folder import (
     files_content,
     findings_as_rows,
 )
-from consilience.show import html, panels, words
+from consilience.show import figures, html, words
 from consilience.study import RunColumn
 from consilience.types import (
     DEFAULT_MODEL,
@@ -412,7 +412,7 @@ class _Session:
             notes=sample.notes + self._carriers(explanations),
         )
         panel = self.writer.path / PANELS / f"{file_stem(sample.name)}.png"
-        write_bytes(panel, panels.panel(result))
+        write_bytes(panel, figures.panel(result))
         self.writer.put(result)
         return result
 

@@ -4,7 +4,6 @@ done.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -609,7 +608,7 @@ def _layers(model: str) -> list[dict[str, Any]]:
 
 def _described(kind: registry.Registry, name: str) -> dict[str, Any]:
     cls = kind.get(name)
-    first = (inspect.getdoc(cls) or "").partition("\n")[0]
+    first = registry.summary_of(cls)
     options = registry.options_of(cls)
     return {
         kind.kind: name,

@@ -17,9 +17,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from consilience.files import file_stem, write_atomically
-from consilience.show import drawings, words
+from consilience.show import charts, words
+from consilience.show.figures import figure_svg
 from consilience.show.html import REPORT, _environment, _part
-from consilience.show.panels import visible
+from consilience.show.words import visible
 
 MAX_ROWS = 4000
 """So many units are in the table of all units; the files beside the page hold every
@@ -259,8 +260,10 @@ def _by_category(
         )
         for row in summary[:2]
     ]
-    return drawings.grouped_bars(
-        [str(name) for name in categories], series, "detectors by category"
+    return figure_svg(
+        charts.bars_figure(
+            [str(name) for name in categories], series, "detectors by category"
+        )
     )
 
 
@@ -400,17 +403,19 @@ def plots(compared: Any) -> Iterator[tuple[str, Markup]]:
     concepts = compared.concepts()
     where = concepts["where"].value_counts()
     counts = [int(where.get(key, 0)) for key in ("a", "both", "b")]
-    yield "Shared and own concepts", drawings.venn(a, b, *counts)
+    yield "Shared and own concepts", figure_svg(charts.venn_figure(a, b, *counts))
     yield from _bars_of(compared, a, b)
     heat = compared.by_layer(HEAT)
     if len(heat):
         columns = [(str(side), str(layer)) for side, layer in heat.columns]
         title = f"units that detect each of the {len(heat)} most frequent concepts, by model and layer"
-        plot = drawings.heat_table(
-            list(heat.index), columns, heat.to_numpy().tolist(), title
+        plot = figure_svg(
+            charts.heat_figure(
+                list(heat.index), columns, heat.to_numpy().tolist(), title
+            )
         )
         yield f"The {len(heat)} most frequent concepts by layer (units)", plot
-    for name, key, colour in ((a, "units_a", drawings.A), (b, "units_b", drawings.B)):
+    for name, key, colour in ((a, "units_a", charts.A), (b, "units_b", charts.B)):
         weights = [
             (str(row["concept"]), float(row[key]))
             for row in concepts.to_dict("records")
@@ -419,7 +424,7 @@ def plots(compared: Any) -> Iterator[tuple[str, Markup]]:
         if weights:
             yield (
                 f"Concepts of {name}, the larger the more units",
-                drawings.cloud(name, weights, colour),
+                figure_svg(charts.cloud_figure(name, weights, colour)),
             )
 
 
@@ -457,8 +462,10 @@ def _bars_of(compared: Any, a: str, b: str) -> Iterator[tuple[str, Markup]]:
         series = [(a, list(categories["units_a"])), (b, list(categories["units_b"]))]
         yield (
             "Units by category",
-            drawings.grouped_bars(
-                list(categories["category"]), series, "units by category"
+            figure_svg(
+                charts.bars_figure(
+                    list(categories["category"]), series, "units by category"
+                )
             ),
         )
     often = compared.frequencies()
@@ -467,7 +474,9 @@ def _bars_of(compared: Any, a: str, b: str) -> Iterator[tuple[str, Markup]]:
         series = list(zip((a, b), counts, strict=True))
         yield (
             "How many units a concept has (number of concepts)",
-            drawings.grouped_bars(labels, series, "concepts by number of units"),
+            figure_svg(
+                charts.bars_figure(labels, series, "concepts by number of units")
+            ),
         )
     rows = compared.layers().to_dict("records")
     labels = list(dict.fromkeys(row["layer"] for row in rows))
@@ -481,4 +490,4 @@ def _bars_of(compared: Any, a: str, b: str) -> Iterator[tuple[str, Markup]]:
             (name, [known.get((name, label), math.nan) for label in labels])
             for name in (a, b)
         ]
-        yield heading, drawings.grouped_bars(labels, series, heading, digits)
+        yield heading, figure_svg(charts.bars_figure(labels, series, heading, digits))

@@ -19,8 +19,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from consilience.files import file_stem
-from consilience.show import plots, words
-from consilience.show.plots import GREY, PALETTE, Bar, CurveLine
+from consilience.show import charts, words
+from consilience.show.charts import GREY, PALETTE, Bar, CurveLine
+from consilience.show.figures import figure_svg
 
 SUMMARY, TABLE, MOSAICS = "evaluation.json", "metrics.parquet", "mosaics"
 ALPHA, TILE = 0.05, 112
@@ -176,7 +177,8 @@ def _forest(
         label = column["label"]
         mean, low, high = (_float(cells[label][key]) for key in ("mean", "low", "high"))
         bars.append(Bar(label, mean, low, high, ink[label], column["kind"] != "method"))
-    return plots.plot_forest(bars, f"{metric['label']}, mean and 95 % interval")
+    made = charts.forest_figure(bars, f"{metric['label']}, mean and 95 % interval")
+    return Markup("") if made is None else figure_svg(made)
 
 
 def _curves(metric: MetricRow, said: MetricRow) -> Markup:
@@ -195,7 +197,7 @@ def _curves(metric: MetricRow, said: MetricRow) -> Markup:
         if row["metric"] == metric["spec"] and kinds[row["column"]] != "other"
     ]
     return (
-        plots.plot_curves(lines, f"{metric['label']}, mean curves")
+        figure_svg(charts.curves_with_bands(lines, f"{metric['label']}, mean curves"))
         if lines
         else Markup("")
     )
@@ -204,11 +206,13 @@ def _curves(metric: MetricRow, said: MetricRow) -> Markup:
 def _ranks(order: MetricRow | None) -> Markup:
     if order is None or len(order["columns"]) < 3:
         return Markup("")
-    return plots.plot_critical_difference(
-        order["columns"],
-        order["mean_ranks"],
-        order["critical_difference"],
-        order["groups"],
+    return figure_svg(
+        charts.critical_difference_figure(
+            order["columns"],
+            order["mean_ranks"],
+            order["critical_difference"],
+            order["groups"],
+        )
     )
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from consilience import images
 from consilience.files import write_atomically
-from consilience.show import evaluation_page, panels, words
-from consilience.show.panels import Tile
+from consilience.show import colours, evaluation_page, figures, words
+from consilience.show.tiles import Tile, tiles
 from consilience.types import Array
 
 REPORT = "report.html"
@@ -114,7 +114,7 @@ def _environment() -> Environment:
         row["code"], row["facts"]
     )
     environment.filters["measured"] = evaluation_page.format_metric
-    environment.filters["visible"] = lambda text: panels.visible(str(text))
+    environment.filters["visible"] = lambda text: words.visible(str(text))
     return environment
 
 
@@ -168,7 +168,7 @@ def _ramps() -> str:
     rule = ".ramp.{}{{background:linear-gradient(to right,{})}}"
     return (
         "\n".join(
-            rule.format(name, ",".join(panels.colour_stops(name == "signed")))
+            rule.format(name, ",".join(colours.colour_stops(name == "signed")))
             for name in ("plain", "signed")
         )
         + "\n"
@@ -214,7 +214,7 @@ def run_terms(run: Reported) -> list[tuple[str, str]]:
         ),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
-    return [(term, panels.visible(said)) for term, said in terms if said]
+    return [(term, words.visible(said)) for term, said in terms if said]
 
 
 def _engine(facts: Mapping[str, Any]) -> str:
@@ -259,7 +259,7 @@ def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Ve
     which = row["verdict"]
     pair = (str(row["a"]), str(row["b"]))
     plot = (
-        Markup(panels.agreement_plot(run.agreement, run.summary, pair))
+        figures.agreement_plot(run.agreement, run.summary, pair)
         if with_plot and row["n"]
         else None
     )
@@ -503,7 +503,7 @@ def _image(
     pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))
     doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
     embedded = tuple(
-        embed(tile, doubts) for tile in panels.tiles(stored, pairs[:MAX_PAIR_TILES])
+        embed(tile, doubts) for tile in tiles(stored, pairs[:MAX_PAIR_TILES])
     )
     lines = tuple(line(row, anchor) for row in rows)
     return ShownImage(

@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from consilience.evaluation import planted
 from consilience.registry import parse
-from consilience.show import plots
+from consilience.show import charts
+from consilience.show.charts import GREY, PALETTE, Bar
+from consilience.show.figures import figure_svg
 from consilience.show.html import _environment, _part, embed
-from consilience.show.panels import Tile
-from consilience.show.plots import GREY, PALETTE, Bar
+from consilience.show.tiles import Tile
 from consilience.types import Array
 
 AREA = "(area of the evidence)"
@@ -62,9 +63,10 @@ def planted_forest(methods: Sequence[PlantedRow]) -> Markup:
         Bar(*mine, _ink(at, row), _knows_nothing(row))
         for at, (mine, row) in enumerate(zip(numbers, rows, strict=True))
     ]
-    return plots.plot_forest(
+    made = charts.forest_figure(
         bars, "Share of the map on the planted evidence, mean and 95 % interval"
     )
+    return Markup("") if made is None else figure_svg(made)
 
 
 def _knows_nothing(row: PlantedRow) -> bool:

@@ -20,7 +20,7 @@ from consilience.dissection.concepts import ConceptSet
 from consilience.dissection.result import Dissection
 from consilience.dissection.tally import unit_masks
 from consilience.files import file_stem, write_bytes
-from consilience.show import panels
+from consilience.show import colours
 from consilience.types import Array, Network
 
 FOLDER = "tiles"
@@ -158,6 +158,6 @@ def _cut(
         values = maps[layer][unit : unit + 1]
         threshold = values.new_tensor([float(found.layer(layer).thresholds[unit])])
         on = np.asarray(unit_masks(values, threshold, (SIDE, SIDE), upsample)[0])
-        tile = panels.mask(image, on.astype(bool))
+        tile = colours.mask(image, on.astype(bool))
         left = one.place * (SIDE + GAP)
         strips[one.unit][:, left : left + SIDE] = tile
