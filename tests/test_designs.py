@@ -11,7 +11,6 @@ from oracles_surrogate import every_mask
 from scipy.stats import chi2
 
 from consilience.perturb.designs import draws, groups
-from consilience.types import ConsilienceError
 
 OURS = ("independent", "antithetic", "hadamard")
 
@@ -111,32 +110,3 @@ def test_independent_draws_are_fair_coins():
     np.testing.assert_allclose(on.mean(axis=0), 0.5, atol=0.5 * 4.5 / np.sqrt(4000))
     covariance = np.cov(on.T.astype(float)) - np.eye(25) / 4
     assert np.abs(covariance).max() < 0.25 * 5 / np.sqrt(4000)
-
-
-@pytest.mark.parametrize("how", ["independent", "antithetic"])
-def test_sizes_follow_the_kernel_of_shapley_values(how):
-    count = 6
-    on = np.concatenate(
-        [draws(how, 501, count, seed, sized=True) for seed in range(40)]
-    )
-    odds = np.array([1 / (k * (count - k)) for k in range(1, count)])
-    expected = len(on) * odds / odds.sum()
-    seen = np.bincount(on.sum(axis=1), minlength=count)[1:count]
-    assert seen.sum() == len(on)
-    np.testing.assert_allclose(seen, expected, atol=5 * np.sqrt(2 * expected.max()))
-    ones = on[on.sum(axis=1) == 1].mean(axis=0)
-    np.testing.assert_allclose(ones, 1 / count, atol=0.02)
-    np.testing.assert_array_equal(
-        draws(how, 100, count, 1, sized=True),
-        draws(how, 301, count, 1, sized=True)[:100],
-    )
-    if how == "antithetic":
-        pair = draws(how, 10, count, 1, sized=True)
-        np.testing.assert_array_equal(pair[::2], ~pair[1::2])
-
-
-def test_hadamard_has_no_sizes():
-    with pytest.raises(
-        ConsilienceError, match="kernel=shap takes draw=antithetic or independent"
-    ):
-        draws("hadamard", 10, 5, 0, sized=True)

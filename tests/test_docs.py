@@ -44,7 +44,8 @@ COMMANDS = [
 @pytest.mark.parametrize(
     ("page", "number", "code"), PYTHON, ids=lambda value: getattr(value, "name", None)
 )
-def test_python_runs(page, number, code):
+def test_python_runs(page, number, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     try:
         exec(compile(code, f"{page.name}[{number}]", "exec"), {"__name__": "docs"})
     finally:

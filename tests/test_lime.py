@@ -419,22 +419,6 @@ def test_repeats_are_the_seeds_after_and_are_fitted_together():
     )
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_the_kernel_of_shap_shares_the_whole_difference(repeats):
-    view, segments, model = bent_case()
-    spec = f"{SPEC},samples=300,kernel=shap,draw=antithetic,repeats={repeats},selection=none"
-    heat = lime(spec).explain(model, view, target("logit"))
-    both = np.array([[False] * 16, [True] * 16])
-    nothing, everything = scores_of(model, view, segments, both)
-    assert float(heat.extras["intercept"]) == pytest.approx(nothing)
-    assert heat.extras["weights"].sum() == pytest.approx(everything - nothing)
-    truth = np.array((9, 8, 7, 6, 5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1))
-    np.testing.assert_allclose(
-        heat.extras["weights"], truth + 0.02 * truth * truth.sum(), atol=0.02
-    )  # x^2 shares evenly
-    assert heat.facts["passes"] == 300 * repeats
-
-
 @pytest.mark.parametrize("surrogate", ["wls", "lasso", "bayesian-ridge"])
 def test_other_surrogates(surrogate):
     view, segments, model = bent_case()
@@ -612,19 +596,7 @@ def test_how_many_are_kept(features, selection, kept):
             "lime: until=stable stops a single run; got repeats=2",
         ),
         ("lime:seed=4294967295,repeats=2", "lime: seed lies in"),
-        (
-            "lime:kernel=shap",
-            "kernel=shap draws sizes of its own: give draw=antithetic or draw=independent; "
-            "got draw=hadamard",
-        ),
-        (
-            "lime:kernel=shap,draw=antithetic,surrogate=lasso",
-            "kernel=shap is fitted by surrogate=ridge or wls; got lasso",
-        ),
-        (
-            "lime:3,kernel=shap,draw=antithetic",
-            "lime: samples must be at least 4; got 3",
-        ),
+        ("lime:kernel=shap", "lime: kernel is one of cosine, uniform; got 'shap'"),
         (
             "lime:surrogate=forest",
             "surrogate is one of ridge, wls, lasso, bayesian-ridge",

@@ -13,7 +13,6 @@ from oracles_surrogate import (
     jackknife,
     mean_jaccard,
     refitted,
-    shapley,
     tied_function,
     told_from_the_others,
 )
@@ -194,34 +193,6 @@ def test_every_design_tends_to_the_fit_over_all_masks(how, weigh, width):
         np.abs(long.coefficients - exact) < 4.5 * np.sqrt(np.diag(long.covariance))
     ).all()
     np.testing.assert_allclose(long.coefficients, exact, atol=8e-3)
-
-
-@pytest.mark.parametrize("kind", ["ridge", "wls"])
-@pytest.mark.parametrize("how", ["independent", "antithetic"])
-def test_the_kernel_of_shap_gives_shapley_values(how, kind):
-    function = curved_function(6, 2)
-    ends = (
-        float(function(np.zeros((1, 6), bool))[0]),
-        float(function(np.ones((1, 6), bool))[0]),
-    )
-    on = draws(how, 20000, 6, 0, sized=True)
-    data = Scored(
-        on.astype(float),
-        function(on),
-        kernel("shap", on, 0.25),
-        groups(how, 20000),
-        ends,
-    )
-    found = fit_surrogate(kind, data, 0.01, 6)[0]
-    np.testing.assert_allclose(found.coefficients, shapley(function, 6), atol=3e-3)
-    assert found.intercept == ends[0]
-    assert found.coefficients.sum() + found.intercept == pytest.approx(
-        ends[1], abs=1e-12
-    )
-    assert (
-        np.abs(found.coefficients - shapley(function, 6)).max()
-        < 4.5 * np.sqrt(np.diag(found.covariance)).max()
-    )
 
 
 def test_kernel_of_lime_is_the_cosine_distances():

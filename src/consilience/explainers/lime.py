@@ -108,7 +108,7 @@ class Lime:
     )
     kernel: Kernel = option(
         "cosine",
-        help="weights of the draws: lime's, all alike, or those of Shapley values",
+        help="weights of the draws: lime's, or all alike",
     )
     surrogate: SurrogateKind = option(
         "ridge",
@@ -124,46 +124,13 @@ class Lime:
     )
 
     def __post_init__(self) -> None:
-        if self.samples < (4 if self.kernel == "shap" else 2):
-            raise ConsilienceError(
-                f"lime: samples must be at least {4 if self.kernel == 'shap' else 2}; got "
-                f"{self.samples}"
-            )
-        for name, least in (("features", 1), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ConsilienceError(
-                    f"lime: {name} must be at least {least}; got {getattr(self, name)}"
-                )
-        if not 0 < self.kernel_width < np.inf:
-            raise ConsilienceError(
-                f"lime: kernel_width must be positive; got {self.kernel_width:g}"
-            )
-        for name, alpha in (("alpha", self.alpha), ("refit_alpha", self.refit_alpha)):
-            if not 0 <= alpha < np.inf:
-                raise ConsilienceError(
-                    f"lime: {name} must not be negative; got {alpha:g}"
-                )
-        if not 0 <= self.seed <= 2**32 - self.repeats:
+        if not self.seed <= 2**32 - self.repeats:
             raise ConsilienceError(
                 f"lime: seed lies in [0, 2**32), with its repeats; got {self.seed}"
             )
-        self._refuse_what_does_not_fit()
-
-    def _refuse_what_does_not_fit(self) -> None:
         if self.until == "stable" and self.repeats > 1:
             raise ConsilienceError(
                 f"lime: until=stable stops a single run; got repeats={self.repeats}"
-            )
-        if self.kernel != "shap":
-            return
-        if self.draw not in ("antithetic", "independent"):
-            raise ConsilienceError(
-                f"lime: kernel=shap draws sizes of its own: give draw=antithetic or "
-                f"draw=independent; got draw={self.draw}"
-            )
-        if self.surrogate not in ("ridge", "wls"):
-            raise ConsilienceError(
-                f"lime: kernel=shap is fitted by surrogate=ridge or wls; got {self.surrogate}"
             )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
@@ -220,45 +187,28 @@ class Lime:
             values, extras, {**self._facts(on, scores, sure, stable), **seconds}
         )
 
-    @property
-    def _ends(self) -> int:
-        """Rows at the head of each run that are no draws: everything on, everything
-        off.
-        """
-        return 2 if self.kernel == "shap" else 0
-
     def _draws(self, count: int) -> Array:
         """Perturbations (samples * repeats, S) bool, run after run."""
-        ends = np.repeat([[True], [False]], count, axis=1)[: self._ends]
         runs = range(self.seed, self.seed + self.repeats)
-        drawn = [
-            draws(
-                self.draw, self.samples - self._ends, count, seed, self.kernel == "shap"
-            )
-            for seed in runs
-        ]
-        return np.concatenate([part for one in drawn for part in (ends, one)])
+        return np.concatenate(
+            [draws(self.draw, self.samples, count, seed) for seed in runs]
+        )
 
     def _scored(self, on: Array, scores: Array, run: int | None = None) -> Scored:
         """What is fitted: the draws that have their scores, of all runs or of one."""
         number = min(len(scores), self.samples)
         runs = range(self.repeats) if run is None else (run,)
-        drawn = np.concatenate(
-            [np.arange(self._ends, number) + one * self.samples for one in runs]
-        )
-        together = groups(self.draw, number - self._ends)
+        drawn = np.concatenate([np.arange(number) + one * self.samples for one in runs])
+        together = groups(self.draw, number)
         there = [
-            np.where(together < 0, -1, together + place * (number - self._ends))
+            np.where(together < 0, -1, together + place * number)
             for place in range(len(runs))
         ]
-        ends = (float(scores[1]), float(scores[0])) if self._ends else None
-        weights = kernel(self.kernel, on[drawn], self.kernel_width)
         return Scored(
             on[drawn].astype(np.float64),
             scores[drawn],
-            weights,
+            kernel(self.kernel, on[drawn], self.kernel_width),
             np.concatenate(there),
-            ends,
         )
 
     def _extras(

@@ -1,10 +1,9 @@
 """Designs: which superpixels are on in which edited image.
 
-Every design but lime's own makes each row uniform over all ``2**S`` rows (``sized``:
-over those of its size), so that a weighted fit has the same limit whichever is used:
-that of infinitely many fair coins. A design changes the variance, and which rows belong
-together, never what is estimated. The first rows of a longer design are the shorter one
-of the same seed.
+Every design but lime's own makes each row uniform over all ``2**S`` rows, so that a
+weighted fit has the same limit whichever is used: that of infinitely many fair coins. A
+design changes the variance, and which rows belong together, never what is estimated.
+The first rows of a longer design are the shorter one of the same seed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from consilience.types import Array, ConsilienceError
+from consilience.types import Array
 
 Draw = Literal["independent", "antithetic", "hadamard", "lime"]
 
@@ -24,7 +23,7 @@ Larger ones gain little.
 """
 
 
-def draws(how: Draw, samples: int, count: int, seed: int, sized: bool = False) -> Array:
+def draws(how: Draw, samples: int, count: int, seed: int) -> Array:
     """Perturbations (samples, count) bool, True where a superpixel is on.
 
     ``independent``: fair coins. ``antithetic``: each row is followed by its complement,
@@ -33,13 +32,7 @@ def draws(how: Draw, samples: int, count: int, seed: int, sized: bool = False) -
     of a Hadamard matrix and their complements; of strength 3), its columns, signs and
     the order of its rows drawn anew for each block. ``lime``: the numbers lime draws,
     whose first row keeps all.
-
-    ``sized``: rows of 1 to count - 1 on, of k with probability proportional to 1 / (k
-    (count - k)), as the kernel of Shapley values has it; of those equally likely.
-    Raises `ConsilienceError` where the design has no such rows.
     """
-    if sized:
-        return _sized(how, samples, count, seed)
     if how == "lime":
         legacy = np.random.RandomState(seed)
         on = legacy.randint(0, 2, samples * count).reshape(samples, count).astype(bool)
@@ -93,23 +86,3 @@ def _shuffled(matrix: Array, count: int, rng: np.random.Generator) -> Array:
     columns = rng.permutation(matrix.shape[1])[:count]
     flipped: Array = matrix[:, columns] ^ rng.integers(0, 2, size=count, dtype=np.bool_)
     return flipped[rng.permutation(len(matrix))]
-
-
-def _sized(how: Draw, samples: int, count: int, seed: int) -> Array:
-    if how not in ("independent", "antithetic"):
-        raise ConsilienceError(
-            f"draw={how} has no sizes to draw; kernel=shap takes draw=antithetic or independent"
-        )
-    rows = -(-samples // 2) if how == "antithetic" else samples
-    numbers = np.random.default_rng(seed).random((rows, count + 1))
-    sizes = np.arange(1, max(count, 2))
-    odds = np.cumsum(1 / (sizes * np.maximum(count - sizes, 1)))
-    drawn = sizes[
-        np.minimum(
-            np.searchsorted(odds / odds[-1], numbers[:, 0], side="right"),
-            len(sizes) - 1,
-        )
-    ]
-    places = numbers[:, 1:].argsort(axis=1).argsort(axis=1)
-    on: Array = places < drawn[:, None]
-    return folded(on)[:samples] if how == "antithetic" else on

@@ -15,7 +15,7 @@ import numpy as np
 
 from consilience.types import Array, ConsilienceError
 
-Kernel = Literal["cosine", "uniform", "shap"]
+Kernel = Literal["cosine", "uniform"]
 SurrogateKind = Literal["ridge", "wls", "lasso", "bayesian-ridge"]
 
 WRONG = 0.05
@@ -41,51 +41,29 @@ class Scored:
     """Edited images and what was said of them: what a surrogate is fitted to.
 
     ``on`` (n, S) float64 0 or 1, ``scores`` (n,), kernel ``weights`` (n,), ``groups``
-    (G, 1 or 2) rows drawn together, -1 for none. ``ends`` are the scores of nothing and
-    of everything, where the surrogate must meet them exactly.
+    (G, 1 or 2) rows drawn together, -1 for none.
     """
 
     on: Array
     scores: Array
     weights: Array
     groups: Array
-    ends: tuple[float, float] | None = None
 
     def of(self, kept: Array) -> Scored:
         """The same with the superpixels ``kept`` alone."""
-        return Scored(
-            self.on[:, kept], self.scores, self.weights, self.groups, self.ends
-        )
+        return Scored(self.on[:, kept], self.scores, self.weights, self.groups)
 
     def regression(self) -> tuple[Array, Array, float]:
         """(design, response, share of the constant): rows times the root of their
         weight, the constant swept out.
-
-        With ``ends`` the constant is the score of nothing, the weights are even parts
-        of the difference plus a rest that sums to zero, and the rest is what remains to
-        be fitted.
         """
         root = np.sqrt(self.weights)
-        if self.ends is None:
-            design = self.on - np.average(self.on, axis=0, weights=self.weights)
-            response = self.scores - np.average(self.scores, weights=self.weights)
-            return (
-                design * root[:, None],
-                response * root,
-                1 / float(self.weights.sum()),
-            )
-        design = self.on - self.on.mean(axis=1, keepdims=True)
-        response = (
-            self.scores
-            - self.ends[0]
-            - (self.ends[1] - self.ends[0]) * self.on.mean(axis=1)
-        )
-        return design * root[:, None], response * root, 0.0
+        design = self.on - np.average(self.on, axis=0, weights=self.weights)
+        response = self.scores - np.average(self.scores, weights=self.weights)
+        return design * root[:, None], response * root, 1 / float(self.weights.sum())
 
     def solution(self, rest: Array) -> tuple[Array, float]:
         """(coefficients, intercept) from what was fitted to `regression`."""
-        if self.ends is not None:
-            return rest + (self.ends[1] - self.ends[0]) / len(rest), self.ends[0]
         means = np.average(self.on, axis=0, weights=self.weights)
         return rest, float(np.average(self.scores, weights=self.weights) - means @ rest)
 
@@ -123,8 +101,7 @@ def kernel(how: Kernel, on: Array, width: float) -> Array:
     """Weights (n,) of perturbations (n, S).
 
     ``cosine``: lime's, see `cosine`. ``uniform``: every draw counts alike (as in the
-    sampling of GLIME, Tan et al., NeurIPS 2023). ``shap``: alike too, since the draws
-    themselves follow the kernel (Lundberg & Lee, NeurIPS 2017, theorem 2).
+    sampling of GLIME, Tan et al., NeurIPS 2023).
     """
     weights = cosine(on, width) if how == "cosine" else np.ones(len(on))
     if weights.sum() == 0:
