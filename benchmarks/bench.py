@@ -115,7 +115,10 @@ def resnet50(precision: str = "f32"):
     ).using(precision=precision)
 
 
-MODELS = {"EfficientNet-Lite0": (lite0, "blocks.6"), "ResNet-50": (resnet50, "layer4")}
+MODELS = {
+    "EfficientNet-Lite0": (lite0, "blocks.6"),
+    "ResNet-50": (resnet50, "layer4"),
+}
 
 
 def shown(model):
@@ -406,7 +409,14 @@ def score(full: bool) -> Iterator[Row]:
             for _ in range(3):
                 peers.append(
                     peer_part(
-                        ScoreCAM, model, layer, normalised, index, channels, 6, batch=16
+                        ScoreCAM,
+                        model,
+                        layer,
+                        normalised,
+                        index,
+                        channels,
+                        6,
+                        batch=16,
                     )
                 )
                 start = time.perf_counter()
@@ -449,7 +459,9 @@ def lime(full: bool) -> Iterator[Row]:
             np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         ).float()
         with torch.inference_mode():
-            return model.module(model.recipe.normalised(pixels)).softmax(dim=1).numpy()
+            return (
+                model.module(model.recipe.normalised(pixels)).softmax(dim=1).numpy()
+            )
 
     def theirs():
         cut = SegmentationAlgorithm(
@@ -481,7 +493,9 @@ def lime(full: bool) -> Iterator[Row]:
     del fast
     many = view.pixels.expand(700, -1, -1, -1).contiguous()
     peer_time, own, bare = interleaved(3, theirs, ours, lambda: model.scores(many))
-    cut = statistics.median(ours().provenance["segmentation_seconds"] for _ in range(3))
+    cut = statistics.median(
+        ours().provenance["segmentation_seconds"] for _ in range(3)
+    )
     share = own / (bare + cut)
     note = f"same ten superpixels: {same}; {share:.2f} times bare forward ({bare:.2f} s) plus segmentation ({cut:.2f} s)"
     yield Row(
@@ -499,7 +513,9 @@ def lime(full: bool) -> Iterator[Row]:
         lambda: api.explain(model, image(), paired, target=index, view="squash"),
     )
     note = "ours with 500 draws of orthogonal arrays, whose top ten are closer to the limit's (docs/lime.md)"
-    yield Row("LIME, EfficientNet-Lite0", "lime, 700 draws", peer_time, own, note=note)
+    yield Row(
+        "LIME, EfficientNet-Lite0", "lime, 700 draws", peer_time, own, note=note
+    )
     yield from _lime_without_model()
 
 
@@ -634,7 +650,9 @@ def _smoothed(
     """
     from captum.attr import NoiseTunnel, Saliency
 
-    explainer = api.resolve_explainer(model, f"smoothgrad:samples={steps},channels=sum")
+    explainer = api.resolve_explainer(
+        model, f"smoothgrad:samples={steps},channels=sum"
+    )
     spread = 0.15 * float(view.pixels.max() - view.pixels.min())
     peer = NoiseTunnel(
         Saliency(lambda pixels: model.module(model.recipe.normalised(pixels)))
@@ -663,7 +681,9 @@ def _beside(
     target = api.target_of_image(
         model, image(), index, torch.zeros(1, len(model.classes))
     )
-    plain = replace(explainer, noise=0.0) if hasattr(explainer, "noise") else explainer
+    plain = (
+        replace(explainer, noise=0.0) if hasattr(explainer, "noise") else explainer
+    )
     same = theirs(1e-12) if plain is not explainer else theirs()
     gap = np.abs(
         plain.explain(model, view, target).values.numpy()
@@ -676,7 +696,9 @@ def _beside(
         lambda: explainer.explain(model, view, target),
     )
     bare, peer, own = interleaved(repeats, *calls)
-    note = f"{own / bare:.2f} times bare, in batches of {model.gradient_batch}; {rates}"
+    note = (
+        f"{own / bare:.2f} times bare, in batches of {model.gradient_batch}; {rates}"
+    )
     yield Row(what, f"{steps} bare passes, batch {best}", bare, own, note=note)
     yield Row(what, "captum", peer, own, apart)
 

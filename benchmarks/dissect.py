@@ -23,7 +23,10 @@ import time
 from pathlib import Path
 
 CASES = {
-    "EfficientNet-Lite0": ("efficientnet_lite0", ("blocks.2", "blocks.4", "blocks.6")),
+    "EfficientNet-Lite0": (
+        "efficientnet_lite0",
+        ("blocks.2", "blocks.4", "blocks.6"),
+    ),
     "ResNet-18": ("resnet18:weights=random", ("layer2", "layer3", "layer4")),
 }
 
@@ -50,7 +53,9 @@ def forward(spec: str, concepts: str, count: int) -> dict:
 
     model, found = opened(spec, concepts, count)
     samples = found.samples
-    pixels = [model.view(sample, "squash").pixels for sample in samples[: model.batch]]
+    pixels = [
+        model.view(sample, "squash").pixels for sample in samples[: model.batch]
+    ]
     import torch
 
     model.scores(torch.cat(pixels))
@@ -98,7 +103,10 @@ def dissected(
 def child(*words: str) -> dict:
     """This script on one case, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, check=False
+        [sys.executable, __file__, *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(done.stderr)

@@ -181,9 +181,9 @@ def look(found: Found, image: Sample) -> Found:
         except ConsilienceError as error:
             found.refused[name] = str(error).splitlines()[0]
         except Exception as error:
-            found.refused[name] = f"FAULT {type(error).__name__}: {error}".splitlines()[
-                0
-            ][:200]
+            found.refused[name] = (
+                f"FAULT {type(error).__name__}: {error}".splitlines()[0][:200]
+            )
     return found
 
 
@@ -306,7 +306,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", default="", help="families, joined by commas; the page is not written"
+        "--only",
+        default="",
+        help="families, joined by commas; the page is not written",
     )
     parser.add_argument(
         "--rows",

@@ -59,7 +59,9 @@ def main() -> None:
         )
         for design in found:
             for seed in range(asked.seeds):
-                row = compared(image.read(design, seed, asked.passes), reference, asked)
+                row = compared(
+                    image.read(design, seed, asked.passes), reference, asked
+                )
                 found[design].append(row | {"image": number})
     report(found, len(paths), asked)
 
@@ -89,11 +91,9 @@ class Image:
         self.path, self.asked = path, asked
 
     def file(self, design: str, seed: int, passes: int) -> Path:
-        name = (
-            f"{self.path.stem}.{self.asked.model}.{design}.{passes}.{seed}.npz".replace(
-                "/", "_"
-            ).replace(":", "_")
-        )
+        name = f"{self.path.stem}.{self.asked.model}.{design}.{passes}.{seed}.npz".replace(
+            "/", "_"
+        ).replace(":", "_")
         return self.asked.cache / name
 
     def wanted(self) -> list[tuple[str, int, int]]:
@@ -147,7 +147,10 @@ def scored(run: tuple[np.ndarray, np.ndarray, np.ndarray], stop: int) -> Scored:
     on, scores, together = run
     head = together[(together < stop).all(axis=1)]
     return Scored(
-        on[:stop].astype(float), scores[:stop], kernel("cosine", on[:stop], 0.25), head
+        on[:stop].astype(float),
+        scores[:stop],
+        kernel("cosine", on[:stop], 0.25),
+        head,
     )
 
 

@@ -42,7 +42,9 @@ def images(count: int) -> list[Sample]:
     found = []
     for number in range(count):
         photograph = whole[number % len(whole)]
-        top, left = (int(rng.integers(0, side - 255)) for side in photograph.shape[:2])
+        top, left = (
+            int(rng.integers(0, side - 255)) for side in photograph.shape[:2]
+        )
         found.append(
             Sample(
                 f"crop{number}",
@@ -135,7 +137,9 @@ class QuantusSlic:
     def labels(self, image):
         from quantus.helpers import utils
 
-        return np.asarray(utils.get_superpixel_segments(image, "slic"), dtype=np.int64)
+        return np.asarray(
+            utils.get_superpixel_segments(image, "slic"), dtype=np.int64
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,10 @@ def asked_of_quantus(
 
 
 def of_passes(
-    model, views: Sequence[View], given: Sequence[Explanation], args: argparse.Namespace
+    model,
+    views: Sequence[View],
+    given: Sequence[Explanation],
+    args: argparse.Namespace,
 ) -> list[Case]:
     """Metrics that cost forward passes."""
     import quantus
@@ -253,13 +260,18 @@ def of_passes(
 
 
 def of_maps(
-    model, views: Sequence[View], given: Sequence[Explanation], args: argparse.Namespace
+    model,
+    views: Sequence[View],
+    given: Sequence[Explanation],
+    args: argparse.Namespace,
 ) -> list[Case]:
     """Metrics that look at the map alone, or at the map and the object."""
     import quantus
 
     call = asked_of_quantus(model, views, given)
-    objects = call | {"s_batch": np.stack([place_of(one).on for one in given])[:, None]}
+    objects = call | {
+        "s_batch": np.stack([place_of(one).on for one in given])[:, None]
+    }
     peers = {
         "pointing-game:tolerance=0": (quantus.PointingGame, objects),
         "relevance-mass": (quantus.RelevanceMassAccuracy, objects),
@@ -305,7 +317,9 @@ def without_ties(explanation: Explanation, seed: int) -> Explanation:
         * 1e-4
         * np.ptp(explanation.values)
     )
-    return replace(explanation, values=(explanation.values + noise).astype(np.float32))
+    return replace(
+        explanation, values=(explanation.values + noise).astype(np.float32)
+    )
 
 
 def their_irof(found: Score) -> float:
@@ -330,7 +344,8 @@ def beside_quantus(
         for number, sample in enumerate(samples)
     ]
     rows = [
-        row(model, views, given, case, args) for case in made(model, views, given, args)
+        row(model, views, given, case, args)
+        for case in made(model, views, given, args)
     ]
     head = [
         "what",

@@ -60,7 +60,10 @@ def main() -> None:
         help="where the page goes (default: docs/results.md; with --limit, into the run)",
     )
     parser.add_argument(
-        "--masks", type=int, default=MASKS, help="masks of RISE (default: %(default)s)"
+        "--masks",
+        type=int,
+        default=MASKS,
+        help="masks of RISE (default: %(default)s)",
     )
     given = parser.parse_args()
     run = given.output or Path(
@@ -77,7 +80,9 @@ def evaluate(folder: Path, run: Path, masks: int, limit: int | None) -> Evaluati
     """The evaluation of the first images, kept in ``run``."""
     images = data.find_images([folder])[:limit]
     by = [spec.format(masks=masks) for spec in BY]
-    job = job_from_specs(by, [MODEL], TARGET, VIEW, "Do four methods find the object?")
+    job = job_from_specs(
+        by, [MODEL], TARGET, VIEW, "Do four methods find the object?"
+    )
     return evaluate_images(
         Asked(METRICS, seed=SEED), job, images, run, folder / "boxes.csv"
     )
@@ -96,7 +101,9 @@ def written(found: Evaluation) -> str:
         correlation(said),
     ]
     return (
-        "\n\n".join([*(part for part in parts if part), FOOT.format(n=said["images"])])
+        "\n\n".join(
+            [*(part for part in parts if part), FOOT.format(n=said["images"])]
+        )
         + "\n"
     )
 
@@ -209,7 +216,9 @@ def line(column: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
         if column["kind"] == "method"
         else f"*{column['label']}*"
     )
-    bounds = "–" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
+    bounds = (
+        "–" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
+    )
     sure = (
         {True: "yes", False: "✗"}.get(cell.get("above"), "")
         if column["kind"] == "method"
@@ -238,7 +247,9 @@ def reasons(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def marks(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Which controls a marked method is not above."""
-    short = {label: cell for label, cell in cells.items() if cell.get("above") is False}
+    short = {
+        label: cell for label, cell in cells.items() if cell.get("above") is False
+    }
     few = (
         ""
         if all(cell["reachable"] for cell in short.values())
@@ -357,7 +368,11 @@ def correlation(said: Mapping[str, Any]) -> str:
     ]
     if not found:
         return ""
-    lines = ["## Do the metrics agree?", "", "Spearman over images within each method:"]
+    lines = [
+        "## Do the metrics agree?",
+        "",
+        "Spearman over images within each method:",
+    ]
     for row in found:
         within = ", ".join(
             f"{label} {value:.2f}"

@@ -116,7 +116,9 @@ class RedTransformer(nn.Module):
         with torch.no_grad():
             for parameter in (*self.patches.parameters(), *self.head.parameters()):
                 parameter.zero_()
-            self.patches.weight[0] = torch.tensor([2.0, -1.0, -1.0])[:, None, None] / 64
+            self.patches.weight[0] = (
+                torch.tensor([2.0, -1.0, -1.0])[:, None, None] / 64
+            )
             self.head.weight[:, 1] = torch.tensor([-10.0, 10.0])
 
     def forward(self, x):

@@ -88,7 +88,9 @@ def blob(
     peak = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / (2 * width**2))
     return (
         3.1
-        * np.maximum(peak + ndimage.zoom(coarse, np.array(size) / 7, order=1) - 0.25, 0)
+        * np.maximum(
+            peak + ndimage.zoom(coarse, np.array(size) / 7, order=1) - 0.25, 0
+        )
     ).astype(np.float32)
 
 
@@ -141,7 +143,9 @@ def compare(sample: str, a: FakeItem, b: FakeItem) -> dict[str, Any]:
     area_a, area_b = a.mask.mean(), b.mask.mean()
     union = (a.mask | b.mask).sum()
     iou = (a.mask & b.mask).sum() / union if union else np.nan
-    chance = area_a * area_b / (area_a + area_b - area_a * area_b) if union else np.nan
+    chance = (
+        area_a * area_b / (area_a + area_b - area_a * area_b) if union else np.nan
+    )
     room = min(area_a, area_b) / max(area_a, area_b) - chance if union else 0
     row = {
         "sample": sample,
@@ -264,7 +268,7 @@ def run_of(
         "version": "0.1.0",
         "created": "2026-11-22T21:40:07+00:00",
         "command": "consilience explain photographs --by gradcam --by lime:samples=700,seed=1 -o RUN",
-        "title": "Explanations held against each other",
+        "title": "Explanations compared",
         "model": {
             "spec": "efficientnet_lite0",
             "id": model,

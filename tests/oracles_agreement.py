@@ -43,7 +43,14 @@ def explanation(
     )
     target = ClassTarget(index, f"class {index}", score)
     return Explanation(
-        sample, model, explainer, target, geometry, values, extras or {}, {"view": view}
+        sample,
+        model,
+        explainer,
+        target,
+        geometry,
+        values,
+        extras or {},
+        {"view": view},
     )
 
 

@@ -116,7 +116,10 @@ class TinyViT(nn.Module):
 
     def forward(self, x):
         tokens = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.extra.expand(len(x), -1, -1), tokens], dim=1) + self.places
+        x = (
+            torch.cat([self.extra.expand(len(x), -1, -1), tokens], dim=1)
+            + self.places
+        )
         x = self.norm(self.blocks(x))
         if self.attn_pool is not None:
             return self.head(self.attn_pool(x))
@@ -144,9 +147,9 @@ def norm(x, weights, name):
 
 
 def gelu(x):
-    return np.vectorize(lambda value: value * (1 + math.erf(value / math.sqrt(2))) / 2)(
-        x
-    )
+    return np.vectorize(
+        lambda value: value * (1 + math.erf(value / math.sqrt(2))) / 2
+    )(x)
 
 
 def softmax_row(scores):
@@ -219,7 +222,9 @@ class Twin:
             else np.array([attend(q[head], k[head]) for head in range(2)])
         )
         kept.append(attention)
-        mixed = np.concatenate([attention[head] @ v[head] for head in range(2)], axis=1)
+        mixed = np.concatenate(
+            [attention[head] @ v[head] for head in range(2)], axis=1
+        )
         out = (
             "attn.inner.out_proj"
             if f"{name}.attn.inner.out_proj.weight" in self.weights
@@ -227,7 +232,9 @@ class Twin:
         )
         x = x + linear(mixed, self.weights, f"{name}.{out}")
         hidden = gelu(
-            linear(norm(x, self.weights, f"{name}.norm2"), self.weights, f"{name}.fc1")
+            linear(
+                norm(x, self.weights, f"{name}.norm2"), self.weights, f"{name}.fc1"
+            )
         )
         return x + linear(hidden, self.weights, f"{name}.fc2")
 
@@ -348,7 +355,9 @@ def legrad(gradients):
     for gradient in gradients:
         for head in gradient:
             for row in head:
-                total += np.maximum(row, 0.0) / (gradient.shape[0] * gradient.shape[1])
+                total += np.maximum(row, 0.0) / (
+                    gradient.shape[0] * gradient.shape[1]
+                )
     return total / len(gradients)
 
 
@@ -406,7 +415,9 @@ class Relevance:
                 / deviation
                 * self.weights[f"{name}.weight"][:, None]
             )
-            found.append(self.linear(row, matrix, self.weights[f"{name}.bias"], given))
+            found.append(
+                self.linear(row, matrix, self.weights[f"{name}.bias"], given)
+            )
         return np.array(found)
 
     def start(self):
@@ -441,7 +452,9 @@ class Relevance:
         for j, row in enumerate(scores):
             said = softmax_row(list(row))
             for i in range(len(row)):
-                found[j, i] = row[i] * (relevance[j, i] - said[i] * relevance[j].sum())
+                found[j, i] = row[i] * (
+                    relevance[j, i] - said[i] * relevance[j].sum()
+                )
         self.elsewhere += relevance.sum() - found.sum()
         return found
 
@@ -452,8 +465,12 @@ class Relevance:
         name = f"blocks.{at}"
         q, k, v = self.twin.qkv(x, name)
         attention = [attend(q[head], k[head]) for head in range(2)]
-        mixed = np.concatenate([attention[head] @ v[head] for head in range(2)], axis=1)
-        of_mixed = np.split(self.rows(mixed, f"{name}.attn.proj", relevance), 2, axis=1)
+        mixed = np.concatenate(
+            [attention[head] @ v[head] for head in range(2)], axis=1
+        )
+        of_mixed = np.split(
+            self.rows(mixed, f"{name}.attn.proj", relevance), 2, axis=1
+        )
         parts = {"q": [], "k": [], "v": []}
         for head in range(2):
             of_attention, of_values = self.product(
@@ -523,7 +540,9 @@ class Relevance:
         for at, given in enumerate(relevance[prefix:]):
             y, x = 4 * (at // 3), 4 * (at % 3)
             patch = image[:, y : y + 4, x : x + 4]
-            bias = self.weights["patches.bias"] + self.weights["places"][0, prefix + at]
+            bias = (
+                self.weights["patches.bias"] + self.weights["places"][0, prefix + at]
+            )
             found[:, y : y + 4, x : x + 4] = self.linear(
                 patch.ravel(), kernel, bias, given
             ).reshape(patch.shape)

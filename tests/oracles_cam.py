@@ -49,7 +49,9 @@ def gradcam_plus_plus_weights(second_terms, activations):
 
 def gradcam_plus_plus(activations, gradients):
     return weighted_sum(
-        gradcam_plus_plus_weights((gradients, gradients**2, gradients**3), activations),
+        gradcam_plus_plus_weights(
+            (gradients, gradients**2, gradients**3), activations
+        ),
         activations,
     )
 
@@ -187,7 +189,10 @@ def iscam(activations, image, score, samples):
     for channel in activations:
         whole = mask(channel, image.shape[1:])
         found.append(
-            sum(score(image * whole * step / samples) for step in range(1, samples + 1))
+            sum(
+                score(image * whole * step / samples)
+                for step in range(1, samples + 1)
+            )
             / samples
         )
     return weighted_sum(softmax(found), activations)

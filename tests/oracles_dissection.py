@@ -51,7 +51,13 @@ def enlarged(values, size, upsample="half-pixel"):
 
 
 def literal(
-    maps, stacks, categories, grid, quantile=0.995, upsample="half-pixel", union="paper"
+    maps,
+    stacks,
+    categories,
+    grid,
+    quantile=0.995,
+    upsample="half-pixel",
+    union="paper",
 ):
     """Thresholds, intersections and unions by unit and concept, as the paper defines
     them.
@@ -68,7 +74,9 @@ def literal(
     unions = np.zeros((units, concepts), dtype=np.int64)
     for unit in range(units):
         for image, stack in enumerate(stacks):
-            mask = enlarged(maps[image, unit], grid, upsample) > np.float32(cuts[unit])
+            mask = enlarged(maps[image, unit], grid, upsample) > np.float32(
+                cuts[unit]
+            )
             for concept in range(concepts):
                 label = stack.get(concept, np.zeros(grid, dtype=bool))
                 own = [

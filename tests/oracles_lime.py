@@ -69,7 +69,9 @@ def textured(seed=0, shape=(64, 48)):
 
 def view_of(pixels):
     size = pixels.shape[:2]
-    return View(images.to_tensor(pixels), images.Placement.squash(size, size), "squash")
+    return View(
+        images.to_tensor(pixels), images.Placement.squash(size, size), "squash"
+    )
 
 
 def target(score="probability", index=0):
@@ -148,7 +150,9 @@ def normal_equations(on, scores, weights, alpha):
         sum(w * np.outer(row, row) for w, row in zip(weights, design, strict=True))
         + penalty
     )
-    right = sum(w * y * row for w, y, row in zip(weights, scores, design, strict=True))
+    right = sum(
+        w * y * row for w, y, row in zip(weights, scores, design, strict=True)
+    )
     solution = np.linalg.solve(left, right)
     return solution[1:], solution[0]
 

@@ -55,7 +55,9 @@ def order_of(values, seed):
     shuffled list of all places.
     """
     flat = np.asarray(values, dtype=np.float64).ravel()
-    shuffled = np.random.default_rng([seed, len(flat)]).permutation(len(flat)).tolist()
+    shuffled = (
+        np.random.default_rng([seed, len(flat)]).permutation(len(flat)).tolist()
+    )
     turn = {place: when for when, place in enumerate(shuffled)}
     return sorted(range(len(flat)), key=lambda place: (-flat[place], turn[place]))
 
@@ -108,7 +110,9 @@ def aopc(f, image, fill, values, side, regions, seed=0, lerf=False):
                 range(top, min(top + side, height)),
                 range(left, min(left + side, width)),
             )
-            patches.append([row * width + column for row in rows for column in columns])
+            patches.append(
+                [row * width + column for row in rows for column in columns]
+            )
     sums = np.array(
         [sum(values.ravel()[place] for place in patch) for patch in patches]
     )
@@ -142,7 +146,9 @@ def imputed(image, gone):
     )
     for row, (y, x) in enumerate(unknown):
         for dy, dx in itertools.product((-1, 0, 1), repeat=2):
-            if (dy, dx) == (0, 0) or not (0 <= y + dy < height and 0 <= x + dx < width):
+            if (dy, dx) == (0, 0) or not (
+                0 <= y + dy < height and 0 <= x + dx < width
+            ):
                 continue
             weight = 1 / 12 if dy and dx else 1 / 6
             matrix[row, row] += weight
@@ -173,7 +179,9 @@ def road(f, image, values, shares, noise=0.01, seed=0, order="combined"):
             drawn = np.random.default_rng([seed, count]).standard_normal(image.shape)
             found.append(f(imputed(image, gone) + noise * drawn * gone))
         means[which] = sum(found) / len(found)
-    return (means["lerf"] - means["morf"]) / 2 if order == "combined" else means[order]
+    return (
+        (means["lerf"] - means["morf"]) / 2 if order == "combined" else means[order]
+    )
 
 
 def masked(image, fill, values):
@@ -232,7 +240,9 @@ def infidelity(f, image, fill, values, corners, side, gradient=False, scaled=Tru
             inner += change * values[y, x]
         forecasts.append(inner)
         losses.append(f(image) - f(changed))
-    factor = np.dot(forecasts, losses) / np.dot(forecasts, forecasts) if scaled else 1.0
+    factor = (
+        np.dot(forecasts, losses) / np.dot(forecasts, forecasts) if scaled else 1.0
+    )
     return sum(
         (factor * a - b) ** 2 for a, b in zip(forecasts, losses, strict=True)
     ) / len(losses)

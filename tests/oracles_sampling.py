@@ -81,7 +81,9 @@ def exact_shapley(table, players):
     for player in range(players):
         others = [one for one in range(players) if one != player]
         for size in range(players):
-            share = factorial(size) * factorial(players - size - 1) / factorial(players)
+            share = (
+                factorial(size) * factorial(players - size - 1) / factorial(players)
+            )
             for members in combinations(others, size):
                 without = number_of(members)
                 values[player] += share * (

@@ -66,7 +66,9 @@ def exact_limit(function, count, weigh=lambda on: cosine_kernel(on, 0.25)):
     on = every_mask(count)
     design, weights = np.hstack([np.ones((len(on), 1)), on]), weigh(on)
     solution = np.linalg.lstsq(
-        design * np.sqrt(weights)[:, None], function(on) * np.sqrt(weights), rcond=None
+        design * np.sqrt(weights)[:, None],
+        function(on) * np.sqrt(weights),
+        rcond=None,
     )[0]
     return solution[1:], solution[0]
 
@@ -91,7 +93,8 @@ def hc3(on, scores, weights, alpha):
     penalty = alpha * np.eye(design.shape[1])
     penalty[0, 0] = 0
     bread = np.linalg.inv(
-        sum(w * np.outer(x, x) for w, x in zip(weights, design, strict=True)) + penalty
+        sum(w * np.outer(x, x) for w, x in zip(weights, design, strict=True))
+        + penalty
     )
     beta = bread @ sum(
         w * x * y for w, x, y in zip(weights, design, scores, strict=True)

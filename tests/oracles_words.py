@@ -58,7 +58,9 @@ def soft_wpmi(units, P, top, scale, lam, first, last):
 
 
 def wpmi(units, P, top, scale, lam):
-    return pmi(units, P, scale, lam, lambda unit, word, p: p_of_set(unit, word, p, top))
+    return pmi(
+        units, P, scale, lam, lambda unit, word, p: p_of_set(unit, word, p, top)
+    )
 
 
 def rank_reorder(units, P, power, share):

@@ -104,7 +104,7 @@ def test_expected_iou_against_masks_thrown_at_random():
 
 
 def test_the_chance_levels_that_the_study_missed():
-    # .111 for .2 / .2 and .16 for .2 / .45; a mean of .1198 is no evidence of agreement
+    # .111 for .2 / .2 and .16 for .2 / .45; a mean of .1198 is not evidence of agreement
     assert expected_iou(50176, 10035, 10035) == pytest.approx(1 / 9, abs=1e-4)
     assert expected_iou(50176, 10035, 22579) == pytest.approx(0.16, abs=1e-3)
 
@@ -263,7 +263,9 @@ def test_every_number_of_a_pair():
     )
     for share, area in ((10, 12), (20, 24), (30, 36)):
         one, two = (x.values > np.sort(x.values.ravel())[-area - 1] for x in (a, b))
-        assert getattr(pair, f"iou_at_{share}") == pytest.approx(literal_iou(one, two))
+        assert getattr(pair, f"iou_at_{share}") == pytest.approx(
+            literal_iou(one, two)
+        )
         assert getattr(pair, f"expected_at_{share}") == pytest.approx(
             decimal_iou(120, area, area), rel=1e-12
         )
@@ -446,14 +448,17 @@ def test_drawn_permutations_estimate_the_exact_p(monkeypatch):
     rng = np.random.default_rng(7)
     a = [blob(rng, (12, 12)) for _ in range(7)]
     b = [
-        np.roll(one, 2, 0) if i < 2 else blob(rng, (12, 12)) for i, one in enumerate(a)
+        np.roll(one, 2, 0) if i < 2 else blob(rng, (12, 12))
+        for i, one in enumerate(a)
     ]
     a, b = [pack(one) for one in a], [pack(one) for one in b]
     exact = permutation_p(a, b)
     monkeypatch.setattr(overlap, "ALL_PERMUTATIONS", 1)
     drawn = permutation_p(a, b, seed=1)
     assert 0.005 < exact < 0.5
-    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999))
+    assert drawn == pytest.approx(
+        exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999)
+    )
     assert drawn == permutation_p(a, b, seed=1)
 
 
@@ -528,7 +533,9 @@ def test_permutations_within_groups_find_what_is_there_and_nothing_else(monkeypa
     assert permutation_p([pack(one) for one in a], near) == 1 / 10_000
     p = [
         permutation_p(
-            [pack(one) for one in a], [pack(blob(rng, (10, 10))) for _ in a], draws=200
+            [pack(one) for one in a],
+            [pack(blob(rng, (10, 10))) for _ in a],
+            draws=200,
         )
         for _ in range(120)
     ]
@@ -559,7 +566,9 @@ def test_calibration_of_independent_smooth_maps(count, centred):
 
 
 def test_agreement_that_is_there_is_found():
-    row = agree(two_methods(np.random.default_rng(13), 8, shared=0.7)).summary().iloc[0]
+    row = (
+        agree(two_methods(np.random.default_rng(13), 8, shared=0.7)).summary().iloc[0]
+    )
     assert (row.verdict, row.n, row.images) == ("shown", 8, 8)
     assert row.p_images <= 0.001
     assert row.excess_low > 0

@@ -96,10 +96,14 @@ def room_of(file):
     return file.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-FILES = sorted(file for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py")
+FILES = sorted(
+    file for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py"
+)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "file", FILES, ids=lambda file: str(file.relative_to(SOURCE))
+)
 def test_imports_only_from_above(file):
     room = room_of(file)
     assert room in ORDER, f"{room} is a new room: give it its place in ORDER"

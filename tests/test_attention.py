@@ -81,7 +81,8 @@ def attention_gradients(twin, seen, index):
         )[0][index]
 
     return kept, [
-        oracle.differences(score(key), one) for key, one in zip(keys, kept, strict=True)
+        oracle.differences(score(key), one)
+        for key, one in zip(keys, kept, strict=True)
     ]
 
 
@@ -224,7 +225,8 @@ def test_a_softmax_over_classes_or_channels_is_no_attention():
 
 @pytest.mark.parametrize(("pool", "prefix"), KINDS)
 @pytest.mark.parametrize(
-    ("layer", "heads"), [("last", "mean"), ("0", "max"), ("blocks.1", "min"), ("-2", 1)]
+    ("layer", "heads"),
+    [("last", "mean"), ("0", "max"), ("blocks.1", "min"), ("-2", 1)],
 )
 def test_raw_attention(pool, prefix, layer, heads):
     model = tiny(pool=pool, prefix=prefix)
@@ -312,7 +314,9 @@ def test_legrad(pool, prefix, start):
             return lambda attention: twin.rest(after[at], {"pool": attention[0]}, [])[
                 TARGET
             ]
-        return lambda attention: twin.score_of_block(seen, at, {at: attention}, TARGET)
+        return lambda attention: twin.score_of_block(
+            seen, at, {at: attention}, TARGET
+        )
 
     def pooled(at):
         found = []
@@ -327,7 +331,9 @@ def test_legrad(pool, prefix, start):
             for at, one in zip(layers, given, strict=True)
         ]
     )
-    found = grid_of(api.explain(model, image(), f"legrad:start={start}", target=TARGET))
+    found = grid_of(
+        api.explain(model, image(), f"legrad:start={start}", target=TARGET)
+    )
     wanted = expected_grid(expected, model.module)
     np.testing.assert_allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
 
@@ -580,7 +586,9 @@ def test_timm_attention_is_that_of_its_own_queries_and_keys(kind, fused):
             part.fused_attn = fused
     view, said = model.view(image(size=(32, 32))), []
     hooks = [
-        b.attn.qkv.register_forward_hook(lambda _m, _i, out: said.append(out.detach()))
+        b.attn.qkv.register_forward_hook(
+            lambda _m, _i, out: said.append(out.detach())
+        )
         for b in model.module.blocks
     ]
     logits = model.logits(view.pixels).detach()
@@ -622,7 +630,9 @@ def test_torchvision_attention_is_that_of_its_own_queries_and_keys():
     model = small(torchvision_vit(), 32)
     view, said = model.view(image(size=(32, 32))), []
     hooks = [
-        layer.ln_1.register_forward_hook(lambda _m, _i, out: said.append(out.detach()))
+        layer.ln_1.register_forward_hook(
+            lambda _m, _i, out: said.append(out.detach())
+        )
         for layer in model.module.encoder.layers
     ]
     logits = model.logits(view.pixels).detach()
@@ -798,7 +808,9 @@ def test_attnlrp_is_its_rules_in_loops(how, prefix):
     expected = oracle.Relevance(Twin(model.module), as_seen(model, image()), TARGET)
     found = api.explain(model, image(), "attnlrp", target=TARGET)
     colours = expected.pixels.sum(axis=0)
-    np.testing.assert_allclose(found.values, colours, atol=1e-3 * np.abs(colours).max())
+    np.testing.assert_allclose(
+        found.values, colours, atol=1e-3 * np.abs(colours).max()
+    )
     np.testing.assert_allclose(
         found.provenance["pixels_share"], colours.sum() / expected.logit, rtol=1e-2
     )
@@ -808,7 +820,9 @@ def test_attnlrp_conserves_the_logit():
     """Pixels, biases, embeddings and softmax's constant together are the logit."""
     model = tiny()
     found = oracle.Relevance(Twin(model.module), as_seen(model, image()), TARGET)
-    assert found.pixels.sum() + found.elsewhere == pytest.approx(found.logit, rel=1e-9)
+    assert found.pixels.sum() + found.elsewhere == pytest.approx(
+        found.logit, rel=1e-9
+    )
 
 
 def test_attnlrp_of_a_linear_network_is_input_times_weight():
@@ -914,7 +928,10 @@ def test_transformer_attribution_is_its_rules_in_loops(how, prefix):
         expected = expected_grid(matrix[0], model.module)
         ours = grid_of(
             api.explain(
-                model, image(), f"transformer-attribution:start={start}", target=TARGET
+                model,
+                image(),
+                f"transformer-attribution:start={start}",
+                target=TARGET,
             )
         )
         # shares of sums near 0 lose digits in float32: the next test is the same in

@@ -72,7 +72,9 @@ def found(*images, summary=None, labels=(CAM, LIME)):
     """
     auditor = Auditor()
     for explanations, masks, *said in images:
-        auditor.add(explanations, masks, *(said or [SURE]), labels=labels[: len(masks)])
+        auditor.add(
+            explanations, masks, *(said or [SURE]), labels=labels[: len(masks)]
+        )
     return auditor.findings(None, summary)
 
 
@@ -152,7 +154,8 @@ def test_every_rule_reads():
     is met in this file.
     """
     severities = [
-        ("error", "warning", "note").index(severity) for severity in SEVERITIES.values()
+        ("error", "warning", "note").index(severity)
+        for severity in SEVERITIES.values()
     ]
     assert severities == sorted(severities)
     assert set(FINDINGS) == set(SEVERITIES)
@@ -209,7 +212,9 @@ def test_flat_map_and_empty_mask():
 def test_ties_at_the_cut(rule, what):
     finding = one(found(([explained()], [covering(0.2, rule, 1234)])), "ties-at-cut")
     assert f"1,234 {what} share the value at the cut" in finding.message
-    assert "ties-at-cut" not in codes(found(([explained()], [covering(0.2, rule, 0)])))
+    assert "ties-at-cut" not in codes(
+        found(([explained()], [covering(0.2, rule, 0)]))
+    )
     assert "ties-at-cut" not in codes(
         found(([explained()], [covering(0.2, "luminance:percentile=80", 9)]))
     )
@@ -228,7 +233,9 @@ def test_fill_truncated_says_what_it_should_have_been():
     assert "fill-truncated" not in codes(
         found(([explained("lime:fill=black")], [covering(0.2)]))
     )
-    assert "fill-truncated" not in codes(found(([explained("lime")], [covering(0.2)])))
+    assert "fill-truncated" not in codes(
+        found(([explained("lime")], [covering(0.2)]))
+    )
 
 
 def test_a_percentile_that_is_black_by_right_is_noted_and_no_error():
@@ -266,14 +273,18 @@ def test_unseeded_draws():
     assert "seeds drawn this time: 5" in finding.message
     assert (
         codes(
-            found(([explained("lime:seed=5", unseeded=False, seed=5)], [covering(0.2)]))
+            found(
+                ([explained("lime:seed=5", unseeded=False, seed=5)], [covering(0.2)])
+            )
         )
         == []
     )
 
 
 def unsettled(p_top, sample="a", **made):
-    return replace(explained("lime", sample, **made), extras={"p_top": np.array(p_top)})
+    return replace(
+        explained("lime", sample, **made), extras={"p_top": np.array(p_top)}
+    )
 
 
 def test_superpixels_that_are_not_settled():
@@ -301,7 +312,9 @@ def test_superpixels_that_are_not_settled():
     ]
     finding = one(found(*images, labels=(LIME,)), "unstable-superpixels")
     assert (finding.severity, finding.where) == ("warning", LIME)
-    assert "in 2 of 3 images (a, c): 0-50 % of the top ones are sure" in finding.message
+    assert (
+        "in 2 of 3 images (a, c): 0-50 % of the top ones are sure" in finding.message
+    )
     assert (
         "(after 700 draws: superpixels 1 and 2 could not be told apart at place 2)"
         in finding.message
@@ -311,7 +324,8 @@ def test_superpixels_that_are_not_settled():
 def test_settled_superpixels_are_no_finding():
     for made in ({"stable": True}, {}):
         assert (
-            codes(found(([unsettled([1, 0.97, 0.03], **made)], [covering(0.2)]))) == []
+            codes(found(([unsettled([1, 0.97, 0.03], **made)], [covering(0.2)])))
+            == []
         )
     few = unsettled(
         [np.nan] * 3,
@@ -396,7 +410,8 @@ def test_predictions_are_said_in_words():
         (
             [explained()],
             [covering(0.2)],
-            SURE | {"true": 3, "true_name": "kite", "probability": 0.3, "margin": 0.05},
+            SURE
+            | {"true": 3, "true_name": "kite", "probability": 0.3, "margin": 0.05},
         )
     )
     assert "kite is called class 0" in one(findings, "prediction-wrong").message
@@ -510,7 +525,12 @@ def test_area_that_varies_names_its_range():
             "10 images give a mean excess of 0.020 +- 0.030",
         ),
         (
-            {"n": 10, "excess_mean": -0.02, "excess_low": -0.03, "excess_high": -0.01},
+            {
+                "n": 10,
+                "excess_mean": -0.02,
+                "excess_low": -0.03,
+                "excess_high": -0.01,
+            },
             "",
         ),
     ],
@@ -605,7 +625,7 @@ def superpixels(weights, sample, **made):
 
 
 def test_the_six_errors_of_the_study_are_all_named():
-    """The real cutters, the real table: a page's margins held against superpixels of
+    """The real cutters, the real table: a page's margins compared with superpixels of
     another network.
     """
     rng = np.random.default_rng(3)

@@ -71,7 +71,9 @@ def expected(
 ) -> torch.Tensor:
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     with torch.no_grad():
-        return torch.cat([net(softmax)((one[None] - shift) / scale) for one in pixels])
+        return torch.cat(
+            [net(softmax)((one[None] - shift) / scale) for one in pixels]
+        )
 
 
 # ---- functions
@@ -130,7 +132,10 @@ def test_pixels_as_numpy_with_colours_last():
 )
 def test_what_the_outputs_are_is_found_on_a_trial(softmax, found):
     box = cs.wrap_callable(net(softmax), size=16)
-    assert (box.outputs, box.facts["outputs"]) == (found, f"{found}, found on a trial")
+    assert (box.outputs, box.facts["outputs"]) == (
+        found,
+        f"{found}, found on a trial",
+    )
     told = cs.wrap_callable(net(softmax), size=16, outputs="values")
     assert (told.outputs, told.facts["outputs"]) == ("values", "values, as told")
     assert told.id != box.id
@@ -147,7 +152,7 @@ def test_what_the_outputs_are_is_found_on_a_trial(softmax, found):
     ],
 )
 def test_probabilities_are_positive_and_sum_to_one(rows, kind):
-    assert callable_models.kind_of(torch.tensor(rows)) == kind
+    assert callable_models.run_kind(torch.tensor(rows)) == kind
 
 
 def test_the_id_follows_what_is_said():
@@ -171,7 +176,10 @@ def test_the_id_follows_what_is_said():
             r"returns \(3, 3, 16, 16\) for 3 images; a classifier",
         ),
         ({"function": lambda x: x.mean((1, 2, 3))}, r"returns \(3,\) for 3 images"),
-        ({"function": lambda x: x.mean((2, 3))[:1]}, r"returns \(1, 3\) for 3 images"),
+        (
+            {"function": lambda x: x.mean((2, 3))[:1]},
+            r"returns \(1, 3\) for 3 images",
+        ),
         ({"function": lambda x: "cat"}, "returns str; a classifier returns numbers"),
         ({"function": lambda x: x.mean((2, 3)) / 0}, "not finite on a trial"),
         (
@@ -235,7 +243,11 @@ def test_using_keeps_what_it_is_not_told():
     assert small.id == box.id
     torch.testing.assert_close(small.scores(images(5, 64)), box.scores(images(5, 64)))
     assert box.using(precision="f32", device="cpu").id == box.id
-    for options in ({"precision": "bf16"}, {"device": "cuda"}, {"engine": "openvino"}):
+    for options in (
+        {"precision": "bf16"},
+        {"device": "cuda"},
+        {"engine": "openvino"},
+    ):
         with pytest.raises(ConsilienceError):
             box.using(**options)
 
@@ -296,7 +308,9 @@ def graph(
     given = [helper.make_tensor_value_info("images", kind, shape)]
     if second_input:
         given.append(helper.make_tensor_value_info("more", kind, [1]))
-    out = helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [shape[0], 4])
+    out = helper.make_tensor_value_info(
+        "scores", onnx.TensorProto.FLOAT, [shape[0], 4]
+    )
     tensors = [
         onnx.numpy_helper.from_array(np.asarray(value, np.float32), name)
         for name, value in held.items()
@@ -440,9 +454,9 @@ def test_class_names_of_an_onnx_file(tmp_path):
         == "class 0"
     )
     assert load_model(f"onnx:{plain},classes=a+b+c+d").classes == tuple("abcd")
-    assert load_model(f"onnx:{plain}", labels=tmp_path / "names.txt").classes == tuple(
-        "abcd"
-    )
+    assert load_model(
+        f"onnx:{plain}", labels=tmp_path / "names.txt"
+    ).classes == tuple("abcd")
     with pytest.raises(
         ConsilienceError, match=r"2 class names for net.onnx, which gives 4 outputs"
     ):
@@ -477,7 +491,11 @@ def test_weights_beside_the_file_count(tmp_path):
             "",
             "is no ONNX model that can be run: ",
         ),
-        (lambda path: path.write_bytes(b""), "", "is no ONNX model that can be run: "),
+        (
+            lambda path: path.write_bytes(b""),
+            "",
+            "is no ONNX model that can be run: ",
+        ),
         (
             lambda path: path.write_bytes(graph(path).read_bytes()[:300]),
             "",
@@ -588,7 +606,8 @@ def test_onnx_from_the_command_line(tmp_path, capsys):
         == 1
     )
     assert (
-        "gradcam needs gradients, layers of the model; net@" in capsys.readouterr().err
+        "gradcam needs gradients, layers of the model; net@"
+        in capsys.readouterr().err
     )
     assert main(["list", "layers", "-m", f"onnx:{path}"]) == 1
     assert "offers scores only" in capsys.readouterr().err

@@ -86,7 +86,12 @@ class Pooled(nn.Module):
 def network(kind, seed=0):
     torch.manual_seed(seed)
     model = wrap(
-        kind().eval(), classes=CLASSES, mean=MEAN, std=STD, size=12, name=kind.__name__
+        kind().eval(),
+        classes=CLASSES,
+        mean=MEAN,
+        std=STD,
+        size=12,
+        name=kind.__name__,
     )
     return model.using(engine="torch")
 
@@ -98,7 +103,9 @@ def odd():
 
 def noise_image(seed=0, size=12):
     rng = np.random.default_rng(seed)
-    return Sample(f"noise{seed}", rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+    return Sample(
+        f"noise{seed}", rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    )
 
 
 def normalised(view, mean=MEAN, std=STD):
@@ -127,7 +134,9 @@ class Twin:
 
     def of_image(self, image):
         with torch.no_grad():
-            return float(self.net(torch.as_tensor(image)[None].clone())[0, self.index])
+            return float(
+                self.net(torch.as_tensor(image)[None].clone())[0, self.index]
+            )
 
     def number(self, activations):
         with torch.no_grad():
@@ -186,7 +195,8 @@ def test_gradient_cam_is_its_formula(odd, name, target):
     expected = FORMULAS[name](twin.activations, twin.gradients())
     both = name + ("," if ":" in name else ":") + "layer=mid,relu={}"
     close(
-        grid_of(api.explain(odd, sample, both.format("false"), target=target)), expected
+        grid_of(api.explain(odd, sample, both.format("false"), target=target)),
+        expected,
     )
     close(
         grid_of(api.explain(odd, sample, both.format("true"), target=target)),
@@ -234,7 +244,9 @@ def test_gradcam_plus_plus_does_not_fade_with_small_gradients():
     from consilience.explainers.cam import GradCAMPlusPlus
 
     activations, gradients = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4) * 1e-12
-    expected = torch.einsum("nc,nchw->nhw", gradients.sum(dim=(2, 3)) / 2, activations)
+    expected = torch.einsum(
+        "nc,nchw->nhw", gradients.sum(dim=(2, 3)) / 2, activations
+    )
     torch.testing.assert_close(
         GradCAMPlusPlus().map(activations, gradients), expected, rtol=1e-5, atol=0
     )
@@ -374,7 +386,9 @@ def test_scorecam_softmax_counts_every_flat_channel(odd):
     wrong = oracle.weighted_sum(
         oracle.softmax([scores[k] for k in once]), twin.activations[once]
     )
-    got = grid_of(api.explain(odd, sample, "scorecam:layer=mid,relu=false", target="b"))
+    got = grid_of(
+        api.explain(odd, sample, "scorecam:layer=mid,relu=false", target="b")
+    )
     close(got, oracle.weighted_sum(oracle.softmax(scores), twin.activations))
     assert np.abs(got - wrong).max() > 1e-2
 
@@ -383,7 +397,9 @@ def test_masks_run_from_0_to_1_after_enlarging():
     channels = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
     channels[2] = 1 / 3  # flat, and rounding would make a mask of it
     masks = channel_masks(channels, (20, 20), False, 2)
-    shown = functional.interpolate(masks.keep[:, None], (20, 20), mode="bilinear")[:, 0]
+    shown = functional.interpolate(masks.keep[:, None], (20, 20), mode="bilinear")[
+        :, 0
+    ]
     assert masks.row.tolist() == [0, 1, 4, 2, 3]
     for row, channel in zip(masks.row, channels, strict=True):
         np.testing.assert_allclose(
@@ -420,7 +436,8 @@ def test_scorecam_of_the_strongest_channels(odd):
     )
     every = api.explain(odd, sample, "scorecam:layer=mid,channels=99", target="b")
     np.testing.assert_array_equal(
-        every.values, api.explain(odd, sample, "scorecam:layer=mid", target="b").values
+        every.values,
+        api.explain(odd, sample, "scorecam:layer=mid", target="b").values,
     )
 
 
@@ -470,7 +487,11 @@ def test_sscam_on_the_image_is_its_formula(odd):
 
 @pytest.mark.parametrize(
     "spec",
-    ["iscam:samples=1", "sscam:samples=2,noise=0", "sscam:samples=2,noise=0,on=image"],
+    [
+        "iscam:samples=1",
+        "sscam:samples=2,noise=0",
+        "sscam:samples=2,noise=0,on=image",
+    ],
 )
 def test_without_steps_or_noise_it_is_scorecam(odd, spec):
     sample = noise_image()
@@ -529,7 +550,9 @@ def test_ablationcam_has_the_same_sign_for_a_negative_score(odd):
         for k in range(8)
     ]
     got = grid_of(
-        api.explain(odd, sample, "ablationcam:layer=mid,relu=false", target=negative[0])
+        api.explain(
+            odd, sample, "ablationcam:layer=mid,relu=false", target=negative[0]
+        )
     )
     assert (
         np.corrcoef(got.ravel(), oracle.weighted_sum(lost, twin.activations).ravel())[
@@ -607,7 +630,9 @@ def tapped_terms(twin):
     a = norm(
         net.mid,
         tap(
-            net.two(torch.relu(norm(net.norm, tap(net.one(x), column(net.one.bias))))),
+            net.two(
+                torch.relu(norm(net.norm, tap(net.one(x), column(net.one.bias))))
+            ),
             column(net.two.bias),
         ),
     )
@@ -635,7 +660,9 @@ def test_fullgrad_is_its_formula(odd, rescale):
     explanation = api.explain(odd, sample, f"fullgrad:rescale={rescale}", target="b")
     close(
         explanation.values,
-        oracle.fullgrad([term for term in terms if term.ndim == 3], (12, 12), rescale),
+        oracle.fullgrad(
+            [term for term in terms if term.ndim == 3], (12, 12), rescale
+        ),
         rtol=1e-3,
     )
     assert explanation.provenance["terms"] == len(terms)
@@ -680,7 +707,7 @@ def test_fullgrad_is_complete_with_batch_norm_residuals_and_other_activations():
 
 
 def test_fullgrad_says_what_is_missing():
-    """A product of activations is no sum of linear pieces: its gradient counts it
+    """A product of activations is not a sum of linear pieces: its gradient counts it
     twice.
     """
 
@@ -705,7 +732,9 @@ def test_fullgrad_says_what_is_missing():
 
 def test_fullgrad_of_probabilities_or_of_nothing(odd):
     assert np.isfinite(
-        api.explain(odd, noise_image(), "fullgrad:score=probability", target="b").values
+        api.explain(
+            odd, noise_image(), "fullgrad:score=probability", target="b"
+        ).values
     ).all()
 
     class Deaf(nn.Module):
@@ -714,7 +743,9 @@ def test_fullgrad_of_probabilities_or_of_nothing(odd):
             self.conv = nn.Conv2d(3, 2, 1)
 
         def forward(self, x):
-            return self.conv(x).mean(dim=(2, 3)).detach() * 0 + torch.tensor([1.0, 2.0])
+            return self.conv(x).mean(dim=(2, 3)).detach() * 0 + torch.tensor(
+                [1.0, 2.0]
+            )
 
     model = wrap(Deaf().eval(), size=8).using(engine="torch")
     view = model.view(noise_image(0, 8))
@@ -741,7 +772,9 @@ def shake(module):
                 part.weight.copy_(
                     torch.rand(part.weight.shape, generator=generator) + 0.5
                 )
-                part.bias.copy_(torch.randn(part.bias.shape, generator=generator) * 0.3)
+                part.bias.copy_(
+                    torch.randn(part.bias.shape, generator=generator) * 0.3
+                )
 
 
 # ---- guided backpropagation
@@ -782,7 +815,10 @@ def test_guided_backpropagation_by_hand():
         "functional relu_": functional.relu_,
     }
     pixels = (
-        torch.tensor([3.0, 1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4).contiguous()
+        torch.tensor([3.0, 1.0, -1.0])
+        .view(1, 3, 1, 1)
+        .expand(1, 3, 4, 4)
+        .contiguous()
     )
     for name, relu in ways.items():
         model = wrap(Hand(relu).eval(), size=4, mean=(0, 0, 0), std=(1, 1, 1)).using(
@@ -998,7 +1034,9 @@ def test_equals_the_peer_on_the_embedded_network(lite, spec):
 def best_class(model):
     import skimage.data
 
-    outputs = model.scores(model.view(Sample("cat", skimage.data.chelsea())).pixels)[0]
+    outputs = model.scores(model.view(Sample("cat", skimage.data.chelsea())).pixels)[
+        0
+    ]
     assert outputs.max() > 0
     return int(outputs.argmax())
 
@@ -1021,7 +1059,9 @@ def test_eigen_maps_are_the_peers_when_centred(resnet, spec, method):
     sample = Sample("cat", skimage.data.chelsea())
     turned = -torch.from_numpy(
         grid_of(
-            api.explain(resnet, sample, f"{spec}:centre=true,relu=false", target=index)
+            api.explain(
+                resnet, sample, f"{spec}:centre=true,relu=false", target=index
+            )
         )
     )
     from consilience.images import enlarge

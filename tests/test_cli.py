@@ -174,7 +174,9 @@ def test_a_killed_run_continues_where_it_was(images, factory, tmp_path, monkeypa
     assert len(Run(tmp_path / "run").explanations) == 6
     whole = tmp_path / "whole"
     assert run(*arguments[:-1], whole) == 0
-    pd.testing.assert_frame_equal(Run(whole).agreement, Run(tmp_path / "run").agreement)
+    pd.testing.assert_frame_equal(
+        Run(whole).agreement, Run(tmp_path / "run").agreement
+    )
 
 
 def test_another_job_in_the_folder_is_refused(images, factory, tmp_path, capsys):
@@ -285,7 +287,9 @@ def test_a_plugin_is_found_listed_and_run(images, factory, tmp_path, capsys):
         assert code == 0
         item = Run(out).load("one").items[0]
         image = Run(out).load("one").image
-        np.testing.assert_allclose(item.values, image.mean(axis=2) / 255 * 2, atol=1e-6)
+        np.testing.assert_allclose(
+            item.values, image.mean(axis=2) / 255 * 2, atol=1e-6
+        )
     finally:
         registry.explainers._entries.pop("brightness", None)
 

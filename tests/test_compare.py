@@ -81,7 +81,11 @@ def test_jaccard_counted_by_hand(two):
     rows = two.jaccard().set_index("a")
     assert tuple(rows.loc["low", ["concepts_a", "concepts_b", "shared"]]) == (2, 2, 2)
     assert rows.loc["low", "jaccard"] == 1
-    assert tuple(rows.loc["high", ["concepts_a", "concepts_b", "shared"]]) == (2, 2, 0)
+    assert tuple(rows.loc["high", ["concepts_a", "concepts_b", "shared"]]) == (
+        2,
+        2,
+        0,
+    )
     assert rows.loc["high", "jaccard"] == 0
     assert tuple(rows.loc["all layers", ["concepts_a", "concepts_b", "shared"]]) == (
         3,
@@ -203,7 +207,12 @@ def test_words_are_compared_like_concepts():
         }
     )
     other = pd.DataFrame(
-        {"layer": "l", "unit": [0, 1], "word": ["dog", "sky"], "word_score": [1.0, 3.0]}
+        {
+            "layer": "l",
+            "unit": [0, 1],
+            "word": ["dog", "sky"],
+            "word_score": [1.0, 3.0],
+        }
     )
     found = compare_sides(
         side_of_words("a", words, ["dog", "cat", "sky"]),
@@ -307,7 +316,9 @@ def test_lines_that_only_look_like_places_are_names(tmp_path):
 
 def text_of(figure):
     axes = figure.axes[0]
-    keys = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    keys = [
+        text.get_text() for legend in figure.legends for text in legend.get_texts()
+    ]
     return [*keys, *(text.get_text() for text in axes.texts)]
 
 
@@ -360,7 +371,9 @@ def test_the_heat_map_holds_every_number(two):
         list(table.index), list(table.columns), table.to_numpy().tolist(), "t"
     )
     shown = [said for said in text_of(drawn) if said.isdigit() or said == "·"]
-    assert shown == [str(count) if count else "·" for count in table.to_numpy().ravel()]
+    assert shown == [
+        str(count) if count else "·" for count in table.to_numpy().ravel()
+    ]
 
 
 def test_words_of_the_cloud_do_not_overlap():
@@ -377,7 +390,9 @@ def test_words_of_the_cloud_do_not_overlap():
     assert placed[0].word == max(words, key=lambda item: item[1])[0]
     for one, other in combinations(placed, 2):
         apart = one.x + one.width <= other.x or other.x + other.width <= one.x
-        assert apart or one.y + one.height <= other.y or other.y + other.height <= one.y
+        assert (
+            apart or one.y + one.height <= other.y or other.y + other.height <= one.y
+        )
     assert all(
         0 <= spot.x <= charts.CHART_WIDTH - spot.width
         and 0 <= spot.y <= 300 - spot.height
@@ -392,7 +407,8 @@ def test_words_of_the_cloud_do_not_overlap():
     )
     left = len(words) - len(placed)
     assert (
-        f"{left} more found no room" in text_of(charts.cloud_figure("m", words, "#000"))
+        f"{left} more found no room"
+        in text_of(charts.cloud_figure("m", words, "#000"))
     ) == bool(left)
 
 

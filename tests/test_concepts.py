@@ -184,7 +184,9 @@ def test_what_is_wrong_with_a_broden_is_said(folder, tmp_path):
     refused(tmp_path, "no index.csv (Broden)")
 
 
-def test_a_label_map_with_a_number_that_is_no_label_is_refused_when_it_is_read(folder):
+def test_a_label_map_with_a_number_that_is_no_label_is_refused_when_it_is_read(
+    folder,
+):
     concepts = load_concepts(folder)
     write_png(folder / "images" / "p1_object_0.png", np.full((16, 16), 999))
     with pytest.raises(
@@ -326,12 +328,18 @@ def test_ade20k_in_full(tmp_path, release):
         ]
         (place / "ADE_1_atr.txt").write_text("\n".join(lines))
     else:
-        rows = [("car, auto", 976, False), ("tree", 2978, False), ("wheel", 1530, True)]
+        rows = [
+            ("car, auto", 976, False),
+            ("tree", 2978, False),
+            ("wheel", 1530, True),
+        ]
         told = [
             {"name": name, "name_ndx": number, "parts": {"ispart": part}}
             for name, number, part in rows
         ]
-        (place / "ADE_1.json").write_text(json.dumps({"annotation": {"object": told}}))
+        (place / "ADE_1.json").write_text(
+            json.dumps({"annotation": {"object": told}})
+        )
     concepts = load_concepts(tmp_path)
     found = shown(concepts, 0)
     assert concepts.categories == ("object", "part")

@@ -69,7 +69,9 @@ def test_attention_is_not_made_up(name, red_model, planted):
 def test_spelling_round_trips(name):
     explainer = registry.explainers.build(spec(name))
     assert registry.explainers.build(registry.spell(explainer)) == explainer
-    assert registry.explainers.build(registry.spell(explainer, full=True)) == explainer
+    assert (
+        registry.explainers.build(registry.spell(explainer, full=True)) == explainer
+    )
     assert registry.spell(registry.explainers.build(name)) == name
 
 
@@ -87,7 +89,9 @@ def test_map_fills_the_frame_and_is_finite(name, model, planted):
 
 def test_flat_image_gives_finite_maps(name, model, planted):
     flat = type(planted)("flat", np.full((64, 64, 3), 128, dtype=np.uint8))
-    assert np.isfinite(api.explain(model, flat, spec(name), target="red").values).all()
+    assert np.isfinite(
+        api.explain(model, flat, spec(name), target="red").values
+    ).all()
 
 
 def test_same_seed_same_bytes(name, model, planted):

@@ -117,7 +117,9 @@ def test_a_loop_of_links_ends_and_linked_folders_count(tmp_path):
         ([], "no path was given"),
     ],
 )
-def test_nothing_found_says_what_was_looked_for(tmp_path, monkeypatch, names, message):
+def test_nothing_found_says_what_was_looked_for(
+    tmp_path, monkeypatch, names, message
+):
     save(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -212,7 +214,9 @@ def test_the_studys_ten_names_are_found_in_torchvisions_classes(shared):
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     with (shared / "imagenet-boxes" / "classes.csv").open() as file:
-        by_wnid = {row["wnid"]: int(row["class_index"]) for row in csv.DictReader(file)}
+        by_wnid = {
+            row["wnid"]: int(row["class_index"]) for row in csv.DictReader(file)
+        }
     found = list(read_samples([shared / "imagenet10"], classes=_IMAGENET_CATEGORIES))
     assert len(found) == 10
     for one in found:
@@ -241,8 +245,10 @@ def test_rows_of_an_image_are_its_boxes(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_order_case_marks_and_byte_order_mark_do_not_matter(tmp_path, encoding, mark):
-    text = "Y1,x0,CLASS,image,x1,y0\n6,0,Great_white_shark,./d\\a.png,4,1\n\n".replace(
-        ",", mark
+    text = (
+        "Y1,x0,CLASS,image,x1,y0\n6,0,Great_white_shark,./d\\a.png,4,1\n\n".replace(
+            ",", mark
+        )
     )
     known = read_truth(write(tmp_path, text, encoding), CLASSES).of("x/d/a.png")
     assert known.boxes == (Box(2, 0, 1, 4, 6),)
@@ -300,7 +306,10 @@ def test_several_classes_in_an_image_the_first_is_its_label_and_it_is_noted(tmp_
             "image,class\na,goldfsh\n",
             "line 2: no class 'goldfsh'; did you mean 'goldfish'",
         ),
-        ("image,class\na,crane\n", "class 'crane' is number 4 and 5; give class_index"),
+        (
+            "image,class\na,crane\n",
+            "class 'crane' is number 4 and 5; give class_index",
+        ),
         ("image,class_index\n,1\n", "line 2 names no image"),
         (
             "image,class_index,x0,y0,x1,y1\na,0,0,0,x,1\n",
@@ -339,7 +348,9 @@ def test_boxes_are_held_to_the_image_and_foreign_sizes_are_refused(tmp_path):
     )
     assert first.boxes == (Box(0, 0, 0, 8, 6),)
     assert isinstance(second, Failure)
-    assert "box 0, 0, 16, 12 lies outside of the image's 8 x 6 pixels" in second.reason
+    assert (
+        "box 0, 0, 16, 12 lies outside of the image's 8 x 6 pixels" in second.reason
+    )
 
 
 def test_truth_goes_before_the_files_name(tmp_path):
@@ -348,11 +359,15 @@ def test_truth_goes_before_the_files_name(tmp_path):
         write(tmp_path, "image,class_index\nn01443537_goldfish.JPEG,0\n")
     )
     assert (
-        next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], truth, CLASSES)).label
+        next(
+            read_samples([tmp_path / "n01443537_goldfish.JPEG"], truth, CLASSES)
+        ).label
         == 0
     )
     assert (
-        next(read_samples([tmp_path / "n01443537_goldfish.JPEG"], None, CLASSES)).label
+        next(
+            read_samples([tmp_path / "n01443537_goldfish.JPEG"], None, CLASSES)
+        ).label
         == 1
     )
     assert next(read_samples([tmp_path / "n01443537_goldfish.JPEG"])).label is None

@@ -45,7 +45,7 @@ def test_each_row_is_each_of_all_masks_as_often(how, row):
 @pytest.mark.parametrize("how", OURS)
 @pytest.mark.parametrize(("count", "samples"), [(3, 7), (9, 100), (12, 300)])
 def test_weighted_moments_are_those_of_all_masks_on_average(how, count, samples):
-    """Everything a weighted fit uses, sum w, w z, w z z' and w z y, held against the
+    """Everything a weighted fit uses, sum w, w z, w z z' and w z y, compared with the
     mean over all 2**S masks.
     """
     rng = np.random.default_rng(count)
@@ -64,7 +64,9 @@ def test_weighted_moments_are_those_of_all_masks_on_average(how, count, samples)
         ) / len(on)
 
     exact = moments(every_mask(count))
-    found = np.array([moments(draws(how, samples, count, seed)) for seed in range(150)])
+    found = np.array(
+        [moments(draws(how, samples, count, seed)) for seed in range(150)]
+    )
     error = (found.mean(axis=0) - exact) / np.maximum(
         found.std(axis=0) / np.sqrt(len(found)), 1e-12
     )

@@ -115,7 +115,8 @@ def whole(here):
 @pytest.fixture(scope="module")
 def second(here):
     assert (
-        dissect(here, "second", "--against", "random", model="own_dissected:other") == 0
+        dissect(here, "second", "--against", "random", model="own_dissected:other")
+        == 0
     )
     return DissectionRun(here / "second")
 
@@ -365,7 +366,9 @@ def test_the_script_may_run_and_no_other(whole):
     text = (whole.folder / "report.html").read_text()
     digest = re.search(r"script-src 'sha256-([^']+)'", text).group(1)
     script = re.search(r"<script>(.*)</script>", text, re.DOTALL).group(1)
-    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == digest
+    assert (
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == digest
+    )
 
 
 def test_the_report_is_written_anew(whole, capsys):
@@ -429,7 +432,9 @@ def test_accuracy_over_labelled_images(here, tmp_path):
     rows = ["image,class_index"]
     for seed in range(4):
         sample = planted_image(seed)
-        Image.fromarray(sample.pixels).save(tmp_path / "images" / f"{sample.name}.png")
+        Image.fromarray(sample.pixels).save(
+            tmp_path / "images" / f"{sample.name}.png"
+        )
         rows.append(f"{sample.name}.png,1")
     (tmp_path / "truth.csv").write_text("\n".join(rows))
     more = (
@@ -505,7 +510,10 @@ def test_compare_two_layers_of_a_run(here, whole, capsys):
         == 0
     )
     told = json.loads(capsys.readouterr().out)
-    assert (told["a"], told["b"]) == ("own_dissected:red mix", "own_dissected:red last")
+    assert (told["a"], told["b"]) == (
+        "own_dissected:red mix",
+        "own_dissected:red last",
+    )
     assert [row["a"] for row in told["jaccard"]] == ["mix", "all layers"]
 
 

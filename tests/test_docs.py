@@ -87,5 +87,13 @@ def test_every_verb_and_registered_name_is_in_the_readme():
     ]  # other test files' own
     missing = [name for name in names if f"`{name}`" not in text]
     assert not missing
-    for verb in ("demo", "explain", "evaluate", "dissect", "compare", "report", "list"):
+    for verb in (
+        "demo",
+        "explain",
+        "evaluate",
+        "dissect",
+        "compare",
+        "report",
+        "list",
+    ):
         assert f"consilience {verb}" in text or f"make {verb}" in text

@@ -129,7 +129,10 @@ def test_facts_resolve_auto():
     assert ran["threads"] >= 1
     plain = model.using(engine="torch")
     plain.scores(images(32))
-    assert (plain.facts["engine"], plain.facts["torch"]) == ("torch", torch.__version__)
+    assert (plain.facts["engine"], plain.facts["torch"]) == (
+        "torch",
+        torch.__version__,
+    )
 
 
 def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
@@ -288,7 +291,9 @@ def test_a_converted_model_is_found_again_by_content(monkeypatch, tmp_path):
     conversions = []
     convert = openvino._convert
     monkeypatch.setattr(
-        openvino, "_convert", lambda network: conversions.append(1) or convert(network)
+        openvino,
+        "_convert",
+        lambda network: conversions.append(1) or convert(network),
     )
     pixels = images(32)
     first = wrap(make(), size=24).scores(pixels)
@@ -311,7 +316,9 @@ def test_a_converted_model_is_found_again_by_content(monkeypatch, tmp_path):
     assert len(conversions) == 3
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
+    monkeypatch, tmp_path
+):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / "file"))
     model, pixels = wrap(make(), size=24), images(32)
@@ -362,7 +369,9 @@ def test_where_openvino_cannot_torch_does_and_it_is_said_once(kind, reason):
     assert model.facts["engine"] == "torch"
     assert reason in model.facts["note"]
     assert module.training
-    with pytest.raises(ConsilienceError, match="engine openvino cannot run this model"):
+    with pytest.raises(
+        ConsilienceError, match="engine openvino cannot run this model"
+    ):
         model.using(engine="openvino").scores(pixels)
 
 
@@ -546,7 +555,9 @@ def peak(memory: int, masks: int, soft: bool) -> int:
         )
     model.anatomy  # noqa: B018 - made outside
     with Peak() as watched:
-        probe(model, view, keeps, ClassTarget(1, "one"), torch.zeros_like(view.pixels))
+        probe(
+            model, view, keeps, ClassTarget(1, "one"), torch.zeros_like(view.pixels)
+        )
     return watched.most
 
 

@@ -244,7 +244,9 @@ def test_metrics_of_opposite_sense_correlate_as_turned():
 # ---- images and runs
 
 
-def test_images_are_explained_and_scored_beside_all_controls(images, loaded, tmp_path):
+def test_images_are_explained_and_scored_beside_all_controls(
+    images, loaded, tmp_path
+):
     found = evaluated(images, tmp_path)
     table = found.table
     labels = [
@@ -352,7 +354,9 @@ def test_a_map_that_knows_no_class_has_no_map_of_another(red_model, planted):
         columns.another_class(red_model, like, 0)
 
 
-def test_another_class_is_neither_explained_nor_predicted_nor_true(red_model, planted):
+def test_another_class_is_neither_explained_nor_predicted_nor_true(
+    red_model, planted
+):
     like = api.explain(red_model, replace(planted, label=3), "gradcam", 1)
     drawn = {columns.drawn_class(like, 6, seed) for seed in range(60)}
     assert drawn == {0, 2, 4, 5}
@@ -451,7 +455,9 @@ def test_the_report_shows_the_table_and_links_numbers_to_images(
     assert 'id="image-2"' in page
     assert "3 images cannot show a method to be better than the controls" in page
     assert page.count('class="untold"') > 1
-    assert page.count('class="below"') == 1  # in the legend: three images tell nothing
+    assert (
+        page.count('class="below"') == 1
+    )  # in the legend: three images tell nothing
     assert "critical difference" in page
     section = page.partition('id="evaluation"')[2].partition('id="asked-heading"')[0]
     assert not re.search(
@@ -470,7 +476,8 @@ def test_the_verb_on_images_then_on_its_run(images, loaded, tmp_path, capsys):
     out = str(tmp_path / "run")
     given = ["-m", "my:red", "--target", "red", "--engine", "torch", "--by", BY[0]]
     assert (
-        main(["evaluate", str(images), "--metric", "test-hit", *given, "-o", out]) == 0
+        main(["evaluate", str(images), "--metric", "test-hit", *given, "-o", out])
+        == 0
     )
     printed = capsys.readouterr().out
     assert "Grad-CAM, another class" in printed
@@ -657,7 +664,9 @@ def test_too_few_sure_images_are_one_line(brightest, coloured, tmp_path, capsys)
         Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS
     )
     assert len(alone.table) == 0
-    assert alone.summary["metrics"][0]["absent"].startswith("a mosaic of 4 cells needs")
+    assert alone.summary["metrics"][0]["absent"].startswith(
+        "a mosaic of 4 cells needs"
+    )
 
 
 def test_mosaics_are_of_images_that_every_model_is_sure_of(brightest, coloured):
@@ -702,7 +711,9 @@ def test_a_data_sets_number_is_named_as_such(images, loaded, tmp_path, capsys):
         max(float(np.mean([row[t] >= delta for row in curves])) for t in range(100))
         for delta in (0.3, 0.5, 0.7)
     ]
-    said = next(row for row in found.summary["gathered"] if row["column"] == "Grad-CAM")
+    said = next(
+        row for row in found.summary["gathered"] if row["column"] == "Grad-CAM"
+    )
     assert said["value"] == pytest.approx(np.mean(best))
     cell = next(row for row in found.summary["cells"] if row["column"] == "Grad-CAM")
     assert said["value"] <= cell["mean"]

@@ -12,11 +12,22 @@ from oracles_metrics import Shown, explanation
 from consilience import api, registry
 from consilience.metrics.curves import RISE, patches_of
 from consilience.metrics.faithfulness import Squares, drawn
-from consilience.metrics.perturbation import VIEWS_AT_ONCE, Ranked, ranks, removal_stops
+from consilience.metrics.perturbation import (
+    VIEWS_AT_ONCE,
+    Ranked,
+    ranks,
+    removal_stops,
+)
 from consilience.metrics.road import Imputed, imputed
 from consilience.models.network import wrap
 from consilience.perturb.superpixels import Grid
-from consilience.types import ClassTarget, ConsilienceError, NotApplicable, Sample, View
+from consilience.types import (
+    ClassTarget,
+    ConsilienceError,
+    NotApplicable,
+    Sample,
+    View,
+)
 
 SHAPE = (12, 10)
 VIEW = view_of(textured(seed=3, shape=(40, 30))[5:17, 11:21])
@@ -433,7 +444,8 @@ def test_infidelity_is_captums():
         Linear(), removed, VIEW.pixels.double(), attribution, n_perturb_samples=30
     )
     ours = score(
-        "infidelity:squares=30,size=.3,values=gradient,scaled=false,fill=black", VALUES
+        "infidelity:squares=30,size=.3,values=gradient,scaled=false,fill=black",
+        VALUES,
     )
     assert ours.value == pytest.approx(float(theirs), rel=1e-4)
 
@@ -490,9 +502,9 @@ def test_complexity(values):
     for order in (0.5, 3, 200):
         powers = sum((share / shares.max()) ** order for share in shares.ravel())
         log = (math.log(powers) + order * math.log(shares.max())) / (1 - order)
-        assert score(f"effective-pixels:order={order}", values).value == pytest.approx(
-            math.exp(log), rel=1e-6
-        )
+        assert score(
+            f"effective-pixels:order={order}", values
+        ).value == pytest.approx(math.exp(log), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sparseness", "entropy", "effective-pixels"])
@@ -595,7 +607,9 @@ def test_road_by_hand():
 
 def test_average_gain_by_hand():
     model, values = Hand((0.5, 0.2, 0.1, -0.3)), [[1, 1], [1, 0]]
-    found = build("average-gain").score(model, WHITE, explanation(values, target=FIRST))
+    found = build("average-gain").score(
+        model, WHITE, explanation(values, target=FIRST)
+    )
     assert found.value == pytest.approx((0.8 - 0.5) / (1 - 0.5), abs=1e-6)
     assert (
         build("increase").score(model, WHITE, explanation(values, target=FIRST)).value
@@ -762,7 +776,14 @@ def test_every_channel_counts_alike(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["insertion", "deletion", "road", "pixel-flipping", "monotonicity", "sufficiency"],
+    [
+        "insertion",
+        "deletion",
+        "road",
+        "pixel-flipping",
+        "monotonicity",
+        "sufficiency",
+    ],
 )
 def test_only_the_order_of_the_map_matters(name):
     assert score(name, np.exp(VALUES) * 3).value == score(name, VALUES).value
@@ -1053,7 +1074,9 @@ def test_irof_is_quantus_but_for_its_ends(red, monkeypatch):
             )
 
     model, views, given, call = red
-    for view, one, value, x in zip(views, given, theirs, call["x_batch"], strict=True):
+    for view, one, value, x in zip(
+        views, given, theirs, call["x_batch"], strict=True
+    ):
         metric = build("irof:fill=black")
         object.__setattr__(metric, "segments", Theirs(np.moveaxis(x, 0, -1)))
         found = metric.score(model, view, one)
@@ -1109,9 +1132,9 @@ def test_quantus_monotonicity_is_always_true(red):
     """It replaces fill by fill; brought back by the formula, the score of a map of
     noise falls somewhere.
     """
-    assert quantus.Monotonicity(features_in_step=3 * 64, perturb_baseline=0.0, **PEER)(
-        **red[3]
-    ) == [True, True]
+    assert quantus.Monotonicity(
+        features_in_step=3 * 64, perturb_baseline=0.0, **PEER
+    )(**red[3]) == [True, True]
     model, views, given, _ = red
     for view, one, found in zip(
         views, given, ours(red, "monotonicity:steps=36,fill=black"), strict=True
@@ -1135,7 +1158,9 @@ def test_quantus_monotonicity_is_always_true(red):
 def test_quantus_road_takes_elements_of_channels_for_pixels(red):
     """On RGB its indices run over three channels of a plane that it fills as one."""
     metric = quantus.ROAD(percentages=[20, 50], noise=0, **PEER)
-    with pytest.raises(IndexError):  # where it does not fail it fills the wrong pixels
+    with pytest.raises(
+        IndexError
+    ):  # where it does not fail it fills the wrong pixels
         metric(**red[3])
 
 
@@ -1159,14 +1184,19 @@ def test_imputation_is_that_of_peers(share):
 
 def test_complexity_is_quantus_on_positive_maps(red):
     model, views, _, call = red
-    positive = np.random.default_rng(5).random((2, 1, 48, 48)).astype(np.float64) + 0.1
+    positive = (
+        np.random.default_rng(5).random((2, 1, 48, 48)).astype(np.float64) + 0.1
+    )
     call = {
         key: value for key, value in call.items() if key not in ("softmax", "a_batch")
     }
     peers = {"sparseness": quantus.Sparseness, "entropy": quantus.Complexity}
     for name, peer in peers.items():
         for value, view, values in zip(
-            peer(**PEER)(**call, a_batch=positive.copy()), views, positive, strict=True
+            peer(**PEER)(**call, a_batch=positive.copy()),
+            views,
+            positive,
+            strict=True,
         ):
             assert build(name).score(
                 model, view, explanation(values[0])

@@ -119,7 +119,9 @@ def test_gradient_is_the_difference_quotient(sample, smooth):
         slow.score_function(exact(model), 2), image_of(sample)
     )
     close(explained(model, sample, "gradient:sum").values, wanted.sum(axis=0), 1e-4)
-    close(explained(model, sample, "gradient").values, np.abs(wanted).max(axis=0), 1e-4)
+    close(
+        explained(model, sample, "gradient").values, np.abs(wanted).max(axis=0), 1e-4
+    )
     close(
         explained(model, sample, "input-x-gradient:black").values,
         (image_of(sample) * wanted).sum(axis=0),
@@ -129,7 +131,9 @@ def test_gradient_is_the_difference_quotient(sample, smooth):
 
 def test_probability_can_be_differentiated(curved, sample):
     module = nn.Sequential(exact(curved), nn.Softmax(dim=1))
-    wanted = slow.difference_quotients(slow.score_function(module, 2), image_of(sample))
+    wanted = slow.difference_quotients(
+        slow.score_function(module, 2), image_of(sample)
+    )
     close(
         explained(curved, sample, "gradient:sum,score=probability").values,
         wanted.sum(axis=0),
@@ -159,7 +163,8 @@ def test_without_noise_it_is_the_gradient(curved, sample, by):
     plain = slow.gradient(exact(curved), image_of(sample), 2)
     wanted = plain.sum(axis=0) if by == "smoothgrad" else (plain**2).sum(axis=0)
     close(
-        explained(curved, sample, f"{by}:samples=5,noise=0,channels=sum").values, wanted
+        explained(curved, sample, f"{by}:samples=5,noise=0,channels=sum").values,
+        wanted,
     )
 
 
@@ -177,7 +182,8 @@ def test_moments_are_those_of_the_draws(curved, sample):
     sigma = 0.3 * (image.max() - image.min())
     generator = torch.Generator().manual_seed(7)
     drawn = [
-        image + sigma * torch.randn(3, SIDE, SIDE, generator=generator).double().numpy()
+        image
+        + sigma * torch.randn(3, SIDE, SIDE, generator=generator).double().numpy()
         for _ in range(11)
     ]
     every = np.stack([slow.gradient(exact(curved), one, 2) for one in drawn])
@@ -220,7 +226,9 @@ def test_noise_tunnel_of_captum(curved, sample, monkeypatch):
             gradients,
             "_draws",
             lambda image, *_, rows=rows: (
-                lambda count: torch.stack([image[0] + next(rows) for _ in range(count)])
+                lambda count: torch.stack(
+                    [image[0] + next(rows) for _ in range(count)]
+                )
             ),
         )
         found = explained(
@@ -267,7 +275,9 @@ def test_integrated_gradients_are_the_formula(sample, rule, smooth):
         for start in (0.0, 1.0)
     ]
     found = explained(
-        model, sample, f"integrated-gradients:steps=7,baseline=black+white,rule={rule}"
+        model,
+        sample,
+        f"integrated-gradients:steps=7,baseline=black+white,rule={rule}",
     )
     close(found.values, np.mean(spans, axis=0).sum(axis=0))
     assert found.provenance["passes"] == 14
@@ -303,7 +313,9 @@ def test_completeness_is_what_it_says(curved, sample):
     assert fine.values.sum() == pytest.approx(explained_score, rel=1e-4)
     assert fine.provenance["explained"] == pytest.approx(explained_score, rel=1e-4)
     assert fine.extras["completeness_share"] < 1e-4
-    rough = explained(curved, sample, "integrated-gradients:steps=1,rule=riemann-left")
+    rough = explained(
+        curved, sample, "integrated-gradients:steps=1,rule=riemann-left"
+    )
     gap = explained_score - float(rough.values.astype(np.float64).sum())
     assert rough.provenance["completeness_gap"] == pytest.approx(gap, rel=1e-3)
     assert rough.provenance["completeness_share"] == pytest.approx(
@@ -413,7 +425,9 @@ def test_every_layer_that_all_goes_through_is_complete(curved, sample):
         "second",
         "last",
     }
-    assert found.values.sum() == pytest.approx(found.provenance["explained"], rel=1e-3)
+    assert found.values.sum() == pytest.approx(
+        found.provenance["explained"], rel=1e-3
+    )
 
 
 def test_a_residual_beside_the_layer_shows_as_a_gap(sample):
@@ -435,7 +449,10 @@ def test_pixels_as_a_layer_are_the_trapezoid(curved, sample):
     ).values
     other = integrated.IntegratedGradients(9, layer=(PIXELS,), rule="trapezoid")
     heat = other._on_layers(
-        curved, curved.view(sample), torch.zeros(1, 3, SIDE, SIDE), ClassTarget(2, "2")
+        curved,
+        curved.view(sample),
+        torch.zeros(1, 3, SIDE, SIDE),
+        ClassTarget(2, "2"),
     )
     close(heat.values.numpy(), on_pixels)
 
@@ -597,12 +614,16 @@ def test_blur_ig_of_saliency(curved, sample, monkeypatch):
 
 
 def masks_of(candidates, shape):
-    return [np.asarray(row.todense(), dtype=bool).reshape(shape) for row in candidates]
+    return [
+        np.asarray(row.todense(), dtype=bool).reshape(shape) for row in candidates
+    ]
 
 
 def blobs(seed=0, side=40):
     rng = np.random.default_rng(seed)
-    colours = rng.random((4, 4, 3)).repeat(side // 4, axis=0).repeat(side // 4, axis=1)
+    colours = (
+        rng.random((4, 4, 3)).repeat(side // 4, axis=0).repeat(side // 4, axis=1)
+    )
     return np.clip(colours + rng.normal(0, 0.05, colours.shape), 0, 1)
 
 
@@ -673,7 +694,7 @@ def test_xrai_shares_out_the_integrated_gradients(curved, sample):
 
 
 def test_kept_bytes_by_hand():
-    """What the way back needs: the convolution's input, the ReLU's result, the linear
+    """What the backward pass needs: the convolution's input, the ReLU's result, the linear
     layer nothing but its weight.
     """
 
@@ -716,7 +737,9 @@ def test_no_more_images_stand_than_allowed(curved, sample, monkeypatch):
     )
     small = curved.using(memory=1 << 20)
     monkeypatch.setattr(
-        plan, "backward_batch_within", lambda memory, *_: 3 if memory == 1 << 20 else 8
+        plan,
+        "backward_batch_within",
+        lambda memory, *_: 3 if memory == 1 << 20 else 8,
     )
     explained(small, sample, "integrated-gradients:steps=10,baseline=black+white")
     assert seen == [3] * 6 + [2]

@@ -135,7 +135,9 @@ def test_first_frame_of_an_animation_and_said_so(tmp_path):
 def test_format_is_found_by_content_not_by_name(tmp_path):
     pixels = noise(4, 4)
     Image.fromarray(pixels).save(tmp_path / "a b ü.txt", format="PNG")
-    np.testing.assert_array_equal(images.read_pixels(tmp_path / "a b ü.txt")[0], pixels)
+    np.testing.assert_array_equal(
+        images.read_pixels(tmp_path / "a b ü.txt")[0], pixels
+    )
 
 
 def bomb(width, height):
@@ -160,7 +162,10 @@ def bomb(width, height):
 
 REFUSED = {
     "empty.jpg": (lambda: b"", "the file is empty"),
-    "text.jpg": (lambda: b"this is no image", "not an image in any format read here"),
+    "text.jpg": (
+        lambda: b"this is not an image",
+        "not an image in any format read here",
+    ),
     "svg.png": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     "bomb.png": (lambda: bomb(60000, 60000), "pixels"),
     "large.png": (
@@ -303,7 +308,9 @@ def test_odd_crops_round_as_torchvision_does(short, size):
 def test_a_crop_larger_than_the_image_is_padded_as_torchvision_pads(shape):
     pixels = noise(*shape)
     peer = transforms.Compose([transforms.Resize(9), transforms.CenterCrop((14, 15))])
-    ours = images.place(pixels, Placement.crop(shape, 9, (14, 15)), "bilinear", pad=0.0)
+    ours = images.place(
+        pixels, Placement.crop(shape, 9, (14, 15)), "bilinear", pad=0.0
+    )
     np.testing.assert_array_equal(ours, np.asarray(peer(Image.fromarray(pixels))))
 
 
@@ -333,7 +340,9 @@ def test_sliver_gives_what_plain_placement_gives(shape, interpolation, monkeypat
         monkeypatch.setattr(images, "MAX_PIXELS", 1)
         sliver = images.place(pixels, placement, interpolation).astype(int)
         assert sliver.shape == plain.shape
-        assert np.abs(sliver - plain).max() <= (1 if interpolation == "bilinear" else 2)
+        assert np.abs(sliver - plain).max() <= (
+            1 if interpolation == "bilinear" else 2
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 60000), (60000, 1), (2, 30000)])

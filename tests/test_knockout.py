@@ -74,7 +74,9 @@ def samples():
     labels = [0, 3, 2, 4] * 6
     return [
         Sample(
-            f"s{i}", rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), label=labels[i]
+            f"s{i}",
+            rng.integers(0, 255, (16, 16, 3), dtype=np.uint8),
+            label=labels[i],
         )
         for i in range(24)
     ]
@@ -96,7 +98,9 @@ def outputs_without(model, samples, unit):
 
 @pytest.fixture(scope="module")
 def found(kennel, samples):
-    return knock_out(kennel, "end", [0, 1, 2, 3], samples, ["dog", "cars", "tree", ""])
+    return knock_out(
+        kennel, "end", [0, 1, 2, 3], samples, ["dog", "cars", "tree", ""]
+    )
 
 
 def test_losses_are_those_of_a_network_without_the_unit(kennel, samples, found):
@@ -120,7 +124,8 @@ def test_losses_are_those_of_a_network_without_the_unit(kennel, samples, found):
         ]
         first = whole.argmax(axis=1)
         lost = [
-            probabilities[0][i, c] - probabilities[1][i, c] for i, c in enumerate(first)
+            probabilities[0][i, c] - probabilities[1][i, c]
+            for i, c in enumerate(first)
         ]
         np.testing.assert_allclose(found.lost[:, unit], lost, atol=1e-6)
         np.testing.assert_array_equal(
@@ -252,6 +257,8 @@ def test_the_model_comes_back(red_model):
         ([77], None, "channels 0 to 3"),
     ],
 )
-def test_what_cannot_be_knocked_out_is_refused(kennel, samples, units, concepts, said):
+def test_what_cannot_be_knocked_out_is_refused(
+    kennel, samples, units, concepts, said
+):
     with pytest.raises(ConsilienceError, match=said):
         knock_out(kennel, "end", units, samples[:1], concepts)

@@ -82,7 +82,9 @@ def assert_is_limes(extras, peer, features=10):
     assert np.count_nonzero(extras["refit"]) == len(peer.local_exp[0])
     assert float(extras["r2_refit"]) == pytest.approx(peer.score, abs=1e-6)
     _, mask = peer.get_image_and_mask(0, positive_only=True, num_features=features)
-    np.testing.assert_array_equal((extras["refit"] > 0)[extras["segments"]], mask == 1)
+    np.testing.assert_array_equal(
+        (extras["refit"] > 0)[extras["segments"]], mask == 1
+    )
 
 
 # ---- against lime
@@ -134,8 +136,12 @@ def test_the_fit_over_all_is_limes_on_many_superpixels():
         [weights[index] for index in range(len(weights))],
         atol=1e-6,
     )
-    np.testing.assert_allclose(heat.extras["weights"], heat.extras["refit"], atol=1e-9)
-    assert float(heat.extras["intercept"]) == pytest.approx(peer.intercept[0], abs=1e-6)
+    np.testing.assert_allclose(
+        heat.extras["weights"], heat.extras["refit"], atol=1e-9
+    )
+    assert float(heat.extras["intercept"]) == pytest.approx(
+        peer.intercept[0], abs=1e-6
+    )
     assert float(heat.extras["r2"]) == pytest.approx(peer.score, abs=1e-6)
 
 
@@ -166,10 +172,14 @@ def test_forward_selection_chooses_what_lime_chooses(seed):
     on = rng.integers(0, 2, (60, 14))
     on[:, 9] = on[:, 2]  # a twin: the first of equals
     on[:, 11] = 1  # says nothing
-    scores = on @ rng.normal(size=14) + 0.3 * rng.normal(size=60) + on[:, 0] * on[:, 1]
+    scores = (
+        on @ rng.normal(size=14) + 0.3 * rng.normal(size=60) + on[:, 0] * on[:, 1]
+    )
     weights = rng.random(60)
     theirs = LimeBase(None).forward_selection(on, scores, weights, 6)
-    np.testing.assert_array_equal(forward(on.astype(float), scores, weights, 6), theirs)
+    np.testing.assert_array_equal(
+        forward(on.astype(float), scores, weights, 6), theirs
+    )
 
 
 def test_forward_selection_never_chooses_twice():
@@ -199,7 +209,10 @@ def test_extras_are_what_the_normal_equations_say(draw):
     fill = registry.fills.build("mean").image(view, extras["segments"])
     keep = torch.from_numpy(on[:, extras["segments"]])[:, None]
     scores = (
-        target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
+        target()
+        .of(model.scores(torch.where(keep, view.pixels, fill)))
+        .double()
+        .numpy()
     )
     weights = cosine_kernel(on, 0.25)
     coefficients, intercept = normal_equations(on, scores, weights, 0.02)
@@ -242,7 +255,9 @@ def additive(segments, coefficients, pixels):
 @pytest.mark.parametrize("draw", ["independent", "antithetic", "hadamard", "lime"])
 def test_weights_of_a_linear_model_are_its_weights(draw):
     view = view_of(np.maximum(textured(shape=(48, 48)), 1))
-    segments = registry.segmenters.build("grid:5").labels(images.to_array(view.pixels))
+    segments = registry.segmenters.build("grid:5").labels(
+        images.to_array(view.pixels)
+    )
     truth = np.random.default_rng(0).normal(size=25)
     spec = f"lime:samples=400,segments=grid(5),alpha=1e-9,refit_alpha=1e-9,fill=black,features=25,score=logit,draw={draw}"
     heat = lime(spec).explain(
@@ -304,7 +319,9 @@ def scores_of(model, view, segments, on, fill="black"):
 
 def bent_case(gaps=(9, 8, 7, 6, 5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1)):
     view = view_of(np.maximum(textured(shape=(32, 32)), 1))
-    segments = registry.segmenters.build("grid:4").labels(images.to_array(view.pixels))
+    segments = registry.segmenters.build("grid:4").labels(
+        images.to_array(view.pixels)
+    )
     return (
         view,
         segments,
@@ -475,9 +492,12 @@ def test_the_seed_moves_the_weights_and_never_the_superpixels():
 
 def test_the_segmenters_seed_never_reaches_the_draws():
     view, model = view_of(np.full((30, 30, 3), 77, dtype=np.uint8)), curved((30, 30))
-    one = "lime:60,fill=black,segments=quickshift(kernel_size=40,max_dist=200,seed={})"
+    one = (
+        "lime:60,fill=black,segments=quickshift(kernel_size=40,max_dist=200,seed={})"
+    )
     first, second = (
-        lime(one.format(seed)).explain(model, view, target()).extras for seed in (1, 2)
+        lime(one.format(seed)).explain(model, view, target()).extras
+        for seed in (1, 2)
     )
     assert first["segments"].max() == second["segments"].max() == 0
     assert first["weights"].tobytes() == second["weights"].tobytes()
@@ -539,7 +559,10 @@ def test_fewer_samples_than_superpixels_are_noted_and_finite(selection):
     keep = torch.from_numpy(on[:, heat.extras["segments"]])[:, None]
     fill = registry.fills.build("mean").image(view, heat.extras["segments"])
     scores = (
-        target().of(model.scores(torch.where(keep, view.pixels, fill))).double().numpy()
+        target()
+        .of(model.scores(torch.where(keep, view.pixels, fill)))
+        .double()
+        .numpy()
     )
     expected, _ = normal_equations(on, scores, cosine_kernel(on, 0.25), 0.01)
     np.testing.assert_allclose(heat.extras["weights"], expected, atol=1e-8)

@@ -70,7 +70,9 @@ def test_a_box_is_moved_into_the_frame_and_cut_there():
         located(np.zeros((16, 20)), [Box(3, 10, 10, 30, 30)], geometry=CROP)
     )
     expected = np.zeros((16, 20), dtype=bool)
-    expected[OBJECT] = True  # x: 10 / 2 - 5 to 30 / 2 - 5, y: 10 / 2 - 2 to 30 / 2 - 2
+    expected[OBJECT] = (
+        True  # x: 10 / 2 - 5 to 30 / 2 - 5, y: 10 / 2 - 2 to 30 / 2 - 2
+    )
     np.testing.assert_array_equal(place.on, expected)
     assert place.boxes == (Box(3, 0, 3, 10, 13),)
     assert place.facts == {"truth": "boxes", "object": 100 / 320}
@@ -221,7 +223,9 @@ def test_of_equal_maxima_one_is_drawn_whatever_the_method():
         for seed in range(200)
     ]
     assert all(one.value == other.value for one, other in runs)
-    assert all(one.facts["tied"] == 64 and one.facts["share"] == 0.5 for one, _ in runs)
+    assert all(
+        one.facts["tied"] == 64 and one.facts["share"] == 0.5 for one, _ in runs
+    )
     assert np.mean([one.value for one, _ in runs]) == pytest.approx(
         0.5, abs=4 * 0.5 / math.sqrt(200)
     )
@@ -255,7 +259,9 @@ def test_quantus_counts_any_of_equal_maxima_as_a_hit():
     on[0, 0], values[7, 7] = True, 0.0
     assert by_quantus(quantus.PointingGame, values[None], on[None]) == [True]
     found = [
-        value("pointing-game:tolerance=0", located(values, masks={"3": on}, seed=seed))
+        value(
+            "pointing-game:tolerance=0", located(values, masks={"3": on}, seed=seed)
+        )
         for seed in range(40)
     ]
     assert np.mean(found) < 0.2
@@ -314,7 +320,9 @@ def test_localisation_is_its_literal_formula(seed, levels):
     assert value("relevance-mass", explanation) == pytest.approx(
         literal_energy(values, on, "absolute")
     )
-    assert value("best-iou", explanation) == pytest.approx(literal_best_iou(values, on))
+    assert value("best-iou", explanation) == pytest.approx(
+        literal_best_iou(values, on)
+    )
     assert value("auc", explanation) == pytest.approx(literal_auc(values, on))
     assert value("auc", explanation) == pytest.approx(
         roc_auc_score(on.ravel(), values.ravel())
@@ -412,7 +420,9 @@ ALL = (
 def test_scale_does_not_matter_and_a_mirror_neither(spec):
     values, on = drawn(11)
     straight = value(spec, located(values, masks={"3": on}))
-    assert value(spec, located(4 * values, masks={"3": on})) == pytest.approx(straight)
+    assert value(spec, located(4 * values, masks={"3": on})) == pytest.approx(
+        straight
+    )
     assert value(
         spec, located(values[:, ::-1], masks={"3": on[:, ::-1]})
     ) == pytest.approx(straight)
@@ -559,7 +569,11 @@ def test_the_data_sets_threshold_is_one_for_all():
     both = metric.gather(scores)
     assert both.value == 0.5
     assert both.curve.tolist() == [0, 0.5, 0, 0.5]
-    assert both.facts == {"n": 2, "threshold": {"0.9": 0.25}, "accuracy": {"0.9": 0.5}}
+    assert both.facts == {
+        "n": 2,
+        "threshold": {"0.9": 0.25},
+        "accuracy": {"0.9": 0.5},
+    }
 
 
 def test_gathered_accuracy_is_the_papers():
@@ -709,7 +723,9 @@ def test_nine_cells_fill_the_frame():
     assert [part.stop - part.start for part in mosaic._edges(64, 3)] == [22, 21, 21]
     assert [part.stop - part.start for part in mosaic._edges(224, 3)] == [75, 75, 74]
     cells = [
-        mosaic.MosaicCell(str(i), np.full((22, 22, 3), i, dtype=np.uint8), i, (64, 64))
+        mosaic.MosaicCell(
+            str(i), np.full((22, 22, 3), i, dtype=np.uint8), i, (64, 64)
+        )
         for i in range(9)
     ]
     made = mosaic._mosaic(cells, (64, 64), 0, 0)
@@ -743,7 +759,8 @@ def test_mosaics_follow_the_seed_and_take_what_is_sure_and_right(colours):
     assert len({one.label for one in first}) > 1
     wrong = [Sample(one.name, one.pixels, 9) for one in images]
     with pytest.raises(
-        ConsilienceError, match="of 16 images 0, of 0 classes, have a probability of 0"
+        ConsilienceError,
+        match="of 16 images 0, of 0 classes, have a probability of 0",
     ):
         mosaic.mosaics(colours, wrong)
     assert len(mosaic.mosaics(colours, images, count=1)) == 1
@@ -814,7 +831,8 @@ def test_grid_pointing_by_hand_and_as_energy(colours):
     for place, expected in ((0, 0.75), (3, 0.25), (1, 0.0)):
         target = ClassTarget(int(names[place]), "")
         found = score(
-            "grid-pointing", Explanation(one, "net@1", "toy", target, geometry, values)
+            "grid-pointing",
+            Explanation(one, "net@1", "toy", target, geometry, values),
         )
         assert found.value == pytest.approx(expected)
         assert found.facts["shares"] == pytest.approx(
@@ -833,7 +851,8 @@ def test_local_evidence_wins_the_grid_pointing_game(colours):
     shares = {}
     for by in ("hirescam", "constant", "random"):
         explained = [
-            api.explain(colours, one, by, target="true", view="squash") for one in made
+            api.explain(colours, one, by, target="true", view="squash")
+            for one in made
         ]
         shares[by] = [value("grid-pointing", one) for one in explained]
     assert min(shares["hirescam"]) > 0.95
@@ -845,7 +864,7 @@ def test_grid_pointing_is_for_mosaics():
     on = np.zeros((8, 8), dtype=bool)
     on[:4] = True
     for masks in ({}, {"3": on}, {"3": on, "4": on}):
-        with pytest.raises(NotApplicable, match="is no mosaic"):
+        with pytest.raises(NotApplicable, match="is not a mosaic"):
             score(
                 "grid-pointing", located(np.ones((8, 8)), [Box(3, 0, 0, 2, 2)], masks)
             )

@@ -233,6 +233,7 @@ def test_equal_weights_are_taken_in_order_of_label_and_counted():
 
 def test_frames_of_different_shape_cannot_be_matched():
     with pytest.raises(
-        ConsilienceError, match="maps of 4 x 4 and 5 x 5 cannot be laid over each other"
+        ConsilienceError,
+        match="maps of 4 x 4 and 5 x 5 cannot be laid over each other",
     ):
         matched(explanation(np.eye(4)), explanation(np.eye(5)), 0.2)

@@ -70,7 +70,12 @@ def by_hand(module: Tiny, pixels: torch.Tensor):
     )
     bn = module.bn
     values["bn"] = functional.batch_norm(
-        values["conv1"], bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+        values["conv1"],
+        bn.running_mean,
+        bn.running_var,
+        bn.weight,
+        bn.bias,
+        eps=bn.eps,
     )
     values["conv2"] = functional.conv2d(
         values["bn"].relu(), module.conv2.weight, module.conv2.bias, 1, 1
@@ -131,7 +136,9 @@ def test_a_module_called_twice_is_refused(tiny, pixels):
     assert "relu" not in [layer.name for layer in model.layers()]
     with pytest.raises(ConsilienceError, match="'relu' runs 2 times"):
         model.activations(pixels, ["relu"])
-    with pytest.raises(ConsilienceError, match="no layer 'conv3'; did you mean 'conv"):
+    with pytest.raises(
+        ConsilienceError, match="no layer 'conv3'; did you mean 'conv"
+    ):
         model.activations(pixels, ["conv3"])
 
 
@@ -513,7 +520,9 @@ def test_the_embedded_model_knows_its_classes():
     if not folder.is_dir():
         pytest.skip("shared/data/imagenet10 is not here")
     pixels = np.asarray(
-        Image.open(folder / "n02098286_West_Highland_white_terrier.JPEG").convert("RGB")
+        Image.open(folder / "n02098286_West_Highland_white_terrier.JPEG").convert(
+            "RGB"
+        )
     )
     scores = model.scores(model.view(Sample("terrier", pixels)).pixels)
     assert model.classes[int(scores.argmax())] == "West Highland white terrier"
@@ -551,7 +560,9 @@ def test_weights_files_in_every_dress(tmp_path, nest):
             {
                 "epoch": 90,
                 "arch": "x",
-                "state_dict": {f"module.{key}": value for key, value in state.items()},
+                "state_dict": {
+                    f"module.{key}": value for key, value in state.items()
+                },
             },
             file,
         )
@@ -665,7 +676,10 @@ def test_labels_of_another_count(tmp_path):
         ),
         ("resnet50:seed=3", "seed= goes with weights=random"),
         ("vgg16:weights=IMAGENET1K_FEATURES", "have no classifier"),
-        ("no_such_package.models:make", "there is no Python module 'no_such_package'"),
+        (
+            "no_such_package.models:make",
+            "there is no Python module 'no_such_package'",
+        ),
         ("json:dumpz", "json has no function 'dumpz'"),
     ],
 )
@@ -699,7 +713,8 @@ def test_no_network_is_said_at_once(monkeypatch, tmp_path, spec, wanted):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     began = time.monotonic()
     with pytest.raises(
-        ConsilienceError, match=rf"no network, and not on this machine yet: .*{wanted}"
+        ConsilienceError,
+        match=rf"no network, and not on this machine yet: .*{wanted}",
     ):
         load_model(spec)
     assert time.monotonic() - began < 10
@@ -795,7 +810,7 @@ def test_every_family_has_a_target_layer(name):
     assert "qkv" not in layer.name
 
 
-# ---- batch norms on the way back
+# ---- batch norms in the backward pass
 
 
 def normed():
@@ -831,7 +846,9 @@ def test_batch_norms_as_scale_and_shift_give_torchs_gradients():
     outputs = module(leaf)
     outputs[:, 1].sum().backward()
     torch.testing.assert_close(found.outputs, outputs.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.gradients[PIXELS], leaf.grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        found.gradients[PIXELS], leaf.grad, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_batch_norms_keep_nothing_for_the_way_back():

@@ -6,7 +6,12 @@ import torch
 from oracles_dissection import small_broden, small_model, stacks_of
 from scipy import ndimage
 
-from consilience.dissection.coarse import Gatherer, GrowingRows, chosen_images, middles
+from consilience.dissection.coarse import (
+    Gatherer,
+    GrowingRows,
+    chosen_images,
+    middles,
+)
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.measure import dissect
 from consilience.dissection.nulls import (
@@ -31,7 +36,9 @@ def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
     what the null gathers.
     """
     count, units = maps.shape[:2]
-    sketch = TailSketch(units, count * maps.shape[2] * maps.shape[3], quantile, 100_000)
+    sketch = TailSketch(
+        units, count * maps.shape[2] * maps.shape[3], quantile, 100_000
+    )
     sketch.add(maps)
     counts, known = (
         Counts(sketch.result()[0], concepts, "half-pixel", "paper"),
@@ -226,7 +233,8 @@ def test_noise_is_significant_no_more_often_than_stated():
         expected += null.expected_detectors
         detectors += int(
             (
-                Coarse(gathered, eligible, concepts.category_of[eligible]).best() > 0.04
+                Coarse(gathered, eligible, concepts.category_of[eligible]).best()
+                > 0.04
             ).sum()
         )
     p = np.array(p)
@@ -258,9 +266,9 @@ def test_a_unit_that_knows_is_told_from_noise():
     iou = counts.intersections / np.maximum(counts.unions(known.pixels), 1)
     own = eligible[iou[:, eligible].argmax(axis=1)]
     how = {"threshold": 0.04, "permutations": 199, "resamples": 40, "seed": 0}
-    null = results(gathered, eligible, concepts.category_of, [slice(0, 4)], own, **how)[
-        0
-    ]
+    null = results(
+        gathered, eligible, concepts.category_of, [slice(0, 4)], own, **how
+    )[0]
     assert null.p[1] == 1 / 200
     assert null.q[1] <= 0.05
     assert (null.q[[0, 2, 3]] > 0.05).all()
@@ -298,12 +306,19 @@ def test_a_dead_unit_detects_nothing(tmp_path):
         .table()
         .loc[2]
     )
-    assert (row["concept"], row["iou"], row["p"], row["alternatives"]) == ("", 0, 1, "")
+    assert (row["concept"], row["iou"], row["p"], row["alternatives"]) == (
+        "",
+        0,
+        1,
+        "",
+    )
 
 
 def test_random_weights_leave_the_model_and_change_everything():
     model = small_model()
-    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    before = {
+        name: value.clone() for name, value in model.module.state_dict().items()
+    }
     blank, again, other = (with_random_weights(model, seed) for seed in (0, 0, 1))
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, before[name])

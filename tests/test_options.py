@@ -16,7 +16,14 @@ from consilience.explainers.lime import Lime
 from consilience.metrics.curves import PixelFlipping
 from consilience.perturb.fills import BlurFill, ColourFill
 from consilience.perturb.superpixels import Slic
-from consilience.registry import cutters, explainers, fills, metrics, segmenters, spell
+from consilience.registry import (
+    cutters,
+    explainers,
+    fills,
+    metrics,
+    segmenters,
+    spell,
+)
 from consilience.targets import targets
 from consilience.types import ConsilienceError
 

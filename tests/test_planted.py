@@ -39,7 +39,7 @@ def test_a_wrong_truth_does_not_pass(name):
 
 
 def test_a_mark_that_is_not_needed_does_not_pass_for_one_of_two():
-    """A red and a blue mark are the truth; red and green are not, though taking away
+    """A red and a blue mark are the truth; red and green are not, though removing
     both turns the decision.
     """
     world = WORLDS["both"]
@@ -78,7 +78,9 @@ def test_one_of_two_marks_is_not_enough_and_a_green_one_is_nothing():
         keep = np.any(
             [(sample.pixels == colour).all(axis=2) for colour in colours], axis=0
         )
-        shown = replace(sample, pixels=np.where(keep[..., None], sample.pixels, blank))
+        shown = replace(
+            sample, pixels=np.where(keep[..., None], sample.pixels, blank)
+        )
         return float(model.scores(model.view(shown).pixels).softmax(dim=1)[0, 1])
 
     assert said(RED, BLUE) > 0.9
@@ -111,7 +113,9 @@ def test_the_same_seed_gives_the_same_world():
         second = planted.trained_on_shortcut(3, 4)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
-    images = [[s.digest for s in WORLDS["colour"].samples(3, seed=2)] for _ in range(2)]
+    images = [
+        [s.digest for s in WORLDS["colour"].samples(3, seed=2)] for _ in range(2)
+    ]
     assert images[0] == images[1]
     assert len(set(images[0])) == 3
 
@@ -188,7 +192,9 @@ def test_the_suite_is_kept_with_a_page(monkeypatch, tmp_path):
     assert found["notes"][0] in html.unescape(text)
     assert "asked so" in text
     assert text.count("<img") == 2
-    kept = json.loads((tmp_path / "suite" / "planted.json").read_text(encoding="utf-8"))
+    kept = json.loads(
+        (tmp_path / "suite" / "planted.json").read_text(encoding="utf-8")
+    )
     assert kept["methods"][1]["method"] == "gradient"
     planted_run.run_planted(*asked)  # its own results may be written again
     with pytest.raises(ConsilienceError, match=r"another job \(seed was 0, is 1\)"):

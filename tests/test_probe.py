@@ -164,7 +164,9 @@ def test_nothing_to_probe():
 
 
 def test_scores_that_are_not_finite_are_an_error():
-    model = random_model(SHAPE, bend=lambda values: torch.full_like(values, torch.nan))
+    model = random_model(
+        SHAPE, bend=lambda values: torch.full_like(values, torch.nan)
+    )
     with pytest.raises(ConsilienceError, match="no finite logit for 13 of 13"):
         probe(model, VIEW, some_bits(), target("logit"), FILL)
 
@@ -326,7 +328,12 @@ def test_images_of_another_size_start_a_new_chunk():
     ]
     model = AnySize()
     found = probe_many(model, edits)
-    assert model.sizes == [(5, 3, *SHAPE), (4, 3, 6, 7), (8, 3, *SHAPE), (1, 3, *SHAPE)]
+    assert model.sizes == [
+        (5, 3, *SHAPE),
+        (4, 3, 6, 7),
+        (8, 3, *SHAPE),
+        (1, 3, *SHAPE),
+    ]
     torch.testing.assert_close(found[1], small.pixels.mean().expand(4))
 
 

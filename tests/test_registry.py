@@ -159,7 +159,8 @@ wides = st.builds(
     relu=st.booleans(),
     until=st.none() | st.floats(allow_nan=False),
     draw=st.sampled_from(["lime", "independent"]),
-    within=st.just(Dots()) | st.builds(Grid, st.integers(), st.floats(allow_nan=False)),
+    within=st.just(Dots())
+    | st.builds(Grid, st.integers(), st.floats(allow_nan=False)),
 )
 
 
@@ -172,7 +173,9 @@ def test_spell_and_build_are_inverse(thing):
 
 def test_spelling_omits_defaults_and_full_names_all():
     assert spell(Wide()) == "wide"
-    assert spell(Wide(samples=5, within=Grid(n=3))) == "wide:samples=5,within=grid(n=3)"
+    assert (
+        spell(Wide(samples=5, within=Grid(n=3))) == "wide:samples=5,within=grid(n=3)"
+    )
     assert spell(Grid(), full=True) == "grid:n=8,ratio=0.2"
     assert (
         spell(Wide(relu=False, until=1.5, layers=("a", "b")))
@@ -322,7 +325,8 @@ def test_a_plugin_file_registers_what_it_holds(tmp_path):
     try:
         registry.load_plugin(file)
         assert (
-            spell(registry.metrics.build("test-of-plugins:4")) == "test-of-plugins:n=4"
+            spell(registry.metrics.build("test-of-plugins:4"))
+            == "test-of-plugins:n=4"
         )
         registry.load_plugin(file)
     finally:
@@ -396,7 +400,10 @@ def test_a_digest_is_of_shape_and_pixels_alone():
         (
             "logits",
             "probability",
-            [math.e**3 / (1 + math.e + math.e**3), math.e / (2 * math.e + math.e**-2)],
+            [
+                math.e**3 / (1 + math.e + math.e**3),
+                math.e / (2 * math.e + math.e**-2),
+            ],
         ),
         ("probabilities", "probability", [3.0, 1.0]),
         ("values", "value", [3.0, 1.0]),
@@ -412,7 +419,11 @@ def test_class_target_by_hand(outputs, score, expected):
 
 @pytest.mark.parametrize(
     ("outputs", "score"),
-    [("logits", "probability"), ("probabilities", "probability"), ("values", "value")],
+    [
+        ("logits", "probability"),
+        ("probabilities", "probability"),
+        ("values", "value"),
+    ],
 )
 def test_a_target_is_read_as_far_as_outputs_allow(outputs, score):
     assert ClassTarget(1, "b", outputs=outputs).scored("probability").score == score

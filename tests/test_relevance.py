@@ -70,7 +70,9 @@ def wrapped(module, size=SIDE, **options):
 def image(size=SIDE, seed=0):
     return Sample(
         f"p{seed}",
-        np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8),
+        np.random.default_rng(seed)
+        .integers(0, 256, (size, size, 3))
+        .astype(np.uint8),
     )
 
 
@@ -454,7 +456,9 @@ def test_relevance_of_a_unit(red_model, planted):
     made = api.explain(
         red_model, planted, "lrp:composite=epsilon-plus", target="unit:mix,0"
     )
-    whole = api.explain(red_model, planted, "lrp:composite=epsilon-plus", target="red")
+    whole = api.explain(
+        red_model, planted, "lrp:composite=epsilon-plus", target="red"
+    )
     assert made.values.sum() == pytest.approx(made.provenance["score"], rel=1e-3)
     close(
         20 * made.values, whole.values
@@ -466,10 +470,12 @@ def test_relevance_of_a_unit(red_model, planted):
 def test_no_start(red_model, planted, tmp_path):
     np.save(tmp_path / "v.npy", np.ones(4))
     with pytest.raises(NotApplicable, match="is neither"):
-        api.explain(red_model, planted, "lrp", target=f'cosine:"{tmp_path / "v.npy"}"')
+        api.explain(
+            red_model, planted, "lrp", target=f'cosine:"{tmp_path / "v.npy"}"'
+        )
     from consilience.types import ClassTarget
 
-    with pytest.raises(NotApplicable, match="no weighted sum of outputs"):
+    with pytest.raises(NotApplicable, match="is not a weighted sum of outputs"):
         api.explain(
             red_model, planted, "lrp", target=ClassTarget(1, "red", "probability")
         )
@@ -516,7 +522,10 @@ REFUSED = {
     ),
     "gate": (Gated, "no rule for the operation mul"),
     "branching": (Branching, "cannot be written out as modules"),
-    "attention": (Attending, "no rule for MultiheadAttention|takes more than an image"),
+    "attention": (
+        Attending,
+        "no rule for MultiheadAttention|takes more than an image",
+    ),
 }
 
 
@@ -540,7 +549,8 @@ def test_no_relu_no_guide():
 def test_options_out_of_range():
     for by in ("lrp:epsilon=0", "lrp:gamma=-1"):
         with pytest.raises(
-            ConsilienceError, match=r"epsilon must be above 0|gamma must be at least 0"
+            ConsilienceError,
+            match=r"epsilon must be above 0|gamma must be at least 0",
         ):
             api.explain(wrapped(Modules()), image(), by)
 

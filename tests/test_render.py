@@ -23,7 +23,9 @@ IMAGE = RNG.integers(0, 256, (24, 30, 3)).astype(np.uint8)
 
 
 def ramp(low, high, shape=(24, 30)):
-    return np.linspace(low, high, shape[0] * shape[1]).reshape(shape).astype(np.float32)
+    return (
+        np.linspace(low, high, shape[0] * shape[1]).reshape(shape).astype(np.float32)
+    )
 
 
 # ---- limits and colours
@@ -160,7 +162,9 @@ def test_overlay_is_the_blend_written_out(low):
 def test_superpixels_paint_weights_and_draw_borders():
     segments = np.zeros((24, 30), int)
     segments[:, 10:20], segments[:, 20:] = 1, 2
-    drawn = colours.superpixels(IMAGE, segments, np.array([0.0, 2.0, -1.0]), alpha=1.0)
+    drawn = colours.superpixels(
+        IMAGE, segments, np.array([0.0, 2.0, -1.0]), alpha=1.0
+    )
     assert (drawn[:, :9] == IMAGE[:, :9]).all()
     assert (
         drawn[:, 12:18]
@@ -237,7 +241,9 @@ def test_a_tile_says_how_sure_its_superpixels_are():
 
 
 def test_superpixels_refuse_labels_without_weight():
-    with pytest.raises(ConsilienceError, match="run from 0 to 2; there are 2 weights"):
+    with pytest.raises(
+        ConsilienceError, match="run from 0 to 2; there are 2 weights"
+    ):
         colours.superpixels(
             IMAGE, np.full((24, 30), 2) * (np.arange(30) > 4), np.zeros(2)
         )
@@ -315,10 +321,13 @@ def test_the_colours_of_two_masks_are_apart_for_every_sight(sight):
         @ sight.T
     )
     seen = np.clip(linear, 0, 1)
-    seen = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    seen = np.where(
+        seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055
+    )
     lab = rgb2lab(seen[None])[0]
     assert (
-        min(deltaE_ciede2000(lab[i], lab[j]) for i, j in combinations(range(4), 2)) > 20
+        min(deltaE_ciede2000(lab[i], lab[j]) for i, j in combinations(range(4), 2))
+        > 20
     )
 
 
@@ -472,7 +481,8 @@ def marks(svg, name):
         path for path in group.iter(f"{{{SVG}}}path") if "clip-path" in path.attrib
     ]
     drawn = [
-        np.array(re.findall(r"([\d.]+) [\d.]+", path.get("d")), float) for path in paths
+        np.array(re.findall(r"([\d.]+) [\d.]+", path.get("d")), float)
+        for path in paths
     ]
     return used or [(x.min() + x.max()) / 2 for x in drawn]
 
@@ -503,7 +513,9 @@ def test_plot_follows_the_ink_of_the_page_and_carries_no_metadata():
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert "metadata" not in svg
-    assert set(re.findall(r"https?://[^\"\s]+", svg)) == {"http://www.w3.org/2000/svg"}
+    assert set(re.findall(r"https?://[^\"\s]+", svg)) == {
+        "http://www.w3.org/2000/svg"
+    }
 
 
 def test_plot_shows_published_values_as_a_third_mark():
@@ -515,7 +527,10 @@ def test_plot_shows_published_values_as_a_third_mark():
     unit = (above[-1] - below[0]) / 0.5
     np.testing.assert_allclose(
         marks(svg, "published"),
-        [below[0] + unit * (x - 0.1) for x in (0.2, 0.4, 0.5, 0.15, 0.25, 0.35, 0.45)],
+        [
+            below[0] + unit * (x - 0.1)
+            for x in (0.2, 0.4, 0.5, 0.15, 0.25, 0.35, 0.45)
+        ],
         atol=0.01,
     )
     with pytest.raises(ValueError):
@@ -525,7 +540,9 @@ def test_plot_shows_published_values_as_a_third_mark():
 @pytest.mark.parametrize("count", [1, 2, 40, 41, 300])
 def test_plot_of_any_number_of_images_clips_no_label(count):
     agreement, summary = tables(count)
-    agreement["sample"] = [f"a $very$ long {'w' * 40} name <{i}>" for i in range(count)]
+    agreement["sample"] = [
+        f"a $very$ long {'w' * 40} name <{i}>" for i in range(count)
+    ]
     if count == 1:
         summary[["iou_low", "iou_high"]] = np.nan
     svg = figures.agreement_plot(agreement, summary)

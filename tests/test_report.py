@@ -329,7 +329,9 @@ def test_errors_of_the_audit_stand_beside_the_verdict_and_first_in_the_list(tmp_
         finding("w", "warning", "a warning"),
     ]
     said = Reader(html.report_page(run)).text
-    assert said.index("1 error") < said.index("What was asked") < said.index("an error")
+    assert (
+        said.index("1 error") < said.index("What was asked") < said.index("an error")
+    )
     assert said.index("an error") < said.index("a warning") < said.index("a note")
 
 
@@ -480,7 +482,8 @@ def test_seconds_in_words(value, text):
 
 def test_date_in_words():
     assert (
-        words.format_date("2026-11-22T21:40:07+00:00") == "22 November 2026, 21:40 UTC"
+        words.format_date("2026-11-22T21:40:07+00:00")
+        == "22 November 2026, 21:40 UTC"
     )
     assert words.format_date("yesterday") == "yesterday"
 

@@ -120,7 +120,9 @@ def api_maps(precision):
     )
     model = model.using(engine="torch", precision=precision)
     return [
-        api.explain(model, planted_image(0), by, target="red").values.astype(np.float64)
+        api.explain(model, planted_image(0), by, target="red").values.astype(
+            np.float64
+        )
         for by in BY
     ]
 
@@ -151,7 +153,11 @@ def test_runs_of_before_have_no_precision(job):
 
 def test_provenance_is_what_ran():
     model = wrap(
-        RedFinder(), classes=("nothing", "red"), mean=(0, 0, 0), std=(1, 1, 1), size=64
+        RedFinder(),
+        classes=("nothing", "red"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        size=64,
     )
     sample = planted_image()
     cam = api.explain(model, sample, "gradcam", target="red").provenance

@@ -237,14 +237,18 @@ def test_the_standard_error_is_the_spread_over_seeds(spec):
     """
     table = random_table(9, seed=2)
     exact = EXACT.get(spec, exact_banzhaf)(table, 9)
-    runs = [play(f"{spec},seed={seed}", 3, table=table)[0].extras for seed in range(60)]
+    runs = [
+        play(f"{spec},seed={seed}", 3, table=table)[0].extras for seed in range(60)
+    ]
     weights, stderr = (
         np.array([run["weights"] for run in runs]),
         np.array([run["stderr"] for run in runs]),
     )
     spread = weights.std(axis=0, ddof=1)
     assert (np.abs(weights.mean(axis=0) - exact) < 4 * spread / np.sqrt(60)).all()
-    assert np.sqrt((stderr**2).mean() / (spread**2).mean()) == pytest.approx(1, abs=0.2)
+    assert np.sqrt((stderr**2).mean() / (spread**2).mean()) == pytest.approx(
+        1, abs=0.2
+    )
 
 
 def test_regression_is_surer_than_sample_reuse():
@@ -307,10 +311,13 @@ def test_captums_occlusion_agrees(window, stride):
     from captum.attr import Occlusion
 
     side = window + 3 * stride
-    view, model = view_of(textured(shape=(40, 40))[:side, :side]), curved((side, side))
-    heat = build(f"occlusion:{window},stride={stride},fill=black,score=logit").explain(
-        model, view, logit()
+    view, model = (
+        view_of(textured(shape=(40, 40))[:side, :side]),
+        curved((side, side)),
     )
+    heat = build(
+        f"occlusion:{window},stride={stride},fill=black,score=logit"
+    ).explain(model, view, logit())
     theirs = Occlusion(lambda pixels: model.scores(pixels)[:, 0]).attribute(
         view.pixels,
         sliding_window_shapes=(3, window, window),
@@ -377,7 +384,9 @@ def test_rise_masks_keep_p_on_average():
     np.testing.assert_allclose(made.mean(dim=0), 0.3, atol=0.06)
     weights = np.random.default_rng(0).normal(size=2000)
     np.testing.assert_allclose(
-        drawn.summed(weights), np.einsum("n,nhw->hw", weights, made.double()), atol=1e-3
+        drawn.summed(weights),
+        np.einsum("n,nhw->hw", weights, made.double()),
+        atol=1e-3,
     )
 
 
@@ -470,7 +479,9 @@ def test_occlusion_is_the_loop(shape, window, stride):
 def ishigami(points, a=7.0, b=0.1):
     x = 2 * np.pi * points - np.pi
     return (
-        np.sin(x[:, 0]) + a * np.sin(x[:, 1]) ** 2 + b * x[:, 2] ** 4 * np.sin(x[:, 0])
+        np.sin(x[:, 0])
+        + a * np.sin(x[:, 1]) ** 2
+        + b * x[:, 2] ** 4 * np.sin(x[:, 0])
     )
 
 
@@ -520,7 +531,9 @@ def test_sobol_of_an_additive_model():
     heat = build("sobol:3,design=1024,fill=black,score=logit").explain(
         Linear(planes), view_of(white(9)), logit()
     )
-    np.testing.assert_allclose(heat.values, effects**2 / (effects**2).sum(), atol=0.02)
+    np.testing.assert_allclose(
+        heat.values, effects**2 / (effects**2).sum(), atol=0.02
+    )
     assert heat.facts["passes"] == 1024 * 11
 
 
@@ -541,7 +554,8 @@ def test_hsic_is_the_centred_gram_matrices(count, monkeypatch):
     expected = [hsic_of(on[:, cell], scores, width) for cell in range(4)]
     np.testing.assert_allclose(sensitivity.hsic(on, scores), expected, atol=1e-12)
     assert (
-        sensitivity.hsic(on, scores)[2:].max() < sensitivity.hsic(on, scores)[:2].min()
+        sensitivity.hsic(on, scores)[2:].max()
+        < sensitivity.hsic(on, scores)[:2].min()
         or count < 100
     )
 
@@ -625,7 +639,9 @@ def test_the_seed_moves_the_map(name):
 def test_nothing_is_needed_but_scores(name):
     assert registry.explainers.get(name).needs == frozenset()
     view = view_of(np.full((24, 24, 3), 90, dtype=np.uint8))
-    heat = build(QUICK[name]).explain(Linear(np.zeros((2, 3, 24, 24))), view, target())
+    heat = build(QUICK[name]).explain(
+        Linear(np.zeros((2, 3, 24, 24))), view, target()
+    )
     if name == "rise":
         assert "same score" in heat.facts["notes"][0]
     else:
@@ -641,7 +657,9 @@ def test_superpixels_can_be_cut_from_it(name):
         None, "", name, target(), view.geometry, heat.values.numpy(), heat.extras
     )
     mask = masks.default_cutter(explanation).cut(explanation)
-    best = [index for index in np.argsort(-np.abs(weights)) if weights[index] > 0][:10]
+    best = [index for index in np.argsort(-np.abs(weights)) if weights[index] > 0][
+        :10
+    ]
     np.testing.assert_array_equal(mask.on, np.isin(heat.extras["segments"], best))
 
 

@@ -54,7 +54,9 @@ def test_labels_count_from_zero_without_gaps(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_spelling_round_trips(name):
     segmenter = registry.segmenters.build(name)
-    assert registry.segmenters.build(registry.spell(segmenter, full=True)) == segmenter
+    assert (
+        registry.segmenters.build(registry.spell(segmenter, full=True)) == segmenter
+    )
     assert registry.spell(segmenter) == name
 
 
@@ -145,7 +147,9 @@ def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatc
     monkeypatch.setattr(
         Quickshift,
         "_asked",
-        lambda self, image: asked.append(image) or np.zeros(image.shape[:2], dtype=int),
+        lambda self, image: (
+            asked.append(image) or np.zeros(image.shape[:2], dtype=int)
+        ),
     )
     assert Quickshift().labels(IMAGE).max() == 0
     assert asked[0] is IMAGE
@@ -171,7 +175,9 @@ def test_quickshifts_densities_are_the_sums_of_the_window():
                         + (x - u) ** 2
                     )
                     total += np.exp(-distance / 2)
-            assert found[y, x] == pytest.approx(total, abs=quickshift_module.CLOSE / 10)
+            assert found[y, x] == pytest.approx(
+                total, abs=quickshift_module.CLOSE / 10
+            )
 
 
 @pytest.mark.parametrize("peaks", [0.05, 1.0])

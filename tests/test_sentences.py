@@ -22,7 +22,10 @@ def raised():
     """Every ``NotApplicable(...)`` of the source: file, line, code, names of facts."""
     for file in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "NotApplicable":
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "NotApplicable"
+            ):
                 yield file.relative_to(SOURCE), node
 
 
@@ -99,7 +102,8 @@ def test_a_reason_survives_json_and_pickle():
     said = "score is 0.00123, below the gap of 0.01: nothing to divide by"
     assert str(reason) == said
     assert (
-        words.reason_sentence(reason.code, json.loads(json.dumps(reason.facts))) == said
+        words.reason_sentence(reason.code, json.loads(json.dumps(reason.facts)))
+        == said
     )
     for again in (copy.copy(reason), pickle.loads(pickle.dumps(reason))):
         assert (str(again), again.code, again.facts) == (
@@ -110,5 +114,7 @@ def test_a_reason_survives_json_and_pickle():
 
 
 def test_an_unknown_code_is_still_said():
-    assert words.reason_sentence("of-a-later-version", {"n": 3}) == "of-a-later-version"
+    assert (
+        words.reason_sentence("of-a-later-version", {"n": 3}) == "of-a-later-version"
+    )
     assert words.reason_sentence("no-seed", {}).startswith("(no explainer) draws")

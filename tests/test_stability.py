@@ -92,7 +92,9 @@ def literal_copies(view, samples, radius, seed):
         noise = np.random.default_rng([seed, number]).uniform(
             -radius, radius, (1, 3, 64, 64)
         )
-        yield torch.clamp(view.pixels + torch.tensor(noise, dtype=torch.float32), 0, 1)
+        yield torch.clamp(
+            view.pixels + torch.tensor(noise, dtype=torch.float32), 0, 1
+        )
 
 
 def literal_map(model, view, pixels, by, target):
@@ -173,9 +175,9 @@ def test_max_sensitivity_is_captums(red_model, by):
     expected = sensitivity_max(
         explain, view.pixels, perturb, n_perturb_samples=6, max_examples_per_batch=6
     )
-    found = registry.metrics.build("max-sensitivity:samples=6,radius=.05,seed=2").score(
-        red_model, view, explanation
-    )
+    found = registry.metrics.build(
+        "max-sensitivity:samples=6,radius=.05,seed=2"
+    ).score(red_model, view, explanation)
     assert found.value == pytest.approx(float(expected), rel=1e-4)
     assert found.value > 0
 
@@ -227,7 +229,9 @@ def test_more_draws_begin_with_the_same_and_can_only_raise_the_maximum(red_model
     np.testing.assert_allclose(many.curve[:3], few.curve, rtol=1e-6)
     assert many.value >= few.value
     assert (
-        score("max-sensitivity:samples=3,seed=1", red_model, "hirescam").curve.tolist()
+        score(
+            "max-sensitivity:samples=3,seed=1", red_model, "hirescam"
+        ).curve.tolist()
         != few.curve.tolist()
     )
 
@@ -272,8 +276,13 @@ def test_images_on_which_the_model_changes_its_mind_are_counted():
         return torch.stack([0.5 - mean, mean - 0.5], dim=1)
 
     model = wrap_callable(bright, size=64, outputs="logits")
-    sample = replace(planted_image(), pixels=np.full((64, 64, 3), 127, dtype=np.uint8))
-    view, explanation = model.view(sample), api.explain(model, sample, "toy-brightness")
+    sample = replace(
+        planted_image(), pixels=np.full((64, 64, 3), 127, dtype=np.uint8)
+    )
+    view, explanation = (
+        model.view(sample),
+        api.explain(model, sample, "toy-brightness"),
+    )
     found = registry.metrics.build("max-sensitivity:samples=30,radius=.4").score(
         model, view, explanation
     )
@@ -438,7 +447,9 @@ def test_a_map_that_is_not_finite_has_no_score(red_model):
     view, explanation = explained(red_model, "toy-brightness")
     broken = replace(view, pixels=torch.full_like(view.pixels, float("nan")))
     with pytest.raises(NotApplicable, match="not finite"):
-        registry.metrics.build("flip-consistency").score(red_model, broken, explanation)
+        registry.metrics.build("flip-consistency").score(
+            red_model, broken, explanation
+        )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ def stored(name="cat"):
         {"segments": np.arange(63).reshape(9, 7), "r2": np.asarray(0.5)},
         PROVENANCE,
     )
-    item = KeptExplanation("LIME", explanation, Mask(values > 0.3, "top:0.2", 5, "so"))
+    item = KeptExplanation(
+        "LIME", explanation, Mask(values > 0.3, "top:0.2", 5, "so")
+    )
     image = rng.integers(0, 255, (9, 7, 3), dtype=np.uint8)
     return ImageResult(sample, image, {"name": "cat"}, (item,), ("a note",))
 
@@ -223,7 +225,7 @@ def test_plain_data():
 
 
 def test_an_image_whose_class_is_not_known_beside_one_whose_class_is(tmp_path):
-    """pandas reads the missing name as NaN, which is no name."""
+    """pandas reads the missing name as NaN, which is not a name."""
     rows = {
         "sample": ["a", "b"],
         "predicted_name": ["cat", "dog"],
@@ -256,7 +258,9 @@ def given(planted, tmp_path):
 BY = ["gradcam", "gradient"]
 
 
-def test_a_run_is_a_sequence_and_a_mapping_of_explanations(red_model, given, tmp_path):
+def test_a_run_is_a_sequence_and_a_mapping_of_explanations(
+    red_model, given, tmp_path
+):
     made = cs.run(red_model, given, BY, output=tmp_path / "run")
     columns = list(made.table()["column"][:2])
     assert len(made) == 4
@@ -293,7 +297,9 @@ def test_samples_that_are_in_memory_make_a_run_too(red_model, planted, tmp_path)
         cs.run(red_model, [planted, planted], "gradient", output=tmp_path / "other")
 
 
-def test_a_specification_is_parsed_at_the_door(red_model, given, tmp_path, monkeypatch):
+def test_a_specification_is_parsed_at_the_door(
+    red_model, given, tmp_path, monkeypatch
+):
     """Once where the job is made; the audit looks once more for its fill."""
     parsed = []
     audit._fill_asked.cache_clear()
@@ -302,14 +308,18 @@ def test_a_specification_is_parsed_at_the_door(red_model, given, tmp_path, monke
         monkeypatch.setattr(
             module, "parse", lambda text: parsed.append(text) or real(text)
         )
-    cs.run(red_model, given, ["gradcam:fuse=max", "gradient"], output=tmp_path / "run")
+    cs.run(
+        red_model, given, ["gradcam:fuse=max", "gradient"], output=tmp_path / "run"
+    )
     assert parsed.count("gradcam:fuse=max") == 2
     assert parsed.count("gradient") == 2
 
 
 def explained(folder):
     """What a run wrote, by file, without what a clock says."""
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "maps").iterdir()}
+    return {
+        path.name: path.stat().st_mtime_ns for path in (folder / "maps").iterdir()
+    }
 
 
 def test_the_same_images_elsewhere_are_the_same_job(red_model, given, tmp_path):

@@ -25,7 +25,9 @@ from consilience.types import ClassTarget, ConsilienceError, Explanation, Sample
 def explanation(values=None, pixels=None, size=(56, 56), by="gradcam"):
     rng = np.random.default_rng(0)
     pixels = (
-        rng.integers(0, 200, (90, 120, 3), dtype=np.uint8) if pixels is None else pixels
+        rng.integers(0, 200, (90, 120, 3), dtype=np.uint8)
+        if pixels is None
+        else pixels
     )
     values = rng.normal(size=size).astype(np.float32) if values is None else values
     geometry = Placement.squash(pixels.shape[:2], values.shape)
@@ -260,9 +262,9 @@ def test_models_given_replace_those_of_the_columns():
     own = tuple(column.model for column in preset.columns)
     assert tuple(column.model for column in columns_for(preset)) == own
     assert tuple(column.model for column in columns_for(preset, ["resnet50"])) == own
-    assert [column.model for column in columns_for(preset, ["efficientnet_lite0"])] == [
-        "efficientnet_lite0"
-    ] * 2
+    assert [
+        column.model for column in columns_for(preset, ["efficientnet_lite0"])
+    ] == ["efficientnet_lite0"] * 2
     assert [column.model for column in columns_for(preset, ["a", "b"])] == ["a", "b"]
     assert [column.model for column in columns_for(preset, ["resnet50", "b"])] == [
         own[0],

@@ -182,7 +182,9 @@ def test_every_design_tends_to_the_fit_over_all_masks(how, weigh, width):
     exact, _ = exact_limit(function, 8, weights)
     found = np.array(
         [
-            least_squares(problem(function, how, 256, 8, seed, weigh), 0.0).coefficients
+            least_squares(
+                problem(function, how, 256, 8, seed, weigh), 0.0
+            ).coefficients
             for seed in range(200)
         ]
     )
@@ -295,7 +297,11 @@ def test_jaccard_is_the_mean_over_pairs():
 
 @pytest.mark.parametrize(
     ("how", "low", "high"),
-    [("independent", 0.92, 0.98), ("antithetic", 0.92, 0.99), ("hadamard", 0.92, 0.99)],
+    [
+        ("independent", 0.92, 0.98),
+        ("antithetic", 0.92, 0.99),
+        ("hadamard", 0.92, 0.99),
+    ],
 )
 def test_intervals_cover(how, low, high):
     """24 superpixels, 350 draws, 250 runs: 95 % intervals round the weights hold what
@@ -326,7 +332,9 @@ def test_pairs_beat_coins_and_orthogonal_arrays_beat_pairs():
         exact, _ = exact_limit(function, 12)
         for how in OURS:
             found = [
-                least_squares(problem(function, how, 384, 12, seed), 0.01).coefficients
+                least_squares(
+                    problem(function, how, 384, 12, seed), 0.01
+                ).coefficients
                 for seed in range(150)
             ]
             error[how] += float(((np.array(found) - exact) ** 2).mean())

@@ -1,4 +1,4 @@
-"""Tails: resumed, split and closed passes held against whole passes with the layer's
+"""Tails: resumed, split and closed passes compared with whole passes with the layer's
 output replaced by a plain hook.
 """
 
@@ -330,7 +330,8 @@ def check_family(name, size, layers):
             assert resumed.kind == kind
             assert off(resumed.logits, logits) < 1e-5
             assert (
-                off(resumed(network.activations(pixels, [layer])[layer]), logits) < 1e-5
+                off(resumed(network.activations(pixels, [layer])[layer]), logits)
+                < 1e-5
             ), (layer, kind)
             assert off(resumed(form.as_map(other)), expected) < 1e-5, (layer, kind)
             check_without(network, pixels, layer, resumed, raw)
@@ -344,7 +345,8 @@ def check_without(network, pixels, layer, resumed, raw):
     for row, channel in enumerate(channels):
         form.as_map(zeroed)[row, channel] = 0
     assert (
-        off(resumed.without(channels), replaced(network, pixels, layer, zeroed)) < 1e-5
+        off(resumed.without(channels), replaced(network, pixels, layer, zeroed))
+        < 1e-5
     ), (layer, resumed.kind)
 
 
@@ -411,7 +413,10 @@ def test_closed_form_by_hand():
     rows = []
     for channel in range(6):
         means = torch.tensor(
-            [0.0 if each == channel else maps[each].mean().item() for each in range(6)]
+            [
+                0.0 if each == channel else maps[each].mean().item()
+                for each in range(6)
+            ]
         )
         rows.append(head.weight.detach() @ means + head.bias.detach())
     assert torch.allclose(
@@ -465,9 +470,12 @@ def test_a_channel_less_behind_a_convolution_is_one_product_less(
     )
     with torch.no_grad():
         assert resumed.way._reader is not None
-    monkeypatch.setattr(tails.Seen, "without", lambda *_: pytest.fail("zeroed copies"))
+    monkeypatch.setattr(
+        tails.Seen, "without", lambda *_: pytest.fail("zeroed copies")
+    )
     assert (
-        off(resumed.without(range(5)), replaced(network, pixels, "act", zeroed)) < 1e-5
+        off(resumed.without(range(5)), replaced(network, pixels, "act", zeroed))
+        < 1e-5
     )
 
 
@@ -550,7 +558,10 @@ def test_what_is_refused():
         (lambda: resumed.without([0.5]), "whole numbers"),
         (lambda: resumed.without([0], batch=0), "at least 1"),
         (lambda: network.tail(torch.cat([image(64)] * 2), "act"), "one image"),
-        (lambda: network.tail(image(64), "act", kind="fast"), "closed, split, replay"),
+        (
+            lambda: network.tail(image(64), "act", kind="fast"),
+            "closed, split, replay",
+        ),
         (lambda: network.tail(image(64), "akt"), "akt"),
     ]:
         with pytest.raises(ConsilienceError, match=words):
@@ -595,9 +606,14 @@ def test_the_module_comes_back_as_it_was():
         resumed.without([0, 1])
         same_state(before, state_of(network.module))
         assert not isinstance(network.module.noted, torch.fx.Proxy)
-        assert all(parameter.grad is None for parameter in network.module.parameters())
+        assert all(
+            parameter.grad is None for parameter in network.module.parameters()
+        )
     network.module.fails = True
-    for call in (lambda: network.tail(image(64), "conv"), lambda: resumed.without([0])):
+    for call in (
+        lambda: network.tail(image(64), "conv"),
+        lambda: resumed.without([0]),
+    ):
         with pytest.raises(RuntimeError, match="out of order"):
             call()
         same_state(before, state_of(network.module))

@@ -139,7 +139,8 @@ def test_masks_are_the_literal_ones(upsample, cells, size):
     cuts = np.array([0.1, -0.4, 0.9], dtype=np.float32)
     got = unit_masks(torch.from_numpy(maps), torch.from_numpy(cuts), size, upsample)
     expected = [
-        enlarged(one, size, upsample) > cut for one, cut in zip(maps, cuts, strict=True)
+        enlarged(one, size, upsample) > cut
+        for one, cut in zip(maps, cuts, strict=True)
     ]
     assert np.array_equal(got.numpy(), np.stack(expected))
 
@@ -420,15 +421,23 @@ def test_netdissects_columns_hold_netdissects_numbers(tiny):
         row[f"{row['category']}-{word}"]
         for word in ("truth", "activation", "intersect")
     )
-    assert row["score"] == row[f"{row['category']}-iou"] == both / (truth + seen - both)
     assert (
-        row["label"] == found.table().set_index("unit").loc[row["unit"] - 1, "concept"]
+        row["score"] == row[f"{row['category']}-iou"] == both / (truth + seen - both)
+    )
+    assert (
+        row["label"]
+        == found.table().set_index("unit").loc[row["unit"] - 1, "concept"]
     )
 
 
 def test_tables_count_what_they_say(tiny):
     found = dissect(
-        small_model(), ["act", "clip"], tiny, min_images=6, quantile=0.9, permutations=0
+        small_model(),
+        ["act", "clip"],
+        tiny,
+        min_images=6,
+        quantile=0.9,
+        permutations=0,
     )
     rows, summary = found.table(), found.summary().set_index("layer")
     facts = {one.name: one for one in found.concepts}
@@ -479,7 +488,9 @@ def test_what_cannot_be_dissected_is_refused_in_one_line(tiny, layers, options, 
 def test_benjamini_hochberg_is_its_definition():
     p = np.array([0.04, 0.001, 0.3, 0.02, 0.02, 1.0])
     expected = [
-        min(p[j] * len(p) / ((p <= p[j]).sum()) for j in range(len(p)) if p[j] >= p[i])
+        min(
+            p[j] * len(p) / ((p <= p[j]).sum()) for j in range(len(p)) if p[j] >= p[i]
+        )
         for i in range(len(p))
     ]
     assert np.allclose(scipy_stats.false_discovery_control(p), expected)

@@ -110,7 +110,9 @@ class Boxes(nn.Module):
 def image(seed=0, size=16):
     return Sample(
         f"p{seed}",
-        np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8),
+        np.random.default_rng(seed)
+        .integers(0, 256, (size, size, 3))
+        .astype(np.uint8),
     )
 
 
@@ -133,7 +135,9 @@ def gradient(model, sample, target):
 
 def posed(model, sample, target, view=None):
     shown = model.view(sample, view)
-    goal = targets.resolve_target(model, sample, target, api.raw_outputs(model, shown))
+    goal = targets.resolve_target(
+        model, sample, target, api.raw_outputs(model, shown)
+    )
     asked, bound = targets.ask_where_read(model, shown, goal)
     return bound, asked, shown
 
@@ -179,7 +183,9 @@ def test_difference_is_gradient_a_less_gradient_b():
 def test_difference_words_and_names():
     model, sample = wrapped(Smooth(), classes=("a", "b, or so", "c")), image()
     outputs = torch.tensor([[0.1, 3.0, 2.0]])
-    goal = targets.resolve_target(model, sample, "difference:predicted,second", outputs)
+    goal = targets.resolve_target(
+        model, sample, "difference:predicted,second", outputs
+    )
     assert (goal.a, goal.b, goal.name, goal.index) == ("1", "2", "b, or so - c", None)
     assert (
         targets.resolve_target(model, sample, 'difference:"b, or so",a', outputs).a
@@ -218,7 +224,9 @@ def test_difference_is_read_as_an_explainer_reads(score, outputs, expected):
     assert float(goal.of(rows)[0]) == pytest.approx(expected)
     assert (
         goal.score
-        == {"logits": score, "probabilities": "probability", "values": "value"}[outputs]
+        == {"logits": score, "probabilities": "probability", "values": "value"}[
+            outputs
+        ]
     )
 
 
@@ -322,7 +330,9 @@ def test_finite_differences(target):
 
 def test_gradcam_at_the_units_own_layer_is_its_map(red_model, planted):
     made = api.explain(red_model, planted, "gradcam", target="unit:pool,0")
-    map_ = red_model.activations(red_model.view(planted).pixels, ["pool"])["pool"][0, 0]
+    map_ = red_model.activations(red_model.view(planted).pixels, ["pool"])["pool"][
+        0, 0
+    ]
     assert made.provenance["layer"] == "pool"
     np.testing.assert_allclose(made.extras["grid"], map_.numpy() / 64, rtol=1e-5)
 
@@ -359,7 +369,9 @@ def test_engines_say_the_same_of_a_unit(red_model, planted):
     pixels = torch.rand(
         asked.batch + 9, 3, 64, 64, generator=torch.Generator().manual_seed(0)
     )
-    plain = red_model.activations(pixels, ["colours"])["colours"][:, 2].mean(dim=(1, 2))
+    plain = red_model.activations(pixels, ["colours"])["colours"][:, 2].mean(
+        dim=(1, 2)
+    )
     torch.testing.assert_close(
         goal.of(asked.scores(pixels)), plain, rtol=1e-4, atol=1e-5
     )
@@ -430,7 +442,9 @@ def slow_weights(grid, geometry, inside, fine=120):
 )
 def test_a_box_weighs_cells_by_how_much_of_them_it_holds(placement):
     weights = GridPlace(box=(9.0, 4.0, 31.0, 17.0)).weights((4, 3), placement)
-    expected = slow_weights((4, 3), placement, lambda x, y: 9 <= x < 31 and 4 <= y < 17)
+    expected = slow_weights(
+        (4, 3), placement, lambda x, y: 9 <= x < 31 and 4 <= y < 17
+    )
     np.testing.assert_allclose(weights.numpy(), expected, atol=4e-3)
     assert float(weights.sum()) == pytest.approx(1)
 
@@ -467,7 +481,7 @@ def test_places_that_are_none(tmp_path):
         GridPlace(at=(4, 0)).weights((4, 4), placement)
     with pytest.raises(ConsilienceError, match=r"a mask is \(H, W\)"):
         read_mask(tmp_path / "cube.npy")
-    with pytest.raises(ConsilienceError, match="is no array"):
+    with pytest.raises(ConsilienceError, match="is not an array"):
         read_mask(tmp_path / "pickle.npy")
     with pytest.raises(
         ConsilienceError, match=r"given once; got at 1, 1 and box 0, 0, 3, 3"
@@ -539,7 +553,7 @@ def test_cosine_of_a_classifier_is_read_where_a_cam_looks(
     ):
         posed(red_model, planted, f'cosine:"{vector}"')
     np.save(tmp_path / "nothing.npy", np.zeros(4))
-    with pytest.raises(NotApplicable, match="is no direction"):
+    with pytest.raises(NotApplicable, match="is not a direction"):
         posed(red_model, planted, f'cosine:"{tmp_path / "nothing.npy"}"')
 
 
@@ -644,7 +658,12 @@ class Result:
 def test_what_segmentation_networks_return():
     same = [
         segmenter(give=give)
-        for give in (lambda x: {"out": x}, lambda x: x, Result, lambda x: {"logits": x})
+        for give in (
+            lambda x: {"out": x},
+            lambda x: x,
+            Result,
+            lambda x: {"logits": x},
+        )
     ]
     rows = [api.raw_outputs(model, model.view(image(6))) for model in same]
     assert all(torch.equal(row, rows[0]) for row in rows)
@@ -660,7 +679,8 @@ def test_what_segmentation_networks_return():
     ):
         cs.wrap_segmentation(Labels(), classes=("a", "b"), size=16)
     with pytest.raises(
-        ConsilienceError, match=r"returns logits \(N, K, H, W\).*returns shape \(1, 3\)"
+        ConsilienceError,
+        match=r"returns logits \(N, K, H, W\).*returns shape \(1, 3\)",
     ):
         cs.wrap_segmentation(Smooth(), size=16, classes=("a", "b", "c"))
     with pytest.raises(ConsilienceError, match="outputs= is for wrap"):
@@ -754,10 +774,14 @@ def test_a_box_of_truth_counts_by_its_overlap():
         return shared / ((one[2] - one[0]) * (one[3] - one[1]) + 90 - shared)
 
     expected = max(iou(box) * score for box, score in zip(boxes, scores, strict=True))
-    made = api.explain(model, sample, "layercam", target="detection:cat,box=5+7+15+16")
+    made = api.explain(
+        model, sample, "layercam", target="detection:cat,box=5+7+15+16"
+    )
     assert made.provenance["score"] == pytest.approx(expected, rel=1e-5)
     assert (
-        float(overlap(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([2.0, 2, 3, 3]))[0])
+        float(
+            overlap(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([2.0, 2, 3, 3]))[0]
+        )
         == 0
     )
 
@@ -773,7 +797,9 @@ def test_detections_that_are_not_there():
     ):
         api.explain(model, sample, "layercam", target="detection:cow")
     with pytest.raises(NotApplicable, match="the detector finds nothing in it"):
-        targets.resolve_target(model, sample, "detection:predicted", torch.zeros(1, 3))
+        targets.resolve_target(
+            model, sample, "detection:predicted", torch.zeros(1, 3)
+        )
     with pytest.raises(ConsilienceError, match="gives label 2; 2 classes are named"):
         api.raw_outputs(
             cs.wrap_detector(Boxes(), classes=("ground", "cat"), size=16),
@@ -896,7 +922,9 @@ def test_refused_before_any_image(target, red_model):
 
 
 def test_refused_with_the_image(red_model, planted):
-    with pytest.raises(ConsilienceError, match="is a vector: it has no place at 0, 0"):
+    with pytest.raises(
+        ConsilienceError, match="is a vector: it has no place at 0, 0"
+    ):
         api.explain(red_model, planted, "gradcam", target="unit:head,0,at=0+0")
     with pytest.raises(
         ConsilienceError, match=r"is out of range: red-finder@.* has classes 0 to 1"
@@ -989,7 +1017,11 @@ def red_job(tmp_path, monkeypatch, red_model):
                 ),
             )
         return explain.run_explanations(
-            job, [images], tmp_path / folder, None, explain.LoadOptions(engine="torch")
+            job,
+            [images],
+            tmp_path / folder,
+            None,
+            explain.LoadOptions(engine="torch"),
         )
 
     return call
@@ -1000,8 +1032,12 @@ def test_a_run_keeps_its_targets(red_job):
     assert len(done) >= len(done.samples) > 0
     for one in done:
         assert one.target == UnitTarget("mix", 0, box=(0.0, 0.0, 63.0, 63.0))
-    assert not [row for row in done.manifest["audit"] if row["code"] == "mixed-targets"]
-    again = red_job("unit:mix,0,box=0+0+63+63")  # continues: nothing is explained twice
+    assert not [
+        row for row in done.manifest["audit"] if row["code"] == "mixed-targets"
+    ]
+    again = red_job(
+        "unit:mix,0,box=0+0+63+63"
+    )  # continues: nothing is explained twice
     assert again.manifest["failures"] == []
     with pytest.raises(ConsilienceError):
         red_job("unit:mix,1")

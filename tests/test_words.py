@@ -58,7 +58,10 @@ class ColourEncoder:
     def images(self, images):
         self.asked += ["image"] * len(images)
         return torch.stack(
-            [torch.from_numpy(image / 255).float().mean(dim=(0, 1)) for image in images]
+            [
+                torch.from_numpy(image / 255).float().mean(dim=(0, 1))
+                for image in images
+            ]
         )
 
     def words(self, words):
@@ -102,7 +105,10 @@ def colour_images(count=60, seed=0):
         ("wpmi", lambda q, P: oracles.wpmi(q, P, 28, 2, 0.6)),
         ("wpmi:top=5,scale=10,lam=0", lambda q, P: oracles.wpmi(q, P, 5, 10, 0)),
         ("rank-reorder:share=.3", lambda q, P: oracles.rank_reorder(q, P, 3, 0.3)),
-        ("rank-reorder:share=1,power=1", lambda q, P: oracles.rank_reorder(q, P, 1, 1)),
+        (
+            "rank-reorder:share=1,power=1",
+            lambda q, P: oracles.rank_reorder(q, P, 1, 1),
+        ),
         ("cos", oracles.cos),
         ("cos-cubed", oracles.cos_cubed),
     ],
@@ -167,7 +173,12 @@ def test_impossible_options_are_refused(spec):
 )
 def test_colour_units_are_named_by_their_colour(similarity, red_model):
     found = name_units(
-        red_model, ["mix"], list(COLOURS), colour_images(), ColourEncoder(), similarity
+        red_model,
+        ["mix"],
+        list(COLOURS),
+        colour_images(),
+        ColourEncoder(),
+        similarity,
     ).table()
     assert list(found["word"][:3]) == ["red", "green", "blue"]
     assert (found["margin"][:3] > 0).all()
@@ -199,7 +210,9 @@ def test_silent_units_do_not_enter_the_prior(red_model):
     )
     kind = similarities.build("soft-wpmi")
     scores = words._scored(kind, values, space)
-    np.testing.assert_array_equal(scores[[0, 3]], kind.scores(values[:, [0, 3]], space))
+    np.testing.assert_array_equal(
+        scores[[0, 3]], kind.scores(values[:, [0, 3]], space)
+    )
 
 
 def test_summaries_are_means_of_maps(red_model):
@@ -382,8 +395,8 @@ def test_an_encoder_by_factory(tmp_path, monkeypatch):
     for wrong, said in (
         ("my_encoders:nothing", "gives int"),
         ("my_encoders:none", "no function"),
-        ("no_such:pair", "no encoder"),
-        ("clip", "no encoder"),
+        ("no_such:pair", "is not an encoder"),
+        ("clip", "is not an encoder"),
     ):
         with pytest.raises(ConsilienceError, match=said):
             load_encoder(wrong)
@@ -441,10 +454,14 @@ def test_open_clip_loads_a_file_and_says_what_the_module_says(tiny_clip):
         Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
     )
     with torch.no_grad():
-        shown = ((torch.from_numpy(squashed) / 255 - mean) / std).permute(2, 0, 1)[None]
+        shown = ((torch.from_numpy(squashed) / 255 - mean) / std).permute(2, 0, 1)[
+            None
+        ]
         expected = module.encode_image(shown)
         said = module.encode_text(open_clip.tokenize(["a dog"]))
-    torch.testing.assert_close(encoder.images([pixels]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.images([pixels]), expected, rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(encoder.words(["a dog"]), said)
     assert encoder.id.startswith("tiny-test@")
 
@@ -453,7 +470,9 @@ def test_the_encoders_id_follows_weights_and_view(tiny_clip):
     _, file = tiny_clip
     one = load_encoder(f'open_clip:tiny-test,pretrained="{file}"').id
     assert load_encoder(f'open_clip:tiny-test,pretrained="{file}"').id == one
-    assert load_encoder(f'open_clip:tiny-test,pretrained="{file}",view=crop').id != one
+    assert (
+        load_encoder(f'open_clip:tiny-test,pretrained="{file}",view=crop').id != one
+    )
     state = torch.load(file, weights_only=True)
     state["positional_embedding"] += 1
     torch.save(state, file)
@@ -568,7 +587,9 @@ def test_a_file_of_groups_overrules(tmp_path):
     groups = class_groups.read_groups(file, ("car", "bus", "Eskimo dog", "hot dog"))
     assert groups == {"vehicle": (0, 1), "dog": (3,)}
     assert (
-        class_groups.match("dogs", ("car", "bus", "Eskimo dog", "hot dog"), groups).how
+        class_groups.match(
+            "dogs", ("car", "bus", "Eskimo dog", "hot dog"), groups
+        ).how
         == "file"
     )
     file.write_text("concept,class\nvehicle,9\n")

@@ -1,4 +1,4 @@
-"""Explain what a vision model looks at, hold explanations against each other, and say
+"""Explain what a vision model looks at, compare explanations, and say
 whether to believe them.
 """
 

@@ -180,7 +180,9 @@ def metric_scores(
     missing = sorted(getattr(metric, "needs", frozenset()) - model.can)
     if missing:
         return [
-            NotApplicable(code="model-cannot", needs=", ".join(missing), model=model.id)
+            NotApplicable(
+                code="model-cannot", needs=", ".join(missing), model=model.id
+            )
         ] * len(views)
     posed = [
         targets.ask_where_read(model, view, one.target)
@@ -286,7 +288,9 @@ def read_as_explained(target: Target, explainer: Explainer) -> Target:
     """The target read as the explainer's ``score`` option says, where it has one."""
     score = getattr(explainer, "score", None)
     read_as = getattr(target, "scored", None)
-    return read_as(score) if isinstance(score, str) and read_as is not None else target
+    return (
+        read_as(score) if isinstance(score, str) and read_as is not None else target
+    )
 
 
 def finish_explanation(

@@ -73,7 +73,9 @@ def _all_options(kind: str, made: ListedClass) -> dict[str, str | None] | None:
 @cache
 def _listed(kind: str) -> dict[str, ListedClass]:
     """The registered classes of a kind by the name that users type."""
-    return {name: made for made in _classes(kind).values() for name in made.registered}
+    return {
+        name: made for made in _classes(kind).values() for name in made.registered
+    }
 
 
 @cache
@@ -129,4 +131,6 @@ def _nested_kind(value: ast.expr | None) -> str | None:
     if not isinstance(value, ast.Call):
         return None
     kinds = [word.value for word in value.keywords if word.arg == "kind"]
-    return str(kinds[0].value) if kinds and isinstance(kinds[0], ast.Constant) else None
+    return (
+        str(kinds[0].value) if kinds and isinstance(kinds[0], ast.Constant) else None
+    )

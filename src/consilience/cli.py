@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in given if not word.startswith("-")), None)
     if verb is not None and verb not in VERBS:
-        print(f"consilience: {registry.unknown('verb', verb, VERBS)}", file=sys.stderr)
+        print(
+            f"consilience: {registry.unknown('verb', verb, VERBS)}", file=sys.stderr
+        )
         return 2
     parser = build_parser()
     arguments = parser.parse_args(given)
@@ -133,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="consilience",
-        description="Explain what a vision model looks at, hold explanations against each other, say whether to believe them.",
+        description="Explain what a vision model looks at, compare explanations, say whether to believe them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -186,7 +188,9 @@ def _add_demo(verbs: Any) -> None:
         default="consilience-demo",
         help="folder of the run (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON"
+    )
 
 
 def _add_explain(verbs: Any) -> None:
@@ -194,7 +198,7 @@ def _add_explain(verbs: Any) -> None:
         verbs,
         "explain",
         explain_verb,
-        "Explain images and hold the explanations against each other.",
+        "Explain images and compare the explanations.",
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="images, folders or globs")
@@ -235,7 +239,9 @@ def _add_explain(verbs: Any) -> None:
     add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
     add("--labels", metavar="FILE", help="class names of the model")
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
-    add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
+    add(
+        "--engine", metavar="E", help="auto (default), torch, torch-compile, openvino"
+    )
     add(
         "--precision",
         metavar="P",
@@ -343,7 +349,7 @@ def _add_dissect(verbs: Any) -> None:
         verbs,
         "dissect",
         dissect_verb,
-        "Name what the units of a network detect, held against chance.",
+        "Name what the units of a network detect, compared with chance.",
     )
     add = parser.add_argument
     add(
@@ -410,7 +416,9 @@ def _add_dissect(verbs: Any) -> None:
         help="over N images of CONCEPTS (default 100), or over those of a folder",
     )
     add(
-        "--truth", metavar="FILE", help="CSV with the classes of the knock-out's images"
+        "--truth",
+        metavar="FILE",
+        help="CSV with the classes of the knock-out's images",
     )
     add(
         "--groups",
@@ -481,7 +489,9 @@ def _add_loading(add: Callable[..., Any]) -> None:
     add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
     add("--labels", metavar="FILE", help="class names of the model")
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
-    add("--engine", metavar="E", help="auto (default), torch, torch-compile, openvino")
+    add(
+        "--engine", metavar="E", help="auto (default), torch, torch-compile, openvino"
+    )
     add("--precision", metavar="P", help="f32 (default), bf16, f16")
     add(
         "--memory",
@@ -495,7 +505,7 @@ def _add_compare(verbs: Any) -> None:
         verbs,
         "compare",
         compare_verb,
-        "Hold two dissections against each other: shared and own concepts.",
+        "Compare two dissections: shared and own concepts.",
     )
     add = parser.add_argument
     add("a", metavar="A", help="a dissection's folder, or FOLDER:LAYER+LAYER")
@@ -716,7 +726,9 @@ def _dissection_job(arguments: argparse.Namespace) -> Any:
         if getattr(arguments, name) is not None
     ]
     if knocked and not arguments.knockout:
-        raise ConsilienceError(f"--{knocked[0].replace('_', '-')} goes with --knockout")
+        raise ConsilienceError(
+            f"--{knocked[0].replace('_', '-')} goes with --knockout"
+        )
     return DissectionJob(
         arguments.concepts,
         arguments.model,
@@ -758,7 +770,9 @@ def compare_verb(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         print(
-            json.dumps({**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False)
+            json.dumps(
+                {**as_dict(made[0]), "report": str(made[1])}, ensure_ascii=False
+            )
         )
     else:
         console.show_comparison(*made, console.output())

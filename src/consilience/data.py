@@ -198,7 +198,9 @@ def label_from_name(name: str, classes: Sequence[str]) -> int | None:
     if not _WNID.match(stem):
         return None
     wanted = plain_class_name(_WNID.sub("", stem))
-    fit = [index for index, known in enumerate(classes) if wanted in _spellings(known)]
+    fit = [
+        index for index, known in enumerate(classes) if wanted in _spellings(known)
+    ]
     return fit[0] if len(fit) == 1 else None
 
 

@@ -66,7 +66,9 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def write_json(path: Path, thing: Any) -> None:
     """Plain data as readable JSON; NaN, which JSON has not, becomes null."""
-    text = json.dumps(json_ready(thing), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        json_ready(thing), indent=2, ensure_ascii=False, allow_nan=False
+    )
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

@@ -101,7 +101,10 @@ def _to_rgb(image: Image.Image, file: Path) -> tuple[Array, list[str]]:
         raise ConsilienceError(
             f"{file}: floating-point pixels have no agreed range; save it with 8 or 16 bits"
         )
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if (
+        image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+        or "transparency" in image.info
+    ):
         whole = image.convert("RGBA")
         white = Image.new("RGBA", whole.size, (255, 255, 255, 255))
         return np.array(Image.alpha_composite(white, whole).convert("RGB")), [
@@ -163,7 +166,9 @@ def place(
         )[y0:y1, x0:x1]
     if part.shape[:2] == (height, width):
         return np.ascontiguousarray(part)
-    canvas = np.full((height, width, 3), np.rint(255 * np.asarray(pad)), dtype=np.uint8)
+    canvas = np.full(
+        (height, width, 3), np.rint(255 * np.asarray(pad)), dtype=np.uint8
+    )
     canvas[y0 - top : y1 - top, x0 - left : x1 - left] = part
     return canvas
 
@@ -240,7 +245,9 @@ class Placement:
     @staticmethod
     def from_dict(numbers: dict[str, Any]) -> Placement:
         """Inverse of `as_dict`."""
-        pairs = {key: (int(value[0]), int(value[1])) for key, value in numbers.items()}
+        pairs = {
+            key: (int(value[0]), int(value[1])) for key, value in numbers.items()
+        }
         return Placement(**pairs)
 
     def as_dict(self) -> dict[str, Any]:
@@ -297,9 +304,9 @@ class Placement:
         """Interpolation matrix (image pixels, map cells) of one axis, and which image
         pixels the model saw.
         """
-        centres = (np.arange(self.image[axis]) + 0.5) * self.resized[axis] / self.image[
+        centres = (np.arange(self.image[axis]) + 0.5) * self.resized[
             axis
-        ] - self.offset[axis]
+        ] / self.image[axis] - self.offset[axis]
         seen = (centres >= 0) & (centres <= self.size[axis])
         return _hat(centres / self.size[axis] * length - 0.5, length), seen
 
@@ -321,7 +328,9 @@ def _hat(at: Array, length: int) -> Array:
 # ---- maps and tensors
 
 
-def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+def enlarge(
+    maps: Tensor, size: tuple[int, int], align_corners: bool = False
+) -> Tensor:
     """Bilinear resampling of maps (..., h, w) to (..., height, width); half-pixel
     centres unless ``align_corners``.
     """

@@ -73,7 +73,12 @@ def options_of(cls: type) -> tuple[Field[Any], ...]:
 
 def range_in_words(bounds: typing.Mapping[str, float]) -> str:
     """Bounds for people: ``at least 1``, ``above 0 and at most 1``."""
-    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    words = {
+        "least": "at least",
+        "above": "above",
+        "most": "at most",
+        "below": "below",
+    }
     parts = [
         f"{words[name]} {bounds[name]:g}"
         for name in words
@@ -101,7 +106,9 @@ def install_checks(cls: type) -> None:
     cls.__init__ = checked  # type: ignore[misc]
 
 
-def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bound(
+    cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """Arguments by option, each as its field is typed."""
     name, fields = spelled_name(cls), {item.name: item for item in options_of(cls)}
     if len(args) > len(fields):
@@ -127,7 +134,9 @@ def spelled_name(cls: type) -> str:
     return str(getattr(cls, "spelled", cls.__name__))
 
 
-def option_called(name: str, fields: typing.Mapping[str, Field[Any]], key: str) -> str:
+def option_called(
+    name: str, fields: typing.Mapping[str, Field[Any]], key: str
+) -> str:
     """The option that ``key`` means, also by an older name."""
     older = {item.metadata.get("formerly"): item.name for item in fields.values()}
     plain = key.replace("-", "_")
@@ -182,7 +191,9 @@ def _built(value: Any, builder: Builder, where: str) -> Any:
         return builder.build(value)
     missing = [name for name in builder.contract if not hasattr(value, name)]
     if missing or isinstance(value, type):
-        raise ConsilienceError(f"{where} is a {builder.kind}; got {shown_value(value)}")
+        raise ConsilienceError(
+            f"{where} is a {builder.kind}; got {shown_value(value)}"
+        )
     return value
 
 
@@ -395,7 +406,14 @@ def _read_choice(value: Value, choices: tuple[Any, ...]) -> Any:
     return by_text.get(value, value) if isinstance(value, str) else value
 
 
-_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_FLAGS = {
+    "true": True,
+    "yes": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "0": False,
+}
 
 
 def _read_scalar(text: str, hint: Any, where: str) -> Any:

@@ -91,7 +91,7 @@ def sample_facts(sample: Sample) -> dict[str, Any]:
 
 
 def explanation_facts(explanation: Explanation) -> dict[str, Any]:
-    """Everything of an explanation that is no array and not its sample."""
+    """Everything of an explanation that is not an array and not its sample."""
     target = explanation.target
     return {
         "model_id": explanation.model_id,
@@ -106,7 +106,9 @@ def explanation_facts(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def explanation_arrays(explanation: Explanation, prefix: str = "") -> dict[str, Array]:
+def explanation_arrays(
+    explanation: Explanation, prefix: str = ""
+) -> dict[str, Array]:
     """Its raw map and extras by name."""
     extras = {
         f"{prefix}extras.{key}": np.asarray(value)
@@ -187,7 +189,9 @@ def save_explanation(explanation: Explanation, path: str | Path, image: bool) ->
     arrays = explanation_arrays(explanation)
     if image:
         arrays["image"] = explanation.sample.pixels
-        arrays |= {f"mask.{name}": on for name, on in explanation.sample.masks.items()}
+        arrays |= {
+            f"mask.{name}": on for name, on in explanation.sample.masks.items()
+        }
     meta = {
         "schema": EXPLANATION_SCHEMA,
         "sample": sample_facts(explanation.sample),

@@ -302,7 +302,9 @@ def _column(where: str, raw: dict[str, Any]) -> RunColumn:
     }
     _check_keys(where, raw, kinds, needed=("label", "by"))
     if raw.get("view") not in (None, "crop", "squash"):
-        raise ConsilienceError(f"{where}: view is crop or squash; got {raw['view']!r}")
+        raise ConsilienceError(
+            f"{where}: view is crop or squash; got {raw['view']!r}"
+        )
     for key in ("by", "mask", "model"):
         if key in raw:
             parse(raw[key])
@@ -318,7 +320,9 @@ def _check_keys(
 ) -> None:
     for key, value in raw.items():
         if key not in kinds:
-            raise ConsilienceError(f"{where}: {unknown('key', key, [*kinds, *extra])}")
+            raise ConsilienceError(
+                f"{where}: {unknown('key', key, [*kinds, *extra])}"
+            )
         if type(value) is not kinds[key]:
             what = "true or false" if kinds[key] is bool else "text"
             raise ConsilienceError(f"{where}: {key} is {what}; got {value!r}")

@@ -215,7 +215,9 @@ def _of_one(explanation: Explanation, mask: Mask) -> Iterator[tuple[str, Event]]
     if explanation.provenance.get("unseeded"):
         yield (
             "seed-without-effect",
-            Event(sample, seen=str(explanation.provenance.get("seed", "not recorded"))),
+            Event(
+                sample, seen=str(explanation.provenance.get("seed", "not recorded"))
+            ),
         )
 
 
@@ -254,7 +256,7 @@ def _of_certainty(explanation: Explanation) -> Iterator[tuple[str, Event]]:
 
 
 def _of_fill(explanation: Explanation) -> Iterator[tuple[str, Event]]:
-    """The explainer's fill, made again on the image and held against what it is called."""
+    """The explainer's fill, made again on the image and compared with what it is called."""
     fill = _fill_asked(explanation.explainer)
     if fill is None:
         return
@@ -342,7 +344,9 @@ def _class(explanation: Explanation) -> Any:
     return target.name if target.index is None else target.index
 
 
-def _of_prediction(sample: str, said: Mapping[str, Any]) -> Iterator[tuple[str, Event]]:
+def _of_prediction(
+    sample: str, said: Mapping[str, Any]
+) -> Iterator[tuple[str, Event]]:
     if not said:
         return
     true = said.get("true")
@@ -354,7 +358,9 @@ def _of_prediction(sample: str, said: Mapping[str, Any]) -> Iterator[tuple[str, 
                 seen={"true": said.get("true_name") or true, "called": said["name"]},
             ),
         )
-    probability, margin = (_number(said.get(key)) for key in ("probability", "margin"))
+    probability, margin = (
+        _number(said.get(key)) for key in ("probability", "margin")
+    )
     if not math.isnan(probability) and (
         probability < UNSURE_PROBABILITY or margin < UNSURE_MARGIN
     ):
@@ -414,7 +420,7 @@ def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
 def _of_published(
     table: pd.DataFrame | None, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[Finding]:
-    """What a study printed, held against the chance level of the masks of this run."""
+    """What a study printed, compared with the chance level of the masks of this run."""
     if table is None or "published_iou" not in table or len(rows) != 1:
         return
     there = table[table["published_iou"].notna()]

@@ -66,7 +66,10 @@ class Top:
     """
 
     fraction: float = option(
-        0.2, help="part of the frame that is on, above 0 and at most 1", above=0, most=1
+        0.2,
+        help="part of the frame that is on, above 0 and at most 1",
+        above=0,
+        most=1,
     )
 
     def cut(self, explanation: Explanation) -> Mask:
@@ -235,7 +238,9 @@ def _in_order_of_lime(explanation: Explanation) -> tuple[Array, Array]:
     weight, stable.
     """
     extras = explanation.extras
-    weights = _finite_weights(explanation, "refit" if "refit" in extras else "weights")
+    weights = _finite_weights(
+        explanation, "refit" if "refit" in extras else "weights"
+    )
     if "refit" not in extras:
         selected = np.arange(len(weights))
     elif "selected" in extras:
@@ -278,7 +283,10 @@ def _tied_in_selection(explanation: Explanation, selected: Array) -> int:
 
 def _places(explanation: Explanation) -> tuple[Array, Array]:
     """Superpixels by descending signed weight, and their areas in that order."""
-    segments, weights = _segments(explanation), _finite_weights(explanation, "weights")
+    segments, weights = (
+        _segments(explanation),
+        _finite_weights(explanation, "weights"),
+    )
     order = np.argsort(-weights, kind="stable")
     return order, np.bincount(segments.ravel(), minlength=len(weights))[order]
 

@@ -120,7 +120,7 @@ def spearman(a: Array, b: Array) -> float:
     """Rank correlation of two raw maps (h, w), average ranks for ties; NaN where one is
     constant.
 
-    It has no p: pixels of a smooth map are no independent observations.
+    It has no p: pixels of a smooth map are not independent observations.
     """
     _same_frame(a, b)
     x, y = (
@@ -142,7 +142,7 @@ def _same_frame(a: Array, b: Array) -> None:
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """Two explanations of one image held against each other.
+    """Two explanations of one image compared.
 
     Areas are shares of the frame; ``p`` is `shift_p`; ``iou_at_*`` and
     ``expected_at_*`` are of masks of equal area (10, 20, 30 % of the frame asked for,
@@ -215,7 +215,9 @@ def mismatches(a: Explanation, b: Explanation) -> tuple[str, ...]:
     if a.target.index is not None and b.target.index is not None:
         same_class = a.target.index == b.target.index
     found = [
-        "" if same_image else f"different images ({a.sample.name} and {b.sample.name})",
+        ""
+        if same_image
+        else f"different images ({a.sample.name} and {b.sample.name})",
         "" if a.model_id == b.model_id else _different_models(a.model_id, b.model_id),
         "" if _same_view(a, b, same_image) else _different_views(a, b),
         ""
@@ -228,7 +230,9 @@ def mismatches(a: Explanation, b: Explanation) -> tuple[str, ...]:
 def _different_models(a: str, b: str) -> str:
     names = [re.sub(r"@[^@]*$", "", one) for one in (a, b)]
     what = (
-        "different weights of one model" if names[0] == names[1] else "different models"
+        "different weights of one model"
+        if names[0] == names[1]
+        else "different models"
     )
     return f"{what} ({a} and {b})"
 
@@ -325,7 +329,9 @@ def _at_equal_areas(
         masks = matched(a, b, fraction)
         numbers = _overlap(masks[0].on, masks[1].on)
         per_cent = round(100 * fraction)
-        found[f"iou_at_{per_cent}"], found[f"expected_at_{per_cent}"] = numbers.values()
+        found[f"iou_at_{per_cent}"], found[f"expected_at_{per_cent}"] = (
+            numbers.values()
+        )
         found[f"area_at_{per_cent}"] = masks[0].share
     return found
 
@@ -386,7 +392,9 @@ def permutation_p(
         )
     rng = np.random.default_rng(seed)
     count = len(a)
-    mixed = rng.permutation(count) if count > PERMUTATIONS_AT_ONCE else np.arange(count)
+    mixed = (
+        rng.permutation(count) if count > PERMUTATIONS_AT_ONCE else np.arange(count)
+    )
     sums: Any = 0.0
     for group in np.array_split(mixed, math.ceil(count / PERMUTATIONS_AT_ONCE)):
         table = excess_matrix(
@@ -398,7 +406,9 @@ def permutation_p(
 
 def smallest_p(images: int, draws: int = DRAWS) -> float:
     """The smallest p that `permutation_p` can give for so many images."""
-    return 1 / math.factorial(images) if images <= ALL_PERMUTATIONS else 1 / (draws + 1)
+    return (
+        1 / math.factorial(images) if images <= ALL_PERMUTATIONS else 1 / (draws + 1)
+    )
 
 
 def _null_sums(table: Array, rng: np.random.Generator, draws: int) -> Array:
@@ -427,7 +437,9 @@ def excess_matrix(a: Sequence[Packed], b: Sequence[Packed]) -> Array:
         np.array([mask.area for mask in masks], dtype=np.float64) for masks in (a, b)
     ]
     shared = _intersections(
-        np.stack([mask.bits for mask in a]), np.stack([mask.bits for mask in b]), pixels
+        np.stack([mask.bits for mask in a]),
+        np.stack([mask.bits for mask in b]),
+        pixels,
     )
     expected = expected_matrix(pixels, *areas)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -493,9 +505,12 @@ def expected_by_moments(pixels: int, a: Array, b: Array) -> tuple[Array, Array]:
     c = both - mean
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = mean * (pixels - a) * (pixels - b) / (pixels * (pixels - 1))
-        third = variance * (pixels - 2 * a) * (pixels - 2 * b) / (pixels * (pixels - 2))
+        third = (
+            variance * (pixels - 2 * a) * (pixels - 2 * b) / (pixels * (pixels - 2))
+        )
         series = (
-            both / c * (1 + variance / c**2 + third / c**3 + 3 * variance**2 / c**4) - 1
+            both / c * (1 + variance / c**2 + third / c**3 + 3 * variance**2 / c**4)
+            - 1
         )
         v = mean * (1 - np.maximum(a, b) / pixels)
         bound = both * (v + 3 * v**2) / (c**4 * np.maximum(a, b))
@@ -503,7 +518,7 @@ def expected_by_moments(pixels: int, a: Array, b: Array) -> tuple[Array, Array]:
 
 
 class Agreement:
-    """Explanations of many images held against each other, one image at a time.
+    """Explanations of many images compared, one image at a time.
 
     Kept are the pairs and one packed mask per explainer and image (6 kB on 224 x 224),
     no maps. ``cutters`` is one cutter for all, or by explainer (its spelling or its

@@ -68,7 +68,7 @@ def words_of(name: str) -> tuple[str, ...]:
 
 
 def singular(word: str) -> str:
-    """A plural without its ending, by the regular rules; what is no plural stays.
+    """A plural without its ending, by the regular rules; what is not a plural stays.
 
     >>> [singular(word) for word in ("dogs", "buses", "butterflies", "grass", "glasses", "bus")]
     ['dog', 'bus', 'butterfly', 'grass', 'glass', 'bus']
@@ -126,7 +126,9 @@ class Match:
             return f"no class goes with {self.concept!r} by name"
         shown = ", ".join(names[index] for index in self.classes[:most])
         more = (
-            f" and {len(self.classes) - most} more" if len(self.classes) > most else ""
+            f" and {len(self.classes) - most} more"
+            if len(self.classes) > most
+            else ""
         )
         how = {
             "file": "as the file of groups says",
@@ -136,7 +138,9 @@ class Match:
         return f"{self.concept}: {shown}{more} ({how})"
 
 
-def match(concept: str, classes: Sequence[str], groups: Groups | None = None) -> Match:
+def match(
+    concept: str, classes: Sequence[str], groups: Groups | None = None
+) -> Match:
     """The classes that a concept means: as ``groups`` say, by a run of ImageNet's, or
     those whose name ends with it.
     """
@@ -188,7 +192,9 @@ def _place(name: str, classes: Sequence[str]) -> int | None:
 # ---- a file of groups
 
 
-def read_groups(path: str | Path, classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def read_groups(
+    path: str | Path, classes: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
     """Groups of classes from a CSV with the columns ``concept`` and ``class`` (an index
     or a name), a row a class.
     """
@@ -223,5 +229,7 @@ def _index(text: str, classes: Sequence[str], where: str) -> int:
         )
     place = _place(text.strip(), classes)
     if place is None:
-        raise ConsilienceError(f"{where}: {unknown('class', text, classes, limit=12)}")
+        raise ConsilienceError(
+            f"{where}: {unknown('class', text, classes, limit=12)}"
+        )
     return place

@@ -198,4 +198,6 @@ def chosen_images(count: int, most: int, seed: int) -> Array:
     """Which images are gathered: all, or ``most`` drawn with a seed."""
     if count <= most:
         return np.arange(count)
-    return np.sort(np.random.default_rng((seed, 1)).choice(count, most, replace=False))
+    return np.sort(
+        np.random.default_rng((seed, 1)).choice(count, most, replace=False)
+    )

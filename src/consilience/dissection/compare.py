@@ -1,7 +1,7 @@
-"""Two dissections held against each other: which concepts both networks detect, and
+"""Two dissections compared: which concepts both networks detect, and
 which only one of them does.
 
-A concept is known by its name and category. Shared concepts are held against chance:
+A concept is known by its name and category. Shared concepts are compared with chance:
 two networks that each detect many of a set's concepts share some whatever they are (two
 sets of these sizes drawn from all concepts that could be detected).
 """
@@ -50,7 +50,9 @@ class ComparedSide:
 
     def rows(self, layer: str | None = None) -> pd.DataFrame:
         """Units that detect something, of one layer or all."""
-        return self.found if layer is None else self.found[self.found["layer"] == layer]
+        return (
+            self.found if layer is None else self.found[self.found["layer"] == layer]
+        )
 
     def concepts(self, layer: str | None = None) -> frozenset[ConceptKey]:
         """What they detect."""
@@ -68,7 +70,10 @@ class ComparedSide:
             )
         kept = {name: self.units[name] for name in layers}
         return ComparedSide(
-            self.name, self.found[self.found["layer"].isin(layers)], kept, self.possible
+            self.name,
+            self.found[self.found["layer"].isin(layers)],
+            kept,
+            self.possible,
         )
 
 
@@ -99,7 +104,9 @@ def side(
     if concepts is not None:
         able = concepts[concepts["eligible"].astype(bool)]
         possible = frozenset(
-            zip(able["concept"].astype(str), able["category"].astype(str), strict=True)
+            zip(
+                able["concept"].astype(str), able["category"].astype(str), strict=True
+            )
         )
     return ComparedSide(
         name, found[list(ROWS)].reset_index(drop=True), _sizes(table), possible
@@ -140,7 +147,7 @@ def _sizes(table: pd.DataFrame) -> dict[str, int]:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two sides and the layers that are held against each other.
+    """Two sides and the layers that are compared.
 
     Everything is a table, labelled by the sides' own names.
     """
@@ -174,7 +181,9 @@ class Comparison:
         shared, either = len(mine & other), len(mine | other)
         pool = self._pool(mine | other)
         known = pool is not None and either > 0
-        expected = expected_iou(pool or 1, len(mine), len(other)) if known else math.nan
+        expected = (
+            expected_iou(pool or 1, len(mine), len(other)) if known else math.nan
+        )
         p = (
             float(distributions.hypergeom.sf(shared - 1, pool, len(mine), len(other)))
             if known
@@ -258,7 +267,9 @@ class Comparison:
         """A row a side and layer: ``side``, ``layer``, ``units``, ``labelled``,
         ``unique``, their ``mean_score``.
         """
-        rows = [_layer(one, layer) for one in (self.a, self.b) for layer in one.layers]
+        rows = [
+            _layer(one, layer) for one in (self.a, self.b) for layer in one.layers
+        ]
         return pd.DataFrame(rows)
 
     def by_layer(self, most: int = 20) -> pd.DataFrame:
@@ -281,7 +292,9 @@ class Comparison:
                 count = Counter(zip(rows["concept"], rows["category"], strict=True))
                 table.iloc[:, at] = [
                     count[pair]
-                    for pair in zip(wanted["concept"], wanted["category"], strict=True)
+                    for pair in zip(
+                        wanted["concept"], wanted["category"], strict=True
+                    )
                 ]
                 at += 1
         return table.astype(int)

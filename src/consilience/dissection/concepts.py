@@ -114,7 +114,7 @@ class ConceptSet:
 
     ``spec`` opens the set again with `load_concepts`; ``digest`` is of its index: names
     of images, label maps and concepts. ``notes`` say what of it is not used,
-    ``largest`` is the largest number of a label map where that is no concept's.
+    ``largest`` is the largest number of a label map where that is not a concept's.
     """
 
     spec: str
@@ -169,7 +169,7 @@ class ConceptSet:
         """What image ``index`` shows, on the grid; with a ``geometry``, the grid covers
         the model's frame.
 
-        Raises `ConsilienceError` for numbers that are no label of the set.
+        Raises `ConsilienceError` for numbers that are not a label of the set.
         """
         masks: dict[int, Array] = {}
         whole: set[int] = set()
@@ -182,7 +182,10 @@ class ConceptSet:
                 )
             else:
                 self._add(
-                    masks, index, plane.category, self._placed(plane.numbers, geometry)
+                    masks,
+                    index,
+                    plane.category,
+                    self._placed(plane.numbers, geometry),
                 )
         present = sorted(set(masks) - whole)
         stack = (
@@ -225,7 +228,9 @@ class ConceptSet:
             )
         there = np.flatnonzero(np.bincount(numbers.ravel()))
         return {
-            int(number): int(column[number]) for number in there if column[number] >= 0
+            int(number): int(column[number])
+            for number in there
+            if column[number] >= 0
         }
 
     @cached_property

@@ -88,7 +88,7 @@ def load_encoder(spec: str | Encoder | tuple[Any, Any]) -> Encoder:
     if len(parsed.args) != 1 or not isinstance(parsed.args[0], str) or parsed.options:
         known = ", ".join(encoders.names())
         raise ConsilienceError(
-            f"{spec!r} is no encoder; there is: {known}, or {_FACTORY}"
+            f"{spec!r} is not an encoder; there is: {known}, or {_FACTORY}"
         )
     return _as_encoder(_factory(parsed.name, parsed.args[0])(), spec)
 
@@ -145,7 +145,9 @@ class OpenClip:
     """
 
     name: str = option("ViT-B-16", help="architecture, as open_clip spells it")
-    pretrained: str = option("openai", help="a tag of open_clip, or a file of weights")
+    pretrained: str = option(
+        "openai", help="a tag of open_clip, or a file of weights"
+    )
     view: Literal["squash", "crop"] = option(
         "squash", help="the whole image, or its centre as CLIP was trained"
     )
@@ -219,7 +221,7 @@ def _open_clip() -> Any:
 
 
 def _tag(clip: Any, name: str, pretrained: str) -> dict[str, Any]:
-    """What open_clip knows of a tag of weights; nothing where it is no tag of this
+    """What open_clip knows of a tag of weights; nothing where it is not a tag of this
     architecture.
     """
     return dict(clip.pretrained.get_pretrained_cfg(name, pretrained) or {})
@@ -310,7 +312,11 @@ def word_embeddings(
     """
     keys = [digest_of_text(text) for text in texts]
     return _embedded(
-        encoder, "words", keys, lambda at: encoder.words([texts[i] for i in at]), batch
+        encoder,
+        "words",
+        keys,
+        lambda at: encoder.words([texts[i] for i in at]),
+        batch,
     )
 
 
@@ -414,7 +420,9 @@ class Store:
                         continue
                     rows = file["rows"]
             except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-                progress.say(f"{path} is damaged and not used ({type(error).__name__})")
+                progress.say(
+                    f"{path} is damaged and not used ({type(error).__name__})"
+                )
                 continue
             if rows.ndim == 2 and len(rows) == len(keys):
                 yield keys, rows

@@ -280,9 +280,13 @@ class _Job:
             TailSketch(layer.channels, total, options.quantile, room)
             for layer, total in zip(layers, totals, strict=True)
         ]
-        self.tops = [Tops(layer.channels, min(options.top, count)) for layer in layers]
+        self.tops = [
+            Tops(layer.channels, min(options.top, count)) for layer in layers
+        ]
         self.labels = LabelCounts(concepts)
-        starts = np.concatenate([[0], np.cumsum([layer.channels for layer in layers])])
+        starts = np.concatenate(
+            [[0], np.cumsum([layer.channels for layer in layers])]
+        )
         self.slices = [
             slice(int(low), int(high)) for low, high in itertools.pairwise(starts)
         ]
@@ -326,7 +330,8 @@ class _Job:
             self.concepts.categories,
             self.concepts.names,
             tuple(
-                replace(one, null=null) for one, null in zip(found, nulls, strict=True)
+                replace(one, null=null)
+                for one, null in zip(found, nulls, strict=True)
             ),
             self.options.threshold,
             self.options.level,
@@ -344,7 +349,9 @@ class _Job:
 
     def _pass(self, name: str, take: Any) -> None:
         total, kept = len(self.concepts), time.monotonic()
-        label = {"quantiles": "finding thresholds", "counting": "counting pixels"}[name]
+        label = {"quantiles": "finding thresholds", "counting": "counting pixels"}[
+            name
+        ]
         with progress.task(label, total) as running, torch.no_grad():
             running.advance(self.done[name])
             size, start = self.features.batch, self.done[name]
@@ -519,7 +526,9 @@ def _arrays(file: Path) -> dict[str, Array]:
         with np.load(file, allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}
     except (OSError, ValueError, EOFError) as error:
-        raise ConsilienceError(f"{file} is no state of a dissection: {error}") from None
+        raise ConsilienceError(
+            f"{file} is not a state of a dissection: {error}"
+        ) from None
 
 
 def _own(found: Sequence[LayerResult], eligible: Array) -> Array:

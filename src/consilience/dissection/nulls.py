@@ -261,7 +261,9 @@ def alternatives(
     ]
 
 
-def _several(own: int, wins: Array, eligible: Array, resamples: int) -> tuple[int, ...]:
+def _several(
+    own: int, wins: Array, eligible: Array, resamples: int
+) -> tuple[int, ...]:
     if own < 0:
         return ()
     covered = int(wins[eligible == own].sum())
@@ -284,7 +286,9 @@ def _wins(coarse: Coarse, resamples: int, seed: int) -> Array:
         for start in range(0, resamples, RESAMPLES_AT_ONCE)
     ]
     even = np.full(images, 1 / images)
-    draws = [rng.multinomial(images, even, size).T.astype(np.float64) for size in sizes]
+    draws = [
+        rng.multinomial(images, even, size).T.astype(np.float64) for size in sizes
+    ]
     parts = [
         coarse.of(start, start + UNITS_AT_ONCE)
         for start in range(0, coarse.gathered.units, UNITS_AT_ONCE)
@@ -343,7 +347,11 @@ def _by_image(coarse: Coarse) -> tuple[Any, Array, Array]:
     )
     entries = shared.data.astype(np.float64), (inverse.ravel(), place)
     owners, concepts = np.divmod(rows, len(coarse.eligible))
-    return sparse.csr_matrix(entries, shape=(len(rows), found.images)), owners, concepts
+    return (
+        sparse.csr_matrix(entries, shape=(len(rows), found.images)),
+        owners,
+        concepts,
+    )
 
 
 def _unit_counts(coarse: Coarse) -> Any:
@@ -351,7 +359,8 @@ def _unit_counts(coarse: Coarse) -> Any:
     found = coarse.gathered
     kinds = found.annotated.shape[1]
     pairs, counts = np.unique(
-        found.owners.astype(np.int64) * found.images + found.places, return_counts=True
+        found.owners.astype(np.int64) * found.images + found.places,
+        return_counts=True,
     )
     owners, places = np.divmod(pairs, found.images)
     pair, category = np.nonzero(found.annotated[places])

@@ -89,7 +89,9 @@ class TailSketch:
             )
             return
         peaks = maps.amax(dim=(2, 3)) if peaks is None else peaks
-        rows, values = _above(maps, peaks, torch.tensor(self.floor, device=maps.device))
+        rows, values = _above(
+            maps, peaks, torch.tensor(self.floor, device=maps.device)
+        )
         self._counts += np.bincount(rows, minlength=self.units)
         self._waiting.append((rows, values))
         # to merge early costs time, to merge late lets values wait that a higher floor
@@ -158,7 +160,9 @@ class TailSketch:
         # before it
         low = self._top[:, -1].astype(np.float64)
         high = self._top[:, -2].astype(np.float64) if self.rank > 1 else low
-        return (low + self._share * (high - low)).astype(np.float32), self.error.copy()
+        return (low + self._share * (high - low)).astype(
+            np.float32
+        ), self.error.copy()
 
     def _estimated(self) -> tuple[Array, Array]:
         parts = [(self._top, 2**self._levels)]

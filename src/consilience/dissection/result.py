@@ -182,7 +182,7 @@ class LayerResult:
 
 @dataclass(frozen=True, eq=False)
 class Dissection:
-    """Layers of one model held against one concept set.
+    """Layers of one model compared with one concept set.
 
     A unit is a detector where its best IoU is over ``threshold``; it is significant
     where its q is at most ``level``. ``facts`` say how all was made; ``random`` is the
@@ -592,7 +592,10 @@ def _tops(rows: pd.DataFrame, units: int, count: int) -> tuple[Array, Array]:
         np.full((units, count), -np.inf, dtype=np.float32),
     )
     place = rows["unit"].to_numpy(), rows["rank"].to_numpy()
-    top[place], heights[place] = rows["index"].to_numpy(), rows["activation"].to_numpy()
+    top[place], heights[place] = (
+        rows["index"].to_numpy(),
+        rows["activation"].to_numpy(),
+    )
     return top, heights
 
 

@@ -122,7 +122,11 @@ class Counts:
     """
 
     def __init__(
-        self, thresholds: Array, concepts: ConceptSet, upsample: Upsample, union: Union
+        self,
+        thresholds: Array,
+        concepts: ConceptSet,
+        upsample: Upsample,
+        union: Union,
     ) -> None:
         if union not in get_args(Union):
             raise ConsilienceError(

@@ -60,7 +60,9 @@ def channel_maps(
     whole = explainer.map(activations, gradients)[0]
     parts = explainer.map(activations[0][:, None], gradients[0][:, None])
     if _apart(parts.sum(dim=0), whole):
-        raise NotApplicable(code="no-channel-sum", explainer=registry.spell(explainer))
+        raise NotApplicable(
+            code="no-channel-sum", explainer=registry.spell(explainer)
+        )
     return parts
 
 
@@ -157,7 +159,7 @@ def carriers(
 
     ``dissection`` is a table with ``layer``, ``unit`` and ``concept`` (and what else is
     known of a unit; where it has ``detector``, other units count as without a concept),
-    of this model. Raises `NotApplicable` where the map is no sum over the channels of
+    of this model. Raises `NotApplicable` where the map is not a sum over the channels of
     one dissected layer, or sums to nothing inside the mask; `ConsilienceError` where
     model, explanation and dissection do not belong together.
     """
@@ -205,7 +207,9 @@ def _check_model(dissection: pd.DataFrame, model: Network) -> None:
 
 
 def _of_layer(dissection: pd.DataFrame, layer: str) -> pd.DataFrame:
-    missing = [name for name in ("layer", "unit", "concept") if name not in dissection]
+    missing = [
+        name for name in ("layer", "unit", "concept") if name not in dissection
+    ]
     if missing:
         raise ConsilienceError(
             f"a dissection has a column {missing[0]}; this table has "
@@ -225,12 +229,16 @@ def _of_layer(dissection: pd.DataFrame, layer: str) -> pd.DataFrame:
     return known
 
 
-def _check_same(parts: Tensor, explainer: LayerMaps, explanation: Explanation) -> None:
+def _check_same(
+    parts: Tensor, explainer: LayerMaps, explanation: Explanation
+) -> None:
     """Refuse where the map made again is not the explanation's own."""
     again = parts.sum(dim=0)
     again = again.relu() if explainer.relu else again
     values = torch.from_numpy(explanation.values)
-    if _apart(enlarge(again.cpu().float(), (values.shape[0], values.shape[1])), values):
+    if _apart(
+        enlarge(again.cpu().float(), (values.shape[0], values.shape[1])), values
+    ):
         name = explanation.sample.name
         raise ConsilienceError(
             f"the map of {name} made again is not the one at hand: another option or engine"
@@ -271,7 +279,9 @@ def explain_by_units(
     """The explanations with ``provenance["units"]``: which units carry each map, or why
     that cannot be told.
     """
-    return [_with_units(model, explanation, dissection) for explanation in explanations]
+    return [
+        _with_units(model, explanation, dissection) for explanation in explanations
+    ]
 
 
 def _with_units(

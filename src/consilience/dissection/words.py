@@ -134,7 +134,9 @@ class SoftWPMI:
     def scores(self, units: Array, space: Space) -> Floats:
         """(U, W)."""
         top = highest(units, self.top)
-        belongs = self.first - (self.first - self.last) * np.arange(len(top)) / len(top)
+        belongs = self.first - (self.first - self.last) * np.arange(len(top)) / len(
+            top
+        )
 
         def gain(less: Floats, ranks: Array) -> Floats:
             gains: Floats = np.log1p(belongs[ranks][:, None] * less)
@@ -401,10 +403,15 @@ def name_units(
 
 
 def _space(
-    encoder: Encoder, samples: Sequence[Sample], vocabulary: Sequence[str], prompt: str
+    encoder: Encoder,
+    samples: Sequence[Sample],
+    vocabulary: Sequence[str],
+    prompt: str,
 ) -> Space:
     if "{}" not in prompt:
-        raise ConsilienceError(f"a prompt has {{}} where the word goes; got {prompt!r}")
+        raise ConsilienceError(
+            f"a prompt has {{}} where the word goes; got {prompt!r}"
+        )
     if len(samples) < 2:
         raise ConsilienceError(
             f"words are told by how images differ; got {len(samples)} probe images"
@@ -424,12 +431,15 @@ def _scored(kind: WordSimilarity, values: Array, space: Space) -> Floats:
     return scores
 
 
-def _layer_rows(layer: str, vocabulary: Sequence[str], scores: Floats) -> pd.DataFrame:
+def _layer_rows(
+    layer: str, vocabulary: Sequence[str], scores: Floats
+) -> pd.DataFrame:
     """A row a unit: the best word, the next, and the margin between them."""
     alike = np.isnan(scores[:, 0])
     order = np.argsort(-scores, axis=1, kind="stable")[:, :2]
     best, second = (
-        np.take_along_axis(scores, order[:, [place]], axis=1)[:, 0] for place in (0, 1)
+        np.take_along_axis(scores, order[:, [place]], axis=1)[:, 0]
+        for place in (0, 1)
     )
     names = np.array(vocabulary, dtype=object)[order]
     table = pd.DataFrame(
@@ -469,7 +479,9 @@ def read_words(words: str | Path | Iterable[str]) -> tuple[str, ...]:
         dict.fromkeys(word for word in (line.strip() for line in lines) if word)
     )
     if len(listed) < 2:
-        raise ConsilienceError(f"a word list has at least two words; got {len(listed)}")
+        raise ConsilienceError(
+            f"a word list has at least two words; got {len(listed)}"
+        )
     return listed
 
 

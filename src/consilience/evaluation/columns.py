@@ -155,7 +155,9 @@ def another_class(model: Model, like: Explanation, seed: int) -> Explanation:
     )
     if np.array_equal(made.values, like.values):
         raise NotApplicable(code="same-for-every-class")
-    facts = {key: value for key, value in made.provenance.items() if key != "resolved"}
+    facts = {
+        key: value for key, value in made.provenance.items() if key != "resolved"
+    }
     # a name that no explainer has: metrics that explain again must not take this for
     # the method itself
     name = f"another-class({like.explainer})"
@@ -181,7 +183,9 @@ def drawn_class(like: Explanation, count: int, seed: int) -> int:
     ]
     if not free:
         raise NotApplicable(code="no-other-class")
-    return int(np.random.default_rng([seed, int(like.sample.digest, 16)]).choice(free))
+    return int(
+        np.random.default_rng([seed, int(like.sample.digest, 16)]).choice(free)
+    )
 
 
 def once(make: Callable[[], Explanation]) -> Callable[[], Explanation]:

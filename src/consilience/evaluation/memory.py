@@ -78,6 +78,8 @@ def remembering(model: Model) -> Model:
 
 
 def _digest(pixels: Tensor) -> bytes:
-    state = blake2b(repr((tuple(pixels.shape), pixels.dtype)).encode(), digest_size=16)
+    state = blake2b(
+        repr((tuple(pixels.shape), pixels.dtype)).encode(), digest_size=16
+    )
     state.update(pixels.detach().cpu().contiguous().numpy().data)
     return state.digest()

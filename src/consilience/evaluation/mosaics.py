@@ -36,7 +36,10 @@ cells are shown.
 
 
 def mosaics_of(
-    metric: GridPointing, models: Sequence[Model], samples: Iterable[Sample], seed: int
+    metric: GridPointing,
+    models: Sequence[Model],
+    samples: Iterable[Sample],
+    seed: int,
 ) -> Iterator[Sample]:
     """Mosaics as the metric's options say, of images that every one of ``models`` is
     sure of, each with a name of its own.
@@ -57,7 +60,9 @@ def mosaics_of(
         )
 
 
-def _agreed(first: Model, others: Sequence[Model], sample: Sample, sure: float) -> bool:
+def _agreed(
+    first: Model, others: Sequence[Model], sample: Sample, sure: float
+) -> bool:
     """Whether all models name the same class, the others with enough probability (the
     first is asked by `mosaics`).
     """
@@ -94,7 +99,8 @@ def mosaic_entries(
     first = first_of(columns, models)
     specs = {column.label: column.spec for column in columns}
     made = {
-        label: once(_explained(models[label], sample, specs[label])) for label in models
+        label: once(_explained(models[label], sample, specs[label]))
+        for label in models
     }
     return [
         _entry(column, column.of or first, models, made, sample, seed)

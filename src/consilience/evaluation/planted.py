@@ -5,7 +5,7 @@ Four models of two classes, "nothing" and "planted": decided by one marked patch
 colour, by two patches that must both be there, and by a shortcut in the corner while
 the object is elsewhere (trained on images where both occur together). The right
 explanation is known, so that methods, and metrics themselves, can be scored. `verify`
-shows that it is right: taking away the evidence turns the decision, taking away as much
+shows that it is right: removing the evidence turns the decision, removing as much
 of anything else does not.
 """
 
@@ -259,7 +259,8 @@ def trained_on_shortcut(steps: int = 25, batch: int = 32) -> nn.Module:
     for _ in range(steps):
         labels = torch.arange(batch) % 2
         base_images = [
-            _shortcut(rng)[0] if label else background(rng) for label in labels.tolist()
+            _shortcut(rng)[0] if label else background(rng)
+            for label in labels.tolist()
         ]
         pixels = torch.cat([images.to_tensor(image) for image in base_images])
         loss = nn.functional.cross_entropy(network(pixels), labels)
@@ -332,7 +333,7 @@ def verify(
     """Take away the evidence, and ``trials`` times as large a part of the rest, and ask
     the model.
 
-    What is taken away shows other background. ``elsewhere`` is the least probability of
+    What is removed shows other background. ``elsewhere`` is the least probability of
     all trials; ``parts`` has the probability without each connected mark where all are
     needed (worlds of several parts), else without the whole evidence.
     """
@@ -412,7 +413,9 @@ def wrong_maps(sample: Sample, seed: int = 0) -> dict[str, Array]:
         -(((y - SIDE / 2) ** 2 + (x - SIDE / 2) ** 2) / (2 * (SIDE / 4) ** 2))
     )
     maps = {"elsewhere": away, "inverted": ~mask, "noise": noise, "centre": middle}
-    return {name: np.asarray(values, dtype=np.float32) for name, values in maps.items()}
+    return {
+        name: np.asarray(values, dtype=np.float32) for name, values in maps.items()
+    }
 
 
 def _shifts() -> list[tuple[int, int]]:

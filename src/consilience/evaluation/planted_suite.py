@@ -69,7 +69,9 @@ def evaluate_planted(
     over all images; a metric's row the share of images (all worlds) on which the right
     map is above each wrong one, ties counting half, and how often it does not apply.
     """
-    built: dict[str, Metric] = {spec: registry.metrics.build(spec) for spec in metrics}
+    built: dict[str, Metric] = {
+        spec: registry.metrics.build(spec) for spec in metrics
+    }
     explainers = dict.fromkeys([*by, *CONTROLS])
     for spec in explainers:
         registry.explainers.build(spec)
@@ -245,7 +247,9 @@ def _metric(
     values = [value for some in found.values() for value in some]
     first = float(np.mean(values)) if values else float("nan")
     names = ("elsewhere", "inverted", "noise", "centre")
-    filled = {f"above {name}": row.get(f"above {name}", float("nan")) for name in names}
+    filled = {
+        f"above {name}": row.get(f"above {name}", float("nan")) for name in names
+    }
     return {
         "metric": spec,
         **filled,

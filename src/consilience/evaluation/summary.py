@@ -167,7 +167,9 @@ def cell(
 def _of_any_image(facts: str) -> str:
     """Facts of a reason without those that differ from image to image."""
     known = json.loads(facts) if facts else {}
-    return json.dumps({key: part for key, part in known.items() if key not in OF_IMAGE})
+    return json.dumps(
+        {key: part for key, part in known.items() if key not in OF_IMAGE}
+    )
 
 
 def interval(values: Array, binary: bool, seed: int = 0) -> stats.Interval:
@@ -241,7 +243,9 @@ def between(
     family a metric.
     """
     pairs = list(
-        combinations([column.label for column in columns if column.kind == "method"], 2)
+        combinations(
+            [column.label for column in columns if column.kind == "method"], 2
+        )
     )
     return _tested(
         f"{spec}: methods against each other",
@@ -422,7 +426,9 @@ def mean_curves(
     }
     sums = {(spec, column.label): _Band() for spec in metrics for column in columns}
     scores: dict[tuple[str, str], list[Score]] = {}
-    gathering = {spec for spec, metric in metrics.items() if hasattr(metric, "gather")}
+    gathering = {
+        spec for spec, metric in metrics.items() if hasattr(metric, "gather")
+    }
     for image in images:
         for (spec, label), band in sums.items():
             kept = image.get(specs[spec], label)

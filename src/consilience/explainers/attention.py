@@ -79,7 +79,9 @@ def place_called(plan: AttentionPlan, name: str, model: Network) -> int:
     """
     if name == "last":
         return len(plan.places) - 1
-    if name.lstrip("-").isdigit() and -len(plan.places) <= int(name) < len(plan.places):
+    if name.lstrip("-").isdigit() and -len(plan.places) <= int(name) < len(
+        plan.places
+    ):
         return int(name) % len(plan.places)
     named = [
         at
@@ -246,7 +248,9 @@ class RawAttention(OnAttention):
         place = plan.places[at]
         if place.windows > 1:
             why = f"looks at {place.keys} tokens in each of {place.windows} groups, so no token sees the whole image"
-            raise NotApplicable(code="attention-refused", module=place.module, why=why)
+            raise NotApplicable(
+                code="attention-refused", module=place.module, why=why
+            )
         return row_of(
             over_heads(read_attention(model, pixels, plan).values(at), self.heads),
             place,
@@ -529,13 +533,18 @@ class LeGrad(OnAttention):
         return torch.stack(self._of_blocks(reading, used, targets)).mean(dim=0)
 
     def _of_blocks(
-        self, reading: AttentionReading, used: Sequence[int], targets: Sequence[Target]
+        self,
+        reading: AttentionReading,
+        used: Sequence[int],
+        targets: Sequence[Target],
     ) -> list[Tensor]:
         """(N, S) of each block, from its own score alone."""
         found = []
         for at, outputs in zip(used, _split(reading.outputs, len(used)), strict=True):
             found.append(
-                reading.gradients(summed_scores(outputs, targets), [at], retain=True)[0]
+                reading.gradients(summed_scores(outputs, targets), [at], retain=True)[
+                    0
+                ]
                 .relu()
                 .mean(dim=(1, 2))
             )

@@ -82,7 +82,8 @@ def layer_norm(
     axes = tuple(range(-len(normalized_shape), 0))
     centred = input - input.mean(dim=axes, keepdim=True)
     return _affine(
-        centred / (centred.detach().square().mean(dim=axes, keepdim=True) + eps).sqrt(),
+        centred
+        / (centred.detach().square().mean(dim=axes, keepdim=True) + eps).sqrt(),
         weight,
         bias,
     )
@@ -404,7 +405,9 @@ class AttnLRP:
         )
 
 
-def check_outputs(model: Network, pixels: Tensor, outputs: Tensor, method: str) -> None:
+def check_outputs(
+    model: Network, pixels: Tensor, outputs: Tensor, method: str
+) -> None:
     """Refuse where the network says something else with the rules on (what is
     overwritten in place and used again).
     """
@@ -413,7 +416,9 @@ def check_outputs(model: Network, pixels: Tensor, outputs: Tensor, method: str) 
     if not torch.allclose(
         outputs, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max())
     ):
-        raise NotApplicable(code="rules-change-outputs", method=method, model=model.id)
+        raise NotApplicable(
+            code="rules-change-outputs", method=method, model=model.id
+        )
 
 
 def lrp_gradients(

@@ -56,7 +56,10 @@ def fused(maps: Sequence[Tensor], how: str) -> Tensor:
     """One map (N, h, w) of several layers' maps, on the finest of their grids."""
     if len(maps) == 1:
         return maps[0]
-    size = (max(item.shape[-2] for item in maps), max(item.shape[-1] for item in maps))
+    size = (
+        max(item.shape[-2] for item in maps),
+        max(item.shape[-1] for item in maps),
+    )
     stack = torch.stack([enlarge(item, size) for item in maps])
     return stack.mean(dim=0) if how == "mean" else stack.amax(dim=0)
 
@@ -119,9 +122,12 @@ class OnLayers:
         self, layers: Sequence[str], maps: Sequence[Tensor], passes: int, **facts: Any
     ) -> list[Heat]:
         """Maps (N, h, w) of each layer, before any ReLU, as one heat an image."""
-        values = fused([item.relu() if self.relu else item for item in maps], self.fuse)
+        values = fused(
+            [item.relu() if self.relu else item for item in maps], self.fuse
+        )
         grids = {
-            name: list(item.shape[-2:]) for name, item in zip(layers, maps, strict=True)
+            name: list(item.shape[-2:])
+            for name, item in zip(layers, maps, strict=True)
         }
         return [
             Heat(
@@ -180,11 +186,15 @@ class LayerMaps(OnLayers):
         targets: Sequence[Target],
     ) -> list[Heat]:
         trace = model.trace(
-            torch.cat([view.pixels for view in views]), layers, EachOwn(tuple(targets))
+            torch.cat([view.pixels for view in views]),
+            layers,
+            EachOwn(tuple(targets)),
         )
         pairs = [(trace.activations[name], trace.gradients[name]) for name in layers]
         heats = self.heats(layers, [self.map(*pair) for pair in pairs], passes=1)
-        return [self._noted(heat, layers, pairs, row) for row, heat in enumerate(heats)]
+        return [
+            self._noted(heat, layers, pairs, row) for row, heat in enumerate(heats)
+        ]
 
     def _noted(
         self,
@@ -301,13 +311,16 @@ class GradCAMPlusPlus(LayerMaps):
 
     def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Equation 10's weights, summed over channels."""
-        return weighted(plus_plus_weights(*powers(gradients), activations), activations)
+        return weighted(
+            plus_plus_weights(*powers(gradients), activations), activations
+        )
 
     def notes(self, activations: Tensor, gradients: Tensor) -> dict[str, Any]:
         """How often the denominator nearly vanishes where it matters."""
         positive = exact(gradients) > 0
         share = (
-            1 + exact(gradients) * exact(activations).sum(dim=(2, 3), keepdim=True) / 2
+            1
+            + exact(gradients) * exact(activations).sum(dim=(2, 3), keepdim=True) / 2
         )  # of 2 g^2
         near = (share.abs() < 0.1) & positive
         return {"unstable_share": float(near.sum() / positive.sum().clamp(min=1))}
@@ -397,7 +410,9 @@ def first_component(channels: Tensor, centre: bool) -> Tensor:
     along = (cells @ axis.transpose(1, 2)).squeeze(-1)
     # A centred projection sums to nothing; there the side that reaches further is up.
     up = (along**3 if centre else along).sum(dim=1, keepdim=True)
-    return torch.where(up < 0, -along, along).reshape(count, height, width).to(channels)
+    return (
+        torch.where(up < 0, -along, along).reshape(count, height, width).to(channels)
+    )
 
 
 @explainers.register("eigencam")

@@ -123,7 +123,10 @@ class Masking(OnLayers):
         passes = 1 + sum(count for _, count, _ in found)
         left_out = per_layer(layers, [share for _, _, share in found])
         return self.heats(
-            layers, [values[None] for values, _, _ in found], passes, left_out=left_out
+            layers,
+            [values[None] for values, _, _ in found],
+            passes,
+            left_out=left_out,
         )[0]
 
     def _map(
@@ -255,7 +258,9 @@ class Noisy:
         full = masks.flatten(1).any(dim=1)[:, None, None]
         low, high = _extremes(masks + field)
         return torch.where(
-            full, (masks + field - low) / torch.where(high > low, high - low, 1.0), 0.0
+            full,
+            (masks + field - low) / torch.where(high > low, high - low, 1.0),
+            0.0,
         )
 
 
@@ -331,10 +336,16 @@ class AblationCAM(OnLayers):
         ]
         passes = 1 + runs(
             tails,
-            [int(activations[name][0].flatten(1).any(dim=1).sum()) for name in layers],
+            [
+                int(activations[name][0].flatten(1).any(dim=1).sum())
+                for name in layers
+            ],
         )
         return self.heats(
-            layers, maps, passes, tail=per_layer(layers, [tail.kind for tail in tails])
+            layers,
+            maps,
+            passes,
+            tail=per_layer(layers, [tail.kind for tail in tails]),
         )[0]
 
 
@@ -371,7 +382,8 @@ class ReciproCAM(OnLayers):
         False, help="keep only evidence for the target, on the layer's grid"
     )
     gaussian: bool = option(
-        False, help="leave a 3 x 3 Gaussian around each cell instead of the cell alone"
+        False,
+        help="leave a 3 x 3 Gaussian around each cell instead of the cell alone",
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is a cell's value"
@@ -391,7 +403,10 @@ class ReciproCAM(OnLayers):
         ]
         passes = 1 + runs(tails, [item.numel() for item in maps])
         return self.heats(
-            layers, maps, passes, tail=per_layer(layers, [tail.kind for tail in tails])
+            layers,
+            maps,
+            passes,
+            tail=per_layer(layers, [tail.kind for tail in tails]),
         )[0]
 
     def _map(

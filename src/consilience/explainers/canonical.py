@@ -113,7 +113,9 @@ _ACTIVATIONS: dict[Any, Callable[..., nn.Module]] = {
         negative_slope
     ),
     functional.elu: lambda alpha=1.0, inplace=False: nn.ELU(alpha),
-    functional.softplus: lambda beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
+    functional.softplus: lambda beta=1.0, threshold=20.0: nn.Softplus(
+        beta, threshold
+    ),
     **dict.fromkeys((functional.tanh, torch.tanh, "tanh", "tanh_"), nn.Tanh),
     **dict.fromkeys(
         (functional.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"), nn.Sigmoid
@@ -130,7 +132,9 @@ _MADE: dict[Any, Callable[..., nn.Module]] = {
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     functional.avg_pool2d: nn.AvgPool2d,
     functional.max_pool2d: lambda kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: (
-        nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        nn.MaxPool2d(
+            kernel_size, stride, padding, dilation, return_indices, ceil_mode
+        )
     ),
     functional.interpolate: Resize,
     **dict.fromkeys((torch.mean, "mean"), MeanPool),
@@ -198,7 +202,7 @@ class Canonical:
 def canonical(
     model: Network, activations: Sequence[type], prepared: Tensor, sums: bool
 ) -> Canonical:
-    """The network written out, and held against itself on ``prepared`` images,
+    """The network written out, and compared with itself on ``prepared`` images,
     normalised.
 
     ``activations`` are the kinds the caller has a rule for; ``sums`` makes branches
@@ -226,7 +230,9 @@ def canonical(
     scale = float(expected.abs().max().clamp(min=1e-6))
     apart = float((got - expected).abs().max()) / scale
     if not apart <= REWRITE_TOLERANCE:
-        raise NotApplicable(code="written-out-differs", model=network.name, apart=apart)
+        raise NotApplicable(
+            code="written-out-differs", model=network.name, apart=apart
+        )
     return found
 
 
@@ -297,7 +303,9 @@ class _Writer:
     def written(self) -> fx.GraphModule:
         """The graph as a module whose parts stand in the order of the pass."""
         try:
-            traced = graph.trace_graph(self._own, Dialect(leaves=(_ConvNd, _BatchNorm)))
+            traced = graph.trace_graph(
+                self._own, Dialect(leaves=(_ConvNd, _BatchNorm))
+            )
         except Uncut as why:
             raise NotApplicable(
                 code="cannot-write-out", module=type(self._own).__name__, why=why
@@ -408,7 +416,9 @@ class _Writer:
         if not alone or not isinstance(before, nn.Linear | nn.Conv1d | nn.Conv2d):
             return self._module(norm, given)
         fuse: Any = (
-            fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
+            fuse_linear_bn_eval
+            if isinstance(before, nn.Linear)
+            else fuse_conv_bn_eval
         )
         self._parts[str(given.target)] = fuse(before, norm)
         return given
@@ -417,14 +427,18 @@ class _Writer:
         """For captum, whose hook sets the gradient of what a module is given, also of
         what others read of it: a copy.
         """
-        return given if self._sums else self._graph.call_function(torch.clone, (given,))
+        return (
+            given if self._sums else self._graph.call_function(torch.clone, (given,))
+        )
 
     def _activation(self, part: nn.Module) -> nn.Module:
         """A copy that is not in place; for captum, which has no rule for ReLU6, as two
         ReLUs.
         """
         return (
-            Clipped() if isinstance(part, nn.ReLU6) and not self._sums else _fresh(part)
+            Clipped()
+            if isinstance(part, nn.ReLU6) and not self._sums
+            else _fresh(part)
         )
 
     # -- functions and methods
@@ -444,7 +458,9 @@ class _Writer:
             return self._added(*args)
         if target in _MADE:
             first = args[0] if args else kwargs.pop("input")
-            return self._module(_MADE[target](*args[1:], **kwargs), self._alone(first))
+            return self._module(
+                _MADE[target](*args[1:], **kwargs), self._alone(first)
+            )
         if target in _MOVES:
             return self._copied(node)
         name = (
@@ -475,7 +491,7 @@ class _Writer:
         )
 
     def _are_maps(self, node: fx.Node) -> bool:
-        """Both come from the image: a constant that is added is no branch."""
+        """Both come from the image: a constant that is added is not a branch."""
         both = [
             arg
             for arg in node.args
@@ -518,7 +534,7 @@ def start(
     """What of the score each raw output gives, its share of it (the gradient), and the
     score.
 
-    Raises `NotApplicable` for a target that is no sum of outputs, as a probability or a
+    Raises `NotApplicable` for a target that is not a sum of outputs, as a probability or a
     cosine: there relevance has no start.
     """
     with torch.no_grad():

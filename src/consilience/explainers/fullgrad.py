@@ -110,7 +110,9 @@ class Terms:
         if term.dim() == 4:
             sizes = psi(term.movedim(axis, 1)[0].abs(), self.rescale)
             # Enlarging is linear: one map of the sum, not one a channel.
-            self.map = self.map.to(term.device) + enlarge(sizes.sum(dim=0), self.frame)
+            self.map = self.map.to(term.device) + enlarge(
+                sizes.sum(dim=0), self.frame
+            )
 
 
 def psi(sizes: Tensor, rescale: str) -> Tensor:
@@ -129,7 +131,7 @@ def psi(sizes: Tensor, rescale: str) -> Tensor:
 
 class Biases(TorchFunctionMode):
     """While a network runs, hangs a hook on every output that has a bias in it: of
-    convolutions, linear layers, batch norms, activations. On the way back ``see`` is
+    convolutions, linear layers, batch norms, activations. In the backward pass ``see`` is
     given bias times gradient and the channels' axis; nothing is kept for longer.
 
     Functions are watched, not modules: what a module does after its batch norm, and

@@ -99,7 +99,7 @@ def completeness(attributed: float, there: float, start: float) -> dict[str, Any
 
     ``explained`` is f(there) - f(start); ``completeness_gap`` what of it is not
     attributed; ``completeness_share`` that in units of it, 0 where it is rounding.
-    Where the scores hardly differ, they are what it is held against.
+    Where the scores hardly differ, they are what it is compared with.
     """
     explained = there - start
     gap = explained - attributed
@@ -152,7 +152,9 @@ class Gradient:
         for rows, trace in _passes(model, views, targets, self.label):
             heats = [
                 self._heat(view, row)
-                for view, row in zip(views[rows], trace.gradients[PIXELS], strict=True)
+                for view, row in zip(
+                    views[rows], trace.gradients[PIXELS], strict=True
+                )
             ]
             found += heats
         return found

@@ -21,7 +21,13 @@ from scipy.special import roots_legendre
 from torch import Tensor
 
 from consilience import progress
-from consilience.explainers.cam import AUTO, EachOwn, fused, per_layer, resolved_layers
+from consilience.explainers.cam import (
+    AUTO,
+    EachOwn,
+    fused,
+    per_layer,
+    resolved_layers,
+)
 from consilience.explainers.gradients import (
     CHANNELS,
     Channels,
@@ -201,10 +207,12 @@ class IntegratedGradients:
         help="where the way starts; several, joined by +, are averaged",
     )
     rule: QuadratureRule = option(
-        "auto", help="quadrature; auto is gauss-legendre on pixels, trapezoid on layers"
+        "auto",
+        help="quadrature; auto is gauss-legendre on pixels, trapezoid on layers",
     )
     layer: tuple[str, ...] = option(
-        (PIXELS,), help="pixels, or layers joined by +; auto is the last spatial output"
+        (PIXELS,),
+        help="pixels, or layers joined by +; auto is the last spatial output",
     )
     channels: Channels = option("sum", help=CHANNELS)
     score: GradientScore = option("logit", help="what is differentiated")
@@ -266,7 +274,9 @@ class IntegratedGradients:
             target,
             self.label,
         )
-        there, *begun = gradient_scores(model, torch.cat([view.pixels, starts]), target)
+        there, *begun = gradient_scores(
+            model, torch.cat([view.pixels, starts]), target
+        )
         facts = completeness(total(found), there, math.fsum(begun) / len(begun))
         passes = {"passes": len(starts) * self.steps}
         return Heat(
@@ -343,7 +353,10 @@ def shared_out(maps: Sequence[Tensor]) -> Tensor:
     """Maps (h', w') of several grids as their mean on the finest; a cell's value is
     shared out over the cells it becomes.
     """
-    size = (max(item.shape[-2] for item in maps), max(item.shape[-1] for item in maps))
+    size = (
+        max(item.shape[-2] for item in maps),
+        max(item.shape[-1] for item in maps),
+    )
     cells = size[0] * size[1]
     return fused(
         [
@@ -416,7 +429,9 @@ class ExpectedGradients:
             target,
             self.label,
         )
-        there, *begun = gradient_scores(model, torch.cat([view.pixels, starts]), target)
+        there, *begun = gradient_scores(
+            model, torch.cat([view.pixels, starts]), target
+        )
         facts = completeness(total(found), there, math.fsum(begun) / len(begun))
         return Heat(
             reduced(found, self.channels),
@@ -506,7 +521,9 @@ class GuidedIG:
             for step in range(self.steps):
                 self._step(model, walks, goal, (step + 1) / self.steps)
                 running.advance()
-        groups = [walks[start : start + count] for start in range(0, len(walks), count)]
+        groups = [
+            walks[start : start + count] for start in range(0, len(walks), count)
+        ]
         return [
             self._heat(model, *one)
             for one in zip(views, starts, targets, groups, strict=True)
@@ -537,7 +554,9 @@ class GuidedIG:
         walks: Sequence[Walk],
     ) -> Heat:
         found = torch.from_numpy(np.mean([walk.gathered for walk in walks], axis=0))
-        there, *begun = gradient_scores(model, torch.cat([view.pixels, starts]), target)
+        there, *begun = gradient_scores(
+            model, torch.cat([view.pixels, starts]), target
+        )
         facts = completeness(total(found), there, math.fsum(begun) / len(begun))
         return Heat(
             reduced(found, self.channels).float(),

@@ -81,7 +81,9 @@ class Lime:
         Quickshift(), kind="segmenter", help="how superpixels are cut"
     )
     features: int = option(
-        10, help="superpixels selected for the refit; a large number keeps all", least=1
+        10,
+        help="superpixels selected for the refit; a large number keeps all",
+        least=1,
     )
     kernel_width: float = option(0.25, help="width of the cosine kernel", above=0)
     alpha: float = option(
@@ -98,10 +100,13 @@ class Lime:
         help="fair coins, alone, in complementary pairs or in orthogonal arrays; lime: lime's own",
     )
     selection: Literal["auto", "highest", "forward", "none"] = option(
-        "auto", help="how features are selected; auto: forward up to 6, else by weight"
+        "auto",
+        help="how features are selected; auto: forward up to 6, else by weight",
     )
     seed: int = option(
-        0, help="seed of the perturbations; it never reaches the segmentation", least=0
+        0,
+        help="seed of the perturbations; it never reaches the segmentation",
+        least=0,
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is explained"
@@ -153,7 +158,10 @@ class Lime:
         seconds: dict[str, float] = {}
         with _timed(seconds, "segmentation_seconds"):
             segments = segment(self.segments, images.to_array(view.pixels))
-        on, fill = self._draws(int(segments.max()) + 1), self.fill.image(view, segments)
+        on, fill = (
+            self._draws(int(segments.max()) + 1),
+            self.fill.image(view, segments),
+        )
         stops = (
             looks(self.samples, on.shape[1]) if self.until == "stable" else (len(on),)
         )
@@ -164,13 +172,21 @@ class Lime:
                     [
                         scores,
                         _scores(
-                            model, view, segments, on[len(scores) : stop], target, fill
+                            model,
+                            view,
+                            segments,
+                            on[len(scores) : stop],
+                            target,
+                            fill,
                         ),
                     ]
                 )
             with _timed(seconds, "fit_seconds"):
                 whole, told, arrays = fit_surrogate(
-                    self.surrogate, self._scored(on, scores), self.alpha, self.features
+                    self.surrogate,
+                    self._scored(on, scores),
+                    self.alpha,
+                    self.features,
                 )
                 sure = certainty(told, scores, self.features, self.seed)
             if sure.p_set >= 1 - WRONG / len(stops):
@@ -198,7 +214,9 @@ class Lime:
         """What is fitted: the draws that have their scores, of all runs or of one."""
         number = min(len(scores), self.samples)
         runs = range(self.repeats) if run is None else (run,)
-        drawn = np.concatenate([np.arange(number) + one * self.samples for one in runs])
+        drawn = np.concatenate(
+            [np.arange(number) + one * self.samples for one in runs]
+        )
         together = groups(self.draw, number)
         there = [
             np.where(together < 0, -1, together + place * number)
@@ -285,7 +303,9 @@ class Lime:
             "stable": stable,
         }
         facts |= {
-            "verdict": stability(sure, stable, samples, flat=bool(np.ptp(scores) == 0))
+            "verdict": stability(
+                sure, stable, samples, flat=bool(np.ptp(scores) == 0)
+            )
         }
         if self.repeats > 1:
             facts |= {"jaccard": self._agreement(on, scores, sure.k)}

@@ -59,7 +59,9 @@ class Occlusion:
 
         def masks(start: int, stop: int) -> Tensor:
             """One more image than windows: the first is whole."""
-            row, column = np.divmod(np.arange(max(start - 1, 0), stop - 1), len(across))
+            row, column = np.divmod(
+                np.arange(max(start - 1, 0), stop - 1), len(across)
+            )
             hidden = down[row][:, :, None] & across[column][:, None, :]
             whole = np.zeros((1 if start == 0 else 0, *hidden.shape[1:]), dtype=bool)
             return torch.from_numpy(~np.concatenate([whole, hidden]))

@@ -100,7 +100,7 @@ def relevance_heat(
 
     Raises `NotApplicable` where it explodes: rules divide by sums, which cancel where
     branches of both signs come together. A score near 0 may be what large terms leave,
-    so relevance is held against the largest output, too.
+    so relevance is compared with the largest output, too.
     """
     whole, reached = float(sent.double().sum()), float(arrived.double().sum())
     size = float(sent.double().abs().sum())
@@ -113,7 +113,9 @@ def relevance_heat(
     notes = (
         []
         if not norms
-        else [f"{norms} batch norms that follow no convolution pass relevance as it is"]
+        else [
+            f"{norms} batch norms that follow no convolution pass relevance as it is"
+        ]
     )
     if abs(whole - reached) > LOST * size:
         notes.append(

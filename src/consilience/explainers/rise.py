@@ -115,7 +115,9 @@ class Rise:
             if min(looks[-2:]) >= self.agreement:
                 break
         values = (halves[0] + halves[1]) / (len(scores) * self.p)
-        return Heat(torch.from_numpy(values).float(), facts=self._facts(scores, looks))
+        return Heat(
+            torch.from_numpy(values).float(), facts=self._facts(scores, looks)
+        )
 
     def _facts(self, scores: Array, looks: list[float]) -> dict[str, Any]:
         half = looks[-1]

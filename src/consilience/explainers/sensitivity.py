@@ -164,7 +164,9 @@ class Hsic:
         on = hypercube(self.grid**2, self.masks, self.seed)
 
         def masks(start: int, stop: int) -> Tensor:
-            return cells(on[start:stop].reshape(-1, self.grid, self.grid), _frame(view))
+            return cells(
+                on[start:stop].reshape(-1, self.grid, self.grid), _frame(view)
+            )
 
         fill = self.fill.image(view, None)
         scores = (

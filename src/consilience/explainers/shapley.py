@@ -94,7 +94,9 @@ class Game:
 
         coalitions = Coalitions(self.segments, count + 2, both)
         scores = (
-            probe(self.model, self.view, coalitions, self.target, self.fill, self.label)
+            probe(
+                self.model, self.view, coalitions, self.target, self.fill, self.label
+            )
             .double()
             .numpy()
         )
@@ -402,7 +404,9 @@ class Shapley:
         Quickshift(), kind="segmenter", help="how superpixels are cut"
     )
     fill: Fill = option(
-        MeanFill(), kind="fill", help="what stands where a superpixel has not come yet"
+        MeanFill(),
+        kind="fill",
+        help="what stands where a superpixel has not come yet",
     )
     seed: int = option(
         0, help="seed of the orders; more of them begin with the same ones", least=0
@@ -509,7 +513,9 @@ class Banzhaf:
         "regression", help="slopes of a linear fit, or differences of means"
     )
     seed: int = option(
-        0, help="seed of the coalitions; more of them begin with the same ones", least=0
+        0,
+        help="seed of the coalitions; more of them begin with the same ones",
+        least=0,
     )
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is weighed"

@@ -143,7 +143,9 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     count = kept.numel() / given.numel()
     return ruled(
         said,
-        lambda relevance: [given * share(relevance.reshape(kept.shape), kept) * count],
+        lambda relevance: [
+            given * share(relevance.reshape(kept.shape), kept) * count
+        ],
         input,
     )
 

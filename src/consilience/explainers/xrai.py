@@ -72,7 +72,9 @@ class Xrai:
             self.steps, self.baseline, self.rule, channels=self.channels
         ).explain(model, view, target)
         candidates = regions(images.to_array(view.pixels), self.segments, self.grow)
-        values, rank = taken(fine.values.cpu().double().numpy(), candidates, self.least)
+        values, rank = taken(
+            fine.values.cpu().double().numpy(), candidates, self.least
+        )
         extras = {**fine.extras, "rank": rank}
         return Heat(
             torch.from_numpy(values).float(),
@@ -93,7 +95,9 @@ def regions(
     low, high = image.min(), image.max()
     stretched = (image - low) / (high - low) if high > low else image
     places = [
-        region for one in segmenters for region in _grown(segment(one, stretched), grow)
+        region
+        for one in segmenters
+        for region in _grown(segment(one, stretched), grow)
     ]
     ends = np.cumsum([0, *map(len, places)])
     shape = (len(places), image.shape[0] * image.shape[1])
@@ -139,7 +143,9 @@ def taken(
         best = int(density.argmax())
         if density[best] == -math.inf:
             break
-        new = candidates.indices[candidates.indptr[best] : candidates.indptr[best + 1]]
+        new = candidates.indices[
+            candidates.indptr[best] : candidates.indptr[best + 1]
+        ]
         new = new[rank[new] < 0]
         gains[new], rank[new] = flat[new].mean(), turn
         lost = holders[new]

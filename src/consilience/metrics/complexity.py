@@ -71,7 +71,7 @@ class Entropy:
     ``- sum_i p_i ln p_i`` with ``p_i = |v_i| / sum_j |v_j|``, in nats: 0 where one
     pixel has everything, ``ln(h w)`` where all have the same. Of two maps as good as
     each other the simpler one is to be preferred; nothing more. Depends on the frame's
-    size. Quantus takes signed shares, whose logarithm is no number where a value is
+    size. Quantus takes signed shares, whose logarithm is not a number where a value is
     negative.
     """
 

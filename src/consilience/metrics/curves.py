@@ -1,4 +1,4 @@
-"""Faithfulness by a curve: what becomes of the score while the image is taken away, or
+"""Faithfulness by a curve: what becomes of the score while the image is removed, or
 brought back, pixel after pixel.
 
 Insertion, deletion, pixel flipping, region perturbation and IROF differ in what is
@@ -55,7 +55,9 @@ class _Curve(Probing):
     fill: Fill = option(
         NeutralFill(), kind="fill", help="what stands where the image is not shown"
     )
-    normalised: bool = option(False, help="scale by what the image and its fill score")
+    normalised: bool = option(
+        False, help="scale by what the image and its fill score"
+    )
     gap: float = option(
         0.05,
         help="least difference of the two at which that is done, in units of the score",
@@ -65,7 +67,9 @@ class _Curve(Probing):
         "probability",
         help="which number of the class is followed: probability or logit",
     )
-    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
+    seed: int = option(
+        0, help="seed of the order among pixels of equal value", least=0
+    )
 
     def __post_init__(self) -> None:
         open_ended(self, self.normalised or self.reads == "logit")
@@ -134,7 +138,7 @@ class Insertion(_Curve):
 @dataclass(frozen=True)
 class Deletion(_Curve):
     """Deletion (Petsiuk, Das & Saenko, BMVC 2018, section 4): the mean score while the
-    image is taken away.
+    image is removed.
 
     ``AUC = int_0^1 f(x_s) ds`` by trapezoids, x_s the image with the share s of its
     pixels replaced by the fill, those that the map ranks first. A good map brings the
@@ -191,7 +195,9 @@ class PixelFlipping(Probing):
         "probability",
         help="which number of the class is followed: probability or logit",
     )
-    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
+    seed: int = option(
+        0, help="seed of the order among pixels of equal value", least=0
+    )
 
     def __post_init__(self) -> None:
         open_ended(self, self.reads == "logit")

@@ -35,7 +35,7 @@ def explainer_of(explanation: Explanation) -> Explainer:
     """The explainer that made it, with what ``auto`` became; `NotApplicable` where it
     is not registered here.
 
-    A control that shows the map of another class is no method of its own, and is not
+    A control that shows the map of another class is not a method of its own, and is not
     made again.
     """
     if "another" in explanation.provenance:
@@ -105,7 +105,10 @@ def chance_similarity(
         for one in controls
     ]
     found = [alike(explanation.values, values, by, magnitude) for values in noise]
-    return {"random": float(np.mean(found)), "random_sd": float(np.std(found, ddof=1))}
+    return {
+        "random": float(np.mean(found)),
+        "random_sd": float(np.std(found, ddof=1)),
+    }
 
 
 def needs_module(model: Model, name: str) -> Any:

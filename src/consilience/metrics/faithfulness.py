@@ -63,7 +63,10 @@ class Subsets:
     def sums(self, values: Array) -> Array:
         """Sums (n,) of a map (h, w) over each set."""
         return np.concatenate(
-            [np.where(some, values.ravel(), 0.0).sum(axis=1) for some in self.sets(32)]
+            [
+                np.where(some, values.ravel(), 0.0).sum(axis=1)
+                for some in self.sets(32)
+            ]
         )
 
     def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
@@ -115,7 +118,10 @@ class FaithfulnessCorrelation(Probing):
     cost: ClassVar[str] = "subsets + 1 passes"
     subsets: int = option(100, help="random sets of pixels", least=3)
     share: float = option(
-        0.05, help="share of the pixels in a set, above 0 and below 1", above=0, most=1
+        0.05,
+        help="share of the pixels in a set, above 0 and below 1",
+        above=0,
+        most=1,
     )
     fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
     reads: ScoreKind = option("probability", help=READS)
@@ -256,7 +262,10 @@ class Squares:
         top, left = self.corners.T
         low, right = top + self.side, left + self.side
         sums: Array = (
-            total[low, right] - total[top, right] - total[low, left] + total[top, left]
+            total[low, right]
+            - total[top, right]
+            - total[low, left]
+            + total[top, left]
         )
         return sums
 
@@ -328,14 +337,18 @@ class Infidelity(Probing):
     scaled: bool = option(True, help="scale the map so that its error is least")
     fill: Fill = option(NeutralFill(), kind="fill", help="what a square becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the places, the same for all methods", least=0)
+    seed: int = option(
+        0, help="seed of the places, the same for all methods", least=0
+    )
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them."""
         values = map_of(view, explanation)
         fill = self.fill.image(view, None)
         if self.values == "gradient":
-            values = values * (view.pixels - fill)[0].sum(dim=0).double().cpu().numpy()
+            values = (
+                values * (view.pixels - fill)[0].sum(dim=0).double().cpu().numpy()
+            )
         keeps = Squares.draw(
             self.squares,
             max(1, round(self.size * min(values.shape))),
@@ -397,14 +410,19 @@ class FaithfulnessEstimate(Probing):
     groups: int = option(100, help="groups of pixels of equal size, by rank", least=3)
     fill: Fill = option(NeutralFill(), kind="fill", help="what a pixel becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
+    seed: int = option(
+        0, help="seed of the order among pixels of equal value", least=0
+    )
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """Edits and what is made of them: first the image itself, then a group at a
         time.
         """
         values = map_of(view, explanation)
-        rank, edges = ranks(values, self.seed), removal_stops(values.size, self.groups)
+        rank, edges = (
+            ranks(values, self.seed),
+            removal_stops(values.size, self.groups),
+        )
         ordered = np.empty(values.size)
         ordered[rank.ravel()] = values.ravel()
         means = np.add.reduceat(ordered, edges[:-1]) / np.diff(edges)
@@ -460,7 +478,9 @@ class Monotonicity(Probing):
         NeutralFill(), kind="fill", help="what the image is brought back on"
     )
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
+    seed: int = option(
+        0, help="seed of the order among pixels of equal value", least=0
+    )
 
     def __post_init__(self) -> None:
         options_turn(self, binary=self.strict)
@@ -505,7 +525,9 @@ class _Top(Probing):
     )
     fill: Fill = option(NeutralFill(), kind="fill", help="what the rest becomes")
     reads: ScoreKind = option("probability", help=READS)
-    seed: int = option(0, help="seed of the order among pixels of equal value", least=0)
+    seed: int = option(
+        0, help="seed of the order among pixels of equal value", least=0
+    )
 
     def __post_init__(self) -> None:
         open_ended(self, self.reads == "logit")

@@ -84,7 +84,9 @@ def class_masks(explanation: Explanation) -> list[Array]:
     """
     known, target = explanation.sample.masks, explanation.target
     names = (
-        (str(target.index), target.name) if target.index is not None else (target.name,)
+        (str(target.index), target.name)
+        if target.index is not None
+        else (target.name,)
     )
     return [known[name] for name in dict.fromkeys(names) if name in known]
 
@@ -400,7 +402,10 @@ class RelevanceRank(Located):
         hits = int((above & place.on).sum()) + left * float(place.on[tied].mean())
         return Score(
             hits / count,
-            facts={**place.facts, "tied": int(tied.sum()) if left < tied.sum() else 0},
+            facts={
+                **place.facts,
+                "tied": int(tied.sum()) if left < tied.sum() else 0,
+            },
         )
 
 
@@ -462,7 +467,9 @@ def top_area(explanation: Explanation, share: float, seed: int) -> tuple[Array, 
 
     values = explanation.values
     on: Array = np.zeros(values.size, dtype=bool)
-    on[ordered(values, lot(explanation, seed))[: pixels_of(share, values.size)]] = True
+    on[ordered(values, lot(explanation, seed))[: pixels_of(share, values.size)]] = (
+        True
+    )
     on = on.reshape(values.shape)
     return on, tied_at_cut(values, on)
 
@@ -643,7 +650,10 @@ def part_boxes(on: Array, largest_only: bool) -> Array:
     if largest_only and count > 1:
         found = [found[int(np.bincount(labels.ravel())[1:].argmax())]]
     return np.array(
-        [[across.start, down.start, across.stop, down.stop] for down, across in found],
+        [
+            [across.start, down.start, across.stop, down.stop]
+            for down, across in found
+        ],
         dtype=np.float64,
     )
 

@@ -237,7 +237,9 @@ class GridPointing:
     cost: ClassVar[str] = "no passes"
     unit: ClassVar[str] = "mosaic"
     cells: int = option(4, help="cells of a mosaic: 4, 9, 16 ...")
-    sure: float = option(0.9, help="probability that an image's first class must have")
+    sure: float = option(
+        0.9, help="probability that an image's first class must have"
+    )
     count: int = option(50, help="at most so many mosaics")
 
     def __post_init__(self) -> None:

@@ -139,7 +139,7 @@ def map_of(view: View, explanation: Explanation) -> Array:
 
 def read_as(target: Target, score: ScoreKind) -> Target:
     """The target as a probability or logit, as far as the model's outputs allow; one
-    that is no class stays as it is.
+    that is not a class stays as it is.
     """
     return target.scored(score) if isinstance(target, ClassTarget) else target
 
@@ -182,7 +182,9 @@ def ranks(values: Array, seed: int) -> Array:
     return found.reshape(values.shape)
 
 
-def removal_stops(pixels: int, steps: int, step: int = 0, share: float = 1.0) -> Array:
+def removal_stops(
+    pixels: int, steps: int, step: int = 0, share: float = 1.0
+) -> Array:
     """How many pixels are edited at each point: from 0 up to ``share`` in equal
     ``steps``, or ``step`` more at a time.
     """
@@ -213,9 +215,9 @@ class Ranked:
     def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
         """Edited images (b, 3, h, w), at most ``size`` at a time."""
         rank = torch.from_numpy(self.rank).to(image.device)
-        edges = torch.from_numpy(np.stack([self.start, self.stop]).astype(np.int32)).to(
-            image.device
-        )
+        edges = torch.from_numpy(
+            np.stack([self.start, self.stop]).astype(np.int32)
+        ).to(image.device)
         inside, outside = (image, fill) if self.reveal else (fill, image)
         for part in torch.split(edges, size, dim=1):
             start, stop = part[:, :, None, None, None]

@@ -1,4 +1,4 @@
-"""ROAD, remove and debias: pixels are taken away and their places filled in from what
+"""ROAD, remove and debias: pixels are removed and their places filled in from what
 is around them, so that little is given away by the shape of the hole.
 """
 
@@ -63,7 +63,7 @@ class Road(Probing):
     share removed, the score (combined: morf, lerf).
 
     Quantus mistakes elements of channels for pixels on RGB images and keeps only its
-    first batch, so it is no measure here. Known failure: where much is removed, what is
+    first batch, so it is not a measure here. Known failure: where much is removed, what is
     filled in is a blur, which a network may still not have seen.
     """
 
@@ -97,7 +97,9 @@ class Road(Probing):
 
     def __post_init__(self) -> None:
         if self.order != "combined":
-            options_turn(self, higher_is_better=self.order == "lerf", bounds=(0.0, 1.0))
+            options_turn(
+                self, higher_is_better=self.order == "lerf", bounds=(0.0, 1.0)
+            )
         open_ended(self, self.reads == "logit")
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
@@ -125,7 +127,9 @@ class Road(Probing):
     def _finish(self, scores: Array) -> Score:
         rows = scores.reshape(-1, len(self.shares))
         curve = np.concatenate([np.array([self.shares]), rows])
-        value = rows.mean(axis=1) @ ([-0.5, 0.5] if self.order == "combined" else [1.0])
+        value = rows.mean(axis=1) @ (
+            [-0.5, 0.5] if self.order == "combined" else [1.0]
+        )
         return Score(float(value), curve, {"passes": len(scores), "seed": self.seed})
 
 

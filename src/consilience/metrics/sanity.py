@@ -102,7 +102,11 @@ def randomise(part: nn.Module, name: str, how: How, seed: int) -> None:
     """
     tensors = own_tensors(part)
     cuda = sorted(
-        {tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"}
+        {
+            tensor.device.index or 0
+            for tensor in tensors
+            if tensor.device.type == "cuda"
+        }
     )
     with torch.no_grad(), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(
@@ -176,7 +180,10 @@ def _stages(
     seed: int,
 ) -> Iterator[Stage]:
     scratch = copy.deepcopy(model.module)
-    parts, originals = dict(scratch.named_modules()), dict(model.module.named_modules())
+    parts, originals = (
+        dict(scratch.named_modules()),
+        dict(model.module.named_modules()),
+    )
     network = model.with_module(scratch).using(engine="torch")
     done: list[str] = []
     for group in groups:
@@ -192,7 +199,9 @@ def _stages(
 
 def _restore(part: nn.Module, original: nn.Module) -> None:
     with torch.no_grad():
-        for tensor, value in zip(own_tensors(part), own_tensors(original), strict=True):
+        for tensor, value in zip(
+            own_tensors(part), own_tensors(original), strict=True
+        ):
             tensor.copy_(value)
 
 
@@ -246,7 +255,9 @@ class MPRT:
         network, explainer = needs_module(model, "mprt"), explainer_of(explanation)
         still = self._still(network, explainer, view, explanation)
         same, layers = [], []
-        for stage in stages(network, view, self.order, self.steps, self.how, self.seed):
+        for stage in stages(
+            network, view, self.order, self.steps, self.how, self.seed
+        ):
             values = self._map(stage.model, explainer, view, explanation)
             same.append(alike(still, values, self.similarity, self.magnitude))
             layers.append(stage.layers[-1])
@@ -371,7 +382,8 @@ class EfficientMPRT:
             "model_after": output_entropy(stage.model, view),
         }
         return Score(
-            (after - before) / before, facts={"before": before, "after": after, **heard}
+            (after - before) / before,
+            facts={"before": before, "after": after, **heard},
         )
 
 
@@ -411,7 +423,7 @@ class RandomLogit:
     that its windows run over strings of pixels.
 
     -1 to 1, lower is better: a map that explains a class is not that of another one.
-    `NotApplicable` where the target is no class or there is only one.
+    `NotApplicable` where the target is not a class or there is only one.
     """
 
     higher_is_better: ClassVar[bool] = False
@@ -456,7 +468,9 @@ class RandomLogit:
         target = explanation.target
         if not isinstance(target, ClassTarget):
             raise NotApplicable(code="random-logit-no-class", target=target.name)
-        others = [index for index in range(len(model.classes)) if index != target.index]
+        others = [
+            index for index in range(len(model.classes)) if index != target.index
+        ]
         if not others:
             raise NotApplicable(code="random-logit-one-class", model=model.id)
         rng = np.random.default_rng(

@@ -33,7 +33,9 @@ def alike(a: Array, b: Array, by: MapSimilarity, magnitude: bool = False) -> flo
     flat = [values.min() == values.max() for values in (a, b)]
     if any(flat):
         return float(all(flat))
-    return min(1.0, max(-1.0, MEASURES[by](a.astype(np.float64), b.astype(np.float64))))
+    return min(
+        1.0, max(-1.0, MEASURES[by](a.astype(np.float64), b.astype(np.float64)))
+    )
 
 
 def _pearson(a: Array, b: Array) -> float:

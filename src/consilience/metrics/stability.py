@@ -134,7 +134,9 @@ class _Sensitivity:
     """What the two share: how far the map moves, by noisy copy."""
 
     samples: int = option(10, help="noisy copies that are explained")
-    radius: float = option(0.02, help="largest change of a pixel, of its range 0 to 1")
+    radius: float = option(
+        0.02, help="largest change of a pixel, of its range 0 to 1"
+    )
     seed: int = option(0, help="seed of the noise")
 
     higher_is_better: ClassVar[bool] = False
@@ -153,7 +155,9 @@ class _Sensitivity:
         whole = explanation.values.astype(np.float64)
         norm = float(np.linalg.norm(whole))
         if norm == 0:
-            raise NotApplicable(code="map-zero-change", explainer=explanation.explainer)
+            raise NotApplicable(
+                code="map-zero-change", explainer=explanation.explainer
+            )
 
         def views() -> Iterator[View]:
             return noisy(view, self.samples, self.radius, self.seed)

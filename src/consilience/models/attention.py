@@ -147,7 +147,9 @@ class Attentions(TorchFunctionMode):
             )
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         scores = bias_of(query @ key.transpose(-2, -1) * scale, attn_mask, is_causal)
-        return functional.dropout(self.noted(scores.softmax(dim=-1)), dropout_p) @ value
+        return (
+            functional.dropout(self.noted(scores.softmax(dim=-1)), dropout_p) @ value
+        )
 
     def multi_head(
         self,
@@ -173,7 +175,12 @@ class Attentions(TorchFunctionMode):
         return said, found[-1].mean(dim=-3) if average_attn_weights else found[-1]
 
 
-_SOFTMAXES = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+_SOFTMAXES = {
+    functional.softmax,
+    torch.softmax,
+    Tensor.softmax,
+    torch.special.softmax,
+}
 
 
 def _over_last(
@@ -285,7 +292,8 @@ def named_calls(module: nn.Module) -> Iterator[list[str]]:
     inside: list[str] = []
     parts = [(name, part) for name, part in module.named_modules() if name]
     enter = [
-        part.register_forward_pre_hook(_entering(inside, name)) for name, part in parts
+        part.register_forward_pre_hook(_entering(inside, name))
+        for name, part in parts
     ]
     try:
         with hooked(

@@ -131,7 +131,9 @@ class BlackBox:
         if not len(pixels):
             return torch.empty(0, len(self.classes))
         with self._lock, torch.no_grad():
-            prepared = self.recipe.normalised(pixels.detach().to("cpu", torch.float32))
+            prepared = self.recipe.normalised(
+                pixels.detach().to("cpu", torch.float32)
+            )
             found = run_backend(self.backend, prepared, self.batch, self.name)
         plan.record_pass(
             str(self.backend.facts["engine"]), str(self.backend.facts["precision"])
@@ -175,7 +177,9 @@ def run_backend(backend: Backend, prepared: Tensor, batch: int, name: str) -> Te
     parts = []
     for chunk in torch.split(prepared, batch):
         full = (
-            chunk if backend.fixed is None else plan.filled_batch(chunk, backend.fixed)
+            chunk
+            if backend.fixed is None
+            else plan.filled_batch(chunk, backend.fixed)
         )
         parts.append(_as_outputs(backend(full), len(full), name)[: len(chunk)])
     return torch.cat(parts)
@@ -333,7 +337,9 @@ def wrap_callable(
         mean=triple(mean if mean is not None else (0.0,) * 3, "mean"),
         std=triple(std if std is not None else (1.0,) * 3, "std"),
     )
-    called = name or getattr(function, "__name__", type(function).__name__).strip("<>")
+    called = name or getattr(function, "__name__", type(function).__name__).strip(
+        "<>"
+    )
     backend = _Function(function, layout)
     with torch.no_grad():
         trial = run_backend(

@@ -154,7 +154,9 @@ def architecture(module: nn.Module) -> str:
     nobody's library, their source too.
     """
     return "\n".join(
-        line for name, part in module.named_modules() for line in _described(name, part)
+        line
+        for name, part in module.named_modules()
+        for line in _described(name, part)
     )
 
 

@@ -4,7 +4,7 @@ engine, without gradients.
 `TorchNetwork.activations` opens a network with hooks, for a few images. Here the
 network is converted with its layers as outputs, so that a pass costs what a pass of
 ``scores`` costs; what lies behind the last of the layers is not run. The converted
-network is held against torch on the first images it sees; where it differs, or cannot
+network is compared with torch on the first images it sees; where it differs, or cannot
 be made, torch runs instead.
 """
 
@@ -172,7 +172,9 @@ class _OpenVINO:
     ) -> None:
         self._names, self._batch, self._lock = names, network.batch, Lock()
         self._forms = [network.anatomy.forms[name] for name in names]
-        self._compiled = openvino.openvino_compiled(_Layered(network, names), precision)
+        self._compiled = openvino.openvino_compiled(
+            _Layered(network, names), precision
+        )
         self.facts = openvino.openvino_facts(self._compiled, network.batch)
 
     def __call__(self, pixels: Tensor) -> Maps:

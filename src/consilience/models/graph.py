@@ -123,7 +123,12 @@ def in_a_line(error: Exception) -> str:
 
 def _traced(module: nn.Module, dialect: Dialect) -> Traced:
     own = set(vars(module))
-    with _tracing, _attributes_kept(module), warnings.catch_warnings(), torch.no_grad():
+    with (
+        _tracing,
+        _attributes_kept(module),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")
         graph = _Tracer(dialect).trace(module, concrete_args=_defaults(module))
         constants = {
@@ -270,7 +275,11 @@ def only_reader(cut: Cut) -> tuple[fx.Node, fx.Node, frozenset[fx.Node]] | None:
                 and len(reader.all_input_nodes) == 1
             )
             return (
-                (reader, cast(fx.Node, mark), frozenset([*passed, cast(fx.Node, mark)]))
+                (
+                    reader,
+                    cast(fx.Node, mark),
+                    frozenset([*passed, cast(fx.Node, mark)]),
+                )
                 if alone
                 else None
             )
@@ -345,7 +354,9 @@ class GraphSection:
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
-        function = module.get_submodule(target) if node.op == "call_module" else target
+        function = (
+            module.get_submodule(target) if node.op == "call_module" else target
+        )
         return function(*args, **kwargs)
 
 

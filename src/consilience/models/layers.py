@@ -62,7 +62,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
     To be used within `borrowed`, which keeps other threads out; what asked before asks
     again afterwards.
     """
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    asking = [
+        parameter for parameter in module.parameters() if parameter.requires_grad
+    ]
     try:
         for parameter in asking:
             parameter.requires_grad_(False)
@@ -76,7 +78,7 @@ class PlainNorms(TorchFunctionMode):
     """While it is on, batch norms that have their statistics are what they are: a scale
     and a shift of each channel.
 
-    Torch's own keeps its input for the way back, which nothing but gradients of the
+    Torch's own keeps its input for the backward pass, which nothing but gradients of the
     statistics needs.
     """
 
@@ -90,7 +92,9 @@ class PlainNorms(TorchFunctionMode):
         """``x * scale + shift`` for a batch norm; anything else as it is."""
         kwargs = kwargs or {}
         found = (
-            _scale_and_shift(*args, **kwargs) if func is functional.batch_norm else None
+            _scale_and_shift(*args, **kwargs)
+            if func is functional.batch_norm
+            else None
         )
         return (
             func(*args, **kwargs)
@@ -123,7 +127,7 @@ def _scale_and_shift(
 
 
 def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
-    """Bytes that a pass of ``pixels`` keeps for the way back to them: what its
+    """Bytes that a pass of ``pixels`` keeps for the backward pass to them: what its
     operations save, each storage once.
     """
     own = {
@@ -241,7 +245,10 @@ class Form:
 
 
 def form_of(
-    shape: tuple[int, ...], frame: GridShape, seen: list[GridShape], last: bool = False
+    shape: tuple[int, ...],
+    frame: GridShape,
+    seen: list[GridShape],
+    last: bool = False,
 ) -> Form | None:
     """How to read an output of ``shape`` for one image of size ``frame``; None where it
     is neither a map nor a vector.
@@ -297,7 +304,9 @@ def _map_form(
     if channels_first and not (channels_last and last):
         return Form("map", first, (middle, end))
     return (
-        Form("map", end, (first, middle), channels_last=True) if channels_last else None
+        Form("map", end, (first, middle), channels_last=True)
+        if channels_last
+        else None
     )
 
 

@@ -132,7 +132,9 @@ def _options(spec: Spec) -> tuple[Spec, dict[str, str]]:
     options: dict[str, str] = {}
     for key, value in spec.options:
         if key not in OPTIONS:
-            raise ConsilienceError(f"{registry.unknown('model option', key, OPTIONS)}")
+            raise ConsilienceError(
+                f"{registry.unknown('model option', key, OPTIONS)}"
+            )
         if not isinstance(value, str):
             raise ConsilienceError(
                 f"{spec.name}: {key} is one plain value; put quotes round a path with + ( or )"
@@ -150,7 +152,9 @@ def _configured(
     runs = {"engine": options.get("engine"), "precision": options.get("precision")}
     size = plan.bytes_of(options["memory"]) if "memory" in options else None
     if isinstance(network, BlackBox):
-        network = replace(network, spec=source, mode=options.get("view", network.mode))  # type: ignore[arg-type]
+        network = replace(
+            network, spec=source, mode=options.get("view", network.mode)
+        )  # type: ignore[arg-type]
     if not isinstance(network, TorchNetwork):
         return network.using(device=options.get("device"), memory=size, **runs)
     network.module.to(device)
@@ -185,7 +189,7 @@ def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
 def _only_arg(spec: Spec, grammar: str) -> str:
     if len(spec.args) != 1 or not isinstance(spec.args[0], str):
         raise ConsilienceError(
-            f"{registry.render(spec)!r} is no model; this kind is spelled {grammar}"
+            f"{registry.render(spec)!r} is not a model; this kind is spelled {grammar}"
         )
     return spec.args[0]
 
@@ -202,7 +206,8 @@ def _assembled(origin: Origin, options: dict[str, str]) -> TorchNetwork:
         module, origin.recipe, None, origin.outputs, origin.name, weights=source
     )
     return replace(
-        network, labels=_named(network, names, origin_labels, options.get("labels", ""))
+        network,
+        labels=_named(network, names, origin_labels, options.get("labels", "")),
     )
 
 

@@ -177,7 +177,8 @@ class TorchNetwork:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(
-            (tensor.device for tensor in self.module.parameters()), torch.device("cpu")
+            (tensor.device for tensor in self.module.parameters()),
+            torch.device("cpu"),
         )
 
     @property
@@ -215,7 +216,7 @@ class TorchNetwork:
 
     @cached_property
     def _kept(self) -> int:
-        """Bytes that a pass of one image keeps for the way back to it."""
+        """Bytes that a pass of one image keeps for the backward pass to it."""
         with borrowed(self.module), frozen(self.module):
             return anatomy.kept_bytes(self.module, self.run, self._blank())
 
@@ -252,11 +253,17 @@ class TorchNetwork:
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return anatomy.as_outputs(
-            self.module(self.recipe.normalised(pixels).contiguous(memory_format=layout))
+            self.module(
+                self.recipe.normalised(pixels).contiguous(memory_format=layout)
+            )
         )
 
     def _checked(self, pixels: Tensor) -> Tensor:
-        if pixels.dim() != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        if (
+            pixels.dim() != 4
+            or pixels.shape[1] != 3
+            or not pixels.is_floating_point()
+        ):
             raise ConsilienceError(
                 f"pixels are (N, 3, h, w) floats in [0, 1]; got {tuple(pixels.shape)} "
                 f"{pixels.dtype}"
@@ -459,7 +466,9 @@ def _gradients(score: Tensor, raw: dict[str, Tensor]) -> dict[str, Tensor]:
     names = list(raw)
     if not score.requires_grad:
         return {name: torch.zeros_like(raw[name]) for name in names}
-    found = torch.autograd.grad(score, [raw[name] for name in names], allow_unused=True)
+    found = torch.autograd.grad(
+        score, [raw[name] for name in names], allow_unused=True
+    )
     return {
         name: torch.zeros_like(raw[name]) if grad is None else grad
         for name, grad in zip(names, found, strict=True)

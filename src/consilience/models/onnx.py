@@ -130,7 +130,9 @@ def load_onnx(spec: Spec) -> BlackBox:
         mode=options.view,
         memory=memory,
     )
-    return replace(model.using(precision=options.precision), spec=registry.render(spec))
+    return replace(
+        model.using(precision=options.precision), spec=registry.render(spec)
+    )
 
 
 # ---- the file
@@ -210,7 +212,7 @@ class _Session:
             ) from None
         if not isinstance(said, np.ndarray):
             raise ConsilienceError(
-                f"output {self.output!r} of {Path(self._file).name} is no tensor; name "
+                f"output {self.output!r} of {Path(self._file).name} is not a tensor; name "
                 f"another with output="
             )
         return torch.from_numpy(said)
@@ -250,7 +252,10 @@ def _providers(runtime: Any, device: str) -> list[Any]:
     if device in ("auto", "cpu"):
         return ["CPUExecutionProvider"]
     there = runtime.get_available_providers()
-    if not re.fullmatch(r"cuda(:\d+)?", device) or "CUDAExecutionProvider" not in there:
+    if (
+        not re.fullmatch(r"cuda(:\d+)?", device)
+        or "CUDAExecutionProvider" not in there
+    ):
         kinds = (
             "cpu, cuda"
             if "CUDAExecutionProvider" in there
@@ -302,7 +307,9 @@ def _input_of(inputs: Any, name: str, layout: Layout | None) -> _Input:
         raise ConsilienceError(
             f"{name} takes {channels} channels {item.shape}; images have 3"
         )
-    return _Input(item.name, _TYPES[item.type], layout, (sides[0], sides[1]), shape[0])
+    return _Input(
+        item.name, _TYPES[item.type], layout, (sides[0], sides[1]), shape[0]
+    )
 
 
 def _layout_of(shape: list[int | None], name: str, shown: Any) -> Layout:
@@ -409,7 +416,9 @@ def _size(session: _Session, options: Onnx) -> tuple[tuple[int, int], list[str]]
         raise ConsilienceError(
             f"onnx: size is one number or height+width; got {'+'.join(map(str, told))}"
         )
-    asked = (told[0], told[-1]) if told is not None else (own[0] or 224, own[1] or 224)
+    asked = (
+        (told[0], told[-1]) if told is not None else (own[0] or 224, own[1] or 224)
+    )
     for mine, wanted in zip(own, asked, strict=True):
         if mine is not None and mine != wanted:
             raise ConsilienceError(

@@ -84,7 +84,9 @@ class LayerReading:
     @property
     def key(self) -> str:
         """Layer and place."""
-        return f"layer {self.name} {digest_of_tensor(self.weights)} of {self.base.key}"
+        return (
+            f"layer {self.name} {digest_of_tensor(self.weights)} of {self.base.key}"
+        )
 
     @property
     def traceable(self) -> bool:
@@ -139,7 +141,7 @@ class CosineReading:
 
     @property
     def traceable(self) -> bool:
-        """As what it is held against."""
+        """As what it is compared with."""
         return self.base.traceable
 
     def of(self, module: nn.Module, prepared: Tensor) -> Tensor:
@@ -191,7 +193,8 @@ class ReadNetwork(TorchNetwork):
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return self.reading.of(
-            self.module, self.recipe.normalised(pixels).contiguous(memory_format=layout)
+            self.module,
+            self.recipe.normalised(pixels).contiguous(memory_format=layout),
         )
 
     @cached_property
@@ -199,8 +202,8 @@ class ReadNetwork(TorchNetwork):
         said = self.reading.layer(self)
         if said is not None:
             return said
-        # Units are no classes: a convolution with as many channels as there are units
-        # is no classifier.
+        # Units are not classes: a convolution with as many channels as there are units
+        # is not a classifier.
         seen = (
             replace(self.anatomy, outputs=0)
             if isinstance(self.reading, LayerReading | CosineReading)

@@ -196,7 +196,9 @@ class NetworkTail:
         if batch is not None and batch < 1:
             raise ConsilienceError(f"batch is at least 1; got {batch}")
         outputs = self.logits.expand(len(wanted), -1).clone()
-        alive = self.activations[0].flatten(1).ne(0).any(dim=1)[wanted].nonzero()[:, 0]
+        alive = (
+            self.activations[0].flatten(1).ne(0).any(dim=1)[wanted].nonzero()[:, 0]
+        )
         outputs[alive] = self._in_chunks(
             wanted[alive], self.way.ablated, batch or self.chunk, "zeroing channels"
         )
@@ -253,7 +255,9 @@ def make_tail(
             f"a tail is made for one image (1, 3, h, w); got {len(pixels)} images"
         )
     if kind is not None and kind not in TAIL_KINDS:
-        raise ConsilienceError(f"kind is one of {', '.join(TAIL_KINDS)}; got {kind!r}")
+        raise ConsilienceError(
+            f"kind is one of {', '.join(TAIL_KINDS)}; got {kind!r}"
+        )
     reason = ""
     with (
         borrowed(network.module),
@@ -318,16 +322,16 @@ def _proven(kind: TailKind, seen: Seen) -> Resume:
 def _differs(got: Tensor, expected: Tensor) -> str:
     """Why these are not the same outputs; empty where they are.
 
-    What is no number must be so in both.
+    What is not a number must be so in both.
     """
     numbers = expected.isfinite()
     if not torch.equal(numbers, got.isfinite()):
-        return (
-            "its outputs are numbers where the model's are not, or the other way round"
-        )
+        return "its outputs are numbers where the model's are not, or the other way round"
     if not numbers.any():
         return ""
-    scale = max(float(expected[numbers].abs().max()), torch.finfo(expected.dtype).tiny)
+    scale = max(
+        float(expected[numbers].abs().max()), torch.finfo(expected.dtype).tiny
+    )
     apart = float((got - expected)[numbers].abs().max()) / scale
     return (
         ""
@@ -438,7 +442,9 @@ class Replay:
     def resume(self, raw: Tensor) -> Tensor:
         """Outputs for raw layer outputs."""
         seen = self._seen
-        with hooked([(seen.module.get_submodule(seen.layer), lambda *_: raw.clone())]):
+        with hooked(
+            [(seen.module.get_submodule(seen.layer), lambda *_: raw.clone())]
+        ):
             return seen.network.run(seen.pixels.expand(len(raw), -1, -1, -1)).float()
 
     def ablated(self, channels: Tensor) -> Tensor:
@@ -541,7 +547,9 @@ class Split:
         or cannot take expanded tensors.
         """
         plan = self._plan
-        grown = {node: plan.grow[node](value, n) for node, value in self._kept.items()}
+        grown = {
+            node: plan.grow[node](value, n) for node, value in self._kept.items()
+        }
         return {
             node: graph.copied(value) if plan.whole or node in plan.written else value
             for node, value in grown.items()
@@ -562,7 +570,9 @@ class Split:
         if found is None:
             return None
         node, mark, passed = found
-        update = _update(self._seen, self._seen.module.get_submodule(str(node.target)))
+        update = _update(
+            self._seen, self._seen.module.get_submodule(str(node.target))
+        )
         if update is None:
             return None
         rest = [each for each in self._plan.cut.after if each not in passed]
@@ -641,7 +651,10 @@ def _watched(
     """
     values = {
         node: graph.copied(value)
-        for node, value in {**kept, cut.start: torch.cat([seen.raw, seen.raw])}.items()
+        for node, value in {
+            **kept,
+            cut.start: torch.cat([seen.raw, seen.raw]),
+        }.items()
     }
     sizes = [seen.raw.numel()]
     held = dict(values)

@@ -1,4 +1,4 @@
-"""Networks that are no classifiers: those that label pixels, and those that find boxes.
+"""Networks that are not classifiers: those that label pixels, and those that find boxes.
 
 Each is given outputs (N, K), a number a class, so that a class can be explained as it
 is in a classifier; a set of pixels or one box is asked for by its own target
@@ -117,7 +117,9 @@ def wrap_segmentation(
     of the channels (two where there is one).
     """
     _without_outputs(options, "wrap_segmentation")
-    network = with_readout(wrap(module, **options), Shares(), "probabilities", classes)
+    network = with_readout(
+        wrap(module, **options), Shares(), "probabilities", classes
+    )
     if classes is not None and len(classes) != network.anatomy.outputs:
         raise ConsilienceError(
             f"{len(classes)} class names for a module with {network.anatomy.outputs} channels "
@@ -194,7 +196,9 @@ class BestScores:
 
     def of(self, module: nn.Module, prepared: Tensor) -> Tensor:
         """Scores (N, K)."""
-        return torch.stack([self._row(found) for found in detections(module, prepared)])
+        return torch.stack(
+            [self._row(found) for found in detections(module, prepared)]
+        )
 
     def _row(self, found: Found) -> Tensor:
         labels, scores = found["labels"], found["scores"]
@@ -261,7 +265,9 @@ def overlap(boxes: Tensor, box: Tensor) -> Tensor:
 
 def is_detector(network: Any) -> bool:
     """Whether the network finds boxes, as `wrap_detector` has it."""
-    return isinstance(network, ReadNetwork) and isinstance(network.reading, BestScores)
+    return isinstance(network, ReadNetwork) and isinstance(
+        network.reading, BestScores
+    )
 
 
 def wrap_detector(

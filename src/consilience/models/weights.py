@@ -199,7 +199,9 @@ def fetch(url: str, name: str) -> Path:
     if file.is_file():
         return file
     with network(
-        url, f"the weights of {name}: {url}", f"put it at {file}, or give weights=FILE"
+        url,
+        f"the weights of {name}: {url}",
+        f"put it at {file}, or give weights=FILE",
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
         say(f"downloading {url}")
@@ -230,7 +232,9 @@ def fetch_hub(repository: str, files: tuple[str, ...], name: str) -> Path:
         f"the weights of {name}: {constants.ENDPOINT}/{repository}, file {files[0]}"
     )
     remedy = f"put it in the cache {constants.HF_HUB_CACHE}, or give weights=FILE"
-    with network(constants.ENDPOINT, wanted, remedy, offline=constants.HF_HUB_OFFLINE):
+    with network(
+        constants.ENDPOINT, wanted, remedy, offline=constants.HF_HUB_OFFLINE
+    ):
         for file in files:
             try:
                 say(f"downloading {repository}/{file}")

@@ -35,7 +35,9 @@ def draws(how: Draw, samples: int, count: int, seed: int) -> Array:
     """
     if how == "lime":
         legacy = np.random.RandomState(seed)
-        on = legacy.randint(0, 2, samples * count).reshape(samples, count).astype(bool)
+        on = (
+            legacy.randint(0, 2, samples * count).reshape(samples, count).astype(bool)
+        )
         on[0] = True
         return on
     rng = np.random.default_rng(seed)
@@ -84,5 +86,7 @@ def _shuffled(matrix: Array, count: int, rng: np.random.Generator) -> Array:
     row uniform), rows in any order.
     """
     columns = rng.permutation(matrix.shape[1])[:count]
-    flipped: Array = matrix[:, columns] ^ rng.integers(0, 2, size=count, dtype=np.bool_)
+    flipped: Array = matrix[:, columns] ^ rng.integers(
+        0, 2, size=count, dtype=np.bool_
+    )
     return flipped[rng.permutation(len(matrix))]

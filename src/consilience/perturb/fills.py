@@ -17,7 +17,7 @@ from consilience.types import Array, ConsilienceError, View
 
 
 class Fill(Protocol):
-    """A frozen dataclass that says what stands where the image is taken away."""
+    """A frozen dataclass that says what stands where the image is removed."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1] on the view's device; ``segments`` (h, w) labels
@@ -156,7 +156,8 @@ class NoiseFill:
     def image(self, view: View, segments: Array | None) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
         return _like(
-            np.random.default_rng(self.seed).random(tuple(view.pixels.shape[1:])), view
+            np.random.default_rng(self.seed).random(tuple(view.pixels.shape[1:])),
+            view,
         )
 
 

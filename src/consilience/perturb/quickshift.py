@@ -139,7 +139,9 @@ class _Field:
         squared length.
         """
         side = np.arange(-self.reach, self.reach + 1)
-        down, across = (axis.ravel() for axis in np.meshgrid(side, side, indexing="ij"))
+        down, across = (
+            axis.ravel() for axis in np.meshgrid(side, side, indexing="ij")
+        )
         ways = np.stack([down, across, down**2 + across**2], axis=1)
         return ways[ways[:, 2] > 0]
 

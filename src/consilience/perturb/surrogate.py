@@ -65,7 +65,9 @@ class Scored:
     def solution(self, rest: Array) -> tuple[Array, float]:
         """(coefficients, intercept) from what was fitted to `regression`."""
         means = np.average(self.on, axis=0, weights=self.weights)
-        return rest, float(np.average(self.scores, weights=self.weights) - means @ rest)
+        return rest, float(
+            np.average(self.scores, weights=self.weights) - means @ rest
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +179,11 @@ def least_squares(data: Scored, penalty: float) -> SurrogateFit:
             np.einsum("gr,grs->gs", deleted, _padded(design)[data.groups]) @ inverse
         )
     return SurrogateFit(
-        coefficients, intercept, _r2(data, residuals), _r2_out(data, deleted), influence
+        coefficients,
+        intercept,
+        _r2(data, residuals),
+        _r2_out(data, deleted),
+        influence,
     )
 
 
@@ -251,7 +257,9 @@ def _inverse(moments: Array, penalty: float, rows: int) -> Array:
     has must not pass for a value.
     """
     values, vectors = np.linalg.eigh(moments)
-    there = values > max(rows, len(values)) * np.finfo(float).eps * max(values[-1], 0.0)
+    there = values > max(rows, len(values)) * np.finfo(float).eps * max(
+        values[-1], 0.0
+    )
     inverse: Array = (
         vectors * np.where(there, 1 / np.where(there, values + penalty, 1), 0)
     ) @ vectors.T
@@ -414,7 +422,10 @@ def looks(samples: int, count: int) -> tuple[int, ...]:
     ((128, 256, 512, 1000), (1000,))
     """
     doubling = [FIRST_LOOK << step for step in range(max(samples, 1).bit_length())]
-    return (*(at for at in doubling if PER_SUPERPIXEL * count <= at < samples), samples)
+    return (
+        *(at for at in doubling if PER_SUPERPIXEL * count <= at < samples),
+        samples,
+    )
 
 
 def jaccard(tops: list[set[int]]) -> float:

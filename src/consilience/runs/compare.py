@@ -1,4 +1,4 @@
-"""Two dissections on disk held against each other, as a folder of tables and one page."""
+"""Two dissections on disk compared, as a folder of tables and one page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Chosen:
 
 def choose(spec: str) -> Chosen:
     """``RUN`` or ``RUN:LAYER+LAYER``; raises `ConsilienceError` with what there is
-    where it is no finished dissection.
+    where it is not a finished dissection.
     """
     if Path(spec).is_dir() or ":" not in spec:
         return Chosen(DissectionRun(spec))
@@ -50,7 +50,9 @@ def side_names(a: Chosen, b: Chosen) -> tuple[str, str]:
     """
     ways: tuple[Callable[[Chosen], str], ...] = (
         lambda one: one.model,
-        lambda one: f"{one.model} {'+'.join(one.layers)}" if one.layers else one.model,
+        lambda one: (
+            f"{one.model} {'+'.join(one.layers)}" if one.layers else one.model
+        ),
         lambda one: (
             f"{one.model} ({(one.run.manifest['model'].get('facts') or {}).get('weights')})"
         ),
@@ -85,7 +87,9 @@ def _side(chosen: Chosen, name: str, which: Which, by_words: bool) -> ComparedSi
             )
         made = comparing.side(name, table, run.dissection.concept_table(), which)
     elif run.words is None:
-        raise ConsilienceError(f"{run.folder} has no words; dissect with --words FILE")
+        raise ConsilienceError(
+            f"{run.folder} has no words; dissect with --words FILE"
+        )
     else:
         made = comparing.side_of_words(name, run.words)
     return made.only(chosen.layers) if chosen.layers else made

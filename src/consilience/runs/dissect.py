@@ -39,7 +39,7 @@ from consilience.runs.folder import (
     RunFolder,
     file_content,
     files_content,
-    kind_of,
+    run_kind,
     read_manifest,
 )
 from consilience.show import dissection_page as page
@@ -139,7 +139,11 @@ def run_dissection(
             "facts": model.facts,
             "classes_count": len(model.classes),
         },
-        "concepts": {"spec": job.concepts, "id": concepts.id, "images": len(concepts)},
+        "concepts": {
+            "spec": job.concepts,
+            "id": concepts.id,
+            "images": len(concepts),
+        },
         "layers": list(layers),
         "counts": {name: found.counts(name) for name in layers},
         "words": named,
@@ -424,7 +428,7 @@ class DissectionRun:
 
 def is_dissection(folder: str | Path) -> bool:
     """Whether the folder holds a finished dissection."""
-    return kind_of(folder) == "dissection"
+    return run_kind(folder) == "dissection"
 
 
 __all__ = [

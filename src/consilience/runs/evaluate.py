@@ -119,7 +119,8 @@ def evaluate_run(
     finished = Run(folder)
     models = models_of(finished, options or LoadOptions())
     named = [
-        (column["name"], column["explainer"]) for column in finished.manifest["columns"]
+        (column["name"], column["explainer"])
+        for column in finished.manifest["columns"]
     ]
     by_label = {
         column["name"]: models[column["model"]]

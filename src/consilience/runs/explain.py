@@ -61,7 +61,7 @@ class ExplanationJob:
     target: str = "predicted"
     allow_mismatch: bool = False
     preset: str | None = None
-    title: str = "Explanations held against each other"
+    title: str = "Explanations compared"
     note: str = ""
     published: bool = False
     dissection: str | None = None
@@ -96,7 +96,7 @@ def run(
     view: ViewMode | None = None,
     truth: str | Path | None = None,
 ) -> Run:
-    """Explain images into a folder, hold the explanations against each other, write the
+    """Explain images into a folder, compare the explanations, write the
     report; returns the finished `Run`.
 
     ``images`` are files, folders, globs or `Sample` objects, one or many. The same call
@@ -147,7 +147,9 @@ def run_explanations(
         if job.dissection
         else None
     )
-    session = _Session(replace(job, columns=seeded(job.columns)), models, writer, units)
+    session = _Session(
+        replace(job, columns=seeded(job.columns)), models, writer, units
+    )
     session.after = after
     with progress.task("images", len(source)) as running:
         for sample in source.samples():
@@ -246,7 +248,9 @@ def dissection_content(folder: str | None) -> dict[str, str] | None:
         return None
     if not (Path(folder) / "dissection.json").is_file():
         raise ConsilienceError(f"{folder} holds no dissection")
-    numbers = [file_content(Path(folder) / name) for name in ("dissection.json", UNITS)]
+    numbers = [
+        file_content(Path(folder) / name) for name in ("dissection.json", UNITS)
+    ]
     return {"file": Path(folder).name, "digest": digest_of_data(numbers)}
 
 
@@ -256,7 +260,9 @@ def seeded(columns: Sequence[RunColumn]) -> tuple[RunColumn, ...]:
     """
     return tuple(
         replace(
-            column, by=study.with_seed(column.by, secrets.randbelow(2**31)), built=None
+            column,
+            by=study.with_seed(column.by, secrets.randbelow(2**31)),
+            built=None,
         )
         if column.unseeded
         else column
@@ -269,7 +275,7 @@ def job_from_specs(
     models: Sequence[str] | None = None,
     target: str | None = None,
     view: ViewMode | None = None,
-    title: str = "Explanations held against each other",
+    title: str = "Explanations compared",
 ) -> ExplanationJob:
     """A job with a column for each explainer; one model for all columns, or one for
     each.
@@ -428,7 +434,9 @@ class _Session:
 
     def _carriers(self, explanations: Sequence[Explanation]) -> tuple[str, ...]:
         """What is known of the units that carry each map, in words."""
-        said = [words.units_words(one.provenance.get("units")) for one in explanations]
+        said = [
+            words.units_words(one.provenance.get("units")) for one in explanations
+        ]
         pairs = zip(self.labels, said, strict=True)
         return tuple(f"{label}: {sentence}" for label, sentence in pairs if sentence)
 

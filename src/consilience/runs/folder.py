@@ -77,7 +77,7 @@ CALLED = {
     "comparison": "comparison",
     "planted": "planted suite",
 }
-NAMED = 3
+NAMES_SHOWN = 3
 
 
 # ---- what makes a job this job
@@ -159,8 +159,8 @@ def _of_images(there: Mapping[str, str], asked: Mapping[str, str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = ", ..." if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def _short(value: Any) -> str:
@@ -195,7 +195,9 @@ class RunFolder:
 
     def _claim(self, job: Mapping[str, Any]) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise ConsilienceError(f"{self.path} is a file; -o names the run's folder")
+            raise ConsilienceError(
+                f"{self.path} is a file; -o names the run's folder"
+            )
         known = self.path / JOB
         if known.is_file() and _has_work(self.path):
             self._check_same(known)
@@ -282,14 +284,14 @@ def _hint(folder: Path) -> str:
         return "give the same command again to finish it"
     near = [parent for parent in (folder, folder.parent) if parent.is_dir()]
     runs = [path.parent for place in near for path in place.glob(f"*/{MANIFEST}")]
-    there = sorted({f"{path} ({kind_of(path)})" for path in runs if path != folder})
+    there = sorted({f"{path} ({run_kind(path)})" for path in runs if path != folder})
     if there:
         return f"there is: {', '.join(there[:12])}"
     none = "there is no run near it"
     return none if folder.is_dir() else f"the folder does not exist, and {none}"
 
 
-def kind_of(folder: str | Path) -> str | None:
+def run_kind(folder: str | Path) -> str | None:
     """What a folder's run is of (explanations, dissection); None where it is none."""
     path = Path(folder) / MANIFEST
     if not path.is_file():

@@ -81,7 +81,9 @@ class ImageScores:
         scores = there.get("scores") if there.get("digest") == self.digest else None
         return scores if same and isinstance(scores, dict) else {}
 
-    def get(self, metric: str, column: str, key: str | None = None) -> KeptScore | None:
+    def get(
+        self, metric: str, column: str, key: str | None = None
+    ) -> KeptScore | None:
         """A number under its metric's full spelling and its column, if it is there and,
         with ``key``, was made of the same.
         """

@@ -166,7 +166,9 @@ def curves_with_bands(lines: Sequence[CurveLine], title: str) -> Figure:
         if not line.control and all(half is not None for half in line.half):
             half = np.asarray(line.half, dtype=float)
             band = (mean - half, mean + half)
-            axes.fill_between(line.x, *band, color=line.colour, alpha=0.16, linewidth=0)
+            axes.fill_between(
+                line.x, *band, color=line.colour, alpha=0.16, linewidth=0
+            )
         style = ("--", 1.1) if line.control else ("-", 1.9)
         axes.plot(
             line.x,
@@ -288,7 +290,9 @@ def venn_figure(a: str, b: str, only_a: int, shared: int, only_b: int) -> Figure
     left = (CHART_WIDTH - r1 - r2 - apart) / 2 + r1
     middle = 10 + max(r1, r2)
     bottom = middle + max(r1, r2) + 18
-    alt = f"{a} has {only_a} concepts of its own, {b} has {only_b}, both have {shared}"
+    alt = (
+        f"{a} has {only_a} concepts of its own, {b} has {only_b}, both have {shared}"
+    )
     figure, axes = _page(bottom + 60, alt)
     for x, radius, colour in ((left, r1, A), (left + apart, r2, B)):
         disc = Circle((x, middle), radius, facecolor=f"{colour}73", edgecolor=colour)
@@ -372,7 +376,9 @@ def heat_figure(
     """Counts by row and (side, layer): a cell is the darker the larger, in its side's
     colour, with the number in it.
     """
-    label_room = min(200.0, max((width_of(row, TEXT) for row in rows), default=0) + 12)
+    label_room = min(
+        200.0, max((width_of(row, TEXT) for row in rows), default=0) + 12
+    )
     sides = list(dict.fromkeys(side for side, _ in columns))
     colours = dict(zip(sides, (A, B), strict=False))
     cell = min(90.0, (CHART_WIDTH - label_room) / max(len(columns), 1))

@@ -35,7 +35,7 @@ rounding of float32.
 DIVERGING, SEQUENTIAL = "coolwarm", "inferno"
 SHADES = 511  # odd, so that zero has a shade of its own
 NEUTRAL: RGB = (221, 221, 221)
-"""The colour of zero in a signed map, of a flat map, and of what is no number."""
+"""The colour of zero in a signed map, of a flat map, and of what is not a number."""
 
 ONLY_A: RGB = (0, 114, 178)
 ONLY_B: RGB = (230, 159, 0)
@@ -97,7 +97,9 @@ def limits(values: Array, signed: bool | None = None) -> Scale:
     known = values[np.isfinite(values)].astype(np.float64)
     if known.size == 0:
         return Scale(0.0, 0.0, bool(signed), flat=True)
-    loud = float(np.percentile(np.abs(known), PERCENTILE)) or float(np.abs(known).max())
+    loud = float(np.percentile(np.abs(known), PERCENTILE)) or float(
+        np.abs(known).max()
+    )
     if signed is None:
         signed = bool(known.min() < -FLAT_RANGE * loud)
     if signed:
@@ -113,7 +115,9 @@ def limits(values: Array, signed: bool | None = None) -> Scale:
 @cache
 def shades_of(signed: bool) -> Array:
     """The colours of a scale from low to high, (511, 3) uint8."""
-    table = matplotlib.colormaps[DIVERGING if signed else SEQUENTIAL].resampled(SHADES)
+    table = matplotlib.colormaps[DIVERGING if signed else SEQUENTIAL].resampled(
+        SHADES
+    )
     return np.round(table(np.arange(SHADES))[:, :3] * 255).astype(np.uint8)
 
 
@@ -122,7 +126,9 @@ def colour_stops(signed: bool, count: int = 9) -> tuple[str, ...]:
     legend.
     """
     picked = shades_of(signed)[np.linspace(0, SHADES - 1, count).round().astype(int)]
-    return tuple(hex_of(tuple(int(channel) for channel in colour)) for colour in picked)
+    return tuple(
+        hex_of(tuple(int(channel) for channel in colour)) for colour in picked
+    )
 
 
 def hex_of(colour: Sequence[int]) -> str:

@@ -69,7 +69,7 @@ class Bars:
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Draw the progress of everything inside on stderr; on a stream that is no terminal
+    """Draw the progress of everything inside on stderr; on a stream that is not a terminal
     only lines are printed.
     """
     console = Console(stderr=True)
@@ -145,7 +145,9 @@ def show_run(run: Any, console: Console) -> None:
     if len(run.agreement):
         console.print(_agreement(run))
     for name, layer in looked_at(run).items():
-        console.print(f"{escape(name)} looks at layer {escape(layer)}", highlight=False)
+        console.print(
+            f"{escape(name)} looks at layer {escape(layer)}", highlight=False
+        )
     for row in run.manifest["summary"]:
         console.print(escape(words.pair_sentence(row)), highlight=False)
     for line in (*_carried(run), *_how_it_ran(run)):
@@ -308,7 +310,9 @@ def show_dissection(run: Any, console: Console, most: int = 15) -> None:
     )
     table = Table(*heads, title="Units of highest IoU", title_justify="left")
     for row in units.to_dict("records"):
-        word = [escape(str(row["word"])), format_number(row["margin"])] if named else []
+        word = (
+            [escape(str(row["word"])), format_number(row["margin"])] if named else []
+        )
         numbers = (format_number(row[key]) for key in ("iou", "p", "q"))
         table.add_row(
             escape(row["layer"]),
@@ -373,7 +377,9 @@ def show_comparison(compared: Any, page: Any, console: Console) -> None:
     table = Table(*heads)
     for row in compared.jaccard().to_dict("records"):
         numbers = (format_number(row[key]) for key in ("jaccard", "expected", "p"))
-        table.add_row(escape(row["a"]), escape(row["b"]), str(row["shared"]), *numbers)
+        table.add_row(
+            escape(row["a"]), escape(row["b"]), str(row["shared"]), *numbers
+        )
     console.print(table)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
@@ -453,7 +459,9 @@ def _metric_table(
     if whole:
         table.add_column("of the data set")
     for kinds in (("method",), ("control", "other")):
-        for column in (column for column in said["columns"] if column["kind"] in kinds):
+        for column in (
+            column for column in said["columns"] if column["kind"] in kinds
+        ):
             row = _metric_row(column, cells[column["label"]])
             row += (
                 [
@@ -561,7 +569,8 @@ def listing(what: str, model: str) -> list[dict[str, Any]]:
         from consilience.study import load_preset, preset_names
 
         return [
-            {"preset": name, "what": load_preset(name).title} for name in preset_names()
+            {"preset": name, "what": load_preset(name).title}
+            for name in preset_names()
         ]
     if what == "layers":
         return _layers(model)

@@ -97,7 +97,9 @@ def dissection_page(run: Dissected) -> str:
 def dissection_context(run: Dissected) -> dict[str, Any]:
     """Everything the template shows, in the order of the page."""
     rows = run.units.to_dict("records")
-    lost = {} if run.knockout is None or run.knockout.empty else _by_unit(run.knockout)
+    lost = (
+        {} if run.knockout is None or run.knockout.empty else _by_unit(run.knockout)
+    )
     summary = run.dissection.summary().to_dict("records")
     found = run.dissection
     has_null = any(not words.missing(row["p"]) for row in rows)
@@ -286,7 +288,10 @@ def cards(
     """The units that have a strip of images, the highest IoU first; one at a time."""
     for row in sorted(rows, key=lambda row: -_number(row["iou"])):
         path = (
-            run.folder / "tiles" / file_stem(str(row["layer"])) / f"{row['unit']}.webp"
+            run.folder
+            / "tiles"
+            / file_stem(str(row["layer"]))
+            / f"{row['unit']}.webp"
         )
         if path.is_file():
             yield _card(row, path, lost.get((str(row["layer"]), int(row["unit"]))))
@@ -298,7 +303,8 @@ def _card(row: UnitRow, path: Path, lost: UnitRow | None) -> Card:
         row.get(key) for key in ("concept", "category", "word", "runner_up", "layer")
     ]
     text = " ".join(
-        [str(part) for part in named if isinstance(part, str)] + [f"unit {row['unit']}"]
+        [str(part) for part in named if isinstance(part, str)]
+        + [f"unit {row['unit']}"]
     ).lower()
     status = " ".join(name for name in ("detector", "significant") if bool(row[name]))
     others = [
@@ -366,7 +372,7 @@ def comparison_page(
     version: str,
     command: str = "",
 ) -> str:
-    """Two dissections held against each other as one HTML document."""
+    """Two dissections compared as one HTML document."""
     given = comparison_context(compared, title, about, version, command)
     return _environment().get_template("comparison.html.j2").render(given)
 
@@ -437,8 +443,13 @@ def _in_doubling_bins(
     """
     bins = [math.ceil(math.log2(number)) for number in often["units"]]
     labels = [_bin_label(place) for place in range(max(bins) + 1)]
-    counts: tuple[list[float], list[float]] = ([0.0] * len(labels), [0.0] * len(labels))
-    for place, a, b in zip(bins, often["concepts_a"], often["concepts_b"], strict=True):
+    counts: tuple[list[float], list[float]] = (
+        [0.0] * len(labels),
+        [0.0] * len(labels),
+    )
+    for place, a, b in zip(
+        bins, often["concepts_a"], often["concepts_b"], strict=True
+    ):
         counts[0][place] += a
         counts[1][place] += b
     return labels, counts

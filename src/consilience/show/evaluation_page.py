@@ -67,7 +67,9 @@ def evaluation_context(
         _section(number, metric, said, table, anchors, folder)
         for number, metric in enumerate(known, 1)
     ]
-    shown = [column for column in said["columns"] if _has_values(said, column["label"])]
+    shown = [
+        column for column in said["columns"] if _has_values(said, column["label"])
+    ]
     return {
         "images": said["images"],
         "suite": said.get("suite"),
@@ -175,8 +177,12 @@ def _forest(
     bars = []
     for column in sorted(columns, key=lambda column: column["kind"] != "method"):
         label = column["label"]
-        mean, low, high = (_float(cells[label][key]) for key in ("mean", "low", "high"))
-        bars.append(Bar(label, mean, low, high, ink[label], column["kind"] != "method"))
+        mean, low, high = (
+            _float(cells[label][key]) for key in ("mean", "low", "high")
+        )
+        bars.append(
+            Bar(label, mean, low, high, ink[label], column["kind"] != "method")
+        )
     made = charts.forest_figure(bars, f"{metric['label']}, mean and 95 % interval")
     return Markup("") if made is None else figure_svg(made)
 
@@ -225,7 +231,9 @@ def marks(
     """Which methods are not shown to be better than which controls; where no number
     could have shown it, how many it takes.
     """
-    short = {label: cell for label, cell in cells.items() if cell.get("above") is False}
+    short = {
+        label: cell for label, cell in cells.items() if cell.get("above") is False
+    }
     if short and not any(cell["reachable"] for cell in short.values()):
         return [_too_few(metric, against)]
     return [
@@ -238,7 +246,9 @@ def _short(label: str, cell: MetricRow, controls: Sequence[str]) -> str:
     untested = cell.get("untested") or []
     every = len(cell["not_above"]) + len(untested) == len(controls) > 1
     few = (
-        "" if cell["reachable"] else " (too few pairs to show it, whatever the numbers)"
+        ""
+        if cell["reachable"]
+        else " (too few pairs to show it, whatever the numbers)"
     )
     names = [
         "its own map of another class" if name == f"{label}, another class" else name
@@ -272,7 +282,9 @@ def reasons(metric: MetricRow, cells: Mapping[str, MetricRow]) -> list[str]:
             sentence = words.reason_sentence(row["code"], row["facts"])
             mine = found.setdefault(sentence, {})
             mine[label] = mine.get(label, 0) + row["images"]
-    return [f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()]
+    return [
+        f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()
+    ]
 
 
 def _who(

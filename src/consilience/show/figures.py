@@ -200,9 +200,13 @@ def explanation_figure(explanation: Explanation) -> Figure:
     painted, scale = painted_map(explanation)
     height, width = painted.shape[:2]
     tall = PANEL_INCHES * height / width
-    figure = Figure(figsize=(2 * PANEL_INCHES + 0.9, tall + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=(2 * PANEL_INCHES + 0.9, tall + 0.7), layout="constrained"
+    )
     left, right = figure.subplots(1, 2)
-    _draw_image(left, shown_image(explanation), words.visible(explanation.sample.name))
+    _draw_image(
+        left, shown_image(explanation), words.visible(explanation.sample.name)
+    )
     _draw_image(right, painted, explanation_title(explanation))
     draw_scale(figure, right, scale)
     return figure
@@ -350,16 +354,29 @@ def agreement_html(agreement: Agreement) -> str:
         return "<p>no pair of explanations</p>"
     rows = summary.to_dict("records")
     sentences = [
-        f"<p>{words.verdict_sentence(row, len(rows))}</p>" for row in rows[:TABLE_ROWS]
+        f"<p>{words.verdict_sentence(row, len(rows))}</p>"
+        for row in rows[:TABLE_ROWS]
     ]
     shown = agreement.table()[AGREEMENT_COLUMNS]
     pair = f"{rows[0]['a']} and {rows[0]['b']}"
     alt = f"IoU of {pair} on each image against its chance level"
-    return "".join(sentences) + table_html(shown) + figure_html(agreement.figure(), alt)
+    return (
+        "".join(sentences) + table_html(shown) + figure_html(agreement.figure(), alt)
+    )
 
 
 AGREEMENT_COLUMNS = [
-    *("sample", "a", "b", "iou", "expected_iou", "excess", "p", "spearman", "mismatch")
+    *(
+        "sample",
+        "a",
+        "b",
+        "iou",
+        "expected_iou",
+        "excess",
+        "p",
+        "spearman",
+        "mismatch",
+    )
 ]
 
 
@@ -389,7 +406,9 @@ def panel(
     return figure_png(tiles_figure(tiles(shown, pairs), heading))
 
 
-def tiles_figure(parts: Sequence[Tile], heading: str = "", height: int = 300) -> Figure:
+def tiles_figure(
+    parts: Sequence[Tile], heading: str = "", height: int = 300
+) -> Figure:
     """Tiles in one row, all ``height`` pixels high whatever their frames, with titles,
     lines and keys. An image of that height is drawn pixel by pixel.
     """
@@ -437,7 +456,9 @@ class _Page:
     def box(self, at: tuple[int, int], size: tuple[int, int], colour: str) -> None:
         """A filled rectangle with a thin edge."""
         corner = (at[0], self.height - at[1] - size[1])
-        made = Rectangle(corner, *size, facecolor=colour, edgecolor=SOFT, linewidth=0.6)
+        made = Rectangle(
+            corner, *size, facecolor=colour, edgecolor=SOFT, linewidth=0.6
+        )
         made.set_transform(None)
         self.figure.add_artist(made)
 
@@ -519,14 +540,18 @@ _NAMED = 40
 
 
 def agreement_plot(
-    agreement: pd.DataFrame, summary: pd.DataFrame, pair: tuple[str, str] | None = None
+    agreement: pd.DataFrame,
+    summary: pd.DataFrame,
+    pair: tuple[str, str] | None = None,
 ) -> Markup:
     """`agreement_figure` as SVG; the ink is ``currentColor``."""
     return figure_svg(agreement_figure(agreement, summary, pair))
 
 
 def agreement_figure(
-    agreement: pd.DataFrame, summary: pd.DataFrame, pair: tuple[str, str] | None = None
+    agreement: pd.DataFrame,
+    summary: pd.DataFrame,
+    pair: tuple[str, str] | None = None,
 ) -> Figure:
     """One pair: IoU of every image (sorted) against the chance level of its masks, and
     the mean with its interval.
@@ -649,7 +674,9 @@ def _draw_mean(axes: Axes, mean: Mapping[Any, Any]) -> None:
         axes.scatter(
             [low, high], [0, 0], s=40, marker="|", color=CURRENT, linewidths=1.6
         )
-    axes.scatter([centre], [0], s=52, color=CURRENT, zorder=3, linewidths=0, gid="mean")
+    axes.scatter(
+        [centre], [0], s=52, color=CURRENT, zorder=3, linewidths=0, gid="mean"
+    )
     axes.scatter(
         [chance], [0], s=150, marker="|", color=CURRENT, linewidths=1.4, zorder=2
     )

@@ -277,7 +277,12 @@ def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Ve
     )
 
 
-TONES = {"shown": "better", "not-shown": "even", "below": "worse", "untestable": "open"}
+TONES = {
+    "shown": "better",
+    "not-shown": "even",
+    "below": "worse",
+    "untestable": "open",
+}
 
 
 def tone(which: str, pair: tuple[str, str], findings: Sequence[Any]) -> str:
@@ -507,7 +512,13 @@ def _image(
     )
     lines = tuple(line(row, anchor) for row in rows)
     return ShownImage(
-        name, anchor, said, right, embedded, lines, tuple(getattr(stored, "notes", ()))
+        name,
+        anchor,
+        said,
+        right,
+        embedded,
+        lines,
+        tuple(getattr(stored, "notes", ())),
     )
 
 
@@ -534,7 +545,9 @@ def _at_most(pixels: Array, longest: int) -> Array:
     if scale >= 1:
         return pixels
     return images.resize(
-        pixels, (max(1, round(height * scale)), max(1, round(width * scale))), "lanczos"
+        pixels,
+        (max(1, round(height * scale)), max(1, round(width * scale))),
+        "lanczos",
     )
 
 

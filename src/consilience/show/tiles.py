@@ -89,7 +89,7 @@ def tiles(
     shown: ShownSample, pairs: Sequence[tuple[str, str]] | None = None
 ) -> tuple[Tile, ...]:
     """The images of one sample: itself, every map, every mask, and the ``pairs`` of
-    masks held against each other.
+    masks compared.
 
     ``pairs`` are of column labels; None means the first three pairs there are.
     """
@@ -180,7 +180,9 @@ def mask_tile(base_image: Array, item: DrawnExplanation) -> Tile:
     assert item.mask is not None
     area = f"{100 * item.mask.mean():.3g} % of the frame"
     image = mask(_in_frame(base_image, item.mask), item.mask)
-    return Tile(image, f"{item.column} mask", f"mask of {item.column}: {area}", (area,))
+    return Tile(
+        image, f"{item.column} mask", f"mask of {item.column}: {area}", (area,)
+    )
 
 
 def pair_tile(base_image: Array, a: DrawnExplanation, b: DrawnExplanation) -> Tile:

@@ -87,7 +87,7 @@ def _webp(strip: Array) -> bytes:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tile: of which unit, and the how-manieth of its strip."""
+    """A tile: of which unit, and the place in its strip."""
 
     unit: UnitKey
     place: int

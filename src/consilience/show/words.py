@@ -504,7 +504,9 @@ def _unstable(verdict: Mapping[str, Any] | None) -> str:
     if verdict["code"] == "flat":
         return "there is nothing to explain"
     if verdict["code"] == "too-few-draws":
-        return f"{draws} are too few to tell {verdict['superpixels']} superpixels apart"
+        return (
+            f"{draws} are too few to tell {verdict['superpixels']} superpixels apart"
+        )
     one, other = verdict["rivals"]
     return (
         f"after {draws}: superpixels {one} and {other} could not be told apart at place "
@@ -605,10 +607,10 @@ REASONS: Mapping[str, str] = {
     "model-cannot": "needs {needs} of the model; {model} offers less",
     "not-opened": "{model} cannot be opened: dissection needs a torch module",
     "no-channel-sum": (
-        "the map of {explainer} is no sum over channels: units have no share of it"
+        "the map of {explainer} is not a sum over channels: units have no share of it"
     ),
     "not-a-layer-map": (
-        "{explainer} is no map of a layer's channels: units have no share of it"
+        "{explainer} is not a map of a layer's channels: units have no share of it"
     ),
     "several-layers": (
         "{explainer} is made of {layers}; shares are told for one named layer"
@@ -623,7 +625,7 @@ REASONS: Mapping[str, str] = {
         "nothing to share out"
     ),
     "same-for-every-class": "its map is the same for every class",
-    "target-no-class": "the target {target!r} is no class",
+    "target-no-class": "the target {target!r} is not a class",
     "no-other-class": "the model has no other class",
     "attention-windowed": (
         "attention of {model} is not global ({module}: {groups}), so it cannot be "
@@ -666,7 +668,7 @@ REASONS: Mapping[str, str] = {
     "no-rule-operation": "no rule for the operation {name}; {there}",
     "relevance-one-tensor": "relevance starts from one tensor of outputs",
     "relevance-weighted-sum": (
-        "{target} ({score}) is no weighted sum of outputs: relevance cannot start "
+        "{target} ({score}) is not a weighted sum of outputs: relevance cannot start "
         "from it"
     ),
     "module-takes-more": "{name} ({module}) takes more than an image: no rule for it",
@@ -726,18 +728,18 @@ REASONS: Mapping[str, str] = {
     "no-positive-cut": (
         "{explainer}: no value is positive, so no share of the largest can be cut at"
     ),
-    "no-mosaic": "{image} is no mosaic: its masks do not part it into one cell a class",
+    "no-mosaic": "{image} is not a mosaic: its masks do not part it into one cell a class",
     "below-gap": (
         "{what} is {found:.3g}, below the gap of {gap:g}: nothing to divide by"
     ),
     "all-equal": "{what} are all equal: no correlation",
-    "no-first-class": "{target} is no class: there is no first one to count",
+    "no-first-class": "{target} is not a class: there is no first one to count",
     "no-weights": "{model} has no weights that could be made random",
     "entropy-zero": (
         "{explainer}: the map is flat: an entropy of 0 has no relative rise"
     ),
     "random-logit-no-class": (
-        "random-logit: {target} is no class of the model, so there is no other class "
+        "random-logit: {target} is not a class of the model, so there is no other class "
         "to explain"
     ),
     "random-logit-one-class": (
@@ -769,7 +771,7 @@ REASONS: Mapping[str, str] = {
         "{layer!r}; give at="
     ),
     "no-direction": (
-        "the reference {reference!r} is no direction: it is all 0, or not finite"
+        "the reference {reference!r} is not a direction: it is all 0, or not finite"
     ),
     "words-not-shown": (
         "no part of {words} lies in what the model is shown of the image"

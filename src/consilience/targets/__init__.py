@@ -225,7 +225,9 @@ def target_facts(target: Target) -> dict[str, Any]:
     )
 
 
-def target_from_facts(index: int | None, name: str, facts: Mapping[str, Any]) -> Target:
+def target_from_facts(
+    index: int | None, name: str, facts: Mapping[str, Any]
+) -> Target:
     """The target of a stored explanation."""
     spelled = facts.get("target_spelled")
     if spelled:

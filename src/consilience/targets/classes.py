@@ -68,7 +68,9 @@ def _named_class(model: Model, name: str) -> int:
         if plain_name(known) == wanted
     ]
     if not found:
-        raise ConsilienceError(registry.unknown("class", name, model.classes, limit=12))
+        raise ConsilienceError(
+            registry.unknown("class", name, model.classes, limit=12)
+        )
     if len(found) > 1:
         raise ConsilienceError(
             f"class {name!r} is not unique: it is number {' and '.join(map(str, found))}; "

@@ -94,7 +94,7 @@ class UnitTarget(_Placed):
 
     ``at`` is row and column of a cell, ``box`` four edges in pixels of the image,
     ``mask`` a file of the image's size; cells count by how much of them lies inside. Of
-    a vector it is the number itself. Class and register tokens are no part of a map.
+    a vector it is the number itself. Class and register tokens are not part of a map.
     """
 
     layer: str = option(MISSING, help="the layer")
@@ -102,7 +102,9 @@ class UnitTarget(_Placed):
     at: tuple[int, int] | None = option(
         None, help="row + column of one cell of the layer's grid"
     )
-    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
+    box: Corners | None = option(
+        None, help="x0 + y0 + x1 + y1 in pixels of the image"
+    )
     mask: str = option(
         "", help="file of a mask of the image's size (.npy, or an image)"
     )
@@ -136,7 +138,9 @@ class WholeLayer(_Placed):
     at: tuple[int, int] | None = option(
         None, help="row + column of one cell of the layer's grid"
     )
-    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
+    box: Corners | None = option(
+        None, help="x0 + y0 + x1 + y1 in pixels of the image"
+    )
     mask: str = option(
         "", help="file of a mask of the image's size (.npy, or an image)"
     )
@@ -162,7 +166,7 @@ class CosineTarget(ReadElsewhere):
     a vector in a .npy file.
 
     The embedding is a ``layer``'s mean over its map, or a vector as it is; ``outputs``
-    is what the model returns, and what ``auto`` takes where that is no class scores (a
+    is what the model returns, and what ``auto`` takes where those are not class scores (a
     network without a classifier); else ``auto`` is the layer a CAM looks at. The
     reference image is shown in the same view as the image.
     """
@@ -196,7 +200,9 @@ class CosineTarget(ReadElsewhere):
             else network_of(model, self).target_layer()
         )
         layer = auto if self.layer == "auto" else self.layer
-        return replace(self, layer=layer, digest=same_file(self.reference, self.digest))
+        return replace(
+            self, layer=layer, digest=same_file(self.reference, self.digest)
+        )
 
     def reading(self, model: TorchNetwork, view: View) -> Readout:
         """The cosine to the reference, as it is in its file now: the one that was

@@ -100,7 +100,9 @@ def _of_mask(grid: tuple[int, int], geometry: Geometry, file: str) -> Array:
     mask = read_mask(file)
     if mask.shape != tuple(geometry.image):
         sizes = [" x ".join(map(str, size)) for size in (mask.shape, geometry.image)]
-        raise ConsilienceError(f"mask {file!r} is {sizes[0]}; the image is {sizes[1]}")
+        raise ConsilienceError(
+            f"mask {file!r} is {sizes[0]}; the image is {sizes[1]}"
+        )
     moved = geometry.to_input(mask).astype(np.float64)
     rows, columns = (
         _pixels(cells, side) for cells, side in zip(grid, geometry.size, strict=True)
@@ -147,7 +149,7 @@ def read_array(path: Path) -> Array:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ConsilienceError(
-            f"{str(path)!r} is no array in a .npy file: {error}"
+            f"{str(path)!r} is not an array in a .npy file: {error}"
         ) from None
     if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "biuf":
         raise ConsilienceError(f"{str(path)!r} holds no plain numbers")

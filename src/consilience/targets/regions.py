@@ -1,4 +1,4 @@
-"""What is asked of networks that are no classifiers: a set of pixels, a box."""
+"""What is asked of networks that are not classifiers: a set of pixels, a box."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ from consilience.targets.classes import (
     readable,
 )
 from consilience.targets.places import Corners, GridPlace, same_file
-from consilience.types import Box, ConsilienceError, Model, NotApplicable, Sample, View
+from consilience.types import (
+    Box,
+    ConsilienceError,
+    Model,
+    NotApplicable,
+    Sample,
+    View,
+)
 
 # ---- a set of pixels
 
@@ -46,9 +53,12 @@ class PixelsTarget(ReadElsewhere):
     """
 
     category: str = option(
-        "predicted", help="class by name or number; predicted: the one that covers most"
+        "predicted",
+        help="class by name or number; predicted: the one that covers most",
     )
-    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
+    box: Corners | None = option(
+        None, help="x0 + y0 + x1 + y1 in pixels of the image"
+    )
     mask: str = option(
         "", help="file of a mask of the image's size (.npy, or an image)"
     )
@@ -140,7 +150,9 @@ class DetectionTarget(ReadElsewhere):
     rank: int = option(
         1, help="which of the class's detections, the surest first", least=1
     )
-    box: Corners | None = option(None, help="x0 + y0 + x1 + y1 in pixels of the image")
+    box: Corners | None = option(
+        None, help="x0 + y0 + x1 + y1 in pixels of the image"
+    )
     label: str = option("", help="the class's name; found")
     index: ClassVar[None] = None
     score: ClassVar[str] = "value"

@@ -62,7 +62,9 @@ class Broden:
         )
         nameless = sum(not name for name in labels.values())
         notes = (
-            (f"labels without a name, which never win: {nameless}",) if nameless else ()
+            (f"labels without a name, which never win: {nameless}",)
+            if nameless
+            else ()
         )
         tables = (folder / name for name in ("index.csv", "label.csv"))
         return ConceptSet(
@@ -185,9 +187,9 @@ class _Source(ImageSource):
     largest: int
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(self.folder / "images" / self.index[index]["image"])[
-            0
-        ]
+        return images.read_pixels(
+            self.folder / "images" / self.index[index]["image"]
+        )[0]
 
     def planes(self, index: int) -> Sequence[Plane]:
         row = self.index[index]
@@ -210,7 +212,9 @@ class _Source(ImageSource):
                 f"{file} is {pixels.shape[0]} x {pixels.shape[1]}; index.csv says {size[0]} x "
                 f"{size[1]}"
             )
-        return pixels[:, :, 0].astype(np.int64) + 256 * pixels[:, :, 1].astype(np.int64)
+        return pixels[:, :, 0].astype(np.int64) + 256 * pixels[:, :, 1].astype(
+            np.int64
+        )
 
     def check(self) -> None:
         """Every file is there, and every bare number is a label."""

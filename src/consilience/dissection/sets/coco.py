@@ -63,7 +63,11 @@ class Coco:
         images = [item for item in told["images"] if int(item["id"]) in shown]
         refuse_missing(str(folder), [folder / item["file_name"] for item in images])
         rows = [
-            (str(item["name"]), COCO_KINDS[not item.get("isthing", 1)], int(item["id"]))
+            (
+                str(item["name"]),
+                COCO_KINDS[not item.get("isthing", 1)],
+                int(item["id"]),
+            )
             for item in told["categories"]
         ]
         categories = tuple(
@@ -129,7 +133,9 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(told, dict) or key not in told
     ]
     if missing:
-        raise ConsilienceError(f"{file} is no COCO file: it lacks {', '.join(missing)}")
+        raise ConsilienceError(
+            f"{file} is no COCO file: it lacks {', '.join(missing)}"
+        )
     return dict(told)
 
 
@@ -210,7 +216,8 @@ class _Panoptic(ImageSource):
         pixels = images.read_pixels(self.maps / item["file_name"])[0].astype(np.int64)
         segments = pixels[:, :, 0] + 256 * pixels[:, :, 1] + 65536 * pixels[:, :, 2]
         numbers = {
-            int(part["id"]): int(part["category_id"]) for part in item["segments_info"]
+            int(part["id"]): int(part["category_id"])
+            for part in item["segments_info"]
         }
         found, inverse = np.unique(segments, return_inverse=True)
         classes = np.array([numbers.get(int(one), 0) for one in found])[

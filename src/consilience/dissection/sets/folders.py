@@ -55,21 +55,27 @@ class MaskFolders:
         """Find images and masks, and check that every mask has its image."""
         folder = Path(self.path)
         images = _images(folder / "images")
-        names = tuple(file.relative_to(folder / "images").as_posix() for file in images)
+        names = tuple(
+            file.relative_to(folder / "images").as_posix() for file in images
+        )
         masks = sorted(
             file
             for file in (folder / "masks").rglob("*.png")
             if not file.name.startswith(".")
         )
         if not masks:
-            raise ConsilienceError(f"concepts {folder}: the folder masks holds no .png")
+            raise ConsilienceError(
+                f"concepts {folder}: the folder masks holds no .png"
+            )
         keys = list(dict.fromkeys(_key(file, folder / "masks") for file in masks))
         categories = tuple(dict.fromkeys(category for category, _ in keys))
         concepts = numbered(
             (name, category, number)
             for number, (category, name) in enumerate(keys, start=1)
         )
-        source = _MaskSource(images, _by_image(masks, names, folder, categories, keys))
+        source = _MaskSource(
+            images, _by_image(masks, names, folder, categories, keys)
+        )
         return ConceptSet(
             spec_of(self),
             concept_digest(names, keys, len(masks)),
@@ -105,7 +111,9 @@ def _by_image(
     found: list[list[tuple[int, int, Path]]] = [[] for _ in names]
     for mask in masks:
         if mask.stem not in stems:
-            raise ConsilienceError(f"{mask}: there is no image {mask.stem!r} in images")
+            raise ConsilienceError(
+                f"{mask}: there is no image {mask.stem!r} in images"
+            )
         key = _key(mask, folder / "masks")
         found[stems[mask.stem]].append(
             (categories.index(key[0]), keys.index(key) + 1, mask)
@@ -168,7 +176,9 @@ class ADE20K:
                 f"concepts {folder}: images holds no "
                 f".jpg{f' of split {self.split!r}' * bool(self.split)}"
             )
-        names = tuple(file.relative_to(folder / "images").as_posix() for file in images)
+        names = tuple(
+            file.relative_to(folder / "images").as_posix() for file in images
+        )
         parsing = (folder / "objectInfo150.txt").is_file()
         return (
             self._parsing(folder, images, names)
@@ -187,7 +197,12 @@ class ADE20K:
         )
         digest = concept_digest(names, sorted(objects.items()))
         return ConceptSet(
-            spec_of(self), digest, concepts, ("object",), names, _Parsing(images, maps)
+            spec_of(self),
+            digest,
+            concepts,
+            ("object",),
+            names,
+            _Parsing(images, maps),
         )
 
     def _full(self, images: list[Path], names: tuple[str, ...]) -> ConceptSet:
@@ -237,7 +252,9 @@ class _Parsing(ImageSource):
 
     def planes(self, index: int) -> Sequence[Plane]:
         return [
-            Plane(0, images.read_pixels(self.maps[index])[0][:, :, 0].astype(np.int64))
+            Plane(
+                0, images.read_pixels(self.maps[index])[0][:, :, 0].astype(np.int64)
+            )
         ]
 
 
@@ -283,7 +300,9 @@ def _from_json(file: Path) -> Iterator[tuple[str, int, str]]:
         ) from None
 
 
-def _from_text(known: dict[str, dict[int, str]], file: Path, maps: list[Path]) -> None:
+def _from_text(
+    known: dict[str, dict[int, str]], file: Path, maps: list[Path]
+) -> None:
     """Lines ``instance # part level # occluded # class # raw name # attributes``;
     instances are numbered level by level.
     """

@@ -54,7 +54,9 @@ def openvino_compiled(network: Runnable, precision: str) -> Any:
     """
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     shape = [network.batch, 3, *network.frame]
-    versions = [_version(name) for name in ("openvino", "torch", "timm", "torchvision")]
+    versions = [
+        _version(name) for name in ("openvino", "torch", "timm", "torchvision")
+    ]
     converted = (
         cache_folder() / "openvino" / _hash(network.digest, network.frame, *versions)
     )
@@ -74,14 +76,18 @@ def openvino_compiled(network: Runnable, precision: str) -> Any:
     graph.reshape(shape)
     compiled = _core().compile_model(graph, "CPU", hints)
     exported = compiled.export_model()
-    _write(blob, exported.getvalue() if isinstance(exported, io.BytesIO) else exported)
+    _write(
+        blob, exported.getvalue() if isinstance(exported, io.BytesIO) else exported
+    )
     return compiled
 
 
 def openvino_facts(compiled: Any, batch: int) -> dict[str, Any]:
     """What a compiled network runs with."""
     return {
-        "precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+        "precision": compiled.get_property(
+            "INFERENCE_PRECISION_HINT"
+        ).get_type_name(),
         "batch": batch,
         "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
         "openvino": _version("openvino"),
@@ -133,7 +139,9 @@ def _keep(graph: Any, folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            _openvino().save_model(graph, work / "network.xml", compress_to_fp16=False)
+            _openvino().save_model(
+                graph, work / "network.xml", compress_to_fp16=False
+            )
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         finally:

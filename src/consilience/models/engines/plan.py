@@ -98,7 +98,9 @@ def check_engine(
 ) -> None:
     """Refuse what no engine can do, in one line."""
     if engine not in ENGINES:
-        raise ConsilienceError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}")
+        raise ConsilienceError(
+            f"engine is one of {', '.join(ENGINES)}; got {engine!r}"
+        )
     if precision not in PRECISIONS:
         raise ConsilienceError(
             f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}"
@@ -117,7 +119,9 @@ def check_engine(
         and device.type == "mps"
         and not torch.backends.mps.is_macos_or_newer(14, 0)
     ):
-        raise ConsilienceError("precision bf16 needs macOS 14 on mps; take f16 or f32")
+        raise ConsilienceError(
+            "precision bf16 needs macOS 14 on mps; take f16 or f32"
+        )
     if engine == "openvino" and device.type != "cpu":
         raise ConsilienceError(
             f"engine openvino runs on the cpu; the model is on {device}"
@@ -146,7 +150,9 @@ def resolve_device(name: str) -> torch.device:
     if found.index is None and f"{found.type}:0" in there:
         return torch.device(found.type, 0)
     if str(found) not in there:
-        raise ConsilienceError(f"no device {name!r} here; there is: {', '.join(there)}")
+        raise ConsilienceError(
+            f"no device {name!r} here; there is: {', '.join(there)}"
+        )
     return found
 
 
@@ -199,7 +205,11 @@ def plan_engine(engine: str, precision: str, device: torch.device) -> dict[str, 
         return planned | {
             "note": f"this {device.type} has no bf16 arithmetic: torch emulates it, slower than f32"
         }
-    if precision == "f32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+    if (
+        precision == "f32"
+        and device.type == "cuda"
+        and torch.backends.cudnn.allow_tf32
+    ):
         return planned | {
             "note": "convolutions in tf32, as torch has it unless torch.backends.cudnn.allow_tf32 is False"
         }
@@ -246,14 +256,16 @@ def backward_batch_within(
     """Images a forward and backward pass within ``memory`` bytes, weights not counted,
     however many images there are.
 
-    An image needs the ``kept`` bytes that the way back needs, the gradients of the
+    An image needs the ``kept`` bytes that the backward pass needs, the gradients of the
     largest operation's input and output and its workspace (``largest`` floats each),
     and six times its own ``frame``. On a CPU a few images at a time are as fast as
     many, so no more than `BACKWARD` is taken: with what torch needs beside it, 300 MB
     are enough.
     """
     a_image = kept + 4 * (3 * largest + 6 * 3 * frame[0] * frame[1])
-    budget, most = (min(memory, BACKWARD), 8) if device.type == "cpu" else (memory, 128)
+    budget, most = (
+        (min(memory, BACKWARD), 8) if device.type == "cpu" else (memory, 128)
+    )
     return max(1, min(most, budget // a_image))
 
 
@@ -286,4 +298,6 @@ def filled_batch(pixels: Tensor, batch: int) -> Tensor:
     """Black images after the last, up to a whole batch."""
     if len(pixels) == batch:
         return pixels
-    return torch.cat([pixels, pixels.new_zeros(batch - len(pixels), *pixels.shape[1:])])
+    return torch.cat(
+        [pixels, pixels.new_zeros(batch - len(pixels), *pixels.shape[1:])]
+    )

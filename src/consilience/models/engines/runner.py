@@ -98,7 +98,9 @@ def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
         engine: Engine = (
             OpenVINOEngine if planned["engine"] == "openvino" else CompiledEngine
         )(network, planned)
-        _verify(engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"])
+        _verify(
+            engine, TorchEngine(network, "f32"), pixels, engine.facts["precision"]
+        )
     except (
         Exception
     ) as error:  # whatever a converter trips over, torch can run the model

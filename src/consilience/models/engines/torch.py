@@ -96,7 +96,9 @@ class CompiledEngine:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            return self._run(filled_batch(pixels, network.batch))[: len(pixels)].float()
+            return self._run(filled_batch(pixels, network.batch))[
+                : len(pixels)
+            ].float()
 
 
 def _torch_compiled(run: ForwardPass) -> ForwardPass:
