@@ -395,7 +395,7 @@ def test_an_encoder_by_factory(tmp_path, monkeypatch):
     for wrong, said in (
         ("my_encoders:nothing", "gives int"),
         ("my_encoders:none", "no function"),
-        ("no_such:pair", "is not an encoder"),
+        ("no_such:pair", "no encoder"),
         ("clip", "is not an encoder"),
     ):
         with pytest.raises(ConsilienceError, match=said):

@@ -152,9 +152,8 @@ def _configured(
     runs = {"engine": options.get("engine"), "precision": options.get("precision")}
     size = plan.bytes_of(options["memory"]) if "memory" in options else None
     if isinstance(network, BlackBox):
-        network = replace(
-            network, spec=source, mode=options.get("view", network.mode)
-        )  # type: ignore[arg-type]
+        mode: Any = options.get("view", network.mode)
+        network = replace(network, spec=source, mode=mode)
     if not isinstance(network, TorchNetwork):
         return network.using(device=options.get("device"), memory=size, **runs)
     network.module.to(device)

@@ -39,8 +39,8 @@ from consilience.runs.folder import (
     RunFolder,
     file_content,
     files_content,
-    run_kind,
     read_manifest,
+    run_kind,
 )
 from consilience.show import dissection_page as page
 from consilience.show.unit_tiles import draw_tiles
