@@ -248,7 +248,7 @@ def test_images_are_explained_and_scored_beside_all_controls(
     images, loaded, tmp_path
 ):
     found = evaluated(images, tmp_path)
-    table = found.table
+    table = found.table()
     labels = [
         "Grad-CAM",
         "LIME",
@@ -288,7 +288,7 @@ def test_a_finished_run_gives_the_same_numbers(images, loaded, tmp_path):
     second = evaluate.evaluate_run(
         Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS
     )
-    pd.testing.assert_frame_equal(first.table, second.table)
+    pd.testing.assert_frame_equal(first.table(), second.table)
 
 
 def test_what_is_kept_is_not_scored_again(images, loaded, tmp_path):
@@ -304,8 +304,9 @@ def test_what_is_kept_is_not_scored_again(images, loaded, tmp_path):
     more = evaluate.evaluate_run(
         Asked(("test-in-patch:scale=2",)), tmp_path / "run", None, OPTIONS
     )
-    merged = more.table.merge(
-        again.table[again.table["metric"] == "test-in-patch"], on=["sample", "column"]
+    merged = more.table().merge(
+        again.table()[again.table()["metric"] == "test-in-patch"],
+        on=["sample", "column"],
     )
     known = merged.dropna(subset=["value_x"])
     assert np.allclose(known["value_x"], 2 * known["value_y"])
@@ -323,7 +324,18 @@ def test_a_image_killed_halfway_keeps_the_metrics_that_were_done(
     assert CALLS.count("centre") == 1
     found = evaluated(images, tmp_path)
     assert CALLS.count("centre") == 3  # the first image's are not made again
-    assert len(found.table) == 3 * 8 * 2
+    assert len(found.table()) == 3 * 8 * 2
+    axes = found.figure("test-in-patch").axes[0]
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    cells = [
+        c for c in found.summary["cells"] if c["metric"] == "test-in-patch" and c["n"]
+    ]
+    assert sorted(dots) == pytest.approx(sorted(cell["mean"] for cell in cells))
+    assert "test-in-patch" in found._repr_html_()
+    with pytest.raises(
+        cs.ConsilienceError, match="no metric with a number 'test-hat'"
+    ):
+        found.figure("test-hat")
 
 
 def test_a_image_that_changed_or_went_is_refused(images, loaded, tmp_path):
@@ -591,7 +603,7 @@ def test_mosaics_are_made_of_the_images_and_scored_beside_controls(
     their pixels.
     """
     found = gridded(coloured, tmp_path / "run")
-    rows = found.table[found.table["metric"] == "grid-pointing"]
+    rows = found.table()[found.table()["metric"] == "grid-pointing"]
     assert rows["sample"].nunique() == 3
     assert found.summary["images"] == 12
     left = rows[rows["column"] == "test-left"].set_index("sample")["value"]
@@ -641,8 +653,12 @@ def test_mosaics_are_kept_and_come_of_a_run_too(brightest, coloured, tmp_path):
         Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS
     )
     assert not LEFTS  # nothing is explained again
-    pd.testing.assert_frame_equal(first.table, again.table)
-    name = first.table.loc[first.table["metric"] == "grid-pointing", "sample"].iloc[0]
+    pd.testing.assert_frame_equal(first.table(), again.table)
+    name = (
+        first.table()
+        .loc[first.table()["metric"] == "grid-pointing", "sample"]
+        .iloc[0]
+    )
     (tmp_path / "run" / "metrics" / f"{name}.json").unlink()
     evaluate.evaluate_run(Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS)
     assert len(LEFTS) == 2  # one mosaic: its class and another one
@@ -652,7 +668,7 @@ def test_too_few_sure_images_are_one_line(brightest, coloured, tmp_path, capsys)
     for path in coloured.glob("3-*.png"):
         path.unlink()
     found = gridded(coloured, tmp_path / "run")
-    assert set(found.table["metric"]) == {"sparseness"}
+    assert set(found.table()["metric"]) == {"sparseness"}
     console.show_evaluation(found, console.output())
     said = " ".join(capsys.readouterr().out.split())
     line = "No number of Grid pointing game (grid-pointing): a mosaic of 4 cells needs images of as many classes that"
@@ -663,7 +679,7 @@ def test_too_few_sure_images_are_one_line(brightest, coloured, tmp_path, capsys)
     alone = evaluate.evaluate_run(
         Asked(("grid-pointing",)), tmp_path / "run", None, OPTIONS
     )
-    assert len(alone.table) == 0
+    assert len(alone.table()) == 0
     assert alone.summary["metrics"][0]["absent"].startswith(
         "a mosaic of 4 cells needs"
     )

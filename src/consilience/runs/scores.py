@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,11 @@ from consilience.files import (
     write_table,
 )
 from consilience.runs.folder import MANIFESTS, SCHEMAS, read_manifest, write_manifest
-from consilience.show import words
+from consilience.show import evaluation_page, words
 from consilience.types import Array, ConsilienceError, NotApplicable, Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 IMAGES, TABLE = "metrics", "metrics.parquet"
 DIGITS = 7
@@ -169,16 +172,28 @@ class Evaluation:
         self.summary = read_manifest(self.folder, "evaluation")
         """What was asked and found; see `evaluation.summary`."""
 
-    @cached_property
     def table(self) -> pd.DataFrame:
         """A row an image, column and metric: ``value`` (NaN where it does not apply)
         and ``reason``.
         """
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         return read_table(self.folder / TABLE)
+
+    def figure(self, metric: str | None = None) -> Figure:
+        """Means with 95 % intervals of every map by one metric (the first with a number
+        unless given), controls in grey.
+        """
+        return evaluation_page.metric_figure(self.summary, metric)
+
+    def _repr_html_(self) -> str:
+        return evaluation_page.evaluation_html(self.summary)
 
     def images(self) -> Iterator[ImageScores]:
         """The images' own files, one after the other."""
-        rows = self.table.drop_duplicates("sample")
+        rows = self._table.drop_duplicates("sample")
         for name, digest in zip(rows["sample"], rows["digest"], strict=True):
             yield ImageScores(self.folder, str(name), str(digest))
 

@@ -392,7 +392,7 @@ def evaluation_as_json(found: Any) -> dict[str, Any]:
     every image among them.
     """
     said = {key: value for key, value in found.summary.items() if key != "curves"}
-    rows = found.table.drop(columns="digest").to_dict("records")
+    rows = found.table().drop(columns="digest").to_dict("records")
     where = {"run": str(found.folder), "report": str(found.folder / "report.html")}
     result: dict[str, Any] = json_ready({**where, **said, "values": rows})
     return result

@@ -16,12 +16,15 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 
 from consilience.files import file_stem
+from consilience.registry import unknown
 from consilience.show import charts, words
 from consilience.show.charts import GREY, PALETTE, Bar, CurveLine
-from consilience.show.figures import figure_svg
+from consilience.show.figures import figure_html, figure_svg, table_html
+from consilience.types import ConsilienceError
 
 SUMMARY, TABLE, MOSAICS = "evaluation.json", "metrics.parquet", "mosaics"
 ALPHA, TILE = 0.05, 112
@@ -173,6 +176,14 @@ def _small(path: Path) -> bytes:
 def _forest(
     metric: MetricRow, cells: Mapping[str, MetricRow], columns: Sequence[MetricRow]
 ) -> Markup:
+    made = forest_of(metric, cells, columns)
+    return Markup("") if made is None else figure_svg(made)
+
+
+def forest_of(
+    metric: MetricRow, cells: Mapping[str, MetricRow], columns: Sequence[MetricRow]
+) -> Figure | None:
+    """The forest plot of one metric; None where it has no number."""
     ink = method_colours(columns)
     bars = []
     for column in sorted(columns, key=lambda column: column["kind"] != "method"):
@@ -183,8 +194,40 @@ def _forest(
         bars.append(
             Bar(label, mean, low, high, ink[label], column["kind"] != "method")
         )
-    made = charts.forest_figure(bars, f"{metric['label']}, mean and 95 % interval")
-    return Markup("") if made is None else figure_svg(made)
+    return charts.forest_figure(bars, f"{metric['label']}, mean and 95 % interval")
+
+
+def metric_figure(said: MetricRow, spec: str | None = None) -> Figure:
+    """The forest plot of a metric by its spelling, the first with a number unless given;
+    `ConsilienceError` where there is none.
+    """
+    known = {row["spec"]: row for row in said["metrics"] if not is_empty(said, row)}
+    if spec is None and not known:
+        raise ConsilienceError("no metric has a number")
+    wanted = next(iter(known)) if spec is None else spec
+    if wanted not in known:
+        raise ConsilienceError(unknown("metric with a number", wanted, known))
+    cells = {row["column"]: row for row in said["cells"] if row["metric"] == wanted}
+    made = forest_of(known[wanted], cells, said["columns"])
+    assert made is not None
+    made.suptitle(
+        f"{known[wanted]['label']} ({wanted})", fontsize=10, parse_math=False
+    )
+    return made
+
+
+def evaluation_html(said: MetricRow) -> str:
+    """Means of every metric and map, and the first metric's plot, for a notebook."""
+    rows = [
+        {"metric": cell["metric"], "map": cell["column"]}
+        | {key: _float(cell[key]) for key in ("mean", "low", "high")}
+        | {"n": cell["n"], "no number": cell["not_applicable"]}
+        for cell in said["cells"]
+    ]
+    table = table_html(pd.DataFrame(rows), rows=100)
+    if all(is_empty(said, metric) for metric in said["metrics"]):
+        return table
+    return table + figure_html(metric_figure(said), "means with 95 % intervals")
 
 
 def _curves(metric: MetricRow, said: MetricRow) -> Markup:
