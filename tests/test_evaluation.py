@@ -288,7 +288,7 @@ def test_a_finished_run_gives_the_same_numbers(images, loaded, tmp_path):
     second = evaluate.evaluate_run(
         Asked(("test-in-patch", "test-hit")), tmp_path / "again", None, OPTIONS
     )
-    pd.testing.assert_frame_equal(first.table(), second.table)
+    pd.testing.assert_frame_equal(first.table(), second.table())
 
 
 def test_what_is_kept_is_not_scored_again(images, loaded, tmp_path):
@@ -653,7 +653,7 @@ def test_mosaics_are_kept_and_come_of_a_run_too(brightest, coloured, tmp_path):
         Asked(("grid-pointing", "sparseness")), tmp_path / "run", None, OPTIONS
     )
     assert not LEFTS  # nothing is explained again
-    pd.testing.assert_frame_equal(first.table(), again.table)
+    pd.testing.assert_frame_equal(first.table(), again.table())
     name = (
         first.table()
         .loc[first.table()["metric"] == "grid-pointing", "sample"]

@@ -319,9 +319,8 @@ def _count_wins(wins: Array, iou: Array, owners: Array, columns: Array) -> None:
     ``columns`` (R,).
     """
     units, starts = np.unique(owners, return_index=True)
-    for unit, start, stop in zip(
-        units, starts, [*starts[1:], len(owners)], strict=True
-    ):
+    stops = np.append(starts, len(owners))[1:]  # none where no unit meets a label
+    for unit, start, stop in zip(units, starts, stops, strict=True):
         best = iou[start:stop].argmax(axis=0)
         hit = iou[start:stop].max(axis=0) > 0
         np.add.at(wins[unit], columns[start + best[hit]], 1)

@@ -104,7 +104,7 @@ class ShownLabels:
         """On the device of the maps."""
         count, height, width = labels.masks.shape
         rows = torch.ones(count + 1, height * width)
-        rows[:count] = torch.from_numpy(labels.masks.reshape(count, -1))
+        rows[:count] = torch.from_numpy(labels.masks.reshape(count, height * width))
         return ShownLabels(labels, rows.to(device))
 
 
