@@ -152,7 +152,7 @@ def test_what_the_outputs_are_is_found_on_a_trial(softmax, found):
     ],
 )
 def test_probabilities_are_positive_and_sum_to_one(rows, kind):
-    assert callable_models.run_kind(torch.tensor(rows)) == kind
+    assert callable_models.kind_of(torch.tensor(rows)) == kind
 
 
 def test_the_id_follows_what_is_said():

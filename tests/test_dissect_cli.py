@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import consilience as cs
 from consilience.cli import main
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.tally import unit_masks
@@ -401,6 +402,7 @@ def test_random_weights_stand_beside_and_are_no_null(second):
 
 def test_nothing_detected_and_no_null_is_said(here, capsys):
     more = ("--threshold", ".99", "--knockout", "--knockout-images", "2")
+    more += ("--min-images", "2")
     assert (
         run(
             "dissect",
@@ -607,3 +609,124 @@ def test_a_dissection_of_another_model_is_refused(
         == 1
     )
     assert "holds no dissection" in capsys.readouterr().err
+
+
+# ---- what people's own data holds
+
+
+def own_set(folder, count=6):
+    """Noise with a red square, its mask, and a second concept."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks/red", "masks/left"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        pixels = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        mask = np.zeros((64, 64), np.uint8)
+        y, x = rng.integers(0, 40, 2)
+        pixels[y : y + 16, x : x + 16] = (250, 0, 0)
+        mask[y : y + 16, x : x + 16] = 255
+        left = np.zeros((64, 64), np.uint8)
+        left[:, :20] = 255
+        Image.fromarray(pixels).save(folder / f"images/p{number}.png")
+        Image.fromarray(mask).save(folder / f"masks/red/p{number}.png")
+        Image.fromarray(left).save(folder / f"masks/left/p{number}.png")
+    return folder
+
+
+def dissected(model, folder, **options):
+    chosen = {"min_images": 1, "permutations": 19, "resamples": 5, **options}
+    return cs.dissect(model, "last", cs.load_concepts(folder), **chosen)
+
+
+def test_images_without_a_label_count_as_images(red_model, tmp_path):
+    """A negative, a blank mask and a mask that vanishes on the grid: their pixels are
+    in the unions and in the quantile, as the same images with an unrelated label.
+    """
+    folder = own_set(tmp_path / "set")
+    whole = dissected(red_model, folder)
+    for number in (1, 2, 3):
+        (folder / f"masks/left/p{number}.png").unlink()
+    (folder / "masks/red/p1.png").unlink()
+    Image.new("L", (64, 64)).save(folder / "masks/red/p2.png")
+    tiny = np.zeros((640, 640), np.uint8)
+    tiny[0, 0] = 255
+    Image.fromarray(tiny).save(folder / "masks/red/p3.png")
+    found = dissected(red_model, folder)
+    assert found.images == whole.images
+    np.testing.assert_array_equal(
+        found.layers[0].thresholds, whole.layers[0].thresholds
+    )
+    red, before = (
+        next(one for one in each.concepts if one.name == "red")
+        for each in (found, whole)
+    )
+    assert (red.images, before.images) == (3, 6)
+    assert red.pixels * 2 == before.pixels
+
+
+@pytest.mark.parametrize("damaged", ["images/p2.png", "masks/red/p2.png"])
+def test_what_cannot_be_read_is_left_out_and_named(
+    red_model, tmp_path, damaged, capsys
+):
+    """The numbers are those of the set without that image."""
+    whole = own_set(tmp_path / "whole")
+    for name in ("images", "masks/red", "masks/left"):
+        (whole / name / "p2.png").unlink()
+    expected = dissected(red_model, whole)
+    folder = own_set(tmp_path / "set")
+    (folder / damaged).write_bytes(b"no image")
+    found = dissected(red_model, folder)
+    assert found.images == expected.images
+    pd.testing.assert_frame_equal(found.table(), expected.table())
+    (note,) = found.facts["notes"]
+    assert note.startswith("left out: p2.png: ")
+    assert damaged.rpartition("/")[2] in note
+
+
+def test_units_that_meet_no_label_have_no_wins(red_model, tmp_path):
+    folder = own_set(tmp_path / "set")
+    for file in (folder / "masks/left").iterdir():
+        file.unlink()
+    corner = np.zeros((64, 64), np.uint8)
+    corner[63, 63] = 255
+    for file in (folder / "masks/red").iterdir():
+        Image.fromarray(corner).save(file)
+    found = dissected(red_model, folder)
+    assert (found.table()["iou"] < 0.5).all()
+
+
+def test_no_concept_that_can_be_a_label_is_one_line_and_locks_nothing(
+    here, tmp_path, capsys
+):
+    folder = own_set(tmp_path / "set")
+    asked = ("dissect", folder, "-m", "own_dissected:red", "-l", "last")
+    asked += ("--permutations", 9, "-o", tmp_path / "run", "--min-images")
+    assert run(*asked, 7) == 1
+    assert (
+        "the most frequent, left: in 6 images; 7 are needed"
+        in capsys.readouterr().err
+    )
+    assert run(*asked, 6) == 0
+
+
+def test_the_content_of_a_set_changes_with_any_file(tmp_path):
+    folder = own_set(tmp_path / "set")
+    seen = {cs.load_concepts(folder).content()}
+    for name in ("images/p1.png", "masks/left/p3.png"):
+        Image.new("L", (64, 64), 9).save(folder / name)
+        seen.add(cs.load_concepts(folder).content())
+    assert len(seen) == 3
+    (tmp_path / "set").rename(tmp_path / "moved")
+    moved = cs.load_concepts(tmp_path / "moved")
+    assert moved.content() in seen
+    assert moved.subset([0, 2]).content() != moved.subset([0, 1]).content()
+
+
+def test_an_edited_mask_is_another_job(here, tmp_path, capsys):
+    folder = own_set(tmp_path / "set")
+    asked = ("dissect", folder, "-m", "own_dissected:red", "-l", "last")
+    asked += ("--min-images", 1, "--permutations", 9, "-o", tmp_path / "run")
+    assert run(*asked) == 0
+    Image.new("L", (64, 64), 9).save(folder / "masks/red/p1.png")
+    assert run(*asked) == 1
+    assert "(images and labels changed)" in capsys.readouterr().err

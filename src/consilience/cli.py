@@ -691,7 +691,14 @@ def dissect_verb(arguments: argparse.Namespace) -> int:
         print(json.dumps(console.dissection_as_json(finished), ensure_ascii=False))
     else:
         console.show_dissection(finished, console.output())
-    return 0
+    left = finished.manifest["left_out"]
+    if left:
+        count = finished.manifest["concepts"]["images"]
+        print(
+            f"consilience: {len(left)} of {count} images could not be read",
+            file=sys.stderr,
+        )
+    return 1 if left else 0
 
 
 def _dissection_job(arguments: argparse.Namespace) -> Any:

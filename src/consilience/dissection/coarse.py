@@ -125,10 +125,11 @@ class Gatherer:
         if index not in self._places:
             return
         down, across = self._middles
-        masks = labels.masks[:, down][:, :, across].reshape(len(labels.masks), -1)
-        rows, cells = np.nonzero(masks)
-        pairs = [(cells, labels.present[rows])]
-        every = np.arange(self.grid[0] * self.grid[1])
+        cells = self.grid[0] * self.grid[1]
+        masks = labels.masks[:, down][:, :, across].reshape(len(labels.masks), cells)
+        rows, lit = np.nonzero(masks)
+        pairs = [(lit, labels.present[rows])]
+        every = np.arange(cells)
         pairs += [(every, np.full(len(every), concept)) for concept in labels.whole]
         cell = np.concatenate([one for one, _ in pairs])
         concept = np.concatenate([one for _, one in pairs])

@@ -7,7 +7,7 @@ into a model's frame through its `Geometry`, nearest neighbour throughout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -91,6 +91,10 @@ class ImageSource:
         """Pixels (H, W, 3) uint8 RGB."""
         raise NotImplementedError
 
+    def files(self, index: int) -> Sequence[Path]:
+        """What image ``index`` and its labels are read from; none where they are made."""
+        return ()
+
     def picture(self, index: int) -> Array:
         """The older name of `image`."""
         return self.image(index)
@@ -114,7 +118,8 @@ class ConceptSet:
 
     ``spec`` opens the set again with `load_concepts`; ``digest`` is of its index: names
     of images, label maps and concepts. ``notes`` say what of it is not used,
-    ``largest`` is the largest number of a label map where that is not a concept's.
+    ``largest`` is the largest number of a label map where that is not a concept's,
+    ``skipped`` why images of the whole set were left out, by their index in it.
     """
 
     spec: str
@@ -126,6 +131,7 @@ class ConceptSet:
     grid: tuple[int, int] = LABEL_GRID
     notes: tuple[str, ...] = ()
     largest: int = 0
+    skipped: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -143,6 +149,15 @@ class ConceptSet:
         """Kind and digest."""
         return f"{self.spec.partition(':')[0]}@{self.digest}"
 
+    def content(self) -> str:
+        """Digest of the set with all its images and labels, which are read for it."""
+        state = blake2b(self.id.encode(), digest_size=16)
+        files = getattr(self.source, "files", lambda _: ())
+        for index in range(len(self)):
+            for file in files(index):
+                state.update(_bytes_of(file))
+        return state.hexdigest()
+
     def sample(self, index: int) -> Sample:
         """Image ``index`` as a sample named as in the set."""
         return Sample(self.names[index], self.source.image(index))
@@ -151,6 +166,13 @@ class ConceptSet:
     def samples(self) -> Samples:
         """All images as a sequence that reads each when asked for it."""
         return Samples(self)
+
+    def only(self, names: Sequence[str]) -> ConceptSet:
+        """The images of these names, in their order; itself where that is all."""
+        if tuple(names) == self.names:
+            return self
+        places = {name: index for index, name in enumerate(self.names)}
+        return self.subset(places[name] for name in names)
 
     def subset(self, indices: Iterable[int]) -> ConceptSet:
         """The same concepts over some of the images; it has no spec of its own that
@@ -291,6 +313,19 @@ class _Some(ImageSource):
 
     def planes(self, index: int) -> Sequence[Plane]:
         return self.whole.planes(self.kept[index])
+
+    def files(self, index: int) -> Sequence[Path]:
+        files = getattr(self.whole, "files", lambda _: ())
+        found: Sequence[Path] = files(self.kept[index])
+        return found
+
+
+def _bytes_of(file: Path) -> bytes:
+    """A file's bytes; one that cannot be read is part of the content too."""
+    try:
+        return blake2b(file.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return b"unreadable"
 
 
 # ---- opening

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,13 +141,17 @@ def dissect(
     if against not in (None, "random"):
         raise ConsilienceError(f"against is random or nothing; got {against!r}")
     names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
-    result = _Job(
-        model,
-        _layers(model, names),
-        found,
-        chosen,
-        Path(state) if state is not None else None,
-    ).run()
+    file = Path(state) if state is not None else None
+    found = without_unreadable(found, _skipped(file))
+    job = _Job(model, _layers(model, names), found, chosen, file)
+    try:
+        result = job.run()
+    except _UnreadableError:
+        # rare enough that nothing is looked at twice where all is well
+        found = without_unreadable(found, unreadable(found, model, chosen.view))
+        job = _Job(model, _layers(model, names), found, chosen, file)
+        job.begin_again()
+        result = job.run()
     if against is None:
         return result
     blank = with_random_weights(model, chosen.seed)
@@ -154,6 +159,64 @@ def dissect(
     return replace(
         result, random=_Job(blank, _layers(blank, names), found, plain, None).run()
     )
+
+
+class _UnreadableError(ConsilienceError):
+    """An image or its labels that cannot be read, found on the way."""
+
+
+def unreadable(
+    concepts: ConceptSet, model: Network, view: ViewMode
+) -> dict[int, str]:
+    """Why images of a set, or their labels, cannot be read, by index; every one is
+    read for it.
+    """
+    reasons: dict[int, str] = {}
+
+    def look(index: int) -> None:
+        try:
+            seen = model.view(concepts.sample(index), view)
+            concepts.labels(index, seen.geometry if view == "crop" else None)
+        except ConsilienceError as error:
+            reasons[index] = str(error)
+
+    with (
+        progress.task("looking for what cannot be read", len(concepts)) as running,
+        ThreadPoolExecutor(READERS) as pool,
+    ):
+        for _ in pool.map(look, range(len(concepts))):
+            running.advance()
+    for index in sorted(reasons):
+        progress.say(f"left out: {concepts.names[index]}: {reasons[index]}")
+    return reasons
+
+
+def without_unreadable(
+    concepts: ConceptSet, reasons: Mapping[int, str]
+) -> ConceptSet:
+    """The set without some of its images, which its notes name."""
+    if not reasons:
+        return concepts
+    kept = [index for index in range(len(concepts)) if index not in reasons]
+    if not kept:
+        raise ConsilienceError(
+            f"no image of {concepts.spec} can be read: {next(iter(reasons.values()))}"
+        )
+    left = tuple(
+        f"left out: {concepts.names[index]}: {reasons[index]}"
+        for index in sorted(reasons)
+    )
+    part = concepts.subset(kept)
+    return replace(part, notes=(*concepts.notes, *left), skipped=dict(reasons))
+
+
+def _skipped(file: Path | None) -> dict[int, str]:
+    """Images that an earlier try of this dissection left out."""
+    if file is None or not file.is_file():
+        return {}
+    arrays = _arrays(file)
+    reasons = json.loads(str(arrays.get("reasons", "{}")))
+    return {int(index): str(reason) for index, reason in reasons.items()}
 
 
 OLDER_NAMES = {"min_pictures": "min_images", "null_pictures": "null_images"}
@@ -208,9 +271,12 @@ def batches(
     """
 
     def one(index: int) -> tuple[Tensor, Labels | None]:
-        seen = model.view(concepts.sample(index), view)
-        geometry = seen.geometry if view == "crop" else None
-        return seen.pixels, concepts.labels(index, geometry) if labels else None
+        try:
+            seen = model.view(concepts.sample(index), view)
+            geometry = seen.geometry if view == "crop" else None
+            return seen.pixels, concepts.labels(index, geometry) if labels else None
+        except ConsilienceError as error:
+            raise _UnreadableError(str(error)) from error
 
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[Future[tuple[Tensor, Labels | None]]] = deque()
@@ -344,6 +410,11 @@ class _Job:
             return work()
         finally:
             self.seconds[name] = time.perf_counter() - start
+
+    def begin_again(self) -> None:
+        """Forget what another try of other images kept."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
 
     # -- the two passes
 
@@ -483,7 +554,9 @@ class _Job:
         }
         content = io.BytesIO()
         done = np.array([self.done["quantiles"], self.done["counting"]])
-        np.savez(content, key=np.array(self.key), done=done, **arrays)
+        reasons = np.array(json.dumps(dict(self.concepts.skipped)))
+        key = np.array(self.key)
+        np.savez(content, key=key, done=done, reasons=reasons, **arrays)
         write_atomically(self.file, lambda file: file.write(content.getbuffer()))
 
     def _kept(self) -> dict[str, Array] | None:

@@ -125,6 +125,7 @@ def run_dissection(
     claimed = RunFolder(folder, "dissection", parts, {"command": command})
     place = claimed.path
     found = _dissected(job, model, layers, concepts, place)
+    concepts = concepts.only(found.images)  # without what could not be read
     named = _named(job, model, layers, concepts, encoder, place)
     hurt = _knocked_out(job, model, found, concepts, place)
     shown = draw_tiles(model, found, concepts, place)
@@ -146,6 +147,11 @@ def run_dissection(
         },
         "layers": list(layers),
         "counts": {name: found.counts(name) for name in layers},
+        "left_out": [
+            note
+            for note in found.facts.get("notes", ())
+            if note.startswith("left out")
+        ],
         "words": named,
         "knockout": hurt,
         "tiles": shown,
@@ -170,6 +176,7 @@ def describe_dissection(
     asked: dict[str, Any] = {
         "model": model.id,
         "concepts": concepts.id,
+        "images and labels digest": concepts.content(),
         "layers": list(layers),
         "options": dict(job.options),
         "version": version("consilience"),
@@ -226,6 +233,12 @@ def _dissected(
     found = dissect(
         model, list(layers), concepts, state=folder / STATE, **dict(job.options)
     )
+    if not any(one.eligible for one in found.concepts):
+        most = max(found.concepts, key=lambda one: one.images)
+        raise ConsilienceError(
+            f"no concept of {concepts.spec} can be a label; the most frequent, {most.name}: "
+            f"{most.why}"
+        )
     found.write(folder)
     return found
 

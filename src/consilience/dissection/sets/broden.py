@@ -191,6 +191,12 @@ class _Source(ImageSource):
             self.folder / "images" / self.index[index]["image"]
         )[0]
 
+    def files(self, index: int) -> Sequence[Path]:
+        row = self.index[index]
+        cells = [cell for name in self.categories for cell in _cells(row[name])]
+        maps = [cell for cell in cells if not cell.isdecimal()]
+        return [self.folder / "images" / name for name in (row["image"], *maps)]
+
     def planes(self, index: int) -> Sequence[Plane]:
         row = self.index[index]
         cells = (

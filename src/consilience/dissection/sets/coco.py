@@ -88,7 +88,7 @@ class Coco:
         names = tuple(str(item["file_name"]) for item in images)
         return ConceptSet(
             spec_of(self),
-            concept_digest(names, rows),
+            concept_digest(names, rows, file.read_bytes()),
             numbered(rows),
             categories,
             names,
@@ -172,6 +172,9 @@ class _Instances(ImageSource):
     def image(self, index: int) -> Array:
         return images.read_pixels(self.folder / self.images[index]["file_name"])[0]
 
+    def files(self, index: int) -> Sequence[Path]:
+        return [self.folder / self.images[index]["file_name"]]
+
     def planes(self, index: int) -> Sequence[Plane]:
         size = int(self.images[index]["height"]), int(self.images[index]["width"])
         masks: dict[int, Array] = {}
@@ -209,6 +212,10 @@ class _Panoptic(ImageSource):
 
     def image(self, index: int) -> Array:
         return images.read_pixels(self.folder / self.images[index]["file_name"])[0]
+
+    def files(self, index: int) -> Sequence[Path]:
+        photograph = self.folder / self.images[index]["file_name"]
+        return [photograph, self.maps / self.annotations[index][0]["file_name"]]
 
     def planes(self, index: int) -> Sequence[Plane]:
         """Segment numbers R + 256 G + 65536 B become the numbers of their classes."""

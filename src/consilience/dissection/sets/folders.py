@@ -123,11 +123,14 @@ def _by_image(
 
 @dataclass(frozen=True, eq=False)
 class _MaskSource(ImageSource):
-    files: list[Path]
+    shown: list[Path]
     masks: list[list[tuple[int, int, Path]]]
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(self.files[index])[0]
+        return images.read_pixels(self.shown[index])[0]
+
+    def files(self, index: int) -> Sequence[Path]:
+        return [self.shown[index], *(file for _, _, file in self.masks[index])]
 
     def planes(self, index: int) -> Sequence[Plane]:
         return [
@@ -244,11 +247,14 @@ def _object_info(file: Path) -> dict[int, str]:
 
 @dataclass(frozen=True, eq=False)
 class _Parsing(ImageSource):
-    files: list[Path]
+    shown: list[Path]
     maps: list[Path]
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(self.files[index])[0]
+        return images.read_pixels(self.shown[index])[0]
+
+    def files(self, index: int) -> Sequence[Path]:
+        return [self.shown[index], self.maps[index]]
 
     def planes(self, index: int) -> Sequence[Plane]:
         return [
@@ -340,12 +346,15 @@ def _pair(
 
 @dataclass(frozen=True, eq=False)
 class _Full(ImageSource):
-    files: list[Path]
+    shown: list[Path]
     maps: list[list[Path]]
     categories: tuple[str, ...]
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(self.files[index])[0]
+        return images.read_pixels(self.shown[index])[0]
+
+    def files(self, index: int) -> Sequence[Path]:
+        return [self.shown[index], *self.maps[index]]
 
     def planes(self, index: int) -> Sequence[Plane]:
         kinds = ["object", *("part" for _ in self.maps[index][1:])]
