@@ -741,7 +741,6 @@ def test_a_data_sets_number_is_named_as_such(images, loaded, tmp_path, capsys):
 
 
 def test_reasons_of_many_classes_are_one_line(images, loaded, tmp_path):
-    from consilience.show import evaluation_page as said_of
     from consilience.show import words
 
     facts = {"image": "a.jpg", "marked": "3 tabby", "others": ["4", "5"], "masks": 0}
@@ -756,7 +755,7 @@ def test_reasons_of_many_classes_are_one_line(images, loaded, tmp_path):
         "what is marked as the explained class covers no pixel of what the model is shown"
     )
     found = evaluated(images, tmp_path, ("energy", "pointing-game"))
-    lines = said_of.silent(found.summary)
+    lines = words.silent(found.summary)
     assert len(lines) == 1
     assert len(lines[0][0]) == 2
     assert lines[0][1].endswith("(3 images)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ def check_before_loading(arguments: argparse.Namespace) -> None:
         files += ["truth", "groups"]  # where they do not belong, that is the error
     for name in files:
         file = options.get(name)
-        if isinstance(file, str) and not Path(file).exists():
+        if isinstance(file, str) and not os.path.exists(file):  # noqa: PTH110
             raise ConsilienceError(f"--{name}: {file} does not exist")
     _check_specifications(options)
     _check_paths(options)
@@ -108,7 +109,7 @@ def _check_paths(options: dict[str, Any]) -> None:
     from consilience.image_files import find_images
 
     if options.get("call") in (explain_verb, evaluate_verb) and options["paths"]:
-        is_run = (Path(options["paths"][0]) / "job.json").is_file()
+        is_run = _is_run(options["paths"][0])
         if not (is_run and len(options["paths"]) == 1):
             find_images(options["paths"])
     for name in ("run", "a", "b"):
@@ -117,6 +118,11 @@ def _check_paths(options: dict[str, Any]) -> None:
             raise ConsilienceError(
                 f"{folder} does not exist; {_runs_near(str(folder))}"
             )
+
+
+def _is_run(path: str) -> bool:
+    """Whether a path is a run's folder; a name that is too long is none."""
+    return os.path.isfile(os.path.join(path, "job.json"))  # noqa: PTH113, PTH118
 
 
 def _runs_near(text: str) -> str:
@@ -602,7 +608,6 @@ def _evaluated(arguments: argparse.Namespace) -> Any:
     from consilience.evaluation.suites import asked_metrics
     from consilience.runs.evaluate import Asked, evaluate_images, evaluate_run
     from consilience.runs.explain import LoadOptions, job_from_specs
-    from consilience.runs.folder import JOB
 
     if not arguments.paths:
         raise ConsilienceError(
@@ -611,7 +616,7 @@ def _evaluated(arguments: argparse.Namespace) -> Any:
     metrics = asked_metrics(arguments.metric or (), arguments.suite)
     asked = Asked(metrics, arguments.suite, arguments.seed)
     options = LoadOptions(**_loading(arguments))
-    is_run = len(arguments.paths) == 1 and (Path(arguments.paths[0]) / JOB).is_file()
+    is_run = len(arguments.paths) == 1 and _is_run(arguments.paths[0])
     if not is_run:
         job = job_from_specs(
             arguments.by or DEFAULT_BY,

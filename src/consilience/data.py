@@ -126,13 +126,17 @@ def read_samples(
     is labelled by its file's name, where that names exactly one class
     (``n01443537_goldfish.JPEG``). Nothing found raises `ConsilienceError` at once.
     """
-    files = find_images(paths)
-    return _read_all(files, truth, classes)
+    return read_files(find_images(paths), truth, classes)
 
 
-def _read_all(
-    files: Sequence[Path], truth: TruthTable | None, classes: Sequence[str]
+def read_files(
+    files: Sequence[Path],
+    truth: TruthTable | None = None,
+    classes: Sequence[str] = (),
 ) -> Iterator[Sample | Failure]:
+    """`read_samples` of files that were found before; one that is gone, or a link that
+    leads nowhere, is a failure like any other.
+    """
     for file, name in zip(files, names_of(files), strict=True):
         try:
             yield labelled(read_image(file, name), file, truth, classes)

@@ -29,12 +29,17 @@ def file_stem(name: str) -> str:
     """A file name for a sample's name: as it is where that is safe, else cleaned and
     made unique by a digest.
     """
-    clean = re.sub(r"[^\w.\- ]", "_", name).strip(". ")[:80]
+    clean = re.sub(r"[^\w.\- ]", "_", name).strip(". ")
+    clean = clean.encode()[:STEM_BYTES].decode(errors="ignore").strip(". ")
     return (
         clean
         if clean == name
         else f"{clean}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
     )
+
+
+STEM_BYTES = 90
+"""A file's name has at most 255 bytes, of which a letter may take four."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -55,7 +55,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _looked_for(name: str) -> str:
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         return f"folder {name} holds none"
     return (
         f"pattern {name} matches none"
@@ -66,10 +66,12 @@ def _looked_for(name: str) -> str:
 
 def _expand(name: str) -> list[Path]:
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises for a name too long
         return _walk(path)
-    if path.exists() or not glob.has_magic(name):
-        return [path] if path.exists() else []
+    if os.path.lexists(name) or not glob.has_magic(name):
+        return [path] if os.path.lexists(name) else []
+    if path.parent.is_dir():  # brackets in the folder's own name are no pattern
+        name = str(Path(glob.escape(str(path.parent)), path.name))
     suffix = path.suffix
     literal = bool(suffix) and not glob.has_magic(suffix)
     found: list[Path] = []

@@ -7,7 +7,10 @@ well-known formats are tried. All geometry uses half-pixel centres: pixel i cove
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -48,6 +51,91 @@ def read_pixels(
     scaled, transparency is composited on white, and of several frames the first is
     taken. Raises `ConsilienceError` with one line on anything else.
     """
+    with opened_image(path, max_pixels) as image:
+        return _decode(image, Path(path))
+
+
+def read_label_map(
+    path: str | Path, image: str | Path, max_pixels: int = MAX_PIXELS
+) -> Array:
+    """A label map or mask as data, (H, W) or (H, W, 3) int64: palettes by index, 16
+    bits kept, 0 where it is transparent, and turned as its ``image`` is.
+
+    Raises `ConsilienceError` where it cannot be read, or lies across its image.
+    """
+    with opened_image(path, max_pixels) as label:
+        values = _label_values(label, Path(path))
+    return turned_like(values, path, image)
+
+
+def turned_like(values: Array, what: str | Path, image: str | Path) -> Array:
+    """Labels (H, W, ...) turned as reading turns their image upright.
+
+    They are taken as the image is stored, but where their shape says that they are
+    upright already. `ConsilienceError` where they have the shape of neither.
+    """
+    stored, orientation = _stored(str(image))
+    height, width = values.shape[:2]
+    tall, lies = height / width, stored[0] / stored[1]
+    if orientation in ACROSS and _nearer(tall, 1 / lies, lies):  # upright already
+        return values
+    if orientation == 1 and _nearer(tall, 1 / lies, lies) and _near(tall, 1 / lies):
+        raise ConsilienceError(
+            f"{what} is {width} x {height} and lies across its image of {stored[1]} x "
+            f"{stored[0]}"
+        )
+    turn = _TURNS.get(orientation)
+    return values if turn is None else np.ascontiguousarray(turn(values))
+
+
+ACROSS = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
+_TURNS: dict[int, Callable[[Array], Array]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x, 1),
+}
+"""What makes an array upright that is stored in an EXIF orientation."""
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(math.log(a / b)) < 0.05
+
+
+def _nearer(a: float, one: float, other: float) -> bool:
+    return abs(math.log(a / one)) < abs(math.log(a / other)) - 0.05
+
+
+def _stored(image: str) -> tuple[tuple[int, int], int]:
+    """Height and width of an image as it is stored, and its EXIF orientation."""
+    with opened_image(image) as known:
+        return (known.size[1], known.size[0]), int(known.getexif().get(0x0112, 1))
+
+
+def _label_values(label: Image.Image, file: Path) -> Array:
+    mode = label.mode
+    if mode in ("1", "L", "P") or mode.startswith("I"):
+        return np.array(label).astype(np.int64)
+    if mode == "F":
+        raise ConsilienceError(f"{file}: labels are whole numbers; it holds floats")
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        whole = np.array(label.convert("RGBA")).astype(np.int64)
+        return whole[:, :, :3] * (whole[:, :, 3:] > 0)
+    return np.array(label.convert("RGB")).astype(np.int64)
+
+
+@contextmanager
+def opened_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """An image file within the limits, or `ConsilienceError` in one line, whatever the
+    file holds.
+    """
     file = Path(path)
     if not file.exists():
         raise ConsilienceError(f"{file}: no such file")
@@ -59,7 +147,15 @@ def read_pixels(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=FORMATS) as image:
-                return _decode(image, file, max_pixels)
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ConsilienceError(
+                        f"{file}: claims {width} x {height} pixels; the limit is "
+                        f"{max_pixels:,}"
+                    )
+                yield image
+    except ConsilienceError:
+        raise
     except UnidentifiedImageError:
         raise ConsilienceError(
             f"{file}: not an image in any format read here ({', '.join(FORMATS)})"
@@ -68,20 +164,15 @@ def read_pixels(
         raise ConsilienceError(
             f"{file}: claims more pixels than the limit of {max_pixels:,}"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, ConsilienceError):
-            raise
-        raise ConsilienceError(f"{file}: damaged or truncated ({error})") from None
+    except MemoryError:
+        raise ConsilienceError(f"{file}: too large for the memory") from None
+    except Exception as error:
+        # decoders raise anything at all on mutated bytes (TypeError, KeyError, struct.error)
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ConsilienceError(f"{file}: damaged or truncated ({why})") from None
 
 
-def _decode(
-    image: Image.Image, file: Path, max_pixels: int
-) -> tuple[Array, tuple[str, ...]]:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ConsilienceError(
-            f"{file}: claims {width} x {height} pixels; the limit is {max_pixels:,}"
-        )
+def _decode(image: Image.Image, file: Path) -> tuple[Array, tuple[str, ...]]:
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:

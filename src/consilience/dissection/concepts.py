@@ -16,7 +16,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from consilience.images import Placement
+from consilience.images import Placement, read_label_map
 from consilience.registry import Registry, spell
 from consilience.types import Array, ConsilienceError, Geometry, Sample
 
@@ -414,6 +414,18 @@ def numbered(rows: Iterable[tuple[str, str, int]]) -> tuple[Concept, ...]:
         if name.strip() not in NAMELESS
     ]
     return tuple(Concept(index, *row) for index, row in enumerate(named))
+
+
+def one_channel(file: Path, image: Path) -> Array:
+    """A map of class numbers (H, W) int64: grey of 8 or 16 bits, or a palette's indices."""
+    values = read_label_map(file, image)
+    if values.ndim == 3:
+        if (values != values[:, :, :1]).any():
+            raise ConsilienceError(
+                f"{file}: a map of class numbers has one channel; it is in colour"
+            )
+        values = values[:, :, 0]
+    return values
 
 
 def refuse_missing(what: str, files: Iterable[Path]) -> None:

@@ -373,7 +373,7 @@ class Images(Sequence[Sample]):
             raise ConsilienceError(f"{folder} holds no image that can be read")
 
     def _readable(self, files: Sequence[Path]) -> Iterator[Path]:
-        for file, sample in zip(files, data.read_samples(files), strict=True):
+        for file, sample in zip(files, data.read_files(files), strict=True):
             if isinstance(sample, data.Failure):
                 progress.say(sample.reason)
             else:
@@ -390,7 +390,7 @@ class Images(Sequence[Sample]):
         if isinstance(at, slice):
             return [self[place] for place in range(*at.indices(len(self)))]
         read = next(
-            iter(data.read_samples([self._files[at]], self._truth, self._classes))
+            iter(data.read_files([self._files[at]], self._truth, self._classes))
         )
         if isinstance(read, data.Failure):
             raise ConsilienceError(read.reason)

@@ -191,7 +191,7 @@ class _Source:
     def samples(self) -> Iterator[Sample | data.Failure]:
         """One after the other."""
         if self._files:
-            yield from data.read_samples(self._files, self._truth, self._classes)
+            yield from data.read_files(self._files, self._truth, self._classes)
         yield from self._there
 
 

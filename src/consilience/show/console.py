@@ -402,12 +402,10 @@ def show_evaluation(found: Any, console: Console) -> None:
     """A table a metric: methods, then controls, each with its interval; what is marked
     and why; where the report is.
     """
-    from consilience.show import evaluation_page as said_of
-
     said = found.summary
     told: set[str] = set()
     for metric in said["metrics"]:
-        if said_of.is_empty(said, metric):
+        if words.is_empty(said, metric):
             continue
         cells = {
             cell["column"]: cell
@@ -418,16 +416,16 @@ def show_evaluation(found: Any, console: Console) -> None:
             row for row in said["against_controls"] if row["metric"] == metric["spec"]
         ]
         console.print(_metric_table(said, metric, cells))
-        lines = said_of.marks(metric, cells, against)
+        lines = words.marks(metric, cells, against)
         for line in (
             line for line in lines if line not in told
         ):  # that there are too few images is said once
             console.print(escape(line), highlight=False)
         told.update(lines)
-        for line in said_of.reasons(metric, cells):
+        for line in words.reasons(metric, cells):
             console.print(escape(f"No number: {line}"), highlight=False)
         console.print()
-    for labels, reason in said_of.silent(said):
+    for labels, reason in words.silent(said):
         console.print(
             escape(f"No number of {', '.join(labels)}: {reason}."), highlight=False
         )
@@ -439,7 +437,7 @@ def show_evaluation(found: Any, console: Console) -> None:
 def _metric_table(
     said: dict[str, Any], metric: dict[str, Any], cells: dict[str, Any]
 ) -> Table:
-    from consilience.show.evaluation_page import gathered, metric_unit
+    from consilience.show.evaluation_page import gathered
 
     whole = gathered(said, metric["spec"])
     arrow = "more is better" if metric["higher_is_better"] else "less is better"
@@ -447,7 +445,7 @@ def _metric_table(
         "map",
         "mean",
         "95 %",
-        f"{metric_unit(metric)}s",
+        f"{words.metric_unit(metric)}s",
         "no number",
         "better than every control",
     )

@@ -27,7 +27,7 @@ from consilience.show.figures import figure_html, figure_svg, table_html
 from consilience.types import ConsilienceError
 
 SUMMARY, TABLE, MOSAICS = "evaluation.json", "metrics.parquet", "mosaics"
-ALPHA, TILE = 0.05, 112
+MOSAIC_TILE = 112
 MetricRow = Mapping[str, Any]
 
 
@@ -65,7 +65,7 @@ def evaluation_context(
         return None
     said = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     table = pd.read_parquet(folder / TABLE)
-    known = [metric for metric in said["metrics"] if not is_empty(said, metric)]
+    known = [metric for metric in said["metrics"] if not words.is_empty(said, metric)]
     sections = [
         _section(number, metric, said, table, anchors, folder)
         for number, metric in enumerate(known, 1)
@@ -80,7 +80,7 @@ def evaluation_context(
         "controls": [column for column in shown if column["kind"] != "method"],
         "columns": said["columns"],
         "sections": sections,
-        "silent": silent(said),
+        "silent": words.silent(said),
         "twins": {
             label
             for label, count in Counter(metric["label"] for metric in known).items()
@@ -141,15 +141,15 @@ def _section(
         _curves(metric, said),
         _ranks(order),
         order,
-        tuple(marks(metric, cells, against)),
-        tuple(reasons(metric, cells)),
+        tuple(words.marks(metric, cells, against)),
+        tuple(words.reasons(metric, cells)),
         against,
         tuple(row for row in said["between"] if row["metric"] == spec),
         tuple(_values(mine, said["columns"], anchors)),
-        metric_unit(metric),
+        words.metric_unit(metric),
         gathered(said, spec),
         {}
-        if metric_unit(metric) == "image"
+        if words.metric_unit(metric) == "image"
         else _tiles(folder, list(dict.fromkeys(mine["sample"]))),
     )
 
@@ -168,7 +168,7 @@ def _tiles(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def _small(path: Path) -> bytes:
     buffer = io.BytesIO()
     with Image.open(path) as image:
-        image.thumbnail((TILE, TILE))
+        image.thumbnail((MOSAIC_TILE, MOSAIC_TILE))
         image.save(buffer, "WEBP", quality=80)
     return buffer.getvalue()
 
@@ -201,7 +201,9 @@ def metric_figure(said: MetricRow, spec: str | None = None) -> Figure:
     """The forest plot of a metric by its spelling, the first with a number unless given;
     `ConsilienceError` where there is none.
     """
-    known = {row["spec"]: row for row in said["metrics"] if not is_empty(said, row)}
+    known = {
+        row["spec"]: row for row in said["metrics"] if not words.is_empty(said, row)
+    }
     if spec is None and not known:
         raise ConsilienceError("no metric has a number")
     wanted = next(iter(known)) if spec is None else spec
@@ -225,7 +227,7 @@ def evaluation_html(said: MetricRow) -> str:
         for cell in said["cells"]
     ]
     table = table_html(pd.DataFrame(rows), rows=100)
-    if all(is_empty(said, metric) for metric in said["metrics"]):
+    if all(words.is_empty(said, metric) for metric in said["metrics"]):
         return table
     return table + figure_html(metric_figure(said), "means with 95 % intervals")
 
@@ -263,109 +265,6 @@ def _ranks(order: MetricRow | None) -> Markup:
             order["groups"],
         )
     )
-
-
-# ---- in words
-
-
-def marks(
-    metric: MetricRow, cells: Mapping[str, MetricRow], against: Sequence[MetricRow]
-) -> list[str]:
-    """Which methods are not shown to be better than which controls; where no number
-    could have shown it, how many it takes.
-    """
-    short = {
-        label: cell for label, cell in cells.items() if cell.get("above") is False
-    }
-    if short and not any(cell["reachable"] for cell in short.values()):
-        return [_too_few(metric, against)]
-    return [
-        _short(label, cell, [row["b"] for row in against if row["a"] == label])
-        for label, cell in short.items()
-    ]
-
-
-def _short(label: str, cell: MetricRow, controls: Sequence[str]) -> str:
-    untested = cell.get("untested") or []
-    every = len(cell["not_above"]) + len(untested) == len(controls) > 1
-    few = (
-        ""
-        if cell["reachable"]
-        else " (too few pairs to show it, whatever the numbers)"
-    )
-    names = [
-        "its own map of another class" if name == f"{label}, another class" else name
-        for name in cell["not_above"]
-    ]
-    return f"{label} is not shown to be better than {'any control' if every else ', '.join(names)}{few}."
-
-
-def _too_few(metric: MetricRow, against: Sequence[MetricRow]) -> str:
-    tests = max((row["tests"] for row in against), default=1)
-    most = max((row["n"] for row in against), default=0)
-    needed = math.ceil(math.log2(tests / ALPHA))
-    unit = metric_unit(metric)
-    return (
-        f"{words.count_of(most, unit)} cannot show a method to be better than the controls, "
-        f"whatever the numbers: "
-        f"{words.count_of(tests, 'test')}, corrected by Holm, "
-        f"{'take' if tests > 1 else 'takes'} {needed} {unit}s."
-    )
-
-
-def reasons(metric: MetricRow, cells: Mapping[str, MetricRow]) -> list[str]:
-    """Why a metric has no number of some maps: a line a reason, with the maps and of
-    how many images.
-    """
-    if metric.get("absent"):
-        return [str(metric["absent"])]
-    found: dict[str, dict[str, int]] = {}
-    for label, cell in cells.items():
-        for row in cell["reasons"]:
-            sentence = words.reason_sentence(row["code"], row["facts"])
-            mine = found.setdefault(sentence, {})
-            mine[label] = mine.get(label, 0) + row["images"]
-    return [
-        f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()
-    ]
-
-
-def _who(
-    metric: MetricRow, some: Mapping[str, int], cells: Mapping[str, MetricRow]
-) -> str:
-    """All maps together where it is the same for all, else map by map."""
-    counts = set(some.values())
-    if len(some) == len(cells) and len(counts) == 1:
-        return words.count_of(counts.pop(), metric_unit(metric))
-    return ", ".join(f"{label} {count}" for label, count in some.items())
-
-
-def metric_unit(metric: MetricRow) -> str:
-    """What a metric has one number of; an image, unless it says otherwise."""
-    return str(metric.get("unit") or "image")
-
-
-def is_empty(said: MetricRow, metric: MetricRow) -> bool:
-    """Whether a metric has no number at all."""
-    return not any(
-        cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"]
-    )
-
-
-def silent(said: MetricRow) -> list[tuple[tuple[str, ...], str]]:
-    """Metrics without a single number, those of one reason together."""
-    found: dict[str, list[str]] = {}
-    for metric in said["metrics"]:
-        if is_empty(said, metric):
-            cells = {
-                cell["column"]: cell
-                for cell in said["cells"]
-                if cell["metric"] == metric["spec"]
-            }
-            found.setdefault("; ".join(reasons(metric, cells)), []).append(
-                f"{metric['label']} ({metric['spec']})"
-            )
-    return [(tuple(labels), reason) for reason, labels in found.items()]
 
 
 def gathered(said: MetricRow, spec: str) -> dict[str, MetricRow]:

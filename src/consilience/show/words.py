@@ -13,6 +13,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 DASH = "–"
+LEVEL_SHOWN = 0.05
 NBSP = "\N{NO-BREAK SPACE}"
 """Keeps a number and its unit on one line."""
 VerdictKind = Literal["shown", "not-shown", "below", "untestable"]
@@ -512,6 +513,109 @@ def _unstable(verdict: Mapping[str, Any] | None) -> str:
         f"after {draws}: superpixels {one} and {other} could not be told apart at place "
         f"{verdict['place']}"
     )
+
+
+# ---- evaluations
+
+
+def marks(
+    metric: SummaryRow, cells: Mapping[str, SummaryRow], against: Sequence[SummaryRow]
+) -> list[str]:
+    """Which methods are not shown to be better than which controls; where no number
+    could have shown it, how many it takes.
+    """
+    short = {
+        label: cell for label, cell in cells.items() if cell.get("above") is False
+    }
+    if short and not any(cell["reachable"] for cell in short.values()):
+        return [_too_few(metric, against)]
+    return [
+        _short(label, cell, [row["b"] for row in against if row["a"] == label])
+        for label, cell in short.items()
+    ]
+
+
+def _short(label: str, cell: SummaryRow, controls: Sequence[str]) -> str:
+    untested = cell.get("untested") or []
+    every = len(cell["not_above"]) + len(untested) == len(controls) > 1
+    few = (
+        ""
+        if cell["reachable"]
+        else " (too few pairs to show it, whatever the numbers)"
+    )
+    names = [
+        "its own map of another class" if name == f"{label}, another class" else name
+        for name in cell["not_above"]
+    ]
+    return f"{label} is not shown to be better than {'any control' if every else ', '.join(names)}{few}."
+
+
+def _too_few(metric: SummaryRow, against: Sequence[SummaryRow]) -> str:
+    tests = max((row["tests"] for row in against), default=1)
+    most = max((row["n"] for row in against), default=0)
+    needed = math.ceil(math.log2(tests / LEVEL_SHOWN))
+    unit = metric_unit(metric)
+    return (
+        f"{count_of(most, unit)} cannot show a method to be better than the controls, "
+        f"whatever the numbers: "
+        f"{count_of(tests, 'test')}, corrected by Holm, "
+        f"{'take' if tests > 1 else 'takes'} {needed} {unit}s."
+    )
+
+
+def reasons(metric: SummaryRow, cells: Mapping[str, SummaryRow]) -> list[str]:
+    """Why a metric has no number of some maps: a line a reason, with the maps and of
+    how many images.
+    """
+    if metric.get("absent"):
+        return [str(metric["absent"])]
+    found: dict[str, dict[str, int]] = {}
+    for label, cell in cells.items():
+        for row in cell["reasons"]:
+            sentence = reason_sentence(row["code"], row["facts"])
+            mine = found.setdefault(sentence, {})
+            mine[label] = mine.get(label, 0) + row["images"]
+    return [
+        f"{reason} ({_who(metric, some, cells)})" for reason, some in found.items()
+    ]
+
+
+def _who(
+    metric: SummaryRow, some: Mapping[str, int], cells: Mapping[str, SummaryRow]
+) -> str:
+    """All maps together where it is the same for all, else map by map."""
+    counts = set(some.values())
+    if len(some) == len(cells) and len(counts) == 1:
+        return count_of(counts.pop(), metric_unit(metric))
+    return ", ".join(f"{label} {count}" for label, count in some.items())
+
+
+def metric_unit(metric: SummaryRow) -> str:
+    """What a metric has one number of; an image, unless it says otherwise."""
+    return str(metric.get("unit") or "image")
+
+
+def is_empty(said: SummaryRow, metric: SummaryRow) -> bool:
+    """Whether a metric has no number at all."""
+    return not any(
+        cell["n"] for cell in said["cells"] if cell["metric"] == metric["spec"]
+    )
+
+
+def silent(said: SummaryRow) -> list[tuple[tuple[str, ...], str]]:
+    """Metrics without a single number, those of one reason together."""
+    found: dict[str, list[str]] = {}
+    for metric in said["metrics"]:
+        if is_empty(said, metric):
+            cells = {
+                cell["column"]: cell
+                for cell in said["cells"]
+                if cell["metric"] == metric["spec"]
+            }
+            found.setdefault("; ".join(reasons(metric, cells)), []).append(
+                f"{metric['label']} ({metric['spec']})"
+            )
+    return [(tuple(labels), reason) for reason, labels in found.items()]
 
 
 # ---- dissections

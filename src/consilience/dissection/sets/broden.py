@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from consilience import images
 from consilience.dissection.concepts import (
     LABEL_GRID,
@@ -211,16 +209,18 @@ class _Source(ImageSource):
 
     def _map(self, row: dict[str, str], name: str) -> Array:
         file = self.folder / "images" / name
-        pixels, _ = images.read_pixels(file)
+        pixels = images.read_label_map(file, self.folder / "images" / row["image"])
         size = (row.get("sh") or "", row.get("sw") or "")
-        if all(size) and tuple(map(str, pixels.shape[:2])) != size:
+        shape = tuple(map(str, pixels.shape[:2]))
+        if all(size) and size not in (shape, shape[::-1]):  # turned as its image
             raise ConsilienceError(
                 f"{file} is {pixels.shape[0]} x {pixels.shape[1]}; index.csv says {size[0]} x "
                 f"{size[1]}"
             )
-        return pixels[:, :, 0].astype(np.int64) + 256 * pixels[:, :, 1].astype(
-            np.int64
-        )
+        if pixels.ndim == 2:
+            return pixels
+        numbers: Array = pixels[:, :, 0] + 256 * pixels[:, :, 1]
+        return numbers
 
     def check(self) -> None:
         """Every file is there, and every bare number is a label."""

@@ -183,8 +183,16 @@ class _Instances(ImageSource):
             masks[number] = masks.get(number, np.zeros(size, dtype=bool)) | _decoded(
                 item["segmentation"], size
             )
+        name = self.images[index]["file_name"]
         return [
-            Plane(self.known[number], np.where(mask, number, 0).astype(np.int64))
+            Plane(
+                self.known[number],
+                images.turned_like(
+                    np.where(mask, number, 0).astype(np.int64),
+                    f"the annotation of {name}",
+                    self.folder / name,
+                ),
+            )
             for number, mask in masks.items()
         ]
 
@@ -220,7 +228,10 @@ class _Panoptic(ImageSource):
     def planes(self, index: int) -> Sequence[Plane]:
         """Segment numbers R + 256 G + 65536 B become the numbers of their classes."""
         item = self.annotations[index][0]
-        pixels = images.read_pixels(self.maps / item["file_name"])[0].astype(np.int64)
+        pixels = images.read_label_map(
+            self.maps / item["file_name"],
+            self.folder / self.images[index]["file_name"],
+        )
         segments = pixels[:, :, 0] + 256 * pixels[:, :, 1] + 65536 * pixels[:, :, 2]
         numbers = {
             int(part["id"]): int(part["category_id"])

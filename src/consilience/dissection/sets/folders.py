@@ -21,6 +21,7 @@ from consilience.dissection.concepts import (
     concept_digest,
     concept_sets,
     numbered,
+    one_channel,
     refuse_missing,
     spec_of,
 )
@@ -60,8 +61,8 @@ class MaskFolders:
         )
         masks = sorted(
             file
-            for file in (folder / "masks").rglob("*.png")
-            if not file.name.startswith(".")
+            for file in (folder / "masks").rglob("*")
+            if file.suffix.lower() == ".png" and not file.name.startswith(".")
         )
         if not masks:
             raise ConsilienceError(
@@ -136,12 +137,18 @@ class _MaskSource(ImageSource):
         return [
             Plane(
                 category,
-                np.where(images.read_pixels(file)[0].any(axis=2), number, 0).astype(
-                    np.int64
-                ),
+                np.where(_shown(file, self.shown[index]), number, 0).astype(np.int64),
             )
             for category, number, file in self.masks[index]
         ]
+
+
+def _shown(mask: Path, image: Path) -> Array:
+    """Where a mask is not black, (H, W) bool."""
+    values = images.read_label_map(mask, image)
+    channels = values if values.ndim == 3 else values[:, :, None]
+    shown: Array = np.asarray(channels.any(axis=2))
+    return shown
 
 
 # ---- ADE20K
@@ -257,11 +264,7 @@ class _Parsing(ImageSource):
         return [self.shown[index], self.maps[index]]
 
     def planes(self, index: int) -> Sequence[Plane]:
-        return [
-            Plane(
-                0, images.read_pixels(self.maps[index])[0][:, :, 0].astype(np.int64)
-            )
-        ]
+        return [Plane(0, one_channel(self.maps[index], self.shown[index]))]
 
 
 def _maps(image: Path) -> list[Path]:
@@ -270,9 +273,11 @@ def _maps(image: Path) -> list[Path]:
     return [image.with_name(f"{image.stem}_seg.png"), *parts]
 
 
-def _numbers(file: Path) -> tuple[Array, Array]:
+def _numbers(file: Path, image: Path) -> tuple[Array, Array]:
     """Class numbers and instance numbers (H, W)."""
-    pixels = images.read_pixels(file)[0].astype(np.int64)
+    pixels = images.read_label_map(file, image)
+    if pixels.ndim != 3:
+        raise ConsilienceError(f"{file}: a map of ADE20K is RGB; it has one channel")
     return pixels[:, :, 0] // 10 * 256 + pixels[:, :, 1], pixels[:, :, 2]
 
 
@@ -284,7 +289,7 @@ def _learn(known: dict[str, dict[int, str]], image: Path, maps: list[Path]) -> N
         for kind, number, name in _from_json(told):
             known[kind].setdefault(number, name)
     elif text.is_file():
-        _from_text(known, text, maps)
+        _from_text(known, text, maps, image)
     else:
         raise ConsilienceError(
             f"{image}: neither {told.name} nor {text.name} lies beside it, so its labels have "
@@ -307,7 +312,7 @@ def _from_json(file: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def _from_text(
-    known: dict[str, dict[int, str]], file: Path, maps: list[Path]
+    known: dict[str, dict[int, str]], file: Path, maps: list[Path], image: Path
 ) -> None:
     """Lines ``instance # part level # occluded # class # raw name # attributes``;
     instances are numbered level by level.
@@ -322,7 +327,7 @@ def _from_text(
             for row in rows
             if len(row) > 3 and row[1].strip() == str(level)
         }
-        _pair(known["part" if level else "object"], names, *_numbers(path))
+        _pair(known["part" if level else "object"], names, *_numbers(path, image))
 
 
 def _pair(
@@ -359,7 +364,7 @@ class _Full(ImageSource):
     def planes(self, index: int) -> Sequence[Plane]:
         kinds = ["object", *("part" for _ in self.maps[index][1:])]
         return [
-            Plane(self.categories.index(kind), _numbers(file)[0])
+            Plane(self.categories.index(kind), _numbers(file, self.shown[index])[0])
             for kind, file in zip(kinds, self.maps[index], strict=True)
             if kind in self.categories
         ]
