@@ -15,6 +15,7 @@ ORDER = (
     "catalogue",
     "progress",
     "files",
+    "classnames",
     "image_files",
     "images",
     "data",

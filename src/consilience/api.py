@@ -20,8 +20,10 @@ import torch
 
 from consilience import images, registry, targets
 from consilience.models.engines import plan
+from consilience.models.layers import plain_torch
 from consilience.targets.classes import class_name as class_name
 from consilience.types import (
+    PIXELS,
     Array,
     ConsilienceError,
     Explainer,
@@ -68,6 +70,17 @@ def explain(
     ``view`` is ``crop`` or ``squash``, None as the model was trained. Raises
     `ConsilienceError` where the model cannot do what the explainer needs.
     """
+    with plain_torch():
+        return _explain(model, sample, by, target, view)
+
+
+def _explain(
+    model: Model,
+    sample: Sample,
+    by: str | Explainer,
+    target: str | int | Target,
+    view: ViewMode | None,
+) -> Explanation:
     explainer = resolve_explainer(model, by)
     shown = model.view(sample, view)
     outputs = raw_outputs(model, shown)
@@ -76,6 +89,8 @@ def explain(
     (asked, bound), said = targets.ask_where_read(model, shown, goal), outputs
     if asked is not model:
         explainer, said = resolve_explainer(asked, by), raw_outputs(asked, shown)
+    if "gradients" in explainer.needs and _of_pixels(explainer):
+        asked.check_gradients()  # type: ignore[attr-defined]
     start = time.perf_counter()
     with plan.recorded_passes() as ran:
         heat = explainer.explain(asked, shown, bound)
@@ -131,6 +146,13 @@ def _score_row(spelled: str, score: Score | NotApplicable) -> dict[str, Any]:
     }
 
 
+def _of_pixels(explainer: Explainer) -> bool:
+    """Whether a gradient has to reach the image itself; that a layer gets one is seen
+    where it is taken.
+    """
+    return getattr(explainer, "layer", PIXELS) in (PIXELS, (PIXELS,))
+
+
 def evaluate(
     model: Model,
     explanation: Explanation,
@@ -159,11 +181,12 @@ def evaluate(
             f"{explanation.explainer} is of {explanation.model_id}; the model given is "
             f"{model.id}"
         )
-    view = model.view(explanation.sample, explanation.provenance.get("view"))
-    return Scores(
-        (name, metric_scores(model, metric, [view], [explanation])[0])
-        for name, metric in built.items()
-    )
+    with plain_torch():
+        view = model.view(explanation.sample, explanation.provenance.get("view"))
+        return Scores(
+            (name, metric_scores(model, metric, [view], [explanation])[0])
+            for name, metric in built.items()
+        )
 
 
 def metric_scores(
@@ -317,9 +340,11 @@ def finish_explanation(
         raise ConsilienceError(
             f"{asked} gave a map with values that are not finite on {sample.name}"
         )
+    notes = [*heat.facts.get("notes", ()), *_doubts(model, explainer, values)]
     provenance = {
         **model.facts,
         **heat.facts,
+        **({"notes": notes} if notes else {}),
         **facts,
         "resolved": registry.spell(explainer, full=True),
         "view": view.mode,
@@ -331,6 +356,26 @@ def finish_explanation(
     return Explanation(
         sample, model.id, asked, target, view.geometry, array, extras, provenance
     )
+
+
+def _doubts(model: Model, explainer: Explainer, values: torch.Tensor) -> list[str]:
+    """What makes a map doubtful, whoever made it."""
+    notes = []
+    apart = float(getattr(model, "randomness", 0.0))
+    if apart > 0:
+        notes.append(
+            f"the model's forward pass is random: two passes of one image differ by "
+            f"{apart:.1%} of the largest output, and the map differs each time"
+        )
+    if not bool(values.any()):
+        why = (
+            "its gradient is exactly zero, as behind a ReLU that is off or a token that "
+            "is not read"
+            if "gradients" in explainer.needs
+            else "nothing that was changed in the image changed the score"
+        )
+        notes.append(f"the map is 0 everywhere: {why}")
+    return notes
 
 
 def explanation_key(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from consilience import images
+from consilience.classnames import classes_named
 from consilience.image_files import find_images as find_images
 from consilience.registry import unknown
 from consilience.types import Box, ConsilienceError, Sample
@@ -182,15 +183,6 @@ def _inside(box: Box, width: int, height: int, file: Path) -> Box:
 # ---- class names
 
 
-def plain_class_name(name: str) -> str:
-    """A class name without what spellings differ in: case, underscores, hyphens,
-    apostrophes, spaces.
-    """
-    return " ".join(
-        re.sub(r"['’`.]", "", re.sub(r"[_\-\s]+", " ", name)).casefold().split()
-    )
-
-
 def label_from_name(name: str, classes: Sequence[str]) -> int | None:
     """The class that a file like ``n01443537_goldfish.JPEG`` is named after; None
     without a WordNet id, or unless one fits.
@@ -201,19 +193,8 @@ def label_from_name(name: str, classes: Sequence[str]) -> int | None:
     stem = Path(name).stem
     if not _WNID.match(stem):
         return None
-    wanted = plain_class_name(_WNID.sub("", stem))
-    fit = [
-        index for index, known in enumerate(classes) if wanted in _spellings(known)
-    ]
+    fit = classes_named(_WNID.sub("", stem), classes)
     return fit[0] if len(fit) == 1 else None
-
-
-def _spellings(known: str) -> set[str]:
-    """A class's name, and each of its synonyms where they are listed with commas."""
-    return {
-        plain_class_name(known),
-        *(plain_class_name(part) for part in known.split(",")),
-    }
 
 
 # ---- box files
@@ -298,15 +279,9 @@ def _class_of(where: str, row: Mapping[str, str], classes: Sequence[str]) -> int
 
 
 def _class_named(where: str, name: str, classes: Sequence[str]) -> int:
-    fit = (
-        [
-            index
-            for index, known in enumerate(classes)
-            if plain_class_name(name) in _spellings(known)
-        ]
-        if name
-        else []
-    )
+    fit = classes_named(name, classes) if name else []
+    if not fit and name.isdecimal() and int(name) < len(classes):
+        return int(name)
     if len(fit) == 1:
         return fit[0]
     if fit:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from consilience.data import plain_class_name
+from consilience.classnames import classes_named, plain_class_name
 from consilience.registry import unknown
 from consilience.types import ConsilienceError
 
@@ -180,12 +180,7 @@ def _run(concept: str, classes: Sequence[str]) -> tuple[int, ...]:
 
 
 def _place(name: str, classes: Sequence[str]) -> int | None:
-    fit = [
-        index
-        for index, known in enumerate(classes)
-        if plain_class_name(name)
-        in {plain_class_name(part) for part in spellings(known)}
-    ]
+    fit = classes_named(name, classes)
     return fit[0] if len(fit) == 1 else None
 
 
@@ -221,15 +216,20 @@ def read_groups(
 
 
 def _index(text: str, classes: Sequence[str], where: str) -> int:
-    if text.strip().isdecimal():
-        if int(text) < len(classes):
-            return int(text)
+    found = classes_named(text, classes)
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise ConsilienceError(
-            f"{where}: classes are 0 to {len(classes) - 1}; got {text}"
+            f"{where}: class {text!r} is number {' and '.join(map(str, found))}; give the "
+            f"number"
         )
-    place = _place(text.strip(), classes)
-    if place is None:
+    if not text.strip().isdecimal():
         raise ConsilienceError(
             f"{where}: {unknown('class', text, classes, limit=12)}"
         )
-    return place
+    if int(text) >= len(classes):
+        raise ConsilienceError(
+            f"{where}: classes are 0 to {len(classes) - 1}; got {text}"
+        )
+    return int(text)

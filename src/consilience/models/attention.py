@@ -29,7 +29,7 @@ from consilience.models.layers import (
     borrowed,
     hooked,
 )
-from consilience.types import Network, NotApplicable
+from consilience.types import ConsilienceError, Network, NotApplicable
 
 Function = Callable[..., Any]
 Keep = Callable[[Tensor], None]
@@ -409,7 +409,10 @@ class AttentionReading:
         the score does not depend on them.
         """
         if not score.requires_grad:
-            return [torch.zeros_like(self.values(one)) for one in at]
+            raise ConsilienceError(
+                "no gradient of the outputs reaches the attention: the forward pass cuts it "
+                "(no_grad, inference_mode, detach, or a part without gradients)"
+            )
         wanted = [self.nodes[one] for one in at]
         found = torch.autograd.grad(
             score, wanted, retain_graph=retain, allow_unused=True

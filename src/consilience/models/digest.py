@@ -33,17 +33,34 @@ class ModuleWatch:
     writes through ``.data`` are not counted anywhere.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._parts = list(
-            module.modules()
-        )  # held, so that no new object gets the number of an old one
+    def __init__(
+        self, module: nn.Module, volatile: frozenset[str] = frozenset()
+    ) -> None:
+        named = dict(module.named_modules())
+        # held, so that no new object gets the number of an old one
+        self._parts = list(named.values())
+        self._skipped = {
+            id(vars(part)): {
+                key.rpartition(".")[2]
+                for key in volatile
+                if key.rpartition(".")[0] == name
+            }
+            for name, part in named.items()
+        }
         self._tables = [
             table
             for part in self._parts
             for table in (part._modules, part._parameters, part._buffers)
         ]
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self._settings = [(vars(part), dict(vars(part))) for part in self._parts]
+        buffers = [
+            buffer
+            for name, buffer in module.named_buffers()
+            if _key(name) not in volatile
+        ]
+        self._tensors = [*module.parameters(), *buffers]
+        self._settings = [
+            (vars(part), self._kept(vars(part))) for part in self._parts
+        ]
         lists = [
             value
             for _, then in self._settings
@@ -61,9 +78,8 @@ class ModuleWatch:
     def same(self) -> bool:
         """Nothing has changed since."""
         try:
-            settings = all(now == then for now, then in self._settings) and all(
-                now == then for now, then in self._lists
-            )
+            settings = all(self._kept(now) == then for now, then in self._settings)
+            settings = settings and all(now == then for now, then in self._lists)
         except (
             RuntimeError,
             ValueError,
@@ -75,6 +91,11 @@ class ModuleWatch:
             and self._then == self._now()
             and all(map(torch.equal, self._values, self._sampled()))
         )
+
+    def _kept(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """A part's settings without those that a pass changes."""
+        skipped = self._skipped[id(settings)]
+        return {key: part for key, part in settings.items() if key not in skipped}
 
     def _now(self) -> tuple[list[int], list[tuple[int, int]]]:
         numbers = [id(value) for table in self._tables for value in table.values()]
@@ -100,22 +121,33 @@ def _few(tensor: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // 8)]
 
 
-def module_digest(module: nn.Module, settings: str) -> str:
-    """Hex digest of the weights, the architecture with its settings, and ``settings``."""
-    return blake2b(
-        "\n".join([settings, architecture(module), weights_digest(module)]).encode(),
-        digest_size=8,
-    ).hexdigest()
+def module_digest(
+    module: nn.Module, settings: str, volatile: frozenset[str] = frozenset()
+) -> str:
+    """Hex digest of the weights, the architecture with its settings, and ``settings``;
+    without ``volatile`` ones, which a pass changes.
+    """
+    parts = [
+        settings,
+        architecture(module, volatile),
+        weights_digest(module, volatile),
+    ]
+    return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
-def weights_digest(module: nn.Module) -> str:
+def _key(name: str) -> str:
+    """A tensor's name as a part's name and its own, joined by a dot."""
+    return name if "." in name else f".{name}"
+
+
+def weights_digest(module: nn.Module, volatile: frozenset[str] = frozenset()) -> str:
     """Hex digest of the state dict, tensor by tensor in order; hashed again only where
     a tensor has been written to.
     """
     tensors = {
         name: value
         for name, value in module.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and _key(name) not in volatile
     }
     stamps = [_stamp(tensor) for tensor in tensors.values()]
     refs, then, found = _weights.get(module, ([], [], ""))
@@ -149,24 +181,24 @@ def _stamp(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), count, repr(few)
 
 
-def architecture(module: nn.Module) -> str:
+def architecture(module: nn.Module, volatile: frozenset[str] = frozenset()) -> str:
     """Every submodule with its class, settings and plain attributes; for classes of
     nobody's library, their source too.
     """
     return "\n".join(
         line
         for name, part in module.named_modules()
-        for line in _described(name, part)
+        for line in _described(name, part, volatile)
     )
 
 
-def _described(name: str, part: nn.Module) -> Iterator[str]:
+def _described(name: str, part: nn.Module, volatile: frozenset[str]) -> Iterator[str]:
     kind: Any = type(part)
     yield f"{name}: {kind.__module__}.{kind.__qualname__}({part.extra_repr()})"
     yield from (
         f"  {key}={value!r}"
         for key, value in sorted(vars(part).items())
-        if key != "training" and _plain(value)
+        if key != "training" and _plain(value) and f"{name}.{key}" not in volatile
     )
     yield _source(kind)
 

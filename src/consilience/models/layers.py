@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Literal
@@ -37,13 +37,31 @@ ForwardRun = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def borrowed(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in eval mode, for one thread at a time; the mode of every submodule
-    comes back whatever happens.
+def plain_torch(eager: bool = True) -> Iterator[None]:
+    """Whatever the caller stands in: no inference mode, no autocast, and parts that were
+    compiled run as they were written, so that hooks see them (but not for an ``eager``
+    of False).
+    """
+    stance = torch.compiler.set_stance("force_eager") if eager else nullcontext()
+    with (
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False)
+        if torch.cuda.is_available()
+        else nullcontext(),
+        stance,
+    ):
+        yield
+
+
+@contextmanager
+def borrowed(module: nn.Module, eager: bool = True) -> Iterator[nn.Module]:
+    """The module in eval mode in plain torch, for one thread at a time; the mode of
+    every submodule comes back whatever happens.
     """
     with _locks_guard:
         lock = _locks.setdefault(module, RLock())
-    with lock:
+    with lock, plain_torch(eager):
         training = [part for part in module.modules() if part.training]
         try:
             for part in training:
@@ -72,6 +90,25 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def asking(module: nn.Module) -> Iterator[None]:
+    """Every parameter that can have a gradient asks for one; to be used within
+    `borrowed`, and undone afterwards.
+    """
+    silent = [
+        parameter
+        for parameter in module.parameters()
+        if parameter.is_floating_point() and not parameter.requires_grad
+    ]
+    try:
+        for parameter in silent:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in silent:
+            parameter.requires_grad_(False)
 
 
 class PlainNorms(TorchFunctionMode):
@@ -336,7 +373,9 @@ class Anatomy:
 
     ``outputs`` is the number of classes, ``largest`` the floats of the largest output,
     ``channels_last`` whether the module takes images in that layout: about twice as
-    fast on a CPU, but some modules reshape by ``view``, which it breaks.
+    fast on a CPU, but some modules reshape by ``view``, which it breaks. ``volatile``
+    are settings and buffers that a pass changes, such as a counter: they are no part
+    of what the model is.
     """
 
     forms: dict[str, Form]
@@ -344,6 +383,7 @@ class Anatomy:
     outputs: int
     largest: int
     channels_last: bool
+    volatile: frozenset[str] = frozenset()
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers as data."""
@@ -383,6 +423,7 @@ def _examine(
         return hook
 
     named = [(name, part) for name, part in module.named_modules() if name]
+    before = _state(module)
     with torch.no_grad(), hooked([(part, watch(name)) for name, part in named]):
         outputs = run(pixels, channels_last)
     repeated = {name: count for name, count in calls.items() if count > 1}
@@ -390,7 +431,27 @@ def _examine(
     forms = _forms(known, (int(pixels.shape[2]), int(pixels.shape[3])))
     once = {name: form for name, form in forms.items() if name not in repeated}
     largest = max([pixels.numel(), *map(math.prod, known.values())])
-    return Anatomy(once, repeated, int(outputs.shape[1]), largest, channels_last)
+    after = _state(module)
+    volatile = frozenset(key for key in after if before.get(key) != after[key])
+    return Anatomy(
+        once, repeated, int(outputs.shape[1]), largest, channels_last, volatile
+    )
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """Plain settings of every part and the versions of its buffers, by name."""
+    state: dict[str, Any] = {}
+    for name, part in module.named_modules():
+        for key, value in vars(part).items():
+            if isinstance(value, bool | int | float | str | None):
+                state[f"{name}.{key}"] = value
+            elif isinstance(value, list | tuple):
+                state[f"{name}.{key}"] = (len(value), repr(value)[:200])
+        for key, buffer in part._buffers.items():
+            if buffer is not None:
+                version = 0 if buffer.is_inference() else buffer._version
+                state[f"{name}.{key}"] = (id(buffer), version)
+    return state
 
 
 def _forms(shapes: dict[str, tuple[int, ...]], frame: GridShape) -> dict[str, Form]:
@@ -441,8 +502,14 @@ def target_layer(
             (int(pixels.shape[2]), int(pixels.shape[3])),
         )
         if not maps:
+            often = max(anatomy.repeated.values(), default=0)
+            why = (
+                f" of its own: its layers run {often} times in one pass"
+                if often and not anatomy.forms
+                else "; name one with layer="
+            )
             raise ConsilienceError(
-                f"{type(module).__name__} has no layer that gives a map; name one with layer="
+                f"{type(module).__name__} has no layer that gives a map{why}"
             )
         reached = _reached(maps, outputs, anatomy) or maps
     last = reached[-1]

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from consilience import images
 from consilience.models import layers as anatomy
 from consilience.models.engines import plan, runner
-from consilience.models.layers import Anatomy, PlainNorms, borrowed, frozen, hooked
+from consilience.models.layers import (
+    Anatomy,
+    PlainNorms,
+    asking,
+    borrowed,
+    frozen,
+    hooked,
+)
 from consilience.models.tail import NetworkTail, TailKind, make_tail
 from consilience.types import (
     PIXELS,
@@ -36,7 +43,7 @@ from consilience.types import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_CACHED = ("anatomy", "_target_layer", "_kept")
+_CACHED = ("anatomy", "_target_layer", "_kept", "_gradients_arrive", "randomness")
 
 
 # ---- the recipe
@@ -159,7 +166,8 @@ class TorchNetwork:
         """Hex digest of the state dict's tensors in order, the architecture with its
         settings, and the recipe.
         """
-        return self._runner.digest(self.module, repr(self.recipe) + self.outputs)
+        settings = repr(self.recipe) + self.outputs
+        return self._runner.digest(self.module, settings, self.anatomy.volatile)
 
     @property
     def spec(self) -> str | None:
@@ -301,8 +309,15 @@ class TorchNetwork:
         noise = torch.rand(
             1, 3, *self.recipe.size, generator=torch.Generator().manual_seed(0)
         ).to(self.device)
-        with borrowed(self.module):
-            return anatomy.target_layer(self.module, self.run, self.anatomy, noise)
+        try:
+            with borrowed(self.module):
+                return anatomy.target_layer(
+                    self.module, self.run, self.anatomy, noise
+                )
+        except RuntimeError:  # a graph with nothing in it, or made in inference mode
+            if self._gradients_arrive:
+                raise
+            raise ConsilienceError(cut_gradient(self.name, "its maps")) from None
 
     def activations(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """One forward pass: by layer (N, C, h, w), as copies that nothing overwrites; a
@@ -322,16 +337,147 @@ class TorchNetwork:
         depend on has zero gradient.
         """
         leaf = self._checked(pixels).detach()
+        if not self._gradients_arrive:
+            self._refuse_cut(leaf, layers, target)
         with torch.set_grad_enabled(PIXELS in layers):
             leaf = leaf.clone().requires_grad_(PIXELS in layers)
             raw, outputs = self._capture(leaf, layers, graph=True)
         with torch.enable_grad():
             score = target.of(outputs).sum()
-        gradients = _gradients(score, raw)
+        gradients = self._gradients(leaf, score, raw, target)
         return Trace(
             outputs.detach(),
             {name: self._as_map(name, value.detach()) for name, value in raw.items()},
             {name: self._as_map(name, value) for name, value in gradients.items()},
+        )
+
+    def _gradients(
+        self,
+        pixels: Tensor,
+        score: Tensor,
+        raw: dict[str, Tensor],
+        target: Target,
+    ) -> dict[str, Tensor]:
+        """Gradients of a score by layer: zero where it does not depend on the layer,
+        `ConsilienceError` where it does but no gradient arrives.
+        """
+        names = list(raw)
+        found: Sequence[Tensor | None] = [None] * len(names)
+        if score.requires_grad:
+            found = torch.autograd.grad(
+                score, [raw[name] for name in names], allow_unused=True
+            )
+        for name, grad in zip(names, found, strict=True):
+            if grad is None and self._depends(pixels, name, target):
+                what = "the image" if name == PIXELS else f"layer {name!r}"
+                raise ConsilienceError(cut_gradient(self.name, what))
+        return {
+            name: torch.zeros_like(raw[name]) if grad is None else grad
+            for name, grad in zip(names, found, strict=True)
+        }
+
+    def _refuse_cut(
+        self, pixels: Tensor, layers: Sequence[str], target: Target
+    ) -> None:
+        """Refuse layers in front of where the module cuts its gradients: `trace` starts
+        the graph at a layer, and would not notice.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                kept[name] = output
+
+            return hook
+
+        hooks = [(part, keep(name)) for name, part in self._parts(layers).items()]
+        leaf = pixels.clone().requires_grad_()
+        with borrowed(self.module), asking(self.module), torch.enable_grad():
+            with hooked(hooks):
+                score = target.of(self.run(leaf)).sum()
+            kept |= {PIXELS: leaf} if PIXELS in layers else {}
+            for name, output in kept.items():
+                if self._reaches(score, output) or not self._depends(
+                    pixels, name, target
+                ):
+                    continue
+                what = "the image" if name == PIXELS else f"layer {name!r}"
+                raise ConsilienceError(cut_gradient(self.name, what))
+
+    @staticmethod
+    def _reaches(score: Tensor, output: Tensor) -> bool:
+        if not score.requires_grad or not output.requires_grad:
+            return False
+        try:
+            (grad,) = torch.autograd.grad(
+                score, [output], retain_graph=True, allow_unused=True
+            )
+        except RuntimeError:
+            return False
+        return grad is not None
+
+    def _depends(self, pixels: Tensor, name: str, target: Target) -> bool:
+        """Whether a score changes when what a layer says is changed."""
+        noise = torch.Generator().manual_seed(0)
+
+        def moved(values: Tensor) -> Tensor:
+            drawn = torch.rand(values.shape, generator=noise).to(values)
+            return values + drawn * (values.abs().amax() + 1)
+
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            return moved(output)
+
+        with torch.no_grad():
+            plain = target.of(self.logits(pixels.detach()))
+            if name == PIXELS:
+                other = target.of(self.logits(moved(pixels.detach()).clamp(0, 1)))
+            else:
+                part = dict(self.module.named_modules())[name]
+                with borrowed(self.module), hooked([(part, hook)]):
+                    other = target.of(self.run(pixels.detach()))
+        return not torch.equal(plain, other)
+
+    def check_gradients(self) -> None:
+        """Refuse a module whose outputs depend on the image, but give it no gradient."""
+        if not self._gradients_arrive:
+            raise ConsilienceError(cut_gradient(self.name, "the image"))
+
+    @cached_property
+    def _gradients_arrive(self) -> bool:
+        both = self._noise(2)
+        first, second = both[:1], both[1:]
+        leaf = first.clone().requires_grad_()
+        with torch.enable_grad():
+            outputs = self.logits(leaf).float()
+        if outputs.requires_grad:
+            # a weighted sum, since probabilities add up to a constant
+            weights = torch.linspace(1, 2, outputs.shape[1], device=outputs.device)
+            try:
+                (grad,) = torch.autograd.grad(
+                    (outputs * weights).sum(), [leaf], allow_unused=True
+                )
+            except RuntimeError:  # what was made in inference mode has no gradient
+                grad = None
+            if grad is not None and bool(grad.any()):
+                return True
+        with torch.no_grad():
+            return torch.equal(outputs.detach(), self.logits(second).float())
+
+    @cached_property
+    def randomness(self) -> float:
+        """How far two passes of one image lie apart, as a share of the largest output;
+        0 for a model that always says the same.
+        """
+        noise = self._noise(1)
+        with torch.no_grad():
+            one, other = self.logits(noise).float(), self.logits(noise).float()
+        apart = float((one - other).abs().max())
+        return apart / max(float(one.abs().max()), 1e-12)
+
+    def _noise(self, count: int) -> Tensor:
+        seeded = torch.Generator().manual_seed(0)
+        return torch.rand(count, 3, *self.recipe.size, generator=seeded).to(
+            self.device
         )
 
     def tail(
@@ -397,6 +543,11 @@ class TorchNetwork:
         parts = dict(self.module.named_modules())
         return {name: parts[self._known(name)] for name in layers if name != PIXELS}
 
+    def check_layer(self, name: str) -> None:
+        """Refuse a layer that gives no one map or vector, and say why."""
+        if name in dict(self.module.named_modules()):
+            self._known(name)
+
     def _known(self, name: str) -> str:
         if name in self.anatomy.forms:
             return name
@@ -412,6 +563,12 @@ class TorchNetwork:
             raise ConsilienceError(
                 f"layer {name!r} does not run, or returns no map or vector; layers() lists "
                 f"those that do"
+            )
+        if not self.anatomy.forms and self.anatomy.repeated:
+            count = max(self.anatomy.repeated.values())
+            raise ConsilienceError(
+                f"layer {name!r}: every layer of {self.name} runs {count} times in one "
+                f"pass, so none has one map"
             )
         raise ConsilienceError(unknown("layer", name, self.anatomy.forms))
 
@@ -462,17 +619,14 @@ class TorchNetwork:
         )
 
 
-def _gradients(score: Tensor, raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = list(raw)
-    if not score.requires_grad:
-        return {name: torch.zeros_like(raw[name]) for name in names}
-    found = torch.autograd.grad(
-        score, [raw[name] for name in names], allow_unused=True
+def cut_gradient(model: str, what: str) -> str:
+    """Why a gradient cannot be had, in one line."""
+    return (
+        f"no gradient of {model}'s outputs reaches {what}, which they depend on: its "
+        f"forward pass cuts it (no_grad, inference_mode, detach, or a part without "
+        f"gradients, as an int8 layer); take a method that needs scores only, or a layer "
+        f"behind the cut"
     )
-    return {
-        name: torch.zeros_like(raw[name]) if grad is None else grad
-        for name, grad in zip(names, found, strict=True)
-    }
 
 
 # ---- wrapping
@@ -505,6 +659,8 @@ def wrap(
         raise ConsilienceError(
             f"wrap takes a torch.nn.Module; got {type(module).__name__}"
         )
+    module = getattr(module, "_orig_mod", module)  # what torch.compile was given
+    _check_dtype(module)
     frame = pair(size)
     recipe = Recipe(
         size=frame,
@@ -530,6 +686,20 @@ def wrap(
             f"{len(labels)} class names for a module with {network.anatomy.outputs} outputs"
         )
     return network
+
+
+def _check_dtype(module: nn.Module) -> None:
+    """Refuse weights that are not float32."""
+    others = {
+        str(tensor.dtype).removeprefix("torch.")
+        for tensor in module.parameters()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    }
+    if others:
+        raise ConsilienceError(
+            f"{type(module).__name__} has weights in {', '.join(sorted(others))}; give "
+            f"module.float(), and precision=bf16 or f16 to run it so"
+        )
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

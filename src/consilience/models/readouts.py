@@ -187,7 +187,9 @@ class ReadNetwork(TorchNetwork):
     def digest(self) -> str:
         """Hex digest of weights, architecture, recipe, and of what is read."""
         return self._runner.digest(
-            self.module, f"{self.recipe!r}{self.outputs}{self.reading.key}"
+            self.module,
+            f"{self.recipe!r}{self.outputs}{self.reading.key}",
+            self.anatomy.volatile,
         )
 
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:

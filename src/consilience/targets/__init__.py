@@ -10,21 +10,24 @@ any other.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from consilience import registry
+from consilience.classnames import classes_named
 from consilience.models.network import TorchNetwork
 from consilience.models.readouts import Readout, read_again
 from consilience.targets.classes import (
+    TARGET_WORDS,
     check_class,
     class_index,
     class_target,
-    plain_name,
 )
 from consilience.targets.places import file_digest
 from consilience.types import (
@@ -59,6 +62,7 @@ def resolve_target(
     """The target that a word, a number, a class name or a spelling means for this
     image; ``outputs`` (1, K) are its own.
     """
+    target = _as_target(target)
     if isinstance(target, str) and is_spelled(model, target):
         target = build_target(target)
     if not isinstance(target, str | int):
@@ -72,8 +76,26 @@ def resolve_target(
     )
 
 
+def _as_target(given: Any) -> Any:
+    """What was given as a target, with whole numbers of numpy and torch as numbers;
+    `ConsilienceError` for what is no target at all.
+    """
+    if isinstance(given, str) or hasattr(given, "of") or hasattr(given, "resolved"):
+        return given
+    try:
+        if isinstance(given, bool | np.bool_):
+            raise TypeError
+        return operator.index(given)
+    except TypeError:
+        raise ConsilienceError(
+            f"a target is a word ({', '.join(TARGET_WORDS)}), a class's number or name, a "
+            f"spelling, or a Target; got {given!r}"
+        ) from None
+
+
 def check_target(model: Model, target: str | int | Target) -> None:
     """Refuse a class, layer, unit or file that is not there, before any image is read."""
+    target = _as_target(target)
     if isinstance(target, str) and is_spelled(model, target):
         target = build_target(target)
     if isinstance(target, str):
@@ -90,7 +112,7 @@ def is_spelled(model: Model, text: str) -> bool:
     return (
         bool(colon)
         and name.strip() in targets.names()
-        and plain_name(text) not in map(plain_name, model.classes)
+        and not classes_named(text, model.classes)
     )
 
 

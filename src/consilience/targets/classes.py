@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from consilience import registry
+from consilience.classnames import classes_named
 from consilience.types import ClassTarget, ConsilienceError, Model, Outputs, Sample
 
 TARGET_WORDS = ("predicted", "true", "second")
@@ -14,8 +15,13 @@ ScoreName = Literal["logit", "probability", "value"]
 
 
 def class_name(model: Model, index: int) -> str:
-    """The name of a class, or its number where the model has no names."""
-    return model.classes[index] if index < len(model.classes) else str(index)
+    """The name of a class, with its number where two have that name; its number alone
+    where the model has no names.
+    """
+    if index >= len(model.classes):
+        return str(index)
+    name = model.classes[index]
+    return f"{name} ({index})" if model.classes.count(name) > 1 else name
 
 
 def class_target(model: Model, index: int) -> ClassTarget:
@@ -38,13 +44,15 @@ def class_index(
 
 def check_class(model: Model, target: str) -> None:
     """Refuse a name that no class has."""
-    if target not in TARGET_WORDS and not target.lstrip("-").isdigit():
-        _named_class(model, target)
+    if target not in TARGET_WORDS:
+        _numbered_or_named(model, target)
 
 
 def _class_index(
     model: Model, sample: Sample, target: str | int, outputs: Tensor
 ) -> int:
+    if isinstance(target, int):
+        return target
     if target == "predicted":
         return int(outputs[0].argmax())
     if target == "second" and outputs.shape[1] > 1:
@@ -55,18 +63,16 @@ def _class_index(
                 f"{sample.name}: target 'true' needs the true class; give --truth boxes.csv"
             )
         return sample.label
-    if isinstance(target, int) or target.lstrip("-").isdigit():
-        return int(target)
-    return _named_class(model, target)
+    return _numbered_or_named(model, target)
 
 
-def _named_class(model: Model, name: str) -> int:
-    wanted = plain_name(name)
-    found = [
-        index
-        for index, known in enumerate(model.classes)
-        if plain_name(known) == wanted
-    ]
+def _numbered_or_named(model: Model, name: str) -> int:
+    """A class by its name, else a number: where classes are called by digits, a text is
+    a name.
+    """
+    found = classes_named(name, model.classes)
+    if not found and name.strip().lstrip("-").isdecimal():
+        return int(name)
     if not found:
         raise ConsilienceError(
             registry.unknown("class", name, model.classes, limit=12)
@@ -77,11 +83,6 @@ def _named_class(model: Model, name: str) -> int:
             f"give the number"
         )
     return found[0]
-
-
-def plain_name(name: str) -> str:
-    """A class name as it is compared."""
-    return name.lower().replace("_", " ").strip()
 
 
 def readable(wanted: str, outputs: Outputs) -> ScoreName:

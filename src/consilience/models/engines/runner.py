@@ -39,15 +39,17 @@ class Runner:
         self._digest = ""
         self._lock = RLock()
 
-    def digest(self, module: nn.Module, settings: str) -> str:
+    def digest(
+        self, module: nn.Module, settings: str, volatile: frozenset[str] = frozenset()
+    ) -> str:
         """`digest`, computed again only where `Watch` sees a change: it is asked for at
         every batch.
         """
         with self._lock:
             if self._watch is None or not self._watch.same():
                 self._watch, self._digest = (
-                    ModuleWatch(module),
-                    module_digest(module, settings),
+                    ModuleWatch(module, volatile),
+                    module_digest(module, settings, volatile),
                 )
             return self._digest
 

@@ -90,7 +90,7 @@ class CompiledEngine:
         """Raw outputs of up to a batch of images."""
         network = self._network
         with (
-            borrowed(network.module),
+            borrowed(network.module, eager=False),
             torch.no_grad(),
             autocast(network.device, self._precision),
             warnings.catch_warnings(),

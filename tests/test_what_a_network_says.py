@@ -1,0 +1,243 @@
+"""Networks as people bring them: cut gradients, compiled parts, counters, random
+passes, other dtypes, a caller's own modes, classes called by digits.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import consilience as cs
+from consilience.classnames import classes_named
+from consilience.targets.classes import class_name
+from consilience.types import ConsilienceError
+
+SAMPLE = cs.Sample(
+    "noise", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+)
+
+
+def net(classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, classes),
+    )
+
+
+def wrapped(module, **more):
+    return cs.wrap(module, size=64, **more)
+
+
+class Cut(nn.Module):
+    """Its body runs without gradients, in one of three ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        whole = net()
+        self.body, self.tail, self.how = whole[:2], whole[2:], how
+
+    def forward(self, x):
+        if self.how == "detach":
+            return self.tail(self.body(x).detach())
+        with torch.no_grad() if self.how == "no_grad" else torch.inference_mode():
+            features = self.body(x)
+        return self.tail(features.clone())
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "detach"])
+def test_a_cut_gradient_is_refused_in_front_of_the_cut_and_right_behind_it(how):
+    model = wrapped(Cut(how))
+    for by in ("gradient", "integrated-gradients:steps=4", "gradcam:layer=body.0"):
+        with pytest.raises(ConsilienceError, match="forward pass cuts it"):
+            cs.explain(model, SAMPLE, by)
+    whole = cs.explain(wrapped(net()), SAMPLE, "gradcam:layer=3", target=1)
+    behind = cs.explain(model, SAMPLE, "gradcam:layer=tail.3", target=1)
+    np.testing.assert_allclose(behind.values, whole.values, atol=1e-7)
+    asked = [p.requires_grad for p in model.module.parameters()]
+    assert all(asked)
+    assert all(p.grad is None for p in model.module.parameters())
+
+
+def test_a_quantised_head_gives_no_gradient():
+    module = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
+    for by in ("gradient", "gradcam", "gradcam:layer=0"):
+        with pytest.raises(ConsilienceError, match="forward pass cuts it"):
+            cs.explain(wrapped(module), SAMPLE, by)
+    assert np.abs(cs.explain(wrapped(module), SAMPLE, "scorecam").values).max() > 0
+
+
+def test_a_true_zero_carries_its_reason():
+    """A ReLU that is off: the score does not change with the image either."""
+    module = net()
+    with torch.no_grad():
+        module[0].weight.zero_()
+        module[0].bias.fill_(-1)
+    made = cs.explain(wrapped(module), SAMPLE, "gradient")
+    assert np.abs(made.values).max() == 0
+    assert any(
+        "gradient is exactly zero" in note for note in made.provenance["notes"]
+    )
+    sampled = cs.explain(wrapped(module), SAMPLE, "occlusion:window=32,stride=32")
+    assert any("nothing that was changed" in n for n in sampled.provenance["notes"])
+
+
+@pytest.mark.parametrize("by", ["gradcam", "gradient", "lime:samples=64", "scorecam"])
+def test_the_callers_modes_change_nothing(by):
+    model = wrapped(net())
+    right = cs.explain(model, SAMPLE, by)
+    for mode in (
+        torch.inference_mode(),
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        with mode:
+            found = cs.explain(model, SAMPLE, by)
+            number = cs.evaluate(model, right, "insertion:steps=4")[
+                "insertion:steps=4"
+            ]
+        np.testing.assert_array_equal(found.values, right.values)
+        assert found.provenance["precision"] == "f32"
+        assert (
+            number.value
+            == cs.evaluate(model, right, "insertion:steps=4")[
+                "insertion:steps=4"
+            ].value
+        )
+    assert not torch.is_inference_mode_enabled()
+
+
+def in_place(module):
+    module.compile(backend="eager")
+    return module
+
+
+def of_a_part(module):
+    module[2] = torch.compile(module[2], backend="eager")
+    return module
+
+
+@pytest.mark.parametrize(
+    "how", [lambda m: torch.compile(m, backend="eager"), in_place, of_a_part]
+)
+@pytest.mark.parametrize("by", ["gradcam", "gradient", "scorecam"])
+def test_compiled_networks_are_as_right_as_the_eager_ones(how, by):
+    right = cs.explain(wrapped(net()), SAMPLE, by)
+    found = cs.explain(wrapped(how(net())), SAMPLE, by)
+    np.testing.assert_allclose(found.values, right.values, atol=1e-7)
+
+
+class Count(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how, self.calls, self.seen_by = net(), how, 0, []
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        if self.how == "attribute":
+            self.calls += 1
+        if self.how == "list":
+            self.seen_by.append(1)
+        if self.how == "buffer":
+            self.seen += 1
+        if self.how == "new buffer":
+            self.seen = self.seen + 1
+        return self.body(x)
+
+
+@pytest.mark.parametrize("how", ["attribute", "list", "buffer", "new buffer"])
+def test_a_counter_in_forward_is_not_another_model(how):
+    model = wrapped(Count(how))
+    made = [cs.explain(model, SAMPLE, by) for by in ("gradcam", "gradient")]
+    assert made[0].model_id == made[1].model_id == model.id
+    assert len(cs.agree(made).table()) == 1
+    before = model.id
+    with torch.no_grad():
+        model.module.body[0].weight.add_(1)
+    assert model.id != before  # what is not volatile still counts
+    model.module.how = "none"
+    changed = model.id
+    assert changed not in (before, made[0].model_id)
+
+
+def test_a_random_forward_pass_says_so():
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x):
+            return self.body(nn.functional.dropout(x, 0.3, training=True))
+
+    for by in ("gradcam", "lime:samples=64"):
+        notes = cs.explain(wrapped(Dropped()), SAMPLE, by).provenance["notes"]
+        assert any("forward pass is random" in note for note in notes)
+    plain = cs.explain(wrapped(net()), SAMPLE, "gradcam")
+    assert "notes" not in plain.provenance
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_are_refused_by_name(dtype):
+    with pytest.raises(ConsilienceError, match=str(dtype).removeprefix("torch.")):
+        wrapped(net().to(dtype))
+
+
+def test_a_backbone_that_runs_twice_says_so():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n = net()
+
+        def forward(self, x):
+            return self.n(x) + self.n(x.flip(3))
+
+    for by in ("gradcam", "gradcam:layer=n.3"):
+        with pytest.raises(ConsilienceError, match="2 times in one pass"):
+            cs.explain(wrapped(Twice()), SAMPLE, by)
+
+
+# ---- names of classes
+
+
+def test_a_text_is_a_name_before_it_is_a_number():
+    model = wrapped(net(), classes=("2", "0", "1"))
+    found = [cs.explain(model, SAMPLE, "gradient", target=t).target for t in ("0", 0)]
+    assert [(one.index, one.name) for one in found] == [(1, "0"), (0, "2")]
+    plain = wrapped(net(), classes=("a", "b", "c"))
+    assert cs.explain(plain, SAMPLE, "gradient", target="2").target.name == "c"
+
+
+@pytest.mark.parametrize("number", [np.int64(1), np.uint8(1), torch.tensor(1)])
+def test_whole_numbers_of_any_library_are_targets(number):
+    made = cs.explain(wrapped(net()), SAMPLE, "gradient", target=number)
+    assert made.target.index == 1
+
+
+@pytest.mark.parametrize("wrong", [None, 1.0, True, [1], torch.ones(2)])
+def test_what_is_no_target_is_one_line(wrong):
+    with pytest.raises(ConsilienceError, match="a target is a word"):
+        cs.explain(wrapped(net()), SAMPLE, "gradient", target=wrong)
+
+
+def test_one_rule_for_names_of_classes():
+    classes = ("hen, biddy", "jack-o'-lantern", "crane", "crane", "Hen")
+    assert classes_named("Hen", classes) == [4]  # exactly so
+    assert classes_named("hen", classes) == [4]  # as it is compared
+    assert classes_named("biddy", classes) == [0]
+    assert classes_named("Jack_o_Lantern", classes) == [1]
+    assert classes_named("crane", classes) == [2, 3]
+    assert classes_named("crow", classes) == []
+    model = SimpleNamespace(classes=classes)
+    assert [class_name(model, i) for i in (1, 2, 3, 9)] == [
+        "jack-o'-lantern",
+        "crane (2)",
+        "crane (3)",
+        "9",
+    ]
