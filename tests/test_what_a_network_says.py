@@ -241,3 +241,12 @@ def test_one_rule_for_names_of_classes():
         "crane (3)",
         "9",
     ]
+
+
+def test_a_pass_without_gradients_stays_one():
+    model = wrapped(net())
+    pixels = model.view(SAMPLE).pixels
+    with torch.no_grad():
+        assert not model.logits(pixels).requires_grad
+    assert not model.scores(pixels).requires_grad
+    assert model.logits(pixels.clone().requires_grad_()).requires_grad

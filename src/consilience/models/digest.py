@@ -95,6 +95,8 @@ class ModuleWatch:
     def _kept(self, settings: dict[str, Any]) -> dict[str, Any]:
         """A part's settings without those that a pass changes."""
         skipped = self._skipped[id(settings)]
+        if not skipped:  # nearly always: no copy
+            return settings
         return {key: part for key, part in settings.items() if key not in skipped}
 
     def _now(self) -> tuple[list[int], list[tuple[int, int]]]:

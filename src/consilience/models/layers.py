@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Literal
@@ -37,32 +37,45 @@ ForwardRun = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def plain_torch(eager: bool = True) -> Iterator[None]:
-    """Whatever the caller stands in: no inference mode, no autocast, and parts that were
-    compiled run as they were written, so that hooks see them (but not for an ``eager``
-    of False).
-    """
-    stance = torch.compiler.set_stance("force_eager") if eager else nullcontext()
+def plain_torch() -> Iterator[None]:
+    """Whatever the caller stands in: no inference mode and no autocast."""
+    # to leave inference mode turns gradients on: only where it is on, then
+    inside = torch.is_inference_mode_enabled()
     with (
-        torch.inference_mode(False),
+        torch.inference_mode(False) if inside else nullcontext(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False)
         if torch.cuda.is_available()
         else nullcontext(),
-        stance,
     ):
         yield
+
+
+def _as_written(parts: Sequence[nn.Module]) -> AbstractContextManager[Any]:
+    """Compiled parts run as they were written, so that hooks see what is in them: under
+    torch.compile a hook is traced, and does not come to an end.
+    """
+    # set_stance takes most of a millisecond, so it is asked for where it is needed
+    compiled = any(
+        getattr(part, "_compiled_call_impl", None) is not None
+        or hasattr(part, "_orig_mod")
+        for part in parts
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
 def borrowed(module: nn.Module, eager: bool = True) -> Iterator[nn.Module]:
     """The module in eval mode in plain torch, for one thread at a time; the mode of
-    every submodule comes back whatever happens.
+    every submodule comes back whatever happens. With ``eager`` its compiled parts run
+    as they were written.
     """
     with _locks_guard:
         lock = _locks.setdefault(module, RLock())
-    with lock, plain_torch(eager):
-        training = [part for part in module.modules() if part.training]
+    parts = list(module.modules())
+    stance = _as_written(parts) if eager else nullcontext()
+    with lock, plain_torch(), stance:
+        training = [part for part in parts if part.training]
         try:
             for part in training:
                 part.training = False
