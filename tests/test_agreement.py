@@ -326,7 +326,8 @@ def test_swapping_two_maps_swaps_only_the_names():
 
 
 def test_not_every_fraction_is_needed_nor_known():
-    a, b = explanation(np.eye(10)), explanation(np.eye(10)[::-1], "rise")
+    rng = np.random.default_rng(0)
+    a, b = (explanation(rng.random((10, 10)), name) for name in ("gradcam", "rise"))
     pair = compare_pair(a, b, fractions=(0.2,))
     assert math.isnan(pair.iou_at_10)
     assert pair.iou_at_20 == compare_pair(a, b).iou_at_20
@@ -341,11 +342,15 @@ def test_flat_and_empty_maps_are_noted():
         explanation(np.zeros((4, 4))),
     )
     pair = compare_pair(flat, empty)
-    assert (pair.iou, pair.expected_iou, pair.excess, pair.p) == (0, 0, 0, 1)
+    assert math.isnan(pair.iou)
     assert pair.notes == (
-        "gradcam: flat map: the mask is arbitrary",
+        "gradcam: flat map: it ranks no pixel, so the mask is empty",
         "lime: no superpixel has a positive weight: the mask is empty",
+        "both masks are empty: their IoU is undefined",
     )
+    slope = explanation(np.arange(16.0).reshape(4, 4), "rise")
+    pair = compare_pair(flat, slope)
+    assert (pair.iou, pair.expected_iou, pair.excess, pair.p) == (0, 0, 0, 1)
     assert math.isnan(pair.spearman)
     both = compare_pair(empty, replace(empty, explainer="kernelshap"))
     assert math.isnan(both.iou)
@@ -741,7 +746,7 @@ def test_masks_that_were_cut_before_are_taken_as_they_are():
 def test_cutters_are_found_by_spelling_by_name_or_for_all():
     a, b = (
         explanation(np.arange(100.0).reshape(10, 10)),
-        explanation(np.eye(10), "rise:masks=9"),
+        explanation(np.arange(100.0).reshape(10, 10).T, "rise:masks=9"),
     )
     for cutters, areas in (
         ("top:.3", (0.3, 0.3)),

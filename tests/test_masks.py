@@ -17,6 +17,7 @@ from consilience.agreement.masks import (
     matched,
     pixels_of,
 )
+from consilience.agreement.overlap import compare_pair
 from consilience.types import ConsilienceError, NotApplicable
 
 BLOCKS = np.repeat(
@@ -34,8 +35,14 @@ def test_top_takes_what_a_full_sort_takes(fraction, kind):
         "signs": -rng.random((20, 10)),
         "zeros": np.maximum(rng.normal(size=(20, 10)) - 1.5, 0),
     }
-    cut = Top(fraction).cut(explanation(draw[kind]))
-    np.testing.assert_array_equal(cut.on, literal_top(draw[kind], fraction))
+    values = draw[kind]
+    cut = Top(fraction).cut(explanation(values))
+    taken = literal_top(values, fraction)
+    edge = values[taken].min() if taken.any() else np.inf
+    inside = bool(((values == edge) & ~taken).any())
+    right = values > edge if inside else taken
+    np.testing.assert_array_equal(cut.on, right)
+    assert cut.tied == (np.count_nonzero(values == edge) if inside else 0)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +68,13 @@ def test_ties_at_the_cut_are_counted_only_where_the_choice_was_arbitrary():
         for share in (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     ] == [0, 3, 3, 0, 2, 0]
     np.testing.assert_array_equal(
-        Top(0.375).cut(explanation(values)).on, [[1, 1, 1, 0], [0, 0, 0, 0]]
+        Top(0.375).cut(explanation(values)).on, [[1, 0, 0, 0], [0, 0, 0, 0]]
     )
 
 
-def test_a_flat_map_is_cut_to_its_area_and_called_arbitrary():
+def test_a_flat_map_has_an_empty_mask():
     cut = Top(0.2).cut(explanation(np.zeros((10, 10))))
-    assert (cut.area, cut.share, cut.tied, cut.note) == (20, 0.2, 100, FLAT_MAP)
+    assert (cut.area, cut.share, cut.tied, cut.note) == (0, 0.0, 100, FLAT_MAP)
     assert Top(0.2).cut(explanation(np.arange(100).reshape(10, 10))).note == ""
 
 
@@ -221,14 +228,33 @@ def test_of_two_partitions_the_last_superpixel_of_the_second_is_filled_row_by_ro
     assert (one.tied, two.tied) == (0, 6)
 
 
-def test_equal_weights_are_taken_in_order_of_label_and_counted():
+def test_a_tie_at_an_equal_area_has_no_number():
     lime, cam = (
         superpixel_explanation(BLOCKS, np.zeros(16)),
         explanation(np.random.default_rng(0).normal(size=(12, 8))),
     )
-    one, _ = matched(lime, cam, 0.1)
-    assert set(BLOCKS[one.on]) == {0, 1}
-    assert one.tied == 96
+    with pytest.raises(NotApplicable, match="96 pixels share the value at the cut"):
+        matched(lime, cam, 0.1)
+    spot = np.zeros((12, 8))
+    spot[:2, :2] = [[4, 3], [2, 1]]
+    with pytest.raises(NotApplicable, match="92 pixels share the value at the cut"):
+        matched(explanation(spot), cam, 0.2)
+    assert matched(explanation(spot), cam, 4 / 96)[0].area == 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_tied_never_looks_like_agreement(seed):
+    """Disjoint spots on a blank ground, and two blank maps: fillers are no evidence."""
+    rng = np.random.default_rng(seed)
+    a, b = np.zeros((64, 64)), np.zeros((64, 64))
+    a[40:53, 2:15] = rng.random((13, 13)) + 0.1
+    b[40:53, 45:58] = rng.random((13, 13)) + 0.1
+    pair = compare_pair(explanation(a), explanation(b, "rise"))
+    assert (pair.iou, pair.p) == (0, 1)
+    assert np.isnan([pair.iou_at_10, pair.iou_at_20, pair.iou_at_30]).all()
+    blank = np.zeros((64, 64))
+    pair = compare_pair(explanation(blank), explanation(blank, "rise"))
+    assert np.isnan([pair.iou, pair.excess, pair.p]).all()
 
 
 def test_frames_of_different_shape_cannot_be_matched():

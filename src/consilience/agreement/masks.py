@@ -2,8 +2,9 @@
 map.
 
 A cutter is a registered frozen dataclass with ``cut(explanation) -> Mask``. Values are
-used as they are: no scaling, no absolute value. Where equal values make a cut
-arbitrary, the mask says how many were tied.
+used as they are: no scaling, no absolute value. A cut inside a tie would fill both
+masks of a pair with the same pixels in the same order, which looks like agreement: what
+is tied is left out, the mask holds the evidence alone, and says how many were tied.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from consilience.registry import cutters, option, spell
 from consilience.types import Array, ConsilienceError, Explanation, NotApplicable
 
-FLAT_MAP = "flat map: the mask is arbitrary"
+FLAT_MAP = "flat map: it ranks no pixel, so the mask is empty"
 NONE_POSITIVE = "no superpixel has a positive weight: the mask is empty"
 
 
@@ -25,9 +26,10 @@ NONE_POSITIVE = "no superpixel has a positive weight: the mask is empty"
 class Mask:
     """A binary mask in the model's frame.
 
-    ``on`` is (h, w) bool, ``rule`` the cutter as spelled, ``tied`` how many pixels
-    (superpixels for ``superpixels``) share the value at which an arbitrary choice was
-    made, 0 if none was, ``note`` what else a reader must know.
+    ``on`` is (h, w) bool, ``rule`` the cutter as spelled, ``tied`` how many pixels share
+    the value at the cut and are left out (superpixels for ``superpixels``, which takes
+    them as LIME does), 0 where the cut lies between values, ``note`` what else a reader
+    must know.
     """
 
     on: Array
@@ -61,8 +63,8 @@ class Top:
     """The pixels with the largest raw values: ``fraction`` of the frame, rounded half
     up to whole pixels.
 
-    Exactly that many are taken whatever the map; of pixels equal at the cut the first
-    in row-major order.
+    Pixels equal at the cut are all left out: the mask is then smaller, and empty where
+    the map is flat.
     """
 
     fraction: float = option(
@@ -75,8 +77,8 @@ class Top:
     def cut(self, explanation: Explanation) -> Mask:
         """The mask; `NotApplicable` where a value is NaN or infinite."""
         values = _finite(explanation)
-        on = largest(values, pixels_of(self.fraction, values.size))
-        return Mask(on, spell(self), tied_at_cut(values, on), _flat_note(values))
+        on, tied = evidence(values, pixels_of(self.fraction, values.size))
+        return Mask(on, spell(self), tied, _flat_note(values))
 
 
 @cutters.register("superpixels")
@@ -138,7 +140,8 @@ def matched(a: Explanation, b: Explanation, fraction: float) -> tuple[Mask, Mask
     to it (its pixels are then counted as tied).
 
     Raises `ConsilienceError` for frames of different shape, `NotApplicable` for values
-    that are not finite.
+    that are not finite, and where a map cannot be cut at that area since equal values
+    lie at the cut.
     """
     _check_fraction("matched", fraction)
     if a.values.shape != b.values.shape:
@@ -179,6 +182,17 @@ def largest(values: Array, area: int) -> Array:
     on: Array = flat > cut
     on[np.flatnonzero(flat == cut)[: area - np.count_nonzero(on)]] = True
     return on.reshape(values.shape)
+
+
+def evidence(values: Array, area: int) -> tuple[Array, int]:
+    """The ``area`` pixels with the largest values as (h, w) bool, or those above the
+    cut where equal values lie on both sides of it; and how many are equal there.
+    """
+    on = largest(values, area)
+    tied = tied_at_cut(values, on)
+    if tied:
+        on = values > values[on].min()
+    return on, tied
 
 
 def tied_at_cut(values: Array, on: Array) -> int:
@@ -293,17 +307,31 @@ def _places(explanation: Explanation) -> tuple[Array, Array]:
 
 def _whole_area(explanation: Explanation, area: int) -> int:
     """The smallest area of whole superpixels, taken in order, that is at least
-    ``area``.
+    ``area``; `NotApplicable` where the last one weighs as much as the next.
     """
-    covered = np.cumsum(_places(explanation)[1])
-    return int(covered[np.searchsorted(covered, area)])
+    order, areas = _places(explanation)
+    last = int(np.searchsorted(np.cumsum(areas), area))
+    weights = np.asarray(explanation.extras["weights"])[order]
+    if last + 1 < len(weights) and weights[last] == weights[last + 1]:
+        tied = int(areas[weights == weights[last]].sum())
+        raise NotApplicable(
+            code="tie-at-cut", explainer=explanation.explainer, tied=tied, area=area
+        )
+    return int(np.cumsum(areas)[last])
 
 
 def _cut_area(explanation: Explanation, area: int, rule: str) -> Mask:
     values = _finite(explanation)
     if not has_superpixels(explanation):
-        on = largest(values, area)
-        return Mask(on, rule, tied_at_cut(values, on), _flat_note(values))
+        on, tied = evidence(values, area)
+        if tied:
+            raise NotApplicable(
+                code="tie-at-cut",
+                explainer=explanation.explainer,
+                tied=tied,
+                area=area,
+            )
+        return Mask(on, rule)
     order, _ = _places(explanation)
     place: Any = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))

@@ -25,7 +25,7 @@ from scipy import fft, stats
 
 from consilience.agreement.masks import Cutter, Mask, build_cutter, frame, matched
 from consilience.stats import holm, mean_interval, share_as_extreme
-from consilience.types import Array, ConsilienceError, Explanation
+from consilience.types import Array, ConsilienceError, Explanation, NotApplicable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -326,7 +326,10 @@ def _at_equal_areas(
             raise ConsilienceError(
                 f"equal areas are had at {', '.join(map(str, FRACTIONS))}; got {fraction}"
             )
-        masks = matched(a, b, fraction)
+        try:
+            masks = matched(a, b, fraction)
+        except NotApplicable:  # a tie at this area: no number, rather than a filler's
+            continue
         numbers = _overlap(masks[0].on, masks[1].on)
         per_cent = round(100 * fraction)
         found[f"iou_at_{per_cent}"], found[f"expected_at_{per_cent}"] = (

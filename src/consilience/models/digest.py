@@ -59,7 +59,7 @@ class ModuleWatch:
         ]
         self._tensors = [*module.parameters(), *buffers]
         self._settings = [
-            (vars(part), self._kept(vars(part))) for part in self._parts
+            (vars(part), dict(self._kept(vars(part)))) for part in self._parts
         ]
         lists = [
             value

@@ -342,8 +342,8 @@ FINDINGS: Mapping[str, str] = {
         "shows"
     ),
     "flat-map": (
-        "the map has one value everywhere{images}: it ranks no pixel, and a mask cut "
-        "from it is arbitrary"
+        "the map has one value everywhere{images}: it ranks no pixel, and no mask can be "
+        "cut from it"
     ),
     "completeness-gap": (
         "the attributions do not add up to what they explain{images}: the gap is "
@@ -351,8 +351,8 @@ FINDINGS: Mapping[str, str] = {
         "through what is explained"
     ),
     "ties-at-cut": (
-        "{first} {words} share the value at the cut{images}: which of them the mask "
-        "holds is arbitrary"
+        "{first} {words} share the value at the cut{images} and are left out of the "
+        "mask: which of them came first says nothing"
     ),
     "unstable-superpixels": (
         "which superpixels weigh most is not settled{images}: {first} of the top "
@@ -698,6 +698,9 @@ def units_words(told: Mapping[str, Any] | None, units: int = 2, most: int = 3) -
 # ---- why a method or metric says nothing
 
 REASONS: Mapping[str, str] = {
+    "tie-at-cut": (
+        "{explainer}: {tied} pixels share the value at the cut of {area} pixels"
+    ),
     "values-not-finite": (
         "{explainer}: {bad} of {size} values are not finite, so no mask can be cut"
     ),
