@@ -77,7 +77,7 @@ class Top:
     def cut(self, explanation: Explanation) -> Mask:
         """The mask; `NotApplicable` where a value is NaN or infinite."""
         values = _finite(explanation)
-        on, tied = evidence(values, pixels_of(self.fraction, values.size))
+        on, tied = above_cut(values, pixels_of(self.fraction, values.size))
         return Mask(on, spell(self), tied, _flat_note(values))
 
 
@@ -184,7 +184,7 @@ def largest(values: Array, area: int) -> Array:
     return on.reshape(values.shape)
 
 
-def evidence(values: Array, area: int) -> tuple[Array, int]:
+def above_cut(values: Array, area: int) -> tuple[Array, int]:
     """The ``area`` pixels with the largest values as (h, w) bool, or those above the
     cut where equal values lie on both sides of it; and how many are equal there.
     """
@@ -323,7 +323,7 @@ def _whole_area(explanation: Explanation, area: int) -> int:
 def _cut_area(explanation: Explanation, area: int, rule: str) -> Mask:
     values = _finite(explanation)
     if not has_superpixels(explanation):
-        on, tied = evidence(values, area)
+        on, tied = above_cut(values, area)
         if tied:
             raise NotApplicable(
                 code="tie-at-cut",

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from consilience.agreement import overlap
-from consilience.agreement.masks import evidence, pixels_of
+from consilience.agreement.masks import above_cut, pixels_of
 from consilience.types import Array
 
 MapSimilarity = Literal["spearman", "pearson", "cosine", "ssim", "iou-at-20"]
@@ -58,7 +58,7 @@ def _ssim(a: Array, b: Array) -> float:
 
 def _iou(a: Array, b: Array) -> float:
     area = pixels_of(TOP_SHARE, a.size)
-    masks = evidence(a, area)[0], evidence(b, area)[0]
+    masks = above_cut(a, area)[0], above_cut(b, area)[0]
     return overlap.iou(*masks) if masks[0].any() or masks[1].any() else 0.0
 
 
