@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test sweep walls families bench clean
+.PHONY: demo test sweep walls simulate families bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -20,6 +20,9 @@ sweep: $(STAMP)
 # What keeps the code readable, counted; enforces nothing.
 walls: $(STAMP)
 	$(BIN)/python benchmarks/walls.py src/consilience
+
+simulate: $(STAMP)
+	$(BIN)/python benchmarks/simulate_lime.py
 
 # Which layer, grid and methods each family of networks gets; writes docs/families.md.
 families: $(STAMP)

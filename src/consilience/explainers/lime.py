@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, ClassVar, Literal
 
@@ -96,7 +96,7 @@ class Lime:
         MeanFill(), kind="fill", help="what stands where a superpixel is off"
     )
     draw: Draw = option(
-        "hadamard",
+        "antithetic",
         help="fair coins, alone, in complementary pairs or in orthogonal arrays; lime: lime's own",
     )
     selection: Literal["auto", "highest", "forward", "none"] = option(
@@ -132,6 +132,11 @@ class Lime:
         if not self.seed <= 2**32 - self.repeats:
             raise ConsilienceError(
                 f"lime: seed lies in [0, 2**32), with its repeats; got {self.seed}"
+            )
+        if self.until == "stable" and self.draw == "hadamard":
+            raise ConsilienceError(
+                "lime: until=stable needs draws that tell how sure their weights are; "
+                "draw=hadamard does not, draw=antithetic does"
             )
         if self.until == "stable" and self.repeats > 1:
             raise ConsilienceError(
@@ -188,6 +193,10 @@ class Lime:
                     self.alpha,
                     self.features,
                 )
+                if self.draw == "hadamard":
+                    # in one block the product of three columns is a fourth: interactions
+                    # look like main effects and leave no residual
+                    told = replace(told, influence=None)
                 sure = certainty(told, scores, self.features, self.seed)
             if sure.p_set >= 1 - WRONG / len(stops):
                 break
@@ -302,14 +311,29 @@ class Lime:
             "superpixels": count,
             "stable": stable,
         }
-        facts |= {
-            "verdict": stability(
-                sure, stable, samples, flat=bool(np.ptp(scores) == 0)
-            )
-        }
+        facts |= {"verdict": self._verdict(on, scores, sure, stable)}
         if self.repeats > 1:
             facts |= {"jaccard": self._agreement(on, scores, sure.k)}
         return {**facts, "notes": notes} if notes else facts
+
+    def _verdict(
+        self, on: Array, scores: Array, sure: Certainty, stable: bool
+    ) -> dict[str, Any]:
+        """`stability`, or why this design and these options can tell nothing."""
+        samples, count = len(scores), on.shape[1]
+        if np.ptp(scores) > 0 and self.features >= count:
+            return {
+                "code": "nothing-left-out",
+                "draws": samples,
+                "superpixels": count,
+            }
+        if np.ptp(scores) > 0 and self.draw == "hadamard":
+            return {
+                "code": "design-cannot-tell",
+                "draws": samples,
+                "design": self.draw,
+            }
+        return stability(sure, stable, samples, flat=bool(np.ptp(scores) == 0))
 
     def _agreement(self, on: Array, scores: Array, k: int) -> float:
         """Mean Jaccard index of the top k of every two runs, each fitted alone."""

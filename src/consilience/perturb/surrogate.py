@@ -381,15 +381,13 @@ def certainty(told: SurrogateFit, scores: Array, k: int, seed: int) -> Certainty
     """
     count = len(told.coefficients)
     k = min(k, count)
+    nothing = np.full(count, np.nan)
     if told.influence is None:
-        nothing = np.full(count, np.nan)
-        return Certainty(
-            k,
-            nothing,
-            np.ones(count) if k == count else nothing,
-            1.0 if k == count else float("nan"),
-        )
+        return Certainty(k, nothing, nothing, float("nan"))
     covariance = told.covariance
+    if k == count:  # all are the top: that says nothing of any of them
+        spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+        return Certainty(k, spread, nothing, float("nan"))
     digit = float(np.finfo(np.float32).eps) * max(
         float(np.abs(scores).max()), float(np.finfo(np.float32).tiny)
     )

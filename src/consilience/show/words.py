@@ -493,6 +493,8 @@ def stability_sentence(verdict: Mapping[str, Any]) -> str:
         return f"stable after {draws}"
     if code == "flat":
         return "not stable: there is nothing to explain"
+    if code in ("nothing-left-out", "design-cannot-tell"):
+        return f"not told: {_unstable(verdict)}"
     if code == "too-few-draws":
         return f"not stable: {_unstable(verdict)}"
     return f"not stable {_unstable(verdict)}"
