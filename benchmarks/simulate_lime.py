@@ -15,6 +15,7 @@ import numpy as np
 
 from consilience.perturb.designs import draws, groups
 from consilience.perturb.surrogate import (
+    FIRST_LOOK,
     SURE,
     WRONG,
     Scored,
@@ -97,7 +98,7 @@ def simulated(name, count, number, runs, top):
         for stop in stops:
             fit = fitted(on[:stop], scores[:stop])
             found = certainty(fit, scores[:stop], top, seed)
-            if found.p_set >= 1 - WRONG / len(stops):
+            if stop >= FIRST_LOOK and found.p_set >= 1 - WRONG / len(stops):
                 stable += 1
                 wrong += not possible[falling(fit.coefficients)[:top]].all()
                 break

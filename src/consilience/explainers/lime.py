@@ -21,6 +21,7 @@ from consilience.perturb.probe import Bits, probe
 from consilience.perturb.quickshift import Quickshift
 from consilience.perturb.superpixels import Segmenter, segment
 from consilience.perturb.surrogate import (
+    FIRST_LOOK,
     WRONG,
     Certainty,
     Kernel,
@@ -206,7 +207,11 @@ class Lime:
                 **self._extras(on, scores, whole, sure),
                 **arrays,
             }
-        stable = bool(sure.p_set >= 1 - WRONG / len(stops) and np.ptp(scores) > 0)
+        stable = bool(
+            sure.p_set >= 1 - WRONG / len(stops)
+            and np.ptp(scores) > 0
+            and len(scores) >= FIRST_LOOK  # of fewer the variance itself is not known
+        )
         values = torch.from_numpy(extras["weights"][segments]).float()
         return Heat(
             values, extras, {**self._facts(on, scores, sure, stable), **seconds}
@@ -356,7 +361,7 @@ def stability(
         return {"code": "flat", **facts}
     if stable:
         return {"code": "stable", **facts}
-    if np.isnan(sure.p_set):
+    if np.isnan(sure.p_set) or samples < FIRST_LOOK:
         return {"code": "too-few-draws", "superpixels": len(sure.p_top), **facts}
     rivals = [int(one) for one in sure.rivals]
     return {"code": "not-told-apart", "rivals": rivals, "place": sure.k, **facts}
