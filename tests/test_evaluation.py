@@ -33,7 +33,7 @@ from consilience.registry import option
 from consilience.runs import evaluate, explain
 from consilience.runs.evaluate import Asked
 from consilience.runs.scores import Evaluation
-from consilience.show import console, html
+from consilience.show import console, html, words
 from consilience.types import Heat, NotApplicable, Score
 
 CALLS = []
@@ -202,6 +202,21 @@ def test_what_does_not_apply_is_counted_and_its_reason_said():
         [{"code": "said", "facts": {"text": "why"}, "images": 3}],
     )
     assert found["cells"][0]["untested"] == ["c"]
+    assert found["cells"][0]["above"] is not True
+    many = [[0.1, math.nan, 0.5 + 0.01 * i] for i in range(8)]
+    found = summary.summarise(rows(many), {"low": Low()}, COLUMNS)
+    cell = found["cells"][0]  # better than d, and never compared with c
+    assert (cell["above"], cell["not_above"], cell["untested"]) == (None, [], ["c"])
+    lines = words.marks(
+        found["metrics"][0],
+        {one["column"]: one for one in found["cells"]},
+        found["against_controls"],
+    )
+    assert lines == [
+        "m is better than the controls that it could be compared with; there is no image "
+        "with a number of both for c."
+    ]
+    found = summary.summarise(rows(values), {"low": Low()}, COLUMNS)
     assert (
         found["against_controls"][0]["tests"] == 1
     )  # the family holds what could be tested

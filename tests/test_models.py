@@ -21,7 +21,7 @@ from consilience.models import layers as anatomy
 from consilience.models import load, weights
 from consilience.models.layers import form_of
 from consilience.models.load import load_model
-from consilience.models.network import Recipe, TorchNetwork, wrap
+from consilience.models.network import Recipe, TorchNetwork, timm_recipe, wrap
 from consilience.types import PIXELS, ClassTarget, ConsilienceError, Sample
 
 
@@ -414,7 +414,7 @@ def test_crop_is_timms_own_transform(crop, frame, size):
         "std": (0.5, 0.4, 0.3),
     }
     pixels = image(*size)
-    recipe = load._timm_recipe(config)
+    recipe = timm_recipe(config)
     got = recipe.normalised(
         TorchNetwork(nn.Conv2d(3, 1, 1), recipe).view(Sample("p", pixels)).pixels
     )

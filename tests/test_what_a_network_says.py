@@ -250,3 +250,45 @@ def test_a_pass_without_gradients_stays_one():
         assert not model.logits(pixels).requires_grad
     assert not model.scores(pixels).requires_grad
     assert model.logits(pixels.clone().requires_grad_()).requires_grad
+
+
+# ---- what a module says of itself
+
+
+def test_a_wrapped_timm_network_is_shown_images_as_its_configuration_says():
+    import timm
+
+    torch.manual_seed(0)
+    module = timm.create_model("efficientnet_lite0", num_classes=3).eval()
+    module.pretrained_cfg = {
+        **module.pretrained_cfg,
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.2, 0.1),
+        "input_size": (3, 64, 64),
+        "crop_pct": 0.8,
+        "interpolation": "bicubic",
+    }
+    model = cs.wrap(module)
+    recipe = model.recipe
+    assert (recipe.size, recipe.resized) == ((64, 64), (80, 80))
+    assert (recipe.mean, recipe.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert recipe.interpolation == "bicubic"
+    assert model.facts["assumed"] == "as its pretrained_cfg says"
+    other = cs.wrap(module, mean=(0, 0, 0), interpolation="bilinear").recipe
+    assert (other.mean, other.std) == ((0, 0, 0), (0.2, 0.2, 0.1))
+    assert (other.interpolation, other.size) == ("bilinear", (64, 64))
+    own = cs.wrap(module, size=96).recipe  # another frame is another recipe
+    assert (own.size, own.resized, own.interpolation) == (
+        (96, 96),
+        (96, 96),
+        "bilinear",
+    )
+
+
+def test_what_is_assumed_is_said():
+    plain = cs.wrap(net(), size=64)
+    assert plain.facts["assumed"] == (
+        "ImageNet's mean, ImageNet's std assumed: the module does not say"
+    )
+    told = cs.wrap(net(), size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    assert "assumed" not in told.facts

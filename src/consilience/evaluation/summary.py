@@ -305,7 +305,7 @@ def _tested(
 
 def mark(method: TableColumn, against: Sequence[ScoreRow]) -> dict[str, Any]:
     """Whether a method is above every control: ``above`` True, False, or None where
-    that could not be asked; and the controls.
+    that could not be asked of all; and the controls.
 
     ``not_above`` are controls whose Holm-corrected p is above .05, ``untested`` those
     that share no image with a value. ``reachable`` is False where so few images could
@@ -313,11 +313,12 @@ def mark(method: TableColumn, against: Sequence[ScoreRow]) -> dict[str, Any]:
     """
     mine = [row for row in against if row["a"] == method.label]
     tested = [row for row in mine if not math.isnan(row["p"])]
+    untested = [row["b"] for row in mine if math.isnan(row["p"])]
     below = [row["b"] for row in tested if not row["p_holm"] <= SIGNIFICANCE]
     return {
-        "above": not below if tested else None,
+        "above": False if below else None if untested or not tested else True,
         "not_above": below,
-        "untested": [row["b"] for row in mine if math.isnan(row["p"])],
+        "untested": untested,
         "reachable": all(row["smallest_p"] <= SIGNIFICANCE for row in tested),
     }
 

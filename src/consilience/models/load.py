@@ -5,7 +5,6 @@ anybody's own.
 from __future__ import annotations
 
 import importlib
-import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from consilience import registry
 from consilience.models import weights as files
 from consilience.models.callable import BlackBox
 from consilience.models.engines import plan, runner
-from consilience.models.network import Recipe, TorchNetwork
+from consilience.models.network import Recipe, TorchNetwork, timm_recipe
 from consilience.registry import Spec
 from consilience.types import ConsilienceError, Model, Outputs
 
@@ -398,7 +397,7 @@ def _timm_origin(name: str) -> Origin:
     def build(classes: int | None) -> nn.Module:
         return timm.create_model(name, pretrained=False, num_classes=classes or count)  # type: ignore[no-any-return]
 
-    recipe = _timm_recipe(
+    recipe = timm_recipe(
         timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
     )
     outputs: Outputs = "logits" if count else "values"
@@ -438,22 +437,6 @@ def _pretrained_timm(name: str, config: Any) -> tuple[nn.Module, str]:
             f"{file} does not fit timm:{name}: {str(error).splitlines()[0]}"
         ) from None
     return module, f"{config.hf_hub_id or config.url}"
-
-
-def _timm_recipe(config: dict[str, Any]) -> Recipe:
-    size = tuple(config["input_size"][-2:])
-    resized = tuple(math.floor(side / config["crop_pct"]) for side in size)
-    crop: dict[str, Any] = {"center": "short", "border": "long", "squash": "exact"}
-    mode = config["crop_mode"]
-    return Recipe(
-        size=size,
-        resized=resized,
-        crop=crop[mode],
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        pad=tuple(config["mean"]) if mode == "border" else (0.0, 0.0, 0.0),
-    )
 
 
 def _timm_labels(config: Any) -> tuple[str, ...] | None:

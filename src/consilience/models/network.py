@@ -8,7 +8,8 @@ pixels in [0, 1].
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -139,6 +140,7 @@ class TorchNetwork:
     engine: str = "auto"
     precision: str = "f32"
     memory: int = plan.MEMORY
+    assumed: str = ""
     _runner: runner.Runner = field(default_factory=runner.Runner, repr=False)
 
     can = frozenset({"gradients", "layers", "module"})
@@ -208,6 +210,7 @@ class TorchNetwork:
             **self._runner.facts(self),
             "device": str(self.device),
             "weights": self.weights,
+            **({"assumed": self.assumed} if self.assumed else {}),
         }
 
     @property
@@ -629,6 +632,41 @@ def cut_gradient(model: str, what: str) -> str:
     )
 
 
+# ---- what a module says of itself
+
+
+def timm_recipe(config: Mapping[str, Any]) -> Recipe:
+    """How timm shows images to a network, from its resolved configuration."""
+    size = tuple(config["input_size"][-2:])
+    resized = tuple(math.floor(side / config["crop_pct"]) for side in size)
+    crop: dict[str, Any] = {"center": "short", "border": "long", "squash": "exact"}
+    mode = config["crop_mode"]
+    return Recipe(
+        size=size,
+        resized=resized,
+        crop=crop[mode],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        pad=tuple(config["mean"]) if mode == "border" else (0.0, 0.0, 0.0),
+    )
+
+
+def recipe_of(module: nn.Module) -> Recipe | None:
+    """How a module says that it was trained to see images (timm's ``pretrained_cfg``);
+    None where it does not say.
+    """
+    said = getattr(module, "pretrained_cfg", None)
+    if (
+        not isinstance(said, Mapping)
+        or not {"mean", "std", "input_size"} <= said.keys()
+    ):
+        return None
+    from timm.data import resolve_data_config
+
+    return timm_recipe(resolve_data_config({}, pretrained_cfg=dict(said)))
+
+
 # ---- wrapping
 
 
@@ -636,11 +674,11 @@ def wrap(
     module: nn.Module,
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    size: int | tuple[int, int] = 224,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
     resize: int | tuple[int, int] | None = None,
-    interpolation: images.Interpolation = "bilinear",
+    interpolation: images.Interpolation | None = None,
     view: ViewMode = "crop",
     outputs: Outputs = "logits",
     name: str | None = None,
@@ -649,6 +687,9 @@ def wrap(
     memory: int = plan.MEMORY,
 ) -> TorchNetwork:
     """Any torch classifier (N, 3, h, w) -> (N, K) as a `Network`.
+
+    What is not given is taken from what the module says of itself (timm's
+    ``pretrained_cfg``), else ImageNet's; what was assumed is among its ``facts``.
 
     ``size`` is the frame the module takes, ``resize`` what the image's shorter side
     becomes before the centre is cut (None: the frame's own size, so nothing is lost
@@ -661,14 +702,14 @@ def wrap(
         )
     module = getattr(module, "_orig_mod", module)  # what torch.compile was given
     _check_dtype(module)
-    frame = pair(size)
-    recipe = Recipe(
-        size=frame,
-        resized=pair(resize) if resize is not None else frame,
-        interpolation=interpolation,
-        mean=triple(mean, "mean"),
-        std=triple(std, "std"),
-    )
+    given = {
+        "mean": mean,
+        "std": std,
+        "size": size,
+        "resize": resize,
+        "interpolation": interpolation,
+    }
+    recipe, assumed = _recipe_for(module, given)
     labels = tuple(classes) if classes is not None else None
     network = TorchNetwork(
         module,
@@ -680,12 +721,44 @@ def wrap(
         engine=engine,
         precision=precision,
         memory=memory,
+        assumed=assumed,
     )
     if labels is not None and len(labels) != network.anatomy.outputs:
         raise ConsilienceError(
             f"{len(labels)} class names for a module with {network.anatomy.outputs} outputs"
         )
     return network
+
+
+def _recipe_for(module: nn.Module, given: Mapping[str, Any]) -> tuple[Recipe, str]:
+    """The recipe of what was given, else of what the module says, else ImageNet's; and
+    what was assumed.
+    """
+    asked = {key: value for key, value in given.items() if value is not None}
+    said = recipe_of(module)
+    if said is not None and "size" not in asked and "resize" not in asked:
+        changes: dict[str, Any] = {
+            key: triple(asked[key], key) for key in ("mean", "std") if key in asked
+        }
+        if "interpolation" in asked:
+            changes["interpolation"] = asked["interpolation"]
+        return replace(said, **changes), "" if asked else "as its pretrained_cfg says"
+    frame = pair(asked.get("size", 224))
+    recipe = Recipe(
+        size=frame,
+        resized=pair(asked["resize"]) if "resize" in asked else frame,
+        interpolation=asked.get("interpolation", "bilinear"),
+        mean=triple(asked.get("mean", IMAGENET_MEAN), "mean"),
+        std=triple(asked.get("std", IMAGENET_STD), "std"),
+    )
+    missing = [key for key in ("mean", "std", "size") if key not in asked]
+    values = {
+        "mean": "ImageNet's mean",
+        "std": "ImageNet's std",
+        "size": "224 pixels",
+    }
+    listed = ", ".join(values[key] for key in missing)
+    return recipe, f"{listed} assumed: the module does not say" if missing else ""
 
 
 def _check_dtype(module: nn.Module) -> None:

@@ -531,9 +531,19 @@ def marks(
     }
     if short and not any(cell["reachable"] for cell in short.values()):
         return [_too_few(metric, against)]
-    return [
+    said = [
         _short(label, cell, [row["b"] for row in against if row["a"] == label])
         for label, cell in short.items()
+    ]
+    return said + [
+        f"{label} is better than the controls that it could be compared with; there is no "
+        f"image with a number of both for {', '.join(cell['untested'])}."
+        for label, cell in cells.items()
+        if cell.get("above") is None
+        and cell.get("untested")
+        and any(
+            row["a"] == label and row["b"] not in cell["untested"] for row in against
+        )
     ]
 
 
