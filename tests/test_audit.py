@@ -545,6 +545,17 @@ def test_few_images(changed, words):
     assert all(words in finding.message for finding in findings)
 
 
+def test_a_verdict_and_its_audit_do_not_contradict_each_other():
+    """Shown by exchanging images, with a wide interval: its size is not known."""
+    wide = {"excess_mean": 0.1, "excess_low": -0.05, "excess_high": 0.25, "n": 6}
+    findings = found(summary=summary_of(**wide, verdict="shown"))
+    assert codes(findings) == ["size-unknown"]
+    assert "mean excess, −0.050 to 0.250, includes 0" in findings[0].message
+    assert "size-unknown" not in codes(
+        found(summary=summary_of(**wide, verdict="not-shown"))
+    )
+
+
 def test_overlap_that_shifted_shapes_have_too():
     finding = one(found(summary=summary_of(share_p05=0.3)), "shift-explains")
     assert "in only 30 % of the images" in finding.message

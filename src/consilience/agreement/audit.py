@@ -72,6 +72,7 @@ SEVERITIES: Mapping[str, Severity] = {
     "unstable-superpixels": "warning",
     "below-chance": "warning",
     "chance-level": "warning",
+    "size-unknown": "warning",
     "area-varies": "warning",
     "few-images": "warning",
     "shift-explains": "warning",
@@ -388,6 +389,7 @@ def _of_areas(areas: Mapping[str, Sequence[float]]) -> Iterator[Finding]:
 
 def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
     where = f"{row['a']} | {row['b']}"
+    shown = row.get("verdict") == "shown"
     if row["iou_mean"] < row["expected_mean"]:
         yield _finding(
             "below-chance",
@@ -395,6 +397,11 @@ def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
             first=_span([row["iou_mean"]]),
             second=_span([row["expected_mean"]]),
         )
+    elif shown and not row["excess_low"] > 0:
+        # exchanging images asks whether agreement depends on the image; the interval how
+        # large it is: both are said, and neither against the other
+        ends = [_number(row["excess_low"]), _number(row["excess_high"])]
+        yield _finding("size-unknown", where, first=ends)
     elif row["iou_mean"] >= row["expected_mean"] and not row["excess_low"] > 0:
         yield _finding(
             "chance-level",
@@ -440,4 +447,7 @@ def _of_published(
 def _is_few(row: Mapping[str, Any]) -> bool:
     """Whether the images are too few, or tell nothing of the sign of the excess."""
     half = (_number(row["excess_high"]) - _number(row["excess_low"])) / 2
-    return int(row["n"]) < FEW_IMAGES or half > abs(_number(row["excess_mean"]))
+    unknown = (
+        half > abs(_number(row["excess_mean"])) and row.get("verdict") != "shown"
+    )
+    return int(row["n"]) < FEW_IMAGES or unknown

@@ -366,6 +366,10 @@ FINDINGS: Mapping[str, str] = {
         "by its interval over images the mean IoU of {first} is not clearly above "
         "chance: independent masks of the same areas reach {second}"
     ),
+    "size-unknown": (
+        "that the two agree is shown by exchanging images, how much is not: the 95 % "
+        "interval of the mean excess, {first}, includes 0; more images would narrow it"
+    ),
     "area-varies": (
         "the masks cover {first} of the frame from image to image: IoU mixes their "
         "size with their place"
@@ -394,7 +398,7 @@ def finding_sentence(finding: Any) -> str:
     show: Callable[[float], str] = whole_percent
     if code == "ties-at-cut":
         show = format_count
-    if code in ("below-chance", "chance-level"):
+    if code in ("below-chance", "chance-level", "size-unknown"):
         show = format_share
     seen = [_SEEN.get(code, str)(one) for one in facts.get("seen") or ()]
     words = (
@@ -423,6 +427,8 @@ def _span(ends: Sequence[float] | None, show: Callable[[float], str]) -> str:
     if not ends:
         return ""
     low, high = show(ends[0]), show(ends[1])
+    if "−" in low + high:
+        return f"{low} to {high}"
     return high if low == high else f"{low.removesuffix(' %')}-{high}"
 
 
