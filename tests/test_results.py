@@ -219,3 +219,5 @@ def test_a_dissection_counts_its_detectors_by_concept(red_model):
     assert [bar.get_width() for bar in axes.patches] == list(counts)
     assert [text.get_text() for text in axes.get_yticklabels()] == list(counts.index)
     assert found.headline(found.layers[0].layer) in found._repr_html_()
+    sure = int(found.table()["significant"].sum())
+    assert found.headline(found.layers[0].layer).endswith(f"; {sure} are significant")

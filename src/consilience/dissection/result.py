@@ -346,8 +346,8 @@ class Dissection:
         return dissection_headline(self.counts(layer))
 
     def counts(self, layer: str) -> dict[str, Any]:
-        """Units of a layer, how many are over the threshold, and how many would be by
-        chance (None where no null was made).
+        """Units of a layer, how many are over the threshold, how many would be by
+        chance, and how many are significant (None where no null was made).
         """
         found, null = self.layer(layer), self.layer(layer).null
         over = int((self.best(layer)[1] > self.threshold).sum())
@@ -356,7 +356,12 @@ class Dissection:
             "units": found.units,
             "detectors": over,
             "expected": null.expected_detectors if null else None,
+            "significant": self._significant(layer) if null else None,
         }
+
+    def _significant(self, layer: str) -> int:
+        rows = self.table()
+        return int(rows.loc[rows["layer"] == layer, "significant"].sum())
 
     def concept_table(self) -> pd.DataFrame:
         """A row a concept: ``concept``, ``category``, images, pixels, prevalence,

@@ -640,17 +640,20 @@ def silent(said: SummaryRow) -> list[tuple[tuple[str, ...], str]]:
 
 
 def dissection_headline(counts: Mapping[str, Any]) -> str:
-    """How many units of a layer detect a concept, and how many would by chance."""
-    expected = counts["expected"]
+    """How many units of a layer detect a concept, how many would by chance, and how many
+    are significant.
+    """
+    expected, sure = counts["expected"], counts.get("significant")
     chance = (
         "chance was not asked for"
         if missing(expected)
         else f"{expected:.1f} expected by chance"
     )
-    return (
+    said = (
         f"{counts['layer']}: {counts['detectors']} of {counts['units']} units detect a "
         f"concept ({chance})"
     )
+    return said if missing(sure) else f"{said}; {sure} are significant"
 
 
 def comparison_headline(compared: Any) -> str:
