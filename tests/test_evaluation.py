@@ -364,6 +364,31 @@ def test_a_image_that_changed_or_went_is_refused(images, loaded, tmp_path):
         evaluate.evaluate_run(asked, tmp_path / "run", None, OPTIONS)
 
 
+def test_a_number_of_another_precision_is_another_number(images, loaded, tmp_path):
+    """What was scored in f32 is not given out for bf16, nor the other way round."""
+    evaluated(images, tmp_path, ("test-in-patch",))
+    asked, counts = Asked(("test-in-patch",)), []
+    for precision in ("f32", "bf16", "bf16", "f32"):
+        CALLS.clear()
+        options = replace(OPTIONS, precision=precision)
+        evaluate.evaluate_run(asked, tmp_path / "run", None, options)
+        counts.append(len(CALLS))
+    assert counts[0] == 0
+    assert counts[1] > 0
+    assert counts[2] == 0
+
+
+def test_the_truth_of_an_image_is_its_content():
+    one, other = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    one[:2], other[6:] = True, True
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    digests = {
+        columns.truth_digest(cs.Sample("a", pixels, masks={"dog": mask}))
+        for mask in (one, other)
+    }
+    assert len(digests) == 2
+
+
 def test_other_weights_are_refused(images, loaded, tmp_path, monkeypatch):
     evaluated(images, tmp_path)
     other = replace(loaded, name="other")

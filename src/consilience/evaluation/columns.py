@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -133,7 +134,9 @@ def _entry(
             once(lambda: another_class(model, like, seed)),
         )
     target = f"{like.target.index} {targets.target_spelling(like.target)}"
-    key = f"{column.spec} {like.model_id} {like.provenance['view']} {target} {api.versions()['consilience']}"
+    spelled = api.explainer_spelling(column.spec)  # with its seed and every default
+    parts = (spelled, like.model_id, like.provenance["view"], like.geometry.as_dict())
+    key = f"{parts} {target} {engine_of(model)} {api.versions()['consilience']}"
     return Entry(column, key, model, once(lambda: _control(model, like, column.spec)))
 
 
@@ -213,9 +216,17 @@ def remember(models: Mapping[str, Model], on: bool) -> None:
             (model.remember if on else model.forget)()
 
 
+def engine_of(model: Model) -> str:
+    """What a number depends on beside the weights: engine and precision."""
+    return "/".join(str(model.facts.get(name)) for name in ("engine", "precision"))
+
+
 def truth_digest(sample: Sample) -> str:
     """What is known of an image besides its pixels, for keys: metrics of localisation
     depend on it.
     """
-    masks = {name: int(mask.sum()) for name, mask in sample.masks.items()}
+    masks = {
+        name: blake2b(np.packbits(mask).tobytes(), digest_size=8).hexdigest()
+        for name, mask in sample.masks.items()
+    }
     return repr((sample.label, sample.boxes, masks))

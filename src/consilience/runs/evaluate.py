@@ -21,6 +21,7 @@ from consilience.evaluation.columns import (
     Entry,
     TableColumn,
     columns_of,
+    engine_of,
     image_entries,
     remember,
     truth_digest,
@@ -396,7 +397,8 @@ def _full(metric: Metric) -> str:
 
 
 def _key(entry: Entry, truth: str) -> str:
-    return f"{entry.key} {truth} {api.versions()['consilience']}"
+    version = api.versions()["consilience"]
+    return f"{entry.key} {truth} {engine_of(entry.model)} {version}"
 
 
 def _finish(
