@@ -606,3 +606,15 @@ def test_blur_is_the_literal_gaussian(sigma):
                 literal_gaussian(pixels[n, c].numpy(), sigma),
                 atol=1e-12,
             )
+
+
+@pytest.mark.parametrize(("bits", "whole"), [(10, 1023), (12, 4095), (14, 16383)])
+def test_greys_of_fewer_bits_use_their_own_range(tmp_path, bits, whole):
+    """A 12-bit image in a file of 16 bits is not sixteen greys."""
+    values = np.linspace(0, whole, 600).round().astype(np.uint16).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    pixels, notes = images.read_pixels(tmp_path / "a.png")
+    right = np.floor(values.astype(float) * 255 / whole + 0.5)
+    assert np.abs(pixels[:, :, 0] - right).max() <= 1
+    assert len(np.unique(pixels)) == 256
+    assert notes == (f"{bits}-bit grey scaled to 8 bits",)

@@ -47,8 +47,8 @@ def read_pixels(
     """Read an image as (H, W, 3) uint8 RGB, upright, with notes on what had to be
     decided.
 
-    The format is found from the content, not from the name. Sixteen-bit greys are
-    scaled, transparency is composited on white, and of several frames the first is
+    The format is found from the content, not from the name. Greys of more
+    than 8 bits are scaled by the bits that they fill, transparency is composited on white, and of several frames the first is
     taken. Raises `ConsilienceError` with one line on anything else.
     """
     with opened_image(path, max_pixels) as image:
@@ -187,7 +187,8 @@ def _decode(image: Image.Image, file: Path) -> tuple[Array, tuple[str, ...]]:
 
 def _to_rgb(image: Image.Image, file: Path) -> tuple[Array, list[str]]:
     if image.mode.startswith("I"):
-        return _scaled_grey(np.asarray(image), file), ["16-bit grey scaled to 8 bits"]
+        grey, bits = _scaled_grey(np.asarray(image), file)
+        return grey, [f"{bits}-bit grey scaled to 8 bits"]
     if image.mode == "F":
         raise ConsilienceError(
             f"{file}: floating-point pixels have no agreed range; save it with 8 or 16 bits"
@@ -204,14 +205,19 @@ def _to_rgb(image: Image.Image, file: Path) -> tuple[Array, list[str]]:
     return np.array(image.convert("RGB")), []
 
 
-def _scaled_grey(values: Array, file: Path) -> Array:
+def _scaled_grey(values: Array, file: Path) -> tuple[Array, int]:
+    """Greys of 8 to 16 bits as (H, W, 3) uint8, and how many bits they fill."""
     wide = values.astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
         raise ConsilienceError(
             f"{file}: grey values from {wide.min()} to {wide.max()}; at most 16 bits are read"
         )
-    grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    # cameras and scanners keep 10, 12 or 14 bits in files of 16: by their own range, or
+    # a 12-bit image would be sixteen greys
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if wide.max() < 1 << bits)
+    whole = (1 << bits) - 1
+    grey = ((wide * 255 + whole // 2) // whole).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2), bits
 
 
 # ---- resizing
