@@ -190,7 +190,7 @@ def test_the_id_follows_what_is_said():
         ({"batch": 0}, "batch is at least 1"),
         (
             {"outputs": "odds"},
-            "outputs are logits, probabilities or values; got 'odds'",
+            "outputs are logits, sigmoid, probabilities or values; got 'odds'",
         ),
         ({"view": "fit"}, "view is crop or squash"),
         ({"memory": 5}, "memory is in bytes"),

@@ -292,3 +292,58 @@ def test_what_is_assumed_is_said():
     )
     told = cs.wrap(net(), size=64, mean=(0, 0, 0), std=(1, 1, 1))
     assert "assumed" not in told.facts
+
+
+# ---- one logit, independent labels
+
+
+def literal_sigmoid(number):
+    return 1 / (1 + np.exp(-number))
+
+
+def test_one_logit_is_a_yes_or_no():
+    """Softmax over one number is 1; the probability of the yes is its sigmoid."""
+    model = wrapped(net(1), classes=("red",))
+    assert model.outputs == "sigmoid"
+    assert "outputs=sigmoid" in model.facts["assumed"]
+    logit = float(model.logits(model.view(SAMPLE).pixels)[0, 0].detach())
+    lime = cs.explain(model, SAMPLE, "lime:samples=64,segments=grid(4)")
+    assert lime.provenance["score"] == pytest.approx(literal_sigmoid(logit), abs=1e-6)
+    said = lime.provenance["prediction"]["probability"]
+    assert said == pytest.approx(literal_sigmoid(logit), abs=1e-6)
+    assert np.abs(lime.values).max() > 0
+    cam = cs.explain(model, SAMPLE, "gradcam")
+    assert cam.provenance["score"] == pytest.approx(logit, abs=1e-6)
+    curve = cs.evaluate(model, cam, "deletion:steps=8")["deletion:steps=8"].curve
+    assert curve[1, 0] == pytest.approx(literal_sigmoid(logit), abs=1e-6)
+    assert np.ptp(curve[1]) > 0
+
+
+def test_labels_that_do_not_exclude_each_other():
+    model = wrapped(net(5), outputs="sigmoid")
+    logits = model.logits(model.view(SAMPLE).pixels)[0].detach().numpy()
+    made = cs.explain(model, SAMPLE, "lime:samples=64,segments=grid(4)", target=3)
+    assert made.provenance["score"] == pytest.approx(
+        float(literal_sigmoid(logits[3])), abs=1e-6
+    )
+    best = made.provenance["prediction"]
+    assert best["index"] == int(logits.argmax())
+    assert best["probability"] == pytest.approx(
+        float(literal_sigmoid(logits.max())), abs=1e-6
+    )
+    gap = cs.explain(model, SAMPLE, "lime:samples=64", target="difference:0,1")
+    right = literal_sigmoid(logits[0]) - literal_sigmoid(logits[1])
+    assert gap.provenance["score"] == pytest.approx(float(right), abs=1e-6)
+
+
+def test_a_black_box_of_one_output():
+    def yes(pixels):
+        return np.asarray(pixels).mean(axis=(1, 2, 3))[:, None] * 800 - 150
+
+    def sure(pixels):
+        return literal_sigmoid(yes(pixels))
+
+    found = [cs.wrap_callable(f, size=32).outputs for f in (yes, sure)]
+    assert found == ["sigmoid", "probabilities"]
+    with pytest.raises(ConsilienceError, match="logits, sigmoid, probabilities"):
+        wrapped(net(), outputs="softmax")

@@ -37,6 +37,7 @@ from consilience.types import (
     Target,
     View,
     ViewMode,
+    as_probabilities,
 )
 
 if TYPE_CHECKING:
@@ -265,9 +266,7 @@ def raw_outputs(model: Model, view: View) -> torch.Tensor:
 
 def predict(model: Model, outputs: torch.Tensor) -> Prediction:
     """The first class of outputs (1, K)."""
-    row = outputs[0]
-    if model.outputs == "logits":
-        row = row.softmax(dim=0)
+    row = as_probabilities(outputs[0], model.outputs)
     values, order = row.sort(descending=True, stable=True)
     first = int(order[0])
     probability = float("nan") if model.outputs == "values" else float(values[0])

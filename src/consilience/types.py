@@ -31,7 +31,18 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 ViewMode = Literal["crop", "squash"]
-Outputs = Literal["logits", "probabilities", "values"]
+Outputs = Literal["logits", "sigmoid", "probabilities", "values"]
+"""What a model returns: logits of classes that exclude each other, logits of labels that
+do not (one of them is a yes or no), probabilities, or plain numbers.
+"""
+
+
+def as_probabilities(outputs: Tensor, kind: str) -> Tensor:
+    """Probabilities (..., K) of raw outputs of a kind; plain numbers stay as they are."""
+    if kind == "logits":
+        return outputs.softmax(dim=-1)
+    return outputs.sigmoid() if kind == "sigmoid" else outputs
+
 
 DEFAULT_MODEL = "efficientnet_lite0"
 """The network whose weights come with the program."""
@@ -217,7 +228,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class ClassTarget:
-    """One class of a classifier, as the model's raw output or as a softmax probability."""
+    """One class of a classifier, as the model's raw output or as a probability."""
 
     index: int
     name: str
@@ -226,8 +237,8 @@ class ClassTarget:
 
     def of(self, outputs: Tensor) -> Tensor:
         """Scores (N,) of model outputs (N, K)."""
-        if self.score == "probability" and self.outputs == "logits":
-            outputs = outputs.softmax(dim=-1)
+        if self.score == "probability":
+            outputs = as_probabilities(outputs, self.outputs)
         return outputs[..., self.index]
 
     def scored(self, score: str) -> ClassTarget:

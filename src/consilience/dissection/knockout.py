@@ -23,7 +23,14 @@ from torch import Tensor
 
 from consilience import progress, stats
 from consilience.dissection.class_groups import Groups, Match, match
-from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Network,
+    Sample,
+    ViewMode,
+    as_probabilities,
+)
 
 LEVEL = 0.95
 LOGIT_ROUNDING = 2e-6
@@ -337,8 +344,7 @@ class _Tally:
 
 def _lost(before: Tensor, after: Tensor, first: int, outputs: str) -> Array:
     """Loss (U,) of the class that was first: its probability, where outputs are logits."""
-    if outputs == "logits":
-        before, after = before.softmax(dim=0), after.softmax(dim=1)
+    before, after = (as_probabilities(one, outputs) for one in (before, after))
     lost: Array = (before[first] - after[:, first]).numpy()
     return lost
 

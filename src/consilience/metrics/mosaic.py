@@ -30,6 +30,7 @@ from consilience.types import (
     Sample,
     Score,
     View,
+    as_probabilities,
 )
 
 # ---- making mosaics
@@ -134,7 +135,7 @@ def _cells_of(
 ) -> Iterator[MosaicCell]:
     views = [model.view(sample) for sample in samples]
     outputs = model.scores(torch.cat([view.pixels for view in views])).double()
-    rows = outputs.softmax(dim=1) if model.outputs == "logits" else outputs
+    rows = as_probabilities(outputs, model.outputs)
     for sample, view, row in zip(samples, views, rows, strict=True):
         index, probability = int(row.argmax()), float(row.max())
         if probability >= sure and sample.label in (None, index):

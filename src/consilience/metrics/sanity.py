@@ -38,6 +38,7 @@ from consilience.types import (
     NotApplicable,
     Score,
     View,
+    as_probabilities,
 )
 
 RandomizationOrder = Literal["top-down", "bottom-up", "independent"]
@@ -404,7 +405,7 @@ def output_entropy(model: Any, view: View) -> float:
         row = model.logits(view.pixels)[0].double()
     if model.outputs == "values":
         return float("nan")
-    p = row.softmax(dim=0) if model.outputs == "logits" else row
+    p = as_probabilities(row, model.outputs)
     return float(stats.entropy(p.cpu().numpy()))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from threading import RLock
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -227,9 +227,9 @@ def settle_outputs(
     told: Outputs | None, trial: Tensor, name: str
 ) -> tuple[Outputs, str]:
     """What the outputs are, and how that is known."""
-    if told not in (None, "logits", "probabilities", "values"):
+    if told is not None and told not in get_args(Outputs):
         raise ConsilienceError(
-            f"outputs are logits, probabilities or values; got {told!r}"
+            f"outputs are logits, sigmoid, probabilities or values; got {told!r}"
         )
     if not trial.isfinite().all():
         raise ConsilienceError(
@@ -237,6 +237,9 @@ def settle_outputs(
             f"and std"
         )
     found = kind_of(trial)
+    if found == "logits" and trial.shape[1] == 1:
+        inside = bool(((trial >= 0) & (trial <= 1)).all())
+        found = "probabilities" if inside else "sigmoid"  # a yes or no
     return (found, "found on a trial") if told is None else (told, "as told")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +148,9 @@ class TorchNetwork:
     def __post_init__(self) -> None:
         if self.mode not in ("crop", "squash"):
             raise ConsilienceError(f"view is crop or squash; got {self.mode!r}")
-        if self.outputs not in ("logits", "probabilities", "values"):
+        if self.outputs not in get_args(Outputs):
             raise ConsilienceError(
-                f"outputs are logits, probabilities or values; got {self.outputs!r}"
+                f"outputs are logits, sigmoid, probabilities or values; got {self.outputs!r}"
             )
         plan.check_engine(self.engine, self.precision, self.memory, self.device)
 
@@ -691,6 +691,9 @@ def wrap(
     What is not given is taken from what the module says of itself (timm's
     ``pretrained_cfg``), else ImageNet's; what was assumed is among its ``facts``.
 
+    ``outputs`` are ``logits`` of classes that exclude each other, ``sigmoid`` for logits
+    of independent labels or of one yes or no, ``probabilities`` or plain ``values``.
+
     ``size`` is the frame the module takes, ``resize`` what the image's shorter side
     becomes before the centre is cut (None: the frame's own size, so nothing is lost
     along that side). The module is used where it is and as it is; raises
@@ -723,6 +726,11 @@ def wrap(
         memory=memory,
         assumed=assumed,
     )
+    if outputs == "logits" and _says_one_number(network):
+        # a softmax over one number is 1 whatever it is
+        said = "one output, read as the logit of a yes (outputs=sigmoid)"
+        told = "; ".join(filter(None, (assumed, said)))
+        network = replace(network, outputs="sigmoid", assumed=told)
     if labels is not None and len(labels) != network.anatomy.outputs:
         raise ConsilienceError(
             f"{len(labels)} class names for a module with {network.anatomy.outputs} outputs"
@@ -773,6 +781,16 @@ def _check_dtype(module: nn.Module) -> None:
             f"{type(module).__name__} has weights in {', '.join(sorted(others))}; give "
             f"module.float(), and precision=bf16 or f16 to run it so"
         )
+
+
+def _says_one_number(network: TorchNetwork) -> bool:
+    """Whether a module returns one number an image; what is no classifier yet, such as a
+    segmentation that is about to be read, does not.
+    """
+    try:
+        return network.anatomy.outputs == 1
+    except ConsilienceError:
+        return False
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -87,6 +87,6 @@ def _numbered_or_named(model: Model, name: str) -> int:
 
 def readable(wanted: str, outputs: Outputs) -> ScoreName:
     """What can be read of outputs: logits cannot be had from probabilities."""
-    if outputs != "logits":
+    if outputs not in ("logits", "sigmoid"):
         return "value" if outputs == "values" else "probability"
     return "probability" if wanted == "probability" else "logit"

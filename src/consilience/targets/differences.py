@@ -16,7 +16,7 @@ from consilience.targets.classes import (
     class_name,
     readable,
 )
-from consilience.types import Model, NotApplicable, Outputs, Sample
+from consilience.types import Model, NotApplicable, Outputs, Sample, as_probabilities
 
 
 @targets.register("difference")
@@ -81,6 +81,6 @@ class DifferenceTarget:
 
     def of(self, outputs: Tensor) -> Tensor:
         """Differences (N,) of model outputs (N, K)."""
-        if self.score == "probability" and self.outputs == "logits":
-            outputs = outputs.softmax(dim=-1)
+        if self.score == "probability":
+            outputs = as_probabilities(outputs, self.outputs)
         return outputs[..., int(self.a)] - outputs[..., int(self.b)]
