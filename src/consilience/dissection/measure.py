@@ -142,13 +142,13 @@ def dissect(
         raise ConsilienceError(f"against is random or nothing; got {against!r}")
     names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
     file = Path(state) if state is not None else None
-    found = without_unreadable(found, _skipped(file))
+    whole, found = found, without_unreadable(found, _skipped(file))
     job = _Job(model, _layers(model, names), found, chosen, file)
     try:
         result = job.run()
     except _UnreadableError:
         # rare enough that nothing is looked at twice where all is well
-        found = without_unreadable(found, unreadable(found, model, chosen.view))
+        found = without_unreadable(whole, unreadable(whole, model, chosen.view))
         job = _Job(model, _layers(model, names), found, chosen, file)
         job.begin_again()
         result = job.run()

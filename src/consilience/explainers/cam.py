@@ -46,7 +46,8 @@ def resolved_layers(layer: tuple[str, ...], model: Network) -> tuple[str, ...]:
     maps = [known.name for known in model.layers() if known.spatial is not None]
     for name in layer:
         if name not in maps:
-            getattr(model, "check_layer", str)(name)  # says more where it can
+            if hasattr(model, "check_layer"):
+                model.check_layer(name)  # why a layer that is there gives no map
             raise ConsilienceError(
                 unknown(f"layer with a map in {model.id}", name, maps, limit=20)
             )

@@ -93,16 +93,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
     To be used within `borrowed`, which keeps other threads out; what asked before asks
     again afterwards.
     """
-    asking = [
-        parameter for parameter in module.parameters() if parameter.requires_grad
-    ]
-    try:
-        for parameter in asking:
-            parameter.requires_grad_(False)
+    with _asked(module, False):
         yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -110,18 +102,24 @@ def asking(module: nn.Module) -> Iterator[None]:
     """Every parameter that can have a gradient asks for one; to be used within
     `borrowed`, and undone afterwards.
     """
-    silent = [
+    with _asked(module, True):
+        yield
+
+
+@contextmanager
+def _asked(module: nn.Module, wanted: bool) -> Iterator[None]:
+    others = [
         parameter
         for parameter in module.parameters()
-        if parameter.is_floating_point() and not parameter.requires_grad
+        if parameter.is_floating_point() and parameter.requires_grad != wanted
     ]
     try:
-        for parameter in silent:
-            parameter.requires_grad_(True)
+        for parameter in others:
+            parameter.requires_grad_(wanted)
         yield
     finally:
-        for parameter in silent:
-            parameter.requires_grad_(False)
+        for parameter in others:
+            parameter.requires_grad_(not wanted)
 
 
 class PlainNorms(TorchFunctionMode):

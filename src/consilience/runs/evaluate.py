@@ -35,7 +35,7 @@ from consilience.runs.explain import (
     load_models,
     run_explanations,
 )
-from consilience.runs.folder import Run, map_file, read_result
+from consilience.runs.folder import Run
 from consilience.runs.scores import (
     Evaluation,
     ImageScores,
@@ -172,7 +172,8 @@ def samples_of(
     the labels and boxes of ``truth`` where it is given, else those that they had.
     """
     names = finished.samples
-    sources = [Path(finished.load(name).sample.source) for name in names]
+    table = finished.explanations.drop_duplicates("sample").set_index("sample")
+    sources = [Path(str(table["source"][name])) for name in names]
     gone = [path for path in sources if not path.is_file()]
     if gone:
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
@@ -183,7 +184,7 @@ def samples_of(
     classes = next(iter(models.values())).classes
     known = data.read_truth(truth, classes) if truth is not None else None
     for name, path in zip(names, sources, strict=True):
-        kept = read_result(map_file(finished.folder, name)).sample
+        kept = finished.load(name).sample
         try:
             sample = replace(kept, pixels=kept.pixels)
             yield data.labelled(sample, path, known, classes) if known else sample

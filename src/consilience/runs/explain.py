@@ -605,6 +605,7 @@ def table_rows(result: ImageResult) -> list[dict[str, Any]]:
             "score": item.provenance["score"],
             "seconds": item.provenance["seconds"],
             "passes": int(item.provenance.get("passes", 0)),
+            "source": result.sample.source,
             "map": f"{MAPS}/{file_stem(result.name)}.npz",
             "key": item.provenance["key"],
             "mask_rule": item.cut.rule,

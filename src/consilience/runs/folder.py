@@ -485,6 +485,10 @@ class Run(Sequence[Explanation]):
 
     def keys(self) -> list[tuple[str, str]]:
         """Image and column of every explanation, in order."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> list[tuple[str, str]]:
         table = self.explanations
         return list(zip(table["sample"], table["column"], strict=True))
 
@@ -551,7 +555,7 @@ class Run(Sequence[Explanation]):
         """What makes the numbers doubtful."""
         return [Finding(**row) for row in self.manifest["audit"]]
 
-    @property
+    @cached_property
     def samples(self) -> list[str]:
         """Names of the images, in the order they were given."""
         return list(dict.fromkeys(self.explanations["sample"]))

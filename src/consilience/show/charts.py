@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -89,6 +90,15 @@ def _key(axes: Axes, names: Sequence[tuple[str, str]], top: float) -> None:
         y = top + 20 * row
         axes.add_patch(Rectangle((0, y), 12, 12, facecolor=colour, linewidth=0))
         _text(axes, 18, y + 11, shortened(name, CHART_WIDTH - 18, TEXT))
+
+
+def _legend(figure: Figure, place: Any, columns: int) -> None:
+    legend = figure.legend(
+        loc=place, ncols=columns, frameon=False, fontsize=points(TEXT)
+    )
+    for text in legend.get_texts():
+        text.set_color(CURRENT)
+        text.set_parse_math(False)
 
 
 def _name_rows(axes: Axes, labels: Sequence[str], room: float = 230) -> None:
@@ -179,12 +189,7 @@ def curves_with_bands(lines: Sequence[CurveLine], title: str) -> Figure:
             label=shortened(line.label, CHART_WIDTH / 2 - 60, TEXT),
         )
     axes.margins(x=0)
-    legend = figure.legend(
-        loc="outside lower center", ncols=2, frameon=False, fontsize=points(TEXT)
-    )
-    for text in legend.get_texts():
-        text.set_color(CURRENT)
-        text.set_parse_math(False)
+    _legend(figure, "outside lower center", 2)
     return figure
 
 
@@ -348,12 +353,7 @@ def bars_figure(
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
     _name_rows(axes, labels, 220)
-    legend = figure.legend(
-        loc="outside upper left", ncols=1, frameon=False, fontsize=points(TEXT)
-    )
-    for text in legend.get_texts():
-        text.set_color(CURRENT)
-        text.set_parse_math(False)
+    _legend(figure, "outside upper left", 1)
     return figure
 
 
