@@ -118,3 +118,12 @@ def test_an_unknown_code_is_still_said():
         words.reason_sentence("of-a-later-version", {"n": 3}) == "of-a-later-version"
     )
     assert words.reason_sentence("no-seed", {}).startswith("(no explainer) draws")
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.0004, "p < 0.001"), (0.031, "p = 0.031")])
+@pytest.mark.parametrize("verdict", ["shown", "not-shown"])
+def test_a_p_has_one_sign(p, said, verdict):
+    row = {"verdict": verdict, "why": "", "p_holm": p, "iou_mean": 0.3}
+    reason = words.verdict_reason({**row, "expected_mean": 0.1})
+    assert said in reason.replace(words.NBSP, " ")
+    assert "= <" not in reason

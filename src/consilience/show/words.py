@@ -191,7 +191,7 @@ def verdict_reason(row: SummaryRow) -> str:
     reason = _VERDICT_REASONS.get(str(row.get("why") or row["verdict"]), "")
     tests = int(row.get("tests") or 1)
     said = reason.format(
-        p=format_p(row.get("p_holm")),
+        p="" if missing(row.get("p_holm")) else p_clause(float(row["p_holm"])),
         high=format_number(row.get("excess_high")),
         smallest=format_p(row.get("smallest_p")),
         tests=count_of(tests, "pair"),
@@ -215,10 +215,10 @@ _VERDICT_REASONS = {
     "exchanged",
     "too-few": "with so few images no p below {smallest} is possible; {tests} {take} "
     "{needed} images",
-    "shown": "maps of the same image agree more than maps of different images, p = {p} "
+    "shown": "maps of the same image agree more than maps of different images, {p} "
     "after Holm",
     "below": "the whole interval of the mean excess lies below 0 (up to {high})",
-    "not-shown": "p = {p} after Holm, by exchanging images",
+    "not-shown": "{p} after Holm, by exchanging images",
 }
 
 
