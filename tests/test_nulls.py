@@ -9,8 +9,9 @@ from scipy import ndimage
 from consilience.dissection.coarse import (
     Gatherer,
     GrowingRows,
+    cell_starts,
     chosen_images,
-    middles,
+    finest_grid,
 )
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.measure import dissect
@@ -31,7 +32,7 @@ from consilience.types import ConsilienceError
 # ---- on a coarse grid
 
 
-def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
+def tallied(maps, concepts, labels, quantile=0.995, side=14, most=5000):
     """Maps (N, U, h, w) through the parts of a dissection: counts, label counts and
     what the null gathers.
     """
@@ -50,7 +51,7 @@ def tallied(maps, concepts, labels, quantile=0.995, coarse=14, most=5000):
         len(concepts.concepts),
         len(concepts.categories),
         chosen_images(count, most, 0),
-        coarse,
+        (min(side, concepts.grid[0]), min(side, concepts.grid[1])),
     )
     for index in range(count):
         known.add(labels[index])
@@ -79,7 +80,7 @@ def few(tmp_path_factory):
     )
     maps = torch.randn(14, 3, 5, 5, generator=torch.Generator().manual_seed(2))
     labels = [concepts.labels(index) for index in range(14)]
-    counts, _, gathered = tallied(maps, concepts, labels, quantile=0.9, coarse=6)
+    counts, _, gathered = tallied(maps, concepts, labels, quantile=0.9, side=6)
     eligible = np.array([0, 1, 3, 5, 6, 8])
     return (
         concepts,
@@ -89,36 +90,45 @@ def few(tmp_path_factory):
     )
 
 
+def blocks(pixels, cells=6):
+    """Pixels whose place, in cells, has the same whole part."""
+    return [
+        [pixel for pixel in range(pixels) if pixel * cells // pixels == cell]
+        for cell in range(cells)
+    ]
+
+
 def literal_best(few, order, weights=None):
     """IoU (U, E) by loops over images and cells; image n shows the labels of image
-    ``order[n]``.
+    ``order[n]``. In a cell two masks share the product of their shares of it.
     """
     concepts, maps, counts, coarse = few
-    at = middles(concepts.grid[0], 6)
     stacks = stacks_of(concepts)
     weights = np.ones(len(stacks)) if weights is None else weights
     iou = np.zeros((maps.shape[1], len(coarse.eligible)))
     for unit in range(len(iou)):
         cuts = torch.from_numpy(counts.thresholds[[unit]])
         masks = [
-            unit_masks(one[[unit]], cuts, concepts.grid)[0].numpy()[np.ix_(at, at)]
-            for one in maps
+            unit_masks(one[[unit]], cuts, concepts.grid)[0].numpy() for one in maps
         ]
         for place, concept in enumerate(coarse.eligible):
             both = either = 0.0
             for image, mask in enumerate(masks):
-                stack = {
-                    key: value[np.ix_(at, at)]
-                    for key, value in stacks[order[image]].items()
-                }
-                label = stack.get(concept, np.zeros((6, 6), dtype=bool))
+                stack = stacks[order[image]]
+                label = stack.get(concept, np.zeros(concepts.grid, dtype=bool))
                 shown = any(
                     concepts.category_of[key] == concepts.category_of[concept]
                     for key in stack
                 )
-                both += weights[image] * (mask & label).sum()
+                shared = sum(
+                    mask[np.ix_(rows, columns)].sum()
+                    * label[np.ix_(rows, columns)].mean()
+                    for rows in blocks(concepts.grid[0])
+                    for columns in blocks(concepts.grid[1])
+                )
+                both += weights[image] * shared
                 either += weights[image] * (
-                    (mask.sum() if shown else 0) + label.sum() - (mask & label).sum()
+                    (mask.sum() if shown else 0) + label.sum() - shared
                 )
             iou[unit, place] = both / either if either else 0
     return iou
@@ -178,9 +188,66 @@ def test_alternatives_are_the_fewest_that_win_nearly_always(few):
     assert alternatives(coarse, np.full(3, -1), 40, 0) == [(), (), ()]
 
 
-def test_cells_are_pixels_in_the_middle():
-    assert middles(112, 14).tolist() == list(range(4, 112, 8))
-    assert middles(5, 5).tolist() == [0, 1, 2, 3, 4]
+def test_cells_are_blocks_of_pixels(few):
+    assert cell_starts(112, 14).tolist() == list(range(0, 112, 8))
+    assert cell_starts(5, 5).tolist() == [0, 1, 2, 3, 4]
+    for pixels in (16, 20, 31):
+        starts = [block[0] for block in blocks(pixels)]
+        assert cell_starts(pixels, 6).tolist() == starts
+    areas = few[3].gathered.areas
+    sides = [len(block) for block in blocks(few[0].grid[0])]
+    assert areas.tolist() == np.outer(sides, sides).ravel().tolist()
+
+
+def test_on_the_label_grid_the_null_counts_as_detectors_are_counted(few):
+    concepts, maps, counts = few[:3]
+    labels = [concepts.labels(index) for index in range(14)]
+    known, gathered = tallied(maps, concepts, labels, 0.9, 10_000)[1:]
+    assert gathered.grid == concepts.grid
+    eligible = np.array([0, 1, 3, 5, 6, 8])
+    coarse = Coarse(gathered, eligible, concepts.category_of[eligible])
+    iou = counts.intersections / np.maximum(counts.unions(known.pixels), 1)
+    np.testing.assert_allclose(
+        coarse.best(), iou[:, eligible].max(axis=1), rtol=1e-12
+    )
+
+
+def test_the_finest_grid_that_fits():
+    # 200 units x 239 images x 12,544 pixels x .005 are 2.998 million covered pixels
+    assert finest_grid(200, 239, (112, 112), 0.005) == (112, 112)
+    assert finest_grid(200, 240, (112, 112), 0.005) == (79, 79)
+    rows, columns = finest_grid(900, 1800, (112, 112), 0.005)
+    assert rows == columns
+    assert 2 * 900 * 1800 * 0.005 * rows**2 <= 3_000_000
+    assert 2 * 900 * 1800 * 0.005 * (rows + 1) ** 2 > 3_000_000
+    assert finest_grid(10**6, 10**6, (64, 32), 0.5) == (1, 1)
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_as_many_are_expected_as_noise_finds(side):
+    # small masks on a fine grid of units that know nothing: what the labels' own grid
+    # counts, the null expects, on that grid and on one of 8 x 8 pixels a cell
+    concepts = load_concepts("drawn:images=60,size=32,seed=4")
+    labels = [concepts.labels(index) for index in range(60)]
+    found, expected, best, usual = 0, 0.0, [], []
+    for seed in range(6):
+        maps = torch.randn(
+            60, 20, 16, 16, generator=torch.Generator().manual_seed(seed)
+        )
+        counts, known, gathered = tallied(maps, concepts, labels, 0.9, 2 * side)
+        eligible = np.flatnonzero(known.images >= 5)
+        iou = counts.intersections / np.maximum(counts.unions(known.pixels), 1)
+        over = iou[:, eligible].max(axis=1)
+        cut = 0.017
+        found += int((over > cut).sum())
+        coarse = Coarse(gathered, eligible, concepts.category_of[eligible])
+        _, means, number = permutation_null(coarse, [slice(0, 20)], cut, 49, seed)
+        expected += number[0]
+        best.append(over.mean())
+        usual.append(means.mean())
+    assert 5 < found < 60
+    assert abs(found - expected) < 3 * np.sqrt(expected)
+    assert np.mean(best) == pytest.approx(np.mean(usual), rel=0.1)
 
 
 def test_only_so_many_images_are_gathered(few):

@@ -1,11 +1,11 @@
-"""What a null needs of every image: unit masks and labels sampled on a coarse grid,
-gathered as sparse pairs.
+"""What a null needs of every image: unit masks and labels on a grid, gathered as sparse
+pairs.
 
-A cell is one pixel of the label grid, at the middle of its square of the coarse grid.
-Units keep the cells they cover, images the labels of their cells. Twelve bytes a
-covered cell, of which there are half a percent by construction: 20 MB for 900 units,
-1,800 images and a grid of 14 x 14. Only ``most`` images are gathered, drawn with a
-seed, so that it ends there.
+Where it fits, the grid is that of the labels, on which detectors are counted. Else a
+cell is a block of its pixels, and how many of them are covered is kept: no mask is lost
+for being small. Sixteen bytes a covered cell, at most `MOST_CELLS` of them as far as
+that can be told before. Only ``most`` images are gathered, drawn with a seed, so that
+it ends there.
 """
 
 from __future__ import annotations
@@ -24,19 +24,44 @@ from consilience.dissection.tally import CellWatch
 from consilience.types import Array
 
 
-def middles(pixels: int, cells: int) -> Array:
-    """The pixel at the middle of each cell."""
-    return ((np.arange(cells) + 0.5) * pixels / cells).astype(np.int64)
+MOST_CELLS = 3_000_000
+"""48 MB; a permutation of so many takes some 30 ms on two cores."""
+
+COARSER_COVERS = 2
+"""A mask touches about so many times the share of coarse cells that it covers of pixels:
+its outline runs through cells."""
+
+
+def finest_grid(
+    units: int, images: int, pixels: tuple[int, int], covered: float
+) -> tuple[int, int]:
+    """The label grid, or the finest one whose covered cells fit into `MOST_CELLS`.
+
+    ``covered`` is the share of all pixels in a unit's mask.
+    """
+    masks = units * images * covered
+    if masks * pixels[0] * pixels[1] <= MOST_CELLS:
+        return pixels
+    share = MOST_CELLS / (COARSER_COVERS * masks * pixels[0] * pixels[1])
+    side = min(1.0, share**0.5)
+    return max(1, int(pixels[0] * side)), max(1, int(pixels[1] * side))
+
+
+def cell_starts(pixels: int, cells: int) -> Array:
+    """The first pixel of each cell; cells differ by a pixel where they do not divide."""
+    return -(-np.arange(cells) * pixels // cells)
 
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Covered cells and labels of ``images`` on a coarse grid of G cells.
+    """Covered cells and labels of ``images`` on a grid of G cells.
 
     ``owners`` (M,), ``places`` (M,) and ``cells`` (M,): unit (numbered through all
-    layers), image and cell of every covered cell. ``shown_places``, ``shown_cells``,
-    ``shown_concepts``: the same of every labelled one, sorted by image and cell.
-    ``annotated`` (N, K): the categories that an image is annotated for.
+    layers), image and cell of every covered cell, ``pixels`` (M,) how many of its
+    pixels are. ``shown_places``, ``shown_cells``, ``shown_concepts``, ``shown_pixels``:
+    the same of every labelled one, sorted by image and cell. ``areas`` (G,) are the
+    pixels of the cells, ``annotated`` (N, K) the categories that an image is annotated
+    for.
     """
 
     units: int
@@ -45,9 +70,12 @@ class Gathered:
     owners: Array
     places: Array
     cells: Array
+    pixels: Array
     shown_places: Array
     shown_cells: Array
     shown_concepts: Array
+    shown_pixels: Array
+    areas: Array
     annotated: Array
 
     @property
@@ -91,50 +119,68 @@ class GrowingRows:
 
 @dataclass(eq=False)
 class Gatherer:
-    """Takes in images one by one, those of ``chosen`` alone."""
+    """Takes in images one by one, those of ``chosen`` alone, on ``grid``, which is no
+    finer than ``pixels``.
+    """
 
     pixels: tuple[int, int]
     units: int
     concepts: int
     categories: int
     chosen: Array
-    coarse: int = 14
-    _covered: GrowingRows = field(default_factory=lambda: GrowingRows(3))
-    _shown: GrowingRows = field(default_factory=lambda: GrowingRows(3))
+    grid: tuple[int, int]
+    _covered: GrowingRows = field(default_factory=lambda: GrowingRows(4))
+    _shown: GrowingRows = field(default_factory=lambda: GrowingRows(4))
 
     def __post_init__(self) -> None:
         self._annotated = GrowingRows(self.categories, bool)
-
-    @cached_property
-    def grid(self) -> tuple[int, int]:
-        """The coarse grid, never finer than the labels."""
-        return min(self.coarse, self.pixels[0]), min(self.coarse, self.pixels[1])
 
     @cached_property
     def _places(self) -> dict[int, int]:
         return {int(index): place for place, index in enumerate(self.chosen)}
 
     @cached_property
-    def _middles(self) -> tuple[Array, Array]:
-        return middles(self.pixels[0], self.grid[0]), middles(
-            self.pixels[1], self.grid[1]
+    def _starts(self) -> tuple[Array, Array]:
+        down, across = zip(self.pixels, self.grid, strict=True)
+        return cell_starts(*down), cell_starts(*across)
+
+    @cached_property
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """0/1 matrices (cells, pixels) that add up the rows and columns of cells."""
+        several = []
+        for starts, pixels in zip(self._starts, self.pixels, strict=True):
+            cell = np.searchsorted(starts, np.arange(pixels), side="right") - 1
+            several.append(np.arange(len(starts))[:, None] == cell)
+        return torch.from_numpy(several[0]).float(), torch.from_numpy(
+            several[1]
+        ).float()
+
+    @cached_property
+    def areas(self) -> Array:
+        """Pixels (G,) of every cell."""
+        down, across = (
+            np.diff(starts, append=pixels)
+            for starts, pixels in zip(self._starts, self.pixels, strict=True)
         )
+        return np.outer(down, across).ravel().astype(np.int32)
 
     def add_labels(self, index: int, labels: Labels) -> None:
         """Take in the labels of image ``index``."""
         if index not in self._places:
             return
-        down, across = self._middles
-        cells = self.grid[0] * self.grid[1]
-        masks = labels.masks[:, down][:, :, across].reshape(len(labels.masks), cells)
-        rows, lit = np.nonzero(masks)
-        pairs = [(lit, labels.present[rows])]
-        every = np.arange(cells)
-        pairs += [(every, np.full(len(every), concept)) for concept in labels.whole]
-        cell = np.concatenate([one for one, _ in pairs])
-        concept = np.concatenate([one for _, one in pairs])
+        down, across = self._starts
+        counts = np.add.reduceat(labels.masks.astype(np.int32), down, axis=1)
+        counts = np.add.reduceat(counts, across, axis=2).reshape(
+            len(counts), len(self.areas)
+        )
+        rows, lit = np.nonzero(counts)
+        cells, whole = len(self.areas), list(labels.whole)
+        cell = np.concatenate([lit, np.tile(np.arange(cells), len(whole))])
+        concept = np.concatenate([labels.present[rows], np.repeat(whole, cells)])
+        pixels = np.concatenate([counts[rows, lit], np.tile(self.areas, len(whole))])
         order = np.lexsort((concept, cell))
-        self._shown.add(self._places[index], cell[order], concept[order])
+        place = self._places[index]
+        self._shown.add(place, cell[order], concept[order], pixels[order])
         self._annotated.add(*labels.annotated[:, None])
 
     def watch(self, index: int, first: int) -> CellWatch | None:
@@ -144,37 +190,37 @@ class Gatherer:
         if index not in self._places:
             return None
         place = self._places[index]
-        down, across = (torch.from_numpy(one) for one in self._middles)
 
         def take(units: Array, masks: Tensor) -> None:
-            few = (
-                masks[:, down.to(masks.device)][:, :, across.to(masks.device)]
-                .flatten(1)
-                .cpu()
-                .numpy()
-            )
+            if self.grid != self.pixels:
+                down, across = (one.to(masks) for one in self._sums)
+                masks = down @ (masks @ across.T)
+            few = masks.flatten(1).cpu().numpy()
             rows, cells = np.nonzero(few)
-            self._covered.add(units[rows] + first, place, cells)
+            counts = few[rows, cells].astype(np.int32)
+            self._covered.add(units[rows] + first, place, cells, counts)
 
         return take
 
     def gathered(self) -> Gathered:
         """Everything as arrays."""
-        owners, places, cells = self._covered.all.T
-        order = np.lexsort((cells, places, owners))
-        covered = [part[order] for part in (owners, places, cells)]
-        shown = [np.ascontiguousarray(part) for part in self._shown.all.T]
+        rows = self._covered.all
+        owners, places, cells, pixels = rows[np.lexsort(rows.T[2::-1])].T
+        shown = self._shown.all
         return Gathered(
-            self.units,
-            self.concepts,
-            self.grid,
-            covered[0],
-            covered[1],
-            covered[2],
-            shown[0],
-            shown[1],
-            shown[2],
-            self._annotated.all,
+            units=self.units,
+            concepts=self.concepts,
+            grid=self.grid,
+            owners=np.ascontiguousarray(owners),
+            places=np.ascontiguousarray(places),
+            cells=np.ascontiguousarray(cells),
+            pixels=np.ascontiguousarray(pixels),
+            shown_places=np.ascontiguousarray(shown[:, 0]),
+            shown_cells=np.ascontiguousarray(shown[:, 1]),
+            shown_concepts=np.ascontiguousarray(shown[:, 2]),
+            shown_pixels=np.ascontiguousarray(shown[:, 3]),
+            areas=self.areas,
+            annotated=self._annotated.all,
         )
 
     def state(self) -> dict[str, Array]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from consilience import progress
-from consilience.dissection.coarse import Gatherer, chosen_images
+from consilience.dissection.coarse import Gatherer, chosen_images, finest_grid
 from consilience.dissection.concepts import (
     ConceptSet,
     Labels,
@@ -94,18 +94,22 @@ class DissectionOptions:
     view: ViewMode = option("squash", help="how images are shown: squash or crop")
     top: int = option(10, help="top images kept for every unit")
     permutations: int = option(999, help="permutations of the null; 0 for none")
-    null_grid: int = option(14, help="cells a side of the null's coarse grid")
+    null_grid: int = option(
+        0,
+        help="cells a side of the null's grid; 0 for that of the labels, or the finest "
+        "that fits into memory",
+    )
     null_images: int = option(5000, help="images that the null looks at, at most")
     resamples: int = option(200, help="bootstrap resamples for alternative labels")
     seed: int = option(0, help="of permutations, resamples and random weights")
 
     def __post_init__(self) -> None:
         if (
-            min(self.top, self.permutations, self.resamples) < 0
-            or min(self.null_grid, self.null_images) < 1
+            min(self.top, self.permutations, self.resamples, self.null_grid) < 0
+            or self.null_images < 1
         ):
             raise ConsilienceError(
-                "dissect: top, permutations and resamples from 0, null_grid and null_images "
+                "dissect: top, permutations, resamples and null_grid from 0, null_images "
                 "from 1"
             )
         if not (
@@ -361,7 +365,11 @@ class _Job:
         )
         kinds = len(concepts.concepts), len(concepts.categories)
         self.gatherer = Gatherer(
-            concepts.grid, int(starts[-1]), *kinds, chosen, options.null_grid
+            concepts.grid,
+            int(starts[-1]),
+            *kinds,
+            chosen,
+            self._null_grid(int(starts[-1]), len(chosen)),
         )
         self.counts: list[Counts] = []
 
@@ -403,6 +411,12 @@ class _Job:
             self.options.level,
             self._facts([bound for _, bound in read]),
         )
+
+    def _null_grid(self, units: int, images: int) -> tuple[int, int]:
+        pixels, side = self.concepts.grid, self.options.null_grid
+        if side:
+            return min(side, pixels[0]), min(side, pixels[1])
+        return finest_grid(units, images, pixels, 1 - self.options.quantile)
 
     def _timed(self, name: str, work: Any) -> Any:
         start = time.perf_counter()
@@ -467,16 +481,15 @@ class _Job:
     # -- what was found
 
     def _concept_facts(self) -> tuple[ConceptFacts, ...]:
-        area = len(self.concepts) * self.concepts.grid[0] * self.concepts.grid[1]
-        options = self.options
+        units = np.concatenate([counts.unit_pixels for counts in self.counts])
         return concept_facts(
             self.concepts.concepts,
             self.labels.pixels,
             self.labels.images,
-            area,
-            options.quantile,
-            options.min_images,
-            options.threshold,
+            units[:, self.concepts.category_of],
+            area=len(self.concepts) * self.concepts.grid[0] * self.concepts.grid[1],
+            least=self.options.min_images,
+            threshold=self.options.threshold,
         )
 
     def _layer(self, place: int, facts: tuple[ConceptFacts, ...]) -> LayerResult:
@@ -527,6 +540,7 @@ class _Job:
                 for layer, sketch in zip(self.layers, self.sketches, strict=True)
             },
             "null_images": len(chosen),
+            "null_grid": list(self.gatherer.grid),
             "engine": dict(self.features.facts),
             "seconds": dict(self.seconds),
             "notes": list(self.concepts.notes),

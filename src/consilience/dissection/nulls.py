@@ -4,8 +4,13 @@ Whole label stacks are permuted between images, the same way for all units, so t
 everything about a unit's masks and about the labels stays, and only which belongs to
 which goes. Images are permuted among those annotated for the same categories, so that
 the union of the paper stays as it is. The statistic is a unit's best IoU over all
-eligible concepts: its p respects the search over them. It is computed on a coarse grid
-(`cells.Gathered`), the observed one too, so that p is valid whatever the grid.
+eligible concepts: its p respects the search over them.
+
+It is computed on the grid of the labels, as that of detectors is, where that fits into
+memory. On a coarser one (`coarse.Gathered`) a cell in which a unit covers u of A pixels
+and a concept l shares u l / A of them, which is what they share on average where neither
+knows of the other; the observed statistic is computed so too, and p is valid whatever
+the grid.
 """
 
 from __future__ import annotations
@@ -38,13 +43,13 @@ for.
 THREADS = 2
 
 
-# ---- IoU on the coarse grid
+# ---- IoU on the grid
 
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
     """Overlaps of units with the concepts ``eligible`` (E,), of categories
-    ``category_of`` (E,), on the coarse grid.
+    ``category_of`` (E,), in pixels.
     """
 
     gathered: Gathered
@@ -58,13 +63,13 @@ class Coarse:
         found = self.gathered
         last = min(last, found.units)
         rows = slice(*np.searchsorted(found.owners, [first, last]))
-        owners, places, cells = (
-            found.owners[rows] - first,
-            found.places[rows],
-            found.cells[rows],
-        )
         some = replace(
-            found, units=last - first, owners=owners, places=places, cells=cells
+            found,
+            units=last - first,
+            owners=found.owners[rows] - first,
+            places=found.places[rows],
+            cells=found.cells[rows],
+            pixels=found.pixels[rows],
         )
         part = Coarse(some, self.eligible, self.category_of)
         part.__dict__["labels"] = self.labels
@@ -72,7 +77,7 @@ class Coarse:
 
     @cached_property
     def labels(self) -> Any:
-        """Sparse (images x cells, E): one where a cell shows a concept."""
+        """Sparse (images x cells, E): the share of a cell that shows a concept."""
         found = self.gathered
         column = np.full(found.concepts, -1)
         column[self.eligible] = np.arange(len(self.eligible))
@@ -81,10 +86,8 @@ class Coarse:
             found.shown_places[kept].astype(np.int64) * found.size
             + found.shown_cells[kept]
         )
-        entries = (
-            np.ones(len(rows), dtype=np.int32),
-            (rows, column[found.shown_concepts[kept]]),
-        )
+        shares = found.shown_pixels[kept] / found.areas[found.shown_cells[kept]]
+        entries = shares, (rows, column[found.shown_concepts[kept]])
         return sparse.csr_matrix(
             entries, shape=(found.images * found.size, len(self.eligible))
         )
@@ -95,29 +98,33 @@ class Coarse:
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
     @cached_property
-    def _ones(self) -> Array:
-        return np.ones(len(self.gathered.owners), dtype=np.int32)
+    def _covered(self) -> Array:
+        return self.gathered.pixels.astype(np.float64)
 
     @cached_property
-    def unit_cells(self) -> Array:
-        """Cells (U, K) of every unit in images annotated for each category; permuting
+    def unit_pixels(self) -> Array:
+        """Pixels (U, K) of every unit in images annotated for each category; permuting
         within strata leaves them.
         """
         found = self.gathered
-        cells = np.zeros((found.units, found.annotated.shape[1]), dtype=np.int64)
-        for category in range(cells.shape[1]):
+        pixels = np.zeros((found.units, found.annotated.shape[1]))
+        for category in range(pixels.shape[1]):
             counted = found.annotated[found.places, category]
-            cells[:, category] = np.bincount(
-                found.owners[counted], minlength=found.units
+            pixels[:, category] = np.bincount(
+                found.owners[counted], self._covered[counted], minlength=found.units
             )
-        return cells
+        return pixels
+
+    @cached_property
+    def label_pixels(self) -> Any:
+        """Pixels (images x cells, E) of every concept, sparse."""
+        areas = np.tile(self.gathered.areas, self.gathered.images)
+        return sparse.diags_array(areas.astype(np.float64)) @ self.labels
 
     @cached_property
     def _sums(self) -> Array:
-        label_cells = np.asarray(self.labels.sum(axis=0)).ravel()
-        sums: Array = (self.unit_cells[:, self.category_of] + label_cells).astype(
-            np.float64
-        )
+        labels = np.asarray(self.label_pixels.sum(axis=0)).ravel()
+        sums: Array = self.unit_pixels[:, self.category_of] + labels
         return sums
 
     def best(self, order: Array | None = None) -> Array:
@@ -129,7 +136,7 @@ class Coarse:
         columns = places * np.int32(found.size) + found.cells
         shape = (found.units, found.images * found.size)
         shared = (
-            sparse.csr_matrix((self._ones, columns, self._starts), shape=shape)
+            sparse.csr_matrix((self._covered, columns, self._starts), shape=shape)
             @ self.labels
         ).tocoo()
         iou = shared.data / (self._sums[shared.row, shared.col] - shared.data)
@@ -327,7 +334,7 @@ def _count_wins(wins: Array, iou: Array, owners: Array, columns: Array) -> None:
 
 
 def _by_image(coarse: Coarse) -> tuple[Any, Array, Array]:
-    """Shared cells as sparse (R, N), a row for every unit and concept that meet, with
+    """Shared pixels as sparse (R, N), a row for every unit and concept that meet, with
     their units and concepts (R,).
     """
     found = coarse.gathered
@@ -337,7 +344,7 @@ def _by_image(coarse: Coarse) -> tuple[Any, Array, Array]:
     pointers = np.concatenate([starts, [len(keys)]]).astype(np.int32)
     shape = (len(pairs), found.images * found.size)
     shared = (
-        sparse.csr_matrix((coarse._ones, columns, pointers), shape=shape)
+        sparse.csr_matrix((coarse._covered, columns, pointers), shape=shape)
         @ coarse.labels
     ).tocoo()
     owner, place = np.divmod(pairs[shared.row], found.images)
@@ -354,26 +361,27 @@ def _by_image(coarse: Coarse) -> tuple[Any, Array, Array]:
 
 
 def _unit_counts(coarse: Coarse) -> Any:
-    """Cells of a unit in an image that counts for a category, sparse (U x K, N)."""
+    """Pixels of a unit in an image that counts for a category, sparse (U x K, N)."""
     found = coarse.gathered
     kinds = found.annotated.shape[1]
-    pairs, counts = np.unique(
+    pairs, inverse = np.unique(
         found.owners.astype(np.int64) * found.images + found.places,
-        return_counts=True,
+        return_inverse=True,
     )
+    counts = np.bincount(inverse, coarse._covered, minlength=len(pairs))
     owners, places = np.divmod(pairs, found.images)
     pair, category = np.nonzero(found.annotated[places])
     entries = (
-        counts[pair].astype(np.float64),
+        counts[pair],
         (owners[pair] * kinds + category, places[pair]),
     )
     return sparse.csr_matrix(entries, shape=(found.units * kinds, found.images))
 
 
 def _label_counts(coarse: Coarse) -> Any:
-    """Cells of a concept in an image, sparse (E, N)."""
-    found, shown = coarse.gathered, coarse.labels.tocoo()
-    entries = shown.data.astype(np.float64), (shown.col, shown.row // found.size)
+    """Pixels of a concept in an image, sparse (E, N)."""
+    found, shown = coarse.gathered, coarse.label_pixels.tocoo()
+    entries = shown.data, (shown.col, shown.row // found.size)
     return sparse.csr_matrix(entries, shape=(len(coarse.eligible), found.images))
 
 

@@ -45,10 +45,10 @@ MANIFEST, UNITS, SCORES, TOP, CONCEPTS = (
 class ConceptFacts:
     """A concept and what the set has of it.
 
-    ``pixels`` on the label grid, ``prevalence`` their share of all pixels. A unit
-    covers ``1 - quantile`` of all pixels, so its IoU with the concept is at most
-    ``ceiling`` = (1 - quantile) / prevalence. ``eligible`` says whether units may be
-    labelled with it, ``why`` what stands against it.
+    ``pixels`` on the label grid, ``prevalence`` their share of all pixels.
+    ``ceiling`` is the largest IoU that the sizes of the units' masks allow
+    (`largest_iou`), of the unit whose size fits best. ``eligible`` says whether units
+    may be labelled with it, ``why`` what stands against it.
     """
 
     index: int
@@ -63,61 +63,57 @@ class ConceptFacts:
     why: str = ""
 
 
+def largest_iou(unit_pixels: Any, concept_pixels: Any) -> Array:
+    """The largest IoU of masks of so many pixels: one inside the other; 0 where one is
+    empty. Arrays are broadcast.
+    """
+    smaller = np.minimum(unit_pixels, concept_pixels).astype(np.float64)
+    larger = np.maximum(unit_pixels, concept_pixels)
+    bound: Array = np.divide(
+        smaller, larger, out=np.zeros_like(smaller), where=larger > 0
+    )
+    return bound
+
+
 def concept_facts(
     concepts: Sequence[Any],
     pixels: Array,
     images: Array,
+    unit_pixels: Array,
+    *,
     area: int,
-    quantile: float,
     least: int,
     threshold: float,
 ) -> tuple[ConceptFacts, ...]:
-    """Facts of `Concept`s from their pixels and images (C,); ``area`` is the number of
-    pixels of the whole set.
+    """Facts of `Concept`s from their pixels and images (C,), and the pixels of every
+    unit in images that count for the concept's category (U, C); ``area`` is the number
+    of pixels of the whole set.
     """
-    return tuple(
-        _facts(
-            concept,
-            int(pixels[concept.index]),
-            int(images[concept.index]),
-            area,
-            quantile,
-            least,
-            threshold,
+    ceilings = largest_iou(unit_pixels, pixels[None, :]).max(axis=0, initial=0.0)
+    facts = []
+    for concept in concepts:
+        place = concept.index
+        shown, ceiling = int(images[place]), float(ceilings[place])
+        why = ""
+        if shown < least:
+            why = f"in {shown} images; {least} are needed"
+        elif ceiling <= threshold:
+            why = f"cannot be detected: its IoU is at most {ceiling:.3f}"
+        facts.append(
+            ConceptFacts(
+                place,
+                concept.name,
+                concept.category,
+                concept.number,
+                shown,
+                int(pixels[place]),
+                int(pixels[place]) / area,
+                ceiling,
+                shown >= least and bool(concept.name),
+                why,
+            )
         )
-        for concept in concepts
-    )
-
-
-def _facts(
-    concept: Any,
-    pixels: int,
-    images: int,
-    area: int,
-    quantile: float,
-    least: int,
-    threshold: float,
-) -> ConceptFacts:
-    prevalence = pixels / area
-    ceiling = min(1.0, (1 - quantile) / prevalence) if pixels else 0.0
-    why = ""
-    if images < least:
-        why = f"in {images} images; {least} are needed"
-    elif ceiling <= threshold:
-        why = f"cannot be detected: its IoU is at most {ceiling:.3f}"
-    eligible = images >= least and bool(concept.name)
-    return ConceptFacts(
-        concept.index,
-        concept.name,
-        concept.category,
-        concept.number,
-        images,
-        pixels,
-        prevalence,
-        ceiling,
-        eligible,
-        why,
-    )
+    return tuple(facts)
 
 
 # ---- a layer
@@ -277,10 +273,7 @@ class Dissection:
                 "q": q,
                 "significant": q <= self.level,
                 "alternatives": self._alternatives(layer),
-                "ceiling": [
-                    self.concepts[one].ceiling if one >= 0 else math.nan
-                    for one in found
-                ],
+                "ceiling": self._ceilings(layer, found),
                 "expected_iou": null.expected_iou if null else nan,
                 "threshold": layer.thresholds,
             }
@@ -292,6 +285,16 @@ class Dissection:
                 iou,
             )
         return rows
+
+    def _ceilings(self, layer: LayerResult, found: Array) -> Array:
+        """The largest IoU (U,) that each unit's own size allows with its concept."""
+        ceilings = np.full(layer.units, math.nan)
+        for unit in np.flatnonzero(found >= 0):
+            concept = self.concepts[found[unit]]
+            category = self.categories.index(concept.category)
+            own = layer.unit_pixels[unit, category]
+            ceilings[unit] = largest_iou(own, concept.pixels)
+        return ceilings
 
     def _alternatives(self, layer: LayerResult) -> list[str]:
         if layer.null is None:
