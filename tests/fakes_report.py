@@ -210,7 +210,13 @@ def summarise(agreement: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(code: str, severity: str, message: str, where: str = "") -> Any:
-    return SimpleNamespace(code=code, severity=severity, message=message, where=where)
+    return SimpleNamespace(
+        code=code,
+        severity=severity,
+        message=message,
+        where=where,
+        advice="Look again.",
+    )
 
 
 def stored(

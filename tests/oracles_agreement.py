@@ -144,16 +144,29 @@ def literal_iou(a, b):
     return sum(x and y for x, y in pairs) / sum(x or y for x, y in pairs)
 
 
-def rolled_p(a, b):
-    """Every shift rolled, every IoU computed."""
-    observed = literal_iou(a, b)
+def literal_shift_test(a, b):
+    """p and positions: every shift of the mirrored mask rolled, every correlation by its
+    formula.
+    """
     height, width = a.shape
-    ious = [
-        literal_iou(a, np.roll(b, (dy, dx), (0, 1)))
-        for dy in range(height)
-        for dx in range(width)
-    ]
-    return sum(one >= observed - 1e-12 for one in ious) / len(ious)
+    shares, positions = [], []
+    for fixed, moved in ((a, b), (b, a)):
+        mirrored = np.block(
+            [[moved, moved[:, ::-1]], [moved[::-1], moved[::-1, ::-1]]]
+        )
+        correlations = []
+        for dy in range(2 * height):
+            for dx in range(2 * width):
+                window = np.roll(mirrored, (dy, dx), (0, 1))[:height, :width]
+                x, y = fixed - fixed.mean(), window - window.mean()
+                scale = np.sqrt((x**2).sum() * (y**2).sum())
+                correlations.append((x * y).sum() / scale if scale > 0 else 0.0)
+        shares.append(
+            np.mean([one >= correlations[0] - 1e-9 for one in correlations])
+        )
+        positions.append(1 + 1 / np.mean(np.square(correlations)))
+    share, number = max(shares), min(positions)
+    return (1 + number * share) / (1 + number), number
 
 
 def literal_ranks(values):

@@ -11,7 +11,7 @@ from oracles_agreement import (
     literal_iou,
     literal_permutation_p,
     literal_spearman,
-    rolled_p,
+    literal_shift_test,
     smooth,
     superpixel_explanation,
 )
@@ -33,7 +33,7 @@ from consilience.agreement.overlap import (
     mismatches,
     pack,
     permutation_p,
-    shift_p,
+    shift_test,
     smallest_p,
     spearman,
 )
@@ -174,30 +174,75 @@ def test_pairs_without_a_proof_are_computed_exactly(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(8, 8), (7, 12), (1, 9), (13, 5)])
 @pytest.mark.parametrize("seed", range(3))
-def test_shift_p_is_that_of_rolling_every_shift(shape, seed):
+def test_the_shift_test_is_that_of_every_shift(shape, seed):
     rng = np.random.default_rng(seed)
     a, b = blob(rng, shape), blob(rng, shape, 0.5)
-    assert shift_p(a, b) == rolled_p(a, b)
-    assert shift_p(a, a) == rolled_p(a, a)
+    for one, other in ((a, b), (b, a), (a, a)):
+        found = shift_test(one, other)
+        p, positions = literal_shift_test(one, other)
+        assert found.p == pytest.approx(p, abs=1e-12)
+        assert found.positions == pytest.approx(positions, rel=1e-9)
 
 
-def test_shift_p_at_its_ends():
+def test_the_shift_test_at_its_ends():
     a = np.zeros((6, 7), bool)
     a[2, 3] = True
-    assert shift_p(a, a) == 1 / 42
-    assert shift_p(a, ~a) == 1.0
-    assert shift_p(a, np.ones_like(a)) == 1.0
-    assert shift_p(a, np.zeros_like(a)) == 1.0
-    assert math.isnan(shift_p(np.zeros_like(a), np.zeros_like(a)))
+    assert shift_test(a, ~a).p == 1.0
+    for flat in (np.ones_like(a), np.zeros_like(a)):
+        assert shift_test(a, flat).p == shift_test(flat, a).p == 1.0
+        assert math.isnan(shift_test(a, flat).positions)
+    assert math.isnan(shift_test(np.zeros_like(a), np.zeros_like(a)).p)
+    across, down = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    across[:4], down[:, :4] = True, True
+    assert shift_test(across, down).p == 1.0
 
 
-def test_shifts_know_that_a_smooth_mask_has_few_places():
-    rng = np.random.default_rng(3)
-    p = np.array(
-        [shift_p(blob(rng, (24, 24)), blob(rng, (24, 24))) for _ in range(300)]
+def test_whether_shifting_could_show_anything():
+    assert not overlap.ShiftTest(0.06, 18.9).can_show
+    assert overlap.ShiftTest(0.06, 19.1).can_show
+    assert not overlap.ShiftTest(1.0, math.nan).can_show
+
+
+def field(rng, sigma, side=28):
+    """A smooth Gaussian field, cut out of a larger one."""
+    margin = 4 * sigma
+    noise = rng.normal(size=(side + 2 * margin, side + 2 * margin))
+    return ndimage.gaussian_filter(noise, sigma)[margin:-margin, margin:-margin]
+
+
+def grid(rng, side=28):
+    """A map on 7 x 7, enlarged as class activation maps are."""
+    return ndimage.zoom(
+        rng.normal(size=(7, 7)), side / 7, order=1, grid_mode=True, mode="nearest"
     )
-    assert np.mean(p <= 0.1) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 300))
-    assert np.mean(p) == pytest.approx(0.5, abs=0.07)
+
+
+@pytest.mark.parametrize("kind", ["grids", "narrow fields", "wide fields"])
+def test_independent_smooth_maps_keep_the_level_of_the_shift_test(kind):
+    rng = np.random.default_rng(3)
+    draw = {
+        "grids": lambda: grid(rng),
+        "narrow fields": lambda: field(rng, 2),
+        "wide fields": lambda: field(rng, 7),
+    }[kind]
+    p = []
+    for _ in range(400):
+        maps = [draw() for _ in range(2)]
+        p.append(shift_test(*(one > np.quantile(one, 0.8) for one in maps)).p)
+    # .05 of 400 and three standard errors; cyclic shifts give .09 of the first and last
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_the_shift_test_sees_what_agrees():
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(60):
+        one = grid(rng)
+        other = one / one.std() + 0.6 * grid(rng)
+        found.append(
+            shift_test(*(x > np.quantile(x, 0.8) for x in (one, other))).p <= 0.05
+        )
+    assert np.mean(found) > 0.8
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -257,7 +302,7 @@ def test_every_number_of_a_pair():
     assert pair.excess_of_possible == pytest.approx(
         (observed - expected) / (largest - expected), rel=1e-9
     )
-    assert pair.p == rolled_p(on_a, on_b)
+    assert (pair.p, pair.positions) == pytest.approx(literal_shift_test(on_a, on_b))
     assert pair.spearman == pytest.approx(
         literal_spearman(a.values, b.values), abs=1e-12
     )
@@ -291,12 +336,9 @@ def test_equal_areas_follow_whole_superpixels():
 def test_a_map_and_itself_agree_wholly():
     one = explanation(np.random.default_rng(0).normal(size=(10, 10)))
     pair = compare_pair(one, one)
-    assert (pair.iou, pair.excess, pair.excess_of_possible, pair.p) == (
-        1,
-        1,
-        pytest.approx(1),
-        0.01,
-    )
+    assert (pair.iou, pair.excess) == (1, 1)
+    assert pair.excess_of_possible == pytest.approx(1)
+    assert 1 / (1 + pair.positions) < pair.p < 0.03
     assert pair.spearman == pytest.approx(1)
 
 

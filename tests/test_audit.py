@@ -16,7 +16,7 @@ from consilience.agreement.audit import SEVERITIES, Auditor, Finding
 from consilience.agreement.masks import Mask
 from consilience.agreement.overlap import Agreement
 from consilience.images import Placement
-from consilience.show.words import FINDINGS
+from consilience.show.words import ADVICE, FINDINGS
 from consilience.types import ClassTarget, Explanation, Sample
 
 SIZE = (20, 20)
@@ -158,7 +158,9 @@ def test_every_rule_reads():
         for severity in SEVERITIES.values()
     ]
     assert severities == sorted(severities)
-    assert set(FINDINGS) == set(SEVERITIES)
+    assert set(FINDINGS) == set(ADVICE) == set(SEVERITIES)
+    assert all(advice.endswith(".") for advice in ADVICE.values())
+    assert Finding("few-images", "warning").advice == "Add images."
     for code, text in FINDINGS.items():
         assert {name for _, name, _, _ in string.Formatter().parse(text) if name} <= {
             "images",
@@ -567,6 +569,96 @@ def test_overlap_that_shifted_shapes_have_too():
             )
         )
     ) == ["chance-level"]
+
+
+def discs(centres, radius=5.0, side=20):
+    """Masks (side, side) of discs about some centres."""
+    rows, columns = np.mgrid[:side, :side] + 0.5
+    return [
+        Mask((rows - y) ** 2 + (columns - x) ** 2 <= radius**2, "top")
+        for y, x in centres
+    ]
+
+
+def compared_discs(centres, labels=(CAM, LIME), by=("gradcam", "lime"), **said):
+    """Findings on pairs of discs, an image a row of two centres."""
+    agreement, auditor = Agreement(), Auditor()
+    for number, two in enumerate(centres):
+        masks = discs(two)
+        maps = [
+            replace(
+                explained(by=name, sample=f"image {number}"),
+                values=mask.on.astype(np.float32),
+            )
+            for name, mask in zip(by, masks, strict=True)
+        ]
+        agreement.add(maps, masks, labels)
+        auditor.add(maps, masks, SURE | said, labels)
+    return auditor.findings(agreement.table(), agreement.summary())
+
+
+def test_maps_that_share_only_the_middle():
+    rng = np.random.default_rng(5)
+    near = 10 + rng.normal(0, 1.5, (12, 2, 2))
+    finding = one(compared_discs(near), "centre-explains")
+    assert finding.where == f"{CAM} | {LIME}"
+    rows, columns = np.mgrid[:20, :20] + 0.5
+    distance = ((rows - 10) ** 2 + (columns - 10) ** 2).ravel()
+    central = []
+    for two in near:
+        lesser = []
+        for mask in discs(two):
+            area = int(mask.on.sum())
+            disc = np.isin(np.arange(400), np.argsort(distance, kind="stable")[:area])
+            both = (mask.on.ravel() & disc).sum()
+            expected = sum(
+                x
+                / (2 * area - x)
+                * math.comb(area, x)
+                * math.comb(400 - area, area - x)
+                for x in range(area + 1)
+            ) / math.comb(400, area)
+            lesser.append((both / (2 * area - both) - expected) / (1 - expected))
+        central.append(min(lesser))
+    assert finding.facts["second"] == pytest.approx([np.mean(central)] * 2, abs=1e-9)
+    # the same object in both, wherever it lies, is more than the middle
+    objects = rng.uniform(5, 15, (12, 1, 2)) + rng.normal(0, 0.5, (12, 2, 2))
+    assert "centre-explains" not in codes(compared_discs(objects))
+
+
+def test_relatives_that_agree():
+    objects = np.repeat(
+        np.random.default_rng(6).uniform(5, 15, (12, 1, 2)), 2, axis=1
+    )
+    labels = (CAM, "Layer-CAM")
+    finding = one(
+        compared_discs(objects, labels, ("gradcam", "layercam")), "one-family"
+    )
+    assert finding.where == f"{CAM} | Layer-CAM"
+    assert "both are class activation maps" in finding.message
+    assert "one-family" not in codes(compared_discs(objects))
+    assert "one-family" not in codes(
+        compared_discs(objects, labels, ("mine", "other"))
+    )
+
+
+def test_every_family_is_of_explainers_that_exist():
+    named = [name for names in audit.FAMILIES.values() for name in names]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(registry.explainers.names())
+
+
+@pytest.mark.parametrize(
+    ("classes", "probability", "uniform"),
+    [(1000, 0.005, True), (1000, 0.0051, False), (2, 0.6, True), (2, 0.61, False)],
+)
+def test_outputs_that_know_nothing(classes, probability, uniform):
+    said = {"probability": probability, "margin": 0.5, "uniform": 1 / classes}
+    met = found(([explained()], [covering(0.2)], SURE | said))
+    assert ("outputs-uniform" in codes(met)) == uniform
+    if uniform:
+        sentence = one(met, "outputs-uniform").message
+        assert f"the first of {classes:,} classes has p = {probability:g}" in sentence
 
 
 # ---- together

@@ -47,13 +47,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of an image: the first class, its probability (nan for bare
-    values), its lead over the second.
+    values), its lead over the second, and the probability that each class of so many
+    would have if the model knew nothing (nan where classes do not exclude each other).
     """
 
     index: int
     name: str
     probability: float
     margin: float
+    uniform: float = float("nan")
 
 
 def explain(
@@ -271,7 +273,9 @@ def predict(model: Model, outputs: torch.Tensor) -> Prediction:
     first = int(order[0])
     probability = float("nan") if model.outputs == "values" else float(values[0])
     margin = float(values[0] - values[1]) if len(values) > 1 else float("nan")
-    return Prediction(first, class_name(model, first), probability, margin)
+    exclusive = model.outputs in ("logits", "probabilities") and len(values) > 1
+    uniform = 1 / len(values) if exclusive else float("nan")
+    return Prediction(first, class_name(model, first), probability, margin, uniform)
 
 
 def target_of_image(

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from consilience import images, registry
 from consilience.agreement.masks import Mask
+from consilience.agreement.overlap import excess, expected_iou, iou
 from consilience.images import Placement
 from consilience.perturb.surrogate import settled
+from consilience.stats import mean_interval
 from consilience.types import Array, Explanation, View
 
 if TYPE_CHECKING:
@@ -32,6 +34,34 @@ AREA_SPREAD = 0.05
 FEW_IMAGES = 5
 INCOMPLETE_SHARE = 0.01
 NAMED = 3
+
+UNIFORM_LEAD = 0.1
+UNIFORM_TIMES = 4
+"""A first class of at most ``1/K + min(UNIFORM_LEAD, UNIFORM_TIMES / K)`` is what networks
+say before training: .6 of two classes, .005 of a thousand."""
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "class activation maps": (
+        *("cam", "gradcam", "gradcam++", "xgradcam", "hirescam"),
+        *("gradcam-elementwise", "layercam", "eigencam", "eigengradcam"),
+        *("smoothgradcam++", "scorecam", "iscam", "sscam", "ablationcam"),
+        "reciprocam",
+    ),
+    "made of gradients at the pixels": (
+        *("gradient", "input-x-gradient", "smoothgrad", "squaregrad", "vargrad"),
+        *("integrated-gradients", "expected-gradients", "guided-ig", "blur-ig"),
+        *("guided-backprop", "deconvnet", "xrai", "fullgrad"),
+    ),
+    "games of superpixels": ("lime", "kernelshap", "shapley", "banzhaf", "ablation"),
+    "made by hiding regions": ("occlusion", "rise", "sobol", "hsic"),
+    "made of attention": (
+        *("attention", "rollout", "gradient-rollout", "generic-attention"),
+        *("legrad", "transformer-attribution"),
+    ),
+    "rules of relevance": ("lrp", "excitation-backprop", "deeplift", "attnlrp"),
+}
+"""Explainers that read the same thing of a network, so that they may agree whether or not
+they are right; `Auditor` compares no further than this."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,13 @@ class Finding:
 
         return finding_sentence(self)
 
+    @property
+    def advice(self) -> str:
+        """What to do about it, in a sentence."""
+        from consilience.show.words import ADVICE
+
+        return ADVICE[self.code]
+
 
 SEVERITIES: Mapping[str, Severity] = {
     "rendered-mask": "error",
@@ -65,6 +102,7 @@ SEVERITIES: Mapping[str, Severity] = {
     "fill-truncated": "error",
     "fill-out-of-range": "error",
     "seed-without-effect": "error",
+    "outputs-uniform": "warning",
     "empty-mask": "warning",
     "flat-map": "warning",
     "completeness-gap": "warning",
@@ -76,6 +114,8 @@ SEVERITIES: Mapping[str, Severity] = {
     "area-varies": "warning",
     "few-images": "warning",
     "shift-explains": "warning",
+    "centre-explains": "warning",
+    "one-family": "warning",
     "prediction-wrong": "warning",
     "prediction-unsure": "note",
     "fill-black": "note",
@@ -105,6 +145,8 @@ class Auditor:
     def __init__(self) -> None:
         self._events: dict[tuple[str, str], list[Event]] = {}
         self._areas: dict[str, list[float]] = {}
+        self._central: dict[tuple[str, str], float] = {}
+        self._families: dict[str, str] = {}
         self._samples: list[str] = []
 
     def add(
@@ -130,6 +172,8 @@ class Auditor:
         self._samples.append(explanations[0].sample.name)
         for name, explanation, mask in zip(names, explanations, masks, strict=True):
             self._areas.setdefault(name, []).append(mask.share)
+            self._central[name, self._samples[-1]] = central_excess(mask.on)
+            self._families[name] = family_of(explanation.name)
             for code, event in _of_one(explanation, mask):
                 self._note(code, name, event)
         for code, event in _of_columns(names, explanations):
@@ -140,16 +184,15 @@ class Auditor:
     def findings(
         self, table: pd.DataFrame | None = None, summary: pd.DataFrame | None = None
     ) -> list[Finding]:
-        """Everything found, merged over images, most serious first; ``summary`` is that
-        of `Agreement`.
-
-        Of ``table`` only a column ``published_iou`` is read; what else it holds by
-        image was seen in `add`.
+        """Everything found, merged over images, most serious first; ``table`` and
+        ``summary`` are those of `Agreement`.
         """
         rows: list[Any] = [] if summary is None else summary.to_dict("records")
         across = [
             *_of_areas(self._areas),
             *(found for row in rows for found in _of_pair(row)),
+            *(found for row in rows for found in self._of_relatives(row)),
+            *(found for row in rows for found in self._of_centre(table, row)),
             *_of_published(table, rows),
         ]
         merged = [
@@ -166,6 +209,41 @@ class Auditor:
                 found.where,
             ),
         )
+
+    def _of_relatives(self, row: Mapping[str, Any]) -> Iterator[Finding]:
+        families = [self._families.get(str(row[side]), "") for side in ("a", "b")]
+        if row.get("verdict") == "shown" and families[0] and len(set(families)) == 1:
+            yield _finding(
+                "one-family", f"{row['a']} | {row['b']}", seen=[families[0]]
+            )
+
+    def _of_centre(
+        self, table: pd.DataFrame | None, row: Mapping[str, Any]
+    ) -> Iterator[Finding]:
+        """Where two maps agree no more with each other than each does with a disc in
+        the middle, what they share may be the middle.
+        """
+        if table is None or not row["excess_low"] > 0:
+            return
+        if not {"a", "b", "sample", "excess"} <= set(table.columns):
+            return
+        pairs = table[(table["a"] == row["a"]) & (table["b"] == row["b"])]
+        beyond, central = [], []
+        for sample, excess in zip(pairs["sample"], pairs["excess"], strict=True):
+            least = min(
+                self._central.get((str(row[side]), sample), math.nan)
+                for side in ("a", "b")
+            )
+            if not math.isnan(excess - least):
+                beyond.append(excess - least)
+                central.append(least)
+        if len(beyond) > 1 and not mean_interval(beyond).low > 0:
+            yield _finding(
+                "centre-explains",
+                f"{row['a']} | {row['b']}",
+                first=_span([_number(row["excess_mean"])]),
+                second=_span([float(np.mean(central))]),
+            )
 
     def _note(self, code: str, where: str, event: Event) -> None:
         self._events.setdefault((code, where), []).append(event)
@@ -196,6 +274,29 @@ def _finding(code: str, where: str, **facts: Any) -> Finding:
 def _span(values: Sequence[float]) -> list[float] | None:
     known = [value for value in values if not math.isnan(value)]
     return [min(known), max(known)] if known else None
+
+
+def family_of(explainer: str) -> str:
+    """The family of an explainer by its name; nothing for one that is in none."""
+    return next((family for family, of in FAMILIES.items() if explainer in of), "")
+
+
+def central_excess(on: Array) -> float:
+    """Excess of a mask (h, w) over chance with a disc of its area in the middle, as the
+    control `centre` gives it.
+    """
+    area = int(np.count_nonzero(on))
+    disc = np.zeros(on.size, dtype=bool)
+    disc[_from_the_middle(on.shape)[:area]] = True
+    return excess(iou(on, disc.reshape(on.shape)), expected_iou(on.size, area, area))
+
+
+@lru_cache(maxsize=8)
+def _from_the_middle(shape: tuple[int, ...]) -> Array:
+    """Pixels of a frame, the middle first; distances are in sides of the frame."""
+    down, across = (((np.arange(side) + 0.5) / side - 0.5) ** 2 for side in shape)
+    order: Array = np.argsort(np.add.outer(down, across).ravel(), kind="stable")
+    return order
 
 
 # ---- one explanation
@@ -359,10 +460,15 @@ def _of_prediction(
                 seen={"true": said.get("true_name") or true, "called": said["name"]},
             ),
         )
-    probability, margin = (
-        _number(said.get(key)) for key in ("probability", "margin")
+    probability, margin, uniform = (
+        _number(said.get(key)) for key in ("probability", "margin", "uniform")
     )
-    if not math.isnan(probability) and (
+    if probability <= uniform + min(UNIFORM_LEAD, UNIFORM_TIMES * uniform):
+        yield (
+            "outputs-uniform",
+            Event(sample, seen={"p": probability, "classes": round(1 / uniform)}),
+        )
+    elif not math.isnan(probability) and (
         probability < UNSURE_PROBABILITY or margin < UNSURE_MARGIN
     ):
         yield (

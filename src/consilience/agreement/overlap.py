@@ -2,8 +2,8 @@
 chance alone would give.
 
 Three chances are kept apart. ``expected_iou`` is the mean overlap of two masks of these
-areas thrown anywhere, pixel by pixel. ``shift_p`` keeps both shapes and moves one
-cyclically against the other. The permutation of images keeps what all maps of an
+areas thrown anywhere, pixel by pixel. ``shift_test`` keeps both shapes and moves one
+against the other. The permutation of images keeps what all maps of an
 explainer share (smooth, centred) and asks whether agreement depends on the image: the
 only one that carries the verdict, and the only one that needs several images. No p is
 ever made from the number of pixels.
@@ -98,22 +98,83 @@ def excess_of_possible(observed: float, expected: float, largest: float) -> floa
     return (observed - expected) / room if room > 1e-12 else math.nan
 
 
-def shift_p(a: Array, b: Array) -> float:
-    """Share of all cyclic shifts of ``b`` whose IoU with ``a`` is at least the observed
-    one, the identity included.
+@dataclass(frozen=True)
+class ShiftTest:
+    """``p`` of two masks against one another shifted, and in how many ``positions`` that
+    are independent of each other so smooth a pair can be laid: p is at least ``1 / (1 +
+    positions)``.
+    """
 
-    Areas do not change under a shift, so intersections decide; all h * w of them come
-    from one Fourier transform and are rounded to whole pixels. At least 1 / (h * w).
-    NaN where both masks are empty, 1 where one is empty or full.
+    p: float
+    positions: float
+
+    @property
+    def can_show(self) -> bool:
+        """Whether p could have been at most .05."""
+        return 1 / (1 + self.positions) <= ALPHA
+
+
+def shift_test(a: Array, b: Array) -> ShiftTest:
+    """Do masks (h, w) bool lie on each other more than when one of them is moved?
+
+    The mask that moves is continued by its mirror images, so that no shape is torn at
+    an edge as a cyclic shift tears it, and every shift of the mirrored frame (2h, 2w)
+    is counted; overlap is the correlation of the two masks inside the frame, since
+    their areas vary with the shift. The share of shifts with at least the observed one
+    is taken for either mask, and the larger one kept. Neighbouring shifts of smooth
+    masks are one position: with r the correlations over all shifts there are about ``n
+    = 1 + 1 / mean(r^2)`` (that of n independent places, as for the correlation of
+    autocorrelated series: Clifford, Richardson & Hemon 1989), and ``p = (1 + n share) /
+    (1 + n)``, so that the observed position counts.
+
+    Its level is measured (docs/agreement.md). p is NaN where both masks are empty, 1
+    where one is empty or full, or no shift changes anything; there positions are NaN.
     """
     _same_frame(a, b)
     if not (a.any() or b.any()):
-        return math.nan
-    spectrum = fft.rfft2(a.astype(np.float64)) * np.conj(
-        fft.rfft2(b.astype(np.float64))
+        return ShiftTest(math.nan, math.nan)
+    if any(mask.all() or not mask.any() for mask in (a, b)):
+        return ShiftTest(1.0, math.nan)
+    share, positions = 0.0, math.inf
+    for fixed, moved in ((a, b), (b, a)):
+        correlations = shifted_correlations(fixed, moved)
+        observed = correlations[0, 0] - TIED_SHIFT
+        squared = float(np.mean(correlations**2))
+        if (
+            squared < TIED_SHIFT**2
+        ):  # no shift changes the overlap, as of stripes across
+            return ShiftTest(1.0, math.nan)
+        share = max(share, float(np.mean(correlations >= observed)))
+        positions = min(positions, 1 + 1 / squared)
+    return ShiftTest((1 + positions * share) / (1 + positions), positions)
+
+
+TIED_SHIFT = 1e-9
+"""Correlations nearer than this are equal: they come of whole pixels."""
+
+
+def shifted_correlations(fixed: Array, moved: Array) -> Array:
+    """Pearson's correlations (2h, 2w) of mask ``fixed`` (h, w) with ``moved``, mirrored
+    into (2h, 2w) and shifted cyclically, inside the frame; no shift first. 0 where the
+    window shows nothing, or nothing else.
+    """
+    height, width = fixed.shape
+    mirrored = np.pad(moved, ((0, height), (0, width)), "symmetric")
+    tile = np.zeros(mirrored.shape)
+    tile[:height, :width] = fixed
+    spectrum = np.conj(fft.rfft2(mirrored.astype(np.float64)))
+    shared = np.rint(fft.irfft2(fft.rfft2(tile) * spectrum, s=tile.shape))
+    tile[:height, :width] = 1
+    areas = np.rint(fft.irfft2(fft.rfft2(tile) * spectrum, s=tile.shape))
+    pixels, area = fixed.size, int(np.count_nonzero(fixed))
+    spread = np.sqrt(area * (pixels - area) * (areas * (pixels - areas)))
+    correlations: Array = np.divide(
+        shared * pixels - area * areas,
+        spread,
+        out=np.zeros_like(shared),
+        where=spread > 0,
     )
-    shared = np.rint(fft.irfft2(spectrum, s=a.shape))
-    return float(np.mean(shared >= np.count_nonzero(a & b)))
+    return correlations
 
 
 def spearman(a: Array, b: Array) -> float:
@@ -144,7 +205,8 @@ def _same_frame(a: Array, b: Array) -> None:
 class PairAgreement:
     """Two explanations of one image compared.
 
-    Areas are shares of the frame; ``p`` is `shift_p`; ``iou_at_*`` and
+    Areas are shares of the frame; ``p`` and ``positions`` are of `shift_test`;
+    ``iou_at_*`` and
     ``expected_at_*`` are of masks of equal area (10, 20, 30 % of the frame asked for,
     ``area_at_*`` what whole superpixels made of it), NaN where they were not asked for.
     ``mismatch`` says why the two should not be compared; every number of such a pair
@@ -163,6 +225,7 @@ class PairAgreement:
     excess: float
     excess_of_possible: float
     p: float
+    positions: float
     spearman: float
     iou_at_10: float = math.nan
     iou_at_20: float = math.nan
@@ -286,7 +349,7 @@ def _pair(
             f"{'; '.join(reasons)}"
         )
     on_a, on_b = masks[0].on, masks[1].on
-    numbers = _overlap(on_a, on_b)
+    numbers, shifted = _overlap(on_a, on_b), shift_test(on_a, on_b)
     return PairAgreement(
         sample=a.sample.name,
         a=labels[0],
@@ -302,7 +365,8 @@ def _pair(
             numbers["expected_iou"],
             iou_max(masks[0].area, masks[1].area),
         ),
-        p=shift_p(on_a, on_b),
+        p=shifted.p,
+        positions=shifted.positions,
         spearman=spearman(a.values, b.values),
         **_at_equal_areas(a, b, fractions),
         tied_a=masks[0].tied,
@@ -604,8 +668,9 @@ class Agreement:
         """A row a pair of explainers over all images.
 
         ``images`` and, of them, the ``n`` with a defined IoU; means of IoU and excess
-        with 95 % intervals and their method; ``share_p05``: images whose shift p is at
-        most .05; ``p_images`` of `permutation_p` and ``p_holm``, adjusted for the
+        with 95 % intervals and their method; ``share_p05``: of the images whose shift p
+        could be at most .05, those where it is (NaN where there are none);
+        ``p_images`` of `permutation_p` and ``p_holm``, adjusted for the
         number of pairs in this table. ``verdict`` is one of
 
         - ``shown``: better than chance, ``p_holm`` at most .05 and the mean excess
@@ -701,7 +766,7 @@ class Agreement:
     ) -> dict[str, Any]:
         columns = {
             key: _defined(pairs, key)
-            for key in ("iou", "expected_iou", "excess", "p", "spearman")
+            for key in ("iou", "expected_iou", "excess", "spearman")
         }
         overlap, above = (
             mean_interval(columns[key], seed=self.seed) for key in ("iou", "excess")
@@ -717,7 +782,7 @@ class Agreement:
             **{f"iou_{key}": getattr(overlap, key) for key in INTERVAL},
             "expected_mean": expected,
             **{f"excess_{key}": getattr(above, key) for key in INTERVAL},
-            "share_p05": _mean(columns["p"] <= ALPHA),
+            "share_p05": _share_shown(pairs),
             "spearman_mean": _mean(columns["spearman"]),
             "p_images": test.p,
             "p_holm": p_holm,
@@ -835,6 +900,13 @@ def images_needed(tests: int) -> int:
 def _defined(pairs: Sequence[PairAgreement], key: str) -> Array:
     values = np.array([getattr(pair, key) for pair in pairs], dtype=np.float64)
     return values[np.isfinite(values)]
+
+
+def _share_shown(pairs: Sequence[PairAgreement]) -> float:
+    """Of the images in which shifting could show an overlap, those in which it does."""
+    tests = [ShiftTest(pair.p, pair.positions) for pair in pairs]
+    able = [test.p <= ALPHA for test in tests if test.can_show]
+    return _mean(np.array(able, dtype=np.float64))
 
 
 def _mean(values: Array) -> float:

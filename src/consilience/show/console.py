@@ -108,7 +108,7 @@ def as_json(run: Any) -> dict[str, Any]:
         "agreement": run.agreement.to_dict("records"),
     }
     manifest["audit"] = [
-        {**row, "message": finding.message}
+        {**row, "message": finding.message, "advice": finding.advice}
         for row, finding in zip(manifest["audit"] or [], run.audit, strict=True)
     ]
     result: dict[str, Any] = json_ready(
@@ -159,7 +159,8 @@ def show_run(run: Any, console: Console) -> None:
             else ""
         )
         console.print(
-            f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}",
+            f"{SEVERITY[finding.severity]} {finding.code}: {escape(finding.message)}{where}. "
+            f"{escape(finding.advice)}",
             highlight=False,
         )
     console.print(

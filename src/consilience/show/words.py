@@ -337,6 +337,10 @@ FINDINGS: Mapping[str, str] = {
         "default segmentation, so a seed has no effect here and the numbers will not "
         "come out again (seeds drawn this time: {words})"
     ),
+    "outputs-uniform": (
+        "the network's outputs are as good as uniform{images}: {words}; maps of it may "
+        "agree, and say nothing of any class"
+    ),
     "empty-mask": (
         "the mask is empty{images}: its IoU is 0 or undefined whatever the other one "
         "shows"
@@ -380,6 +384,15 @@ FINDINGS: Mapping[str, str] = {
         "images more than when one of them is shifted (p at most .05): smooth shapes "
         "may explain it"
     ),
+    "centre-explains": (
+        "the two agree (mean excess {first}) no more than each of them does with a disc "
+        "of its area in the middle of the frame ({second} for the lesser): a common "
+        "bias to the centre may explain it"
+    ),
+    "one-family": (
+        "both are {words}: they read the same thing of the network, and may agree "
+        "whether or not they are right"
+    ),
     "prediction-wrong": "the model's first class is not the true one{images}: {words}",
     "prediction-unsure": "the model is unsure{images}: {words}",
     "fill-black": (
@@ -392,13 +405,48 @@ are ranges of its numbers, ``words`` what was seen.
 """
 
 
+ADVICE: Mapping[str, str] = {
+    "rendered-mask": "Cut masks from raw maps (top:0.2), not from figures.",
+    "mixed-weights": "Explain one network with all methods.",
+    "mixed-views": "Give every method the same view.",
+    "mixed-targets": "Explain the same class with all methods.",
+    "fill-truncated": "Use this program's fill of that name, or say which one was meant.",
+    "fill-out-of-range": "Use a fill in [0, 1].",
+    "seed-without-effect": "Use lime of this program, whose seed reaches every draw.",
+    "outputs-uniform": (
+        "Check that weights were loaded, and mean, std and the kind of outputs."
+    ),
+    "empty-mask": "Read the map itself; another cut or class may show something.",
+    "flat-map": "Leave these images out, or choose another layer or score.",
+    "completeness-gap": "Raise steps; compare another baseline.",
+    "ties-at-cut": "Use a cut that ends between values, or whole superpixels.",
+    "unstable-superpixels": "Raise samples, or read only the sure superpixels.",
+    "below-chance": "Look at the maps: one of them may show what the other leaves out.",
+    "chance-level": "Add images; do not read this as agreement or as its absence.",
+    "size-unknown": "Add images before a size is stated.",
+    "area-varies": "Compare at equal areas (iou_at_20).",
+    "few-images": "Add images.",
+    "shift-explains": "Read the permutation of images, which asks about the image.",
+    "centre-explains": (
+        "Compare on images whose object is off the centre, and add the control centre."
+    ),
+    "one-family": "Add a method of another family.",
+    "prediction-wrong": (
+        "Say which class is meant (--target true), or read these images apart."
+    ),
+    "prediction-unsure": "Read these images with care, or apart.",
+    "fill-black": "Choose another fill if black is not meant.",
+}
+"""What to do about each finding."""
+
+
 def finding_sentence(finding: Any) -> str:
     """A finding of the audit (`agreement.audit.Finding`)."""
     facts, code = finding.facts, finding.code
     show: Callable[[float], str] = whole_percent
     if code == "ties-at-cut":
         show = format_count
-    if code in ("below-chance", "chance-level", "size-unknown"):
+    if code in ("below-chance", "chance-level", "size-unknown", "centre-explains"):
         show = format_share
     seen = [_SEEN.get(code, str)(one) for one in facts.get("seen") or ()]
     words = (
@@ -480,6 +528,9 @@ _SEEN: Mapping[str, Callable[[Any], str]] = {
     "fill-out-of-range": lambda seen: f"{seen[0]:g} to {seen[1]:g}",
     "fill-truncated": lambda seen: (
         f"{_colour(seen['got'])} instead of {_colour(seen['wanted'])}"
+    ),
+    "outputs-uniform": lambda seen: (
+        f"the first of {seen['classes']:,} classes has p = {seen['p']:.4g}"
     ),
     "prediction-wrong": lambda seen: f"{seen['true']} is called {seen['called']}",
     "prediction-unsure": lambda seen: (
