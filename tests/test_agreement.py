@@ -10,8 +10,8 @@ from oracles_agreement import (
     literal_excess,
     literal_iou,
     literal_permutation_p,
-    literal_spearman,
     literal_shift_test,
+    literal_spearman,
     smooth,
     superpixel_explanation,
 )

@@ -19,6 +19,16 @@ from oracles_sampling import (
 from consilience import registry
 from consilience.agreement import masks
 from consilience.explainers import rise, sensitivity, shapley, soft_masks
+from consilience.explainers.shapley import (
+    Played,
+    efficient,
+    fitted,
+    gains,
+    moderated_stderr,
+    player_orders,
+    shapley_draws,
+    steps,
+)
 from consilience.perturb.probe import probe
 from consilience.types import ConsilienceError, Explanation
 
@@ -103,7 +113,7 @@ def test_an_additive_game_has_its_own_effects(name):
     on = np.arange(2**16)[:, None] >> np.arange(16) & 1
     few = {
         "kernelshap": "kernelshap:80",
-        "shapley": "shapley:4",
+        "shapley": "shapley:16",
         "banzhaf": "banzhaf:80",
         "ablation": "ablation",
     }[name]
@@ -225,7 +235,7 @@ def test_banzhaf_by_sample_reuse_is_two_means():
 
 EXACT = {
     "kernelshap:120": exact_shapley,
-    "shapley:12": exact_shapley,
+    "shapley:16": exact_shapley,
     "banzhaf:120": exact_banzhaf,
 }
 
@@ -266,6 +276,137 @@ def test_too_few_samples_are_noted(spec):
     assert np.isfinite(heat.values).all()
     assert np.isnan(heat.extras["stderr"]).all()
     assert "cannot tell 16 superpixels apart" in heat.facts["notes"][0]
+
+
+def test_standard_errors_of_a_regression_are_those_of_leaving_a_pair_out():
+    """HC3 by its definition: what each pair misses of a fit made without it."""
+    players = 6
+    drawn = shapley_draws(12, 90, seed=3)
+    on, weights, groups = drawn.on[:, :players], drawn.weights, drawn.groups
+    rng = np.random.default_rng(0)
+    values, design = rng.normal(size=len(on)), on - on.mean(axis=1)[:, None]
+    design = design + rng.normal(0, 0.1, design.shape)
+    found = fitted(design, values, weights, groups, players)
+
+    def slopes(kept):
+        scaled = design[kept] * weights[kept, None]
+        return np.linalg.solve(scaled.T @ design[kept], scaled.T @ values[kept])
+
+    whole = slopes(np.ones(len(on), dtype=bool))
+    np.testing.assert_allclose(found.coefficients, whole, atol=1e-9)
+    count = groups.max() + 1
+    bread = np.linalg.inv((design * weights[:, None]).T @ design)
+    scores = []
+    for group in range(count):
+        mine = groups == group
+        missed = values[mine] - design[mine] @ slopes(~mine)
+        scores.append(bread @ (design[mine] * weights[mine, None]).T @ missed)
+    scores = np.array(scores)
+    scores -= scores.mean(axis=0)
+    expected = np.sqrt((scores**2).sum(axis=0) * count / (count - 1))
+    np.testing.assert_allclose(found.stderr, expected, rtol=1e-8)
+
+
+def hard_game(name, count):
+    """Coalitions (n, count) to what they earn, where few decide and rarely."""
+    weights = np.random.default_rng(7).normal(size=count)
+    return {
+        "three together": lambda on: (
+            0.2 + 0.5 * on[:, :3].all(axis=1) + 0.05 * on[:, 3]
+        ),
+        "saturated": lambda on: (
+            1 / (1 + np.exp(4 - 6 * (on @ weights - weights.sum() / 2)))
+        ),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["three together", "saturated"])
+@pytest.mark.parametrize(("players", "budget"), [(20, 64), (20, 200), (30, 128)])
+def test_regression_intervals_cover_at_small_budgets(name, players, budget):
+    game = hard_game(name, players)
+    ends = game(np.array([[False] * players, [True] * players]))
+
+    def fit(seed, samples):
+        drawn = shapley_draws(players, samples, seed)
+        return efficient(drawn, game(drawn.on) - ends[0], ends[1] - ends[0])
+
+    limit = np.mean(
+        [fit(1000 + seed, 20_000).coefficients for seed in range(4)], axis=0
+    )
+    held = []
+    for seed in range(40):
+        found = fit(seed, budget)
+        if np.isfinite(found.stderr).all():
+            held.append(
+                np.abs(found.coefficients - limit) <= 1.96 * found.stderr + 1e-9
+            )
+    # without the hat matrix .75, .89 and .77 (three together)
+    assert len(held) >= 30
+    assert np.mean(held) >= 0.92
+
+
+def test_no_standard_error_below_three_drawn_rows_a_coefficient():
+    rng = np.random.default_rng(1)
+    for pairs, told in ((14, False), (15, True)):
+        half = rng.normal(size=(pairs, 10))
+        design = np.stack([half, -half], axis=1).reshape(-1, 10)
+        found = fitted(
+            design,
+            rng.normal(size=2 * pairs),
+            np.ones(2 * pairs),
+            np.repeat(np.arange(pairs), 2),
+            10,
+        )
+        assert np.isfinite(found.stderr).all() == told
+        assert not found.undecided
+
+
+@pytest.mark.parametrize("count", [16, 32])
+def test_intervals_of_orders_cover_where_few_decide_and_rarely(count):
+    players, game = 30, hard_game("saturated", 30)
+    none, whole = game(np.array([[False] * players, [True] * players]))
+
+    def orders(seed, number):
+        places = player_orders(players, number, seed)
+        earned = game(steps(places)(0, number * (players - 1)))
+        played = Played(np.arange(players), none, whole, earned)
+        return gains(played, places).reshape(-1, 2, players).mean(axis=1)
+
+    limit = orders(999, 6000).mean(axis=0)
+    held = []
+    for seed in range(60):
+        pairs = orders(seed, count)
+        error = np.abs(pairs.mean(axis=0) - limit)
+        held.append(error <= 1.96 * moderated_stderr(pairs) + 1e-9)
+    # each player's own variance alone: .74 and .84
+    assert np.mean(held) >= 0.915
+
+
+def test_the_moderated_standard_error_by_hand():
+    samples = np.zeros((9, 2))
+    samples[:, 0] = np.arange(9)  # variance 7.5, the other's 0: their mean 3.75
+    own = np.sqrt((8 * 7.5 + 4 * 3.75) / 12 / 9)
+    other = np.sqrt(4 * 3.75 / 12 / 9)
+    assert moderated_stderr(samples).tolist() == pytest.approx([own, other])
+    assert np.isnan(moderated_stderr(samples[:7])).all()
+    assert np.isfinite(moderated_stderr(samples[:8])).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("shapley:14", "14 orders are too few to say how sure"),
+        ("banzhaf:30,estimator=msr", "14 pairs are too few to say how sure"),
+    ],
+)
+def test_where_too_few_were_drawn_no_standard_error_is_given(spec, words):
+    heat, _, _ = play(spec, 4, table=random_table(16))
+    assert np.isnan(heat.extras["stderr"]).all()
+    assert words in heat.facts["notes"][0]
+    enough = spec.replace("14", "16").replace("30", "34")
+    assert np.isfinite(
+        play(enough, 4, table=random_table(16))[0].extras["stderr"]
+    ).all()
 
 
 # ---- against peers

@@ -229,13 +229,13 @@ class Auditor:
             return
         pairs = table[(table["a"] == row["a"]) & (table["b"] == row["b"])]
         beyond, central = [], []
-        for sample, excess in zip(pairs["sample"], pairs["excess"], strict=True):
+        for sample, above in zip(pairs["sample"], pairs["excess"], strict=True):
             least = min(
                 self._central.get((str(row[side]), sample), math.nan)
                 for side in ("a", "b")
             )
-            if not math.isnan(excess - least):
-                beyond.append(excess - least)
+            if not math.isnan(above - least):
+                beyond.append(above - least)
                 central.append(least)
         if len(beyond) > 1 and not mean_interval(beyond).low > 0:
             yield _finding(

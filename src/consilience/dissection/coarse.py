@@ -23,7 +23,6 @@ from consilience.dissection.concepts import Labels
 from consilience.dissection.tally import CellWatch
 from consilience.types import Array
 
-
 MOST_CELLS = 3_000_000
 """48 MB; a permutation of so many takes some 30 ms on two cores."""
 

@@ -10,7 +10,7 @@ than its scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from typing import Any, ClassVar, Literal
 
@@ -149,12 +149,25 @@ def enumerable(players: int, passes: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ShapleyFit:
-    """Least-squares coefficients (S,) and their standard errors; NaN where the rows
-    cannot tell the coefficients apart.
+    """Least-squares coefficients (S,) and their standard errors; NaN where the rows are
+    too few for them, and ``undecided`` where they cannot tell the coefficients apart.
     """
 
     coefficients: Array
     stderr: Array
+    undecided: bool = False
+
+    def notes(self, rows: str) -> list[str] | None:
+        """What must be said of a fit to so many ``rows``."""
+        players = len(self.coefficients)
+        if self.undecided:
+            return [
+                f"{rows} cannot tell {players} superpixels apart: the values of least size "
+                f"are shown"
+            ]
+        if np.isnan(self.stderr).any():
+            return [f"{rows} are too few to say how sure the values are"]
+        return None
 
 
 def fitted(
@@ -163,28 +176,44 @@ def fitted(
     """Weighted least squares of ``values`` (n,) on ``design`` (n, S), of least norm
     where the rows leave a choice.
 
-    ``groups`` (n,) numbers rows that were drawn together; -1 is a row that was not
-    drawn but must be there. The standard errors are those of the draw alone, from the
-    spread of what the groups contribute to the normal equations (a sandwich); ``rank``
-    is how many coefficients there are to find.
+    ``groups`` (n,) numbers rows that were drawn together, as many in each; -1 is a row
+    that was not drawn but must be there. The standard errors are those of the draw
+    alone, from what leaving out each group does to the coefficients (HC3 by groups:
+    MacKinnon & White 1985; exactly, from the hat matrix); without its ``(I - H)^-1`` a
+    small draw explains itself, and intervals are too narrow. ``rank`` is how many
+    coefficients there are to find; NaN where a group alone decides one of them.
     """
     root = np.sqrt(weights)[:, None]
-    found, _, reached, _ = np.linalg.lstsq(
-        design * root, values * root[:, 0], rcond=None
-    )
-    residual = values - design @ found
-    drawn = groups >= 0
-    if not drawn.any():
+    weighed, aims = design * root, values * root[:, 0]
+    found, _, reached, _ = np.linalg.lstsq(weighed, aims, rcond=None)
+    drawn = np.flatnonzero(groups >= 0)
+    unknown = np.full(design.shape[1], np.nan)
+    if not len(drawn):
         return ShapleyFit(found, np.zeros(design.shape[1]))
     count = int(groups.max()) + 1
-    if reached < rank or count < 2:
-        return ShapleyFit(found, np.full(design.shape[1], np.nan))
-    shares: Array = np.zeros((count, design.shape[1]))
-    np.add.at(shares, groups[drawn], (design * (weights * residual)[:, None])[drawn])
-    shares = (shares - shares.mean(axis=0)) @ np.linalg.pinv(
-        (design * weights[:, None]).T @ design
-    )
-    return ShapleyFit(found, np.sqrt((shares**2).sum(axis=0) * count / (count - 1)))
+    fixed = len(design) - len(drawn)
+    few = count < 2 or count + fixed / 2 < LEAST_PAIRS_EACH * rank
+    if reached < rank or few:
+        return ShapleyFit(found, unknown, reached < rank)
+    together = drawn[np.argsort(groups[drawn], kind="stable")].reshape(count, -1)
+    bread = np.linalg.pinv(weighed.T @ weighed)
+    rows = weighed[together]
+    open_share = np.eye(rows.shape[1]) - rows @ bread @ rows.transpose(0, 2, 1)
+    if np.linalg.eigvalsh(open_share).min() < DECIDES_ALONE:
+        return ShapleyFit(found, unknown)
+    residual = (aims - weighed @ found)[together]
+    left_out = np.linalg.solve(open_share, residual[..., None])
+    shifts = (rows * left_out).sum(axis=1) @ bread
+    shifts -= shifts.mean(axis=0)
+    return ShapleyFit(found, np.sqrt((shifts**2).sum(axis=0) * count / (count - 1)))
+
+
+LEAST_PAIRS_EACH = 1.5
+"""Pairs a coefficient below which there are no standard errors: where one has barely
+more than one, intervals cover .83 and less (docs/perturbation.md)."""
+
+DECIDES_ALONE = 1e-6
+"""What a group leaves open of its own values: below it the fit goes through them."""
 
 
 # ---- Shapley values by regression
@@ -348,13 +377,9 @@ class KernelShap:
         drawn = shapley_draws(players, self.samples - 2, self.seed)
         played = game.play(len(drawn.on), lambda start, stop: drawn.on[start:stop])
         found = efficient(drawn, played.values - played.none, played.gain)
-        unsure = bool(np.isnan(found.stderr).any())
-        notes = [
-            f"{len(drawn.on)} coalitions cannot tell {players} superpixels apart: the values "
-            f"of least size are shown"
-        ]
+        notes = found.notes(f"{len(drawn.on)} coalitions")
         exact = bool((drawn.groups < 0).all()) and len(drawn.on) == 2**players - 2
-        made = {"seed": self.seed, "exact": exact, "notes": notes if unsure else None}
+        made = {"seed": self.seed, "exact": exact, "notes": notes}
         return played.heat(found.coefficients, found.stderr, **made)
 
 
@@ -376,7 +401,7 @@ def efficient(drawn: DrawnCoalitions, values: Array, gain: float) -> ShapleyFit:
         players - 1,
     )
     found = departures.coefficients - departures.coefficients.mean()
-    return ShapleyFit(found + gain / players, departures.stderr)
+    return replace(departures, coefficients=found + gain / players)
 
 
 # ---- Shapley values by permutations
@@ -425,14 +450,16 @@ class Shapley:
         """The values painted on the superpixels, (h, w) float32 in units of the score.
 
         Extras: ``segments`` (h, w), ``weights`` and ``stderr`` (S,), 0-d ``none`` and
-        ``all``. ``stderr`` is that of the mean over pairs of orders, NaN with one pair.
+        ``all``. ``stderr`` is that of the mean over pairs of orders, NaN below 16 orders.
         """
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
         places = player_orders(game.players, self.permutations, self.seed)
         played = game.play(places.shape[0] * (game.players - 1), steps(places))
         marginals = gains(played, places)
         pairs = marginals.reshape(-1, 2, game.players).mean(axis=1)
-        return played.heat(marginals.mean(axis=0), _stderr(pairs), seed=self.seed)
+        fit = ShapleyFit(marginals.mean(axis=0), moderated_stderr(pairs))
+        notes = fit.notes(f"{self.permutations} orders")
+        return played.heat(fit.coefficients, fit.stderr, seed=self.seed, notes=notes)
 
 
 def player_orders(players: int, count: int, seed: int) -> Array:
@@ -469,11 +496,30 @@ def gains(played: Played, places: Array) -> Array:
     return np.take_along_axis(np.diff(earned, axis=1), places, axis=1)
 
 
-def _stderr(samples: Array) -> Array:
-    """Standard error (S,) of the mean over rows, NaN for one."""
-    if len(samples) < 2:
+LEAST_PAIRS = 8
+"""Pairs of orders below which Shapley values have no standard error: intervals of four
+pairs cover .89 and less (docs/perturbation.md)."""
+
+PRIOR_PAIRS = 4
+"""How many pairs the mean variance of all players counts for in each player's own."""
+
+
+def moderated_stderr(samples: Array) -> Array:
+    """Standard error (S,) of the mean over rows (n, S), NaN for fewer than eight.
+
+    A player who decides rarely was seen not to decide at all in a few orders; its own
+    variance is then far too small. So each is drawn towards the mean of all, as
+    ``((n - 1) s^2 + 4 mean(s^2)) / (n + 3)`` (the moderated variance of Smyth 2004,
+    with a fixed prior).
+    """
+    count = len(samples)
+    if count < LEAST_PAIRS:
         return np.full(samples.shape[1], np.nan)
-    found: Array = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    own = samples.var(axis=0, ddof=1)
+    pooled = ((count - 1) * own + PRIOR_PAIRS * own.mean()) / (
+        count - 1 + PRIOR_PAIRS
+    )
+    found: Array = np.sqrt(pooled / count)
     return found
 
 
@@ -538,9 +584,13 @@ class Banzhaf:
         both = np.stack([on, ~on], axis=1).reshape(-1, game.players)
         played = game.play(len(both), lambda start, stop: both[start:stop])
         swings, signs = played.values[::2] - played.values[1::2], 2.0 * on - 1.0
-        found, notes = self._fit(signs, swings, exact)
+        found = self._fit(signs, swings, exact)
         return played.heat(
-            found.coefficients, found.stderr, seed=self.seed, exact=exact, notes=notes
+            found.coefficients,
+            found.stderr,
+            seed=self.seed,
+            exact=exact,
+            notes=found.notes(f"{len(on)} pairs"),
         )
 
     def _pairs(self, players: int) -> Array:
@@ -549,25 +599,22 @@ class Banzhaf:
             0, 2, (count, players), dtype=np.bool_
         )
 
-    def _fit(
-        self, signs: Array, swings: Array, exact: bool
-    ) -> tuple[ShapleyFit, list[str] | None]:
-        """Values from what pairs of complements differ by, and what must be said of
-        them.
-        """
+    def _fit(self, signs: Array, swings: Array, exact: bool) -> ShapleyFit:
+        """Values from what pairs of complements differ by."""
         pairs, players = signs.shape
-        if exact or self.estimator == "msr":
-            contributions = signs * swings[:, None]
-            return ShapleyFit(
-                contributions.mean(axis=0),
-                np.zeros(players) if exact else _stderr(contributions),
-            ), None
-        found = fitted(signs, swings, np.ones(pairs), np.arange(pairs), players)
-        notes = [
-            f"{pairs} pairs cannot tell {players} superpixels apart: the values of least size "
-            f"are shown"
-        ]
-        return found, notes if np.isnan(found.stderr).any() else None
+        if not exact and self.estimator == "regression":
+            return fitted(signs, swings, np.ones(pairs), np.arange(pairs), players)
+        contributions = signs * swings[:, None]
+        values = contributions.mean(axis=0)
+        if exact:
+            return ShapleyFit(values, np.zeros(players))
+        if pairs < LEAST_MSR_PAIRS:
+            return ShapleyFit(values, np.full(players, np.nan))
+        return ShapleyFit(values, contributions.std(axis=0, ddof=1) / np.sqrt(pairs))
+
+
+LEAST_MSR_PAIRS = 16
+"""Pairs below which differences of means have no standard error (docs/perturbation.md)."""
 
 
 # ---- one at a time
