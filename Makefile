@@ -23,6 +23,7 @@ walls: $(STAMP)
 
 simulate: $(STAMP)
 	$(BIN)/python benchmarks/simulate_lime.py
+	$(BIN)/python benchmarks/simulate_statistics.py
 
 # Which layer, grid and methods each family of networks gets; writes docs/families.md.
 families: $(STAMP)

@@ -4,13 +4,13 @@ hand.
 
 import itertools
 import math
+import random
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
 from lime.lime_image import ImageExplanation
 from scipy import ndimage
-from scipy.stats import norm
 
 from consilience.images import Placement
 from consilience.types import ClassTarget, Explanation, Sample
@@ -218,26 +218,29 @@ def literal_flip_p(x):
     return sum(one >= observed - 1e-12 for one in sums) / len(sums)
 
 
-def literal_bca(x, level, resamples, seed):
-    """Efron's bias-corrected and accelerated bounds of the mean, in loops."""
-    rng = np.random.default_rng(seed)
-    n, mean = len(x), sum(x) / len(x)
-    means = np.sort(
-        [np.mean([x[i] for i in rng.integers(0, n, n)]) for _ in range(resamples)]
-    )
-    z0 = norm.ppf((np.sum(means < mean) + 0.5 * np.sum(means == mean)) / resamples)
-    jack = [(sum(x) - one) / (n - 1) for one in x]
-    centre = sum(jack) / n
-    acceleration = sum((centre - one) ** 3 for one in jack) / (
-        6 * sum((centre - one) ** 2 for one in jack) ** 1.5
-    )
-    bounds = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
-        z = z0 + norm.ppf(tail)
-        bounds.append(
-            float(np.quantile(means, norm.cdf(z0 + z / (1 - acceleration * z))))
-        )
-    return tuple(bounds)
+def literal_bootstrap_t(x, level, resamples, seed):
+    """Bounds of the bootstrap-t, resample by resample; infinite where one resample in
+    forty has no spread.
+    """
+    rng, n = random.Random(seed), len(x)
+    mean = sum(x) / n
+
+    def spread(values):
+        centre = sum(values) / n
+        return math.sqrt(sum((one - centre) ** 2 for one in values) / (n - 1) / n)
+
+    found = []
+    for _ in range(resamples):
+        again = [x[rng.randrange(n)] for _ in range(n)]
+        gap, own = sum(again) / n - mean, spread(again)
+        if own < 1e-12:
+            found.append(0.0 if abs(gap) < 1e-12 else math.copysign(math.inf, gap))
+        else:
+            found.append(gap / own)
+    found.sort()
+    low = found[math.ceil((1 - level) / 2 * resamples) - 1]
+    high = found[math.ceil((1 + level) / 2 * resamples) - 1]
+    return mean - high * spread(x), mean - low * spread(x), found
 
 
 def literal_holm(p):

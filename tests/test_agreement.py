@@ -7,6 +7,7 @@ from oracles_agreement import (
     decimal_iou,
     enumerated_iou,
     explanation,
+    literal_bootstrap_t,
     literal_excess,
     literal_iou,
     literal_permutation_p,
@@ -38,6 +39,7 @@ from consilience.agreement.overlap import (
     spearman,
 )
 from consilience.show import words
+from consilience.stats import mean_interval
 from consilience.types import ClassTarget, ConsilienceError
 
 
@@ -636,6 +638,13 @@ def test_masks_that_avoid_each_other_are_worse_than_chance():
     )
     row = found.summary().iloc[0]
     assert row.verdict == "below"
+    assert row.excess_method == "no interval: all 8 values are equal"
+    # of five equal numbers below 0 p is 1/32, above .025; of six 1/64
+    excesses = found.table().excess.to_numpy()
+    nothing = mean_interval(excesses)
+    assert not overlap._below_chance(excesses[:5], nothing)
+    assert overlap._below_chance(excesses[:6], nothing)
+    assert not overlap._below_chance(-excesses, nothing)
     assert row.iou_mean == 0
     assert row.p_images == 1.0
     assert (
@@ -710,13 +719,15 @@ def test_images_of_different_frames_cannot_be_exchanged():
 def test_the_summary_is_the_mean_over_images():
     found = agree(two_methods(np.random.default_rng(16), 6, shared=0.4))
     table, row = found.table(), found.summary().iloc[0]
-    half = 2.570582 * table.iou.std(ddof=1) / math.sqrt(6)  # t(.975, 5)
     assert row.iou_mean == pytest.approx(table.iou.mean())
-    assert (row.iou_low, row.iou_high) == (
-        pytest.approx(row.iou_mean - half),
-        pytest.approx(row.iou_mean + half),
-    )
-    assert row.iou_method == row.excess_method == "Student's t"
+    for name, values in (("iou", table.iou), ("excess", table.excess)):
+        half = 2.570582 * values.std(ddof=1) / math.sqrt(6)  # t(.975, 5)
+        low, high, _ = literal_bootstrap_t(values.tolist(), 0.95, 20_000, 1)
+        mean = values.mean()
+        ends = min(low, mean - half), max(high, mean + half)
+        slack = pytest.approx(ends, abs=0.05 * (ends[1] - ends[0]))
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == slack
+        assert row[f"{name}_method"] == "Student's t and bootstrap-t"
     assert row.expected_mean == pytest.approx(table.expected_iou.mean())
     assert row.excess_mean == pytest.approx(table.excess.mean())
     assert row.share_p05 == (table.p <= 0.05).mean()

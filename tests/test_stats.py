@@ -3,14 +3,15 @@ import math
 
 import numpy as np
 import pytest
-from oracles_agreement import literal_bca, literal_flip_p, literal_holm
+from oracles_agreement import literal_bootstrap_t, literal_flip_p, literal_holm
 from scipy import stats as peer
 
 from consilience import stats
 from consilience.stats import (
-    Interval,
     holm,
     mean_interval,
+    paired_test,
+    resampled_t,
     share_as_extreme,
     sign_flip_test,
     wilson,
@@ -32,54 +33,74 @@ PUBLISHED = [
 
 
 def test_student_by_hand():
-    # mean 3, standard deviation sqrt(2.5), t(.975, 4) = 2.776445 from a printed table
-    found = mean_interval([1, 2, 3, 4, 5])
-    assert found.high - 3 == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)
+    # mean 2, standard deviation 1, t(.975, 2) = 4.302653 from a printed table
+    found = mean_interval([1, 2, 3])
+    assert found.high - 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert (found.mean, found.low + found.high, found.n, found.method) == (
-        3.0,
-        pytest.approx(6.0),
-        5,
+        2.0,
+        pytest.approx(4.0),
+        3,
         "Student's t",
     )
-
-
-def test_the_published_ten_have_an_interval_of_about_three_hundredths():
-    # standard deviation .0401 of ten, t(.975, 9) = 2.262157
-    found = mean_interval(PUBLISHED)
-    spread = math.sqrt(sum((x - sum(PUBLISHED) / 10) ** 2 for x in PUBLISHED) / 9)
-    assert found.mean == pytest.approx(0.11983, abs=1e-5)
-    assert found.high - found.mean == pytest.approx(
-        2.262157 * spread / math.sqrt(10), rel=1e-6
+    # t(.95, 2) = 2.919986
+    assert mean_interval([1, 2, 3], level=0.9).high - 2 == pytest.approx(
+        2.919986 / math.sqrt(3), rel=1e-6
     )
-    assert found.high - found.mean == pytest.approx(0.029, abs=1e-3)
 
 
-def test_other_levels_by_hand():
-    # t(.95, 4) = 2.131847
-    assert mean_interval([1, 2, 3, 4, 5], level=0.9).high - 3 == pytest.approx(
-        2.131847 * math.sqrt(0.5), rel=1e-6
-    )
+def student(x, level=0.95):
+    """Student's interval, from scipy."""
+    return peer.t.interval(level, len(x) - 1, np.mean(x), peer.sem(x))
 
 
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_bca_is_efrons_within_the_noise_of_resampling(level):
-    x = np.random.default_rng(5).exponential(size=25)
+@pytest.mark.parametrize("count", [9, 25])
+def test_an_interval_is_the_hull_of_student_and_bootstrap_t(level, count):
+    x = np.random.default_rng(5).exponential(size=count)
     found = mean_interval(x, level)
-    low, high = literal_bca(x.tolist(), level, 20_000, seed=11)
-    width = high - low
-    assert found.method == "BCa bootstrap"
-    assert abs(found.low - low) < 0.02 * width
-    assert abs(found.high - high) < 0.02 * width
-    # a skewed sample: the correction must be seen against the plain percentile interval
-    means = np.random.default_rng(1).choice(x, (20_000, 25)).mean(axis=1)
-    assert abs(np.quantile(means, (1 + level) / 2) - high) > 0.03 * width
+    low, high, _ = literal_bootstrap_t(x.tolist(), level, 20_000, seed=11)
+    of_student = student(x, level)
+    expected = min(low, of_student[0]), max(high, of_student[1])
+    width = expected[1] - expected[0]
+    assert found.method == "Student's t and bootstrap-t"
+    assert found.low == pytest.approx(expected[0], abs=0.04 * width)
+    assert found.high == pytest.approx(expected[1], abs=0.04 * width)
+    # of a long tail the upper end is the bootstrap's, the lower one Student's
+    assert high > of_student[1] + 0.04 * width
+    assert found.low == pytest.approx(of_student[0], abs=1e-12)
 
 
-def test_from_twenty_values_the_bootstrap_is_used_and_it_is_seeded():
-    x = np.random.default_rng(0).normal(size=20)
-    assert mean_interval(x[:19]).method == "Student's t"
+def test_the_published_ten():
+    # standard deviation .0401 of ten, t(.975, 9) = 2.262157: half of Student's is .029
+    found = mean_interval(PUBLISHED)
+    assert found.mean == pytest.approx(0.11983, abs=1e-5)
+    spread = math.sqrt(sum((x - sum(PUBLISHED) / 10) ** 2 for x in PUBLISHED) / 9)
+    half = 2.262157 * spread / math.sqrt(10)
+    assert half == pytest.approx(0.029, abs=1e-3)
+    assert found.low <= found.mean - half
+    assert found.high >= found.mean + half
+    assert found.high - found.low < 1.3 * 2 * half
+
+
+def test_the_bootstrap_is_used_from_five_values_and_it_is_seeded():
+    x = np.random.default_rng(0).exponential(size=20)
+    assert mean_interval(x[:4]).method == "Student's t"
+    assert mean_interval(x[:5]).method == "Student's t and bootstrap-t"
     assert mean_interval(x) == mean_interval(x)
-    assert mean_interval(x).low != mean_interval(x, seed=1).low
+    assert mean_interval(x).high != mean_interval(x, seed=1).high
+
+
+def test_kept_and_streamed_resamples_are_the_same(monkeypatch):
+    x = np.random.default_rng(0).exponential(size=300)
+    kept = resampled_t(x, 4)
+    monkeypatch.setattr(stats, "_kept_counts", None)
+    monkeypatch.setattr(
+        stats,
+        "_resample_counts",
+        lambda n, seed: stats._drawn_counts(n, np.random.default_rng(seed)),
+    )
+    assert resampled_t(x, 4).tobytes() == kept.tobytes()
+    assert len(kept) == 9999
 
 
 def test_very_many_values_fall_back_to_student():
@@ -91,17 +112,104 @@ def test_very_many_values_fall_back_to_student():
     )
 
 
-def test_one_value_none_and_equal_ones_say_so():
-    one = mean_interval([0.4])
-    assert (one.mean, one.n, one.method) == (0.4, 1, "one value: no interval")
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
-    none = mean_interval([])
-    assert (none.n, none.method) == (0, "no values")
-    assert math.isnan(none.mean)
-    assert mean_interval([0.5] * 30) == Interval(
-        0.5, 0.5, 0.5, 30, "no variance: all values are equal"
+@pytest.mark.parametrize(
+    ("values", "mean", "method"),
+    [
+        ([0.4], 0.4, "one value: no interval"),
+        ([], math.nan, "no values"),
+        ([0.5] * 30, 0.5, "no interval: all 30 values are equal"),
+        ([0.0] * 11 + [1.0], 1 / 12, "no interval: most values are equal"),
+        ([1.0] * 28 + [0.2, 0.7], 28.9 / 30, "no interval: most values are equal"),
+    ],
+)
+def test_where_no_interval_can_be_had_there_is_none(values, mean, method):
+    found = mean_interval(values)
+    assert (found.n, found.method) == (len(values), method)
+    assert found.mean == pytest.approx(mean, nan_ok=True)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_enough_other_values_give_an_interval():
+    # (1 - 5/30)^30 = .0042 of the resamples show none of the five
+    found = mean_interval([1.0] * 25 + [0.2, 0.7, 0.5, 0.1, 0.9])
+    assert found.method == "Student's t and bootstrap-t"
+    low, _, _ = literal_bootstrap_t(
+        [1.0] * 25 + [0.2, 0.7, 0.5, 0.1, 0.9], 0.95, 20_000, 3
     )
+    assert found.low == pytest.approx(low, abs=0.05)
+    assert low < student([1.0] * 25 + [0.2, 0.7, 0.5, 0.1, 0.9])[0]
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "count", "least"),
+    [
+        (lambda rng, n: rng.exponential(size=n), 1, 8, 0.92),
+        (lambda rng, n: rng.exponential(size=n), 1, 20, 0.93),
+        (lambda rng, n: rng.beta(5, 0.5, n), 5 / 5.5, 12, 0.92),
+        (lambda rng, n: rng.standard_t(3, n), 0, 12, 0.93),
+        (lambda rng, n: rng.random(n) * (rng.random(n) < 0.1), 0.05, 20, 0.95),
+        (lambda rng, n: rng.lognormal(size=n), math.exp(0.5), 20, 0.86),
+    ],
+    ids=["exponential 8", "exponential 20", "beta", "t3", "mostly 0", "lognormal"],
+)
+def test_intervals_cover(draw, mean, count, least):
+    rng = np.random.default_rng(8)
+    found = [mean_interval(draw(rng, count)) for _ in range(400)]
+    told = [one for one in found if not math.isnan(one.low)]
+    held = np.mean([one.low <= mean <= one.high for one in told])
+    assert held >= least - 2 * math.sqrt(least * (1 - least) / len(told))
+
+
+# ---- paired differences whose mean is asked for
+
+
+def literal_paired_p(x, t, alternative):
+    """The larger p of sign flips and of the t values of resamples (the identity
+    counts).
+    """
+    n = len(x)
+    observed = np.mean(x) / np.std(x, ddof=1) * math.sqrt(n)
+    above = (1 + sum(one >= observed - 1e-9 for one in t)) / (1 + len(t))
+    below = (1 + sum(one <= observed + 1e-9 for one in t)) / (1 + len(t))
+    own = {
+        "greater": above,
+        "less": below,
+        "two-sided": min(1, 2 * min(above, below)),
+    }
+    return max(sign_flip_test(x, alternative=alternative), own[alternative])
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_paired_test_is_the_larger_of_two(alternative, seed):
+    rng = np.random.default_rng(seed)
+    x = 0.5 + 1 - rng.exponential(size=9) if seed % 2 else rng.normal(0.4, 1, 9)
+    t = literal_bootstrap_t(x.tolist(), 0.95, 20_000, seed=2)[2]
+    found = paired_test(x, alternative=alternative)
+    assert found == pytest.approx(literal_paired_p(x, t, alternative), abs=0.012)
+
+
+def test_the_paired_test_by_hand():
+    # all equal: the signs alone, 1/16 and 2/16
+    assert paired_test([0.3] * 4, alternative="greater") == 1 / 16
+    assert paired_test([0.3] * 4) == 2 / 16
+    assert paired_test([0.0] * 4, alternative="greater") == 1.0
+    assert paired_test([0.5]) == 1.0
+    # left-skewed: signs see evidence for a mean above 0, the studentised mean less
+    skewed = [0.9, 1.0, 1.1, 0.8, 0.9, 1.0, 0.7, -0.9]
+    assert sign_flip_test(skewed, alternative="greater") == 6 / 256
+    assert paired_test(skewed, alternative="greater") > 0.05
+
+
+@pytest.mark.parametrize("count", [8, 12])
+def test_skewed_differences_of_mean_zero_are_rarely_called_above_it(count):
+    rng = np.random.default_rng(6)
+    drawn = [1 - rng.exponential(size=count) for _ in range(500)]
+    both = np.mean([paired_test(x, alternative="greater") <= 0.05 for x in drawn])
+    signs = np.mean([sign_flip_test(x, alternative="greater") <= 0.05 for x in drawn])
+    assert both <= 0.075 + 2 * math.sqrt(0.075 * 0.925 / 500)
+    assert signs > 0.1
 
 
 def test_missing_values_are_refused_not_dropped():

@@ -503,6 +503,8 @@ def _of_pair(row: Mapping[str, Any]) -> Iterator[Finding]:
             first=_span([row["iou_mean"]]),
             second=_span([row["expected_mean"]]),
         )
+    elif math.isnan(_number(row["excess_low"])):
+        pass  # no interval: too few images, or equal values; said below and in the table
     elif shown and not row["excess_low"] > 0:
         # exchanging images asks whether agreement depends on the image; the interval how
         # large it is: both are said, and neither against the other

@@ -24,7 +24,13 @@ import pandas as pd
 from scipy import fft, stats
 
 from consilience.agreement.masks import Cutter, Mask, build_cutter, frame, matched
-from consilience.stats import holm, mean_interval, share_as_extreme
+from consilience.stats import (
+    Interval,
+    holm,
+    mean_interval,
+    share_as_extreme,
+    sign_flip_test,
+)
 from consilience.types import Array, ConsilienceError, Explanation, NotApplicable
 
 if TYPE_CHECKING:
@@ -675,7 +681,8 @@ class Agreement:
 
         - ``shown``: better than chance, ``p_holm`` at most .05 and the mean excess
           above 0;
-        - ``below``: worse than chance, the interval of the mean excess lies below 0;
+        - ``below``: worse than chance, the interval of the mean excess lies below 0
+          (of equal values: flipping their signs has p at most .025);
         - ``untestable``: it could not have been shown, ``why`` is ``no-image``,
           ``one-image``, ``frames`` (of different size) or ``too-few``: then
           ``images_needed`` is how many could show it;
@@ -772,7 +779,8 @@ class Agreement:
             mean_interval(columns[key], seed=self.seed) for key in ("iou", "excess")
         )
         expected = _mean(columns["expected_iou"])
-        verdict, why = _verdict(test, p_holm, family, above.mean, above.high)
+        worse = _below_chance(columns["excess"], above)
+        verdict, why = _verdict(test, p_holm, family, above.mean, worse)
         needed = images_needed(family) if why == "too-few" else 0
         return {
             "a": pairs[0].a,
@@ -876,9 +884,8 @@ class _Test:
 
 
 def _verdict(
-    test: _Test, p_holm: float, family: int, mean: float, high: float
+    test: _Test, p_holm: float, family: int, mean: float, worse: bool
 ) -> tuple[str, str]:
-    worse = high < 0
     if math.isnan(test.p):
         return ("below" if worse else "untestable"), test.why
     if p_holm <= ALPHA and mean > 0:
@@ -888,6 +895,15 @@ def _verdict(
     if test.smallest * family > ALPHA:
         return "untestable", "too-few"
     return "not-shown", ""
+
+
+def _below_chance(excesses: Array, interval: Interval) -> bool:
+    """Whether the mean excess is below 0: its interval is; of equal values, which have
+    none, signs are flipped at the same level.
+    """
+    if excesses.size > 1 and (excesses == excesses[0]).all():
+        return sign_flip_test(excesses, alternative="less") <= ALPHA / 2
+    return interval.high < 0
 
 
 def images_needed(tests: int) -> int:

@@ -140,7 +140,7 @@ class Knockout:
             "contrast": mean.mean,
             "contrast_low": mean.low,
             "contrast_high": mean.high,
-            "p": stats.sign_flip_test(values, alternative="greater"),
+            "p": stats.paired_test(values, alternative="greater"),
             "contrast_rank": self._rank(place, found.classes),
             "own_accuracy_lost": accuracy,
             "own_images": int(own.sum()),

@@ -198,7 +198,7 @@ def against_controls(
     higher_is_better: bool,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Every method against every control: one-sided sign-flip tests over images, one
+    """Every method against every control: one-sided `stats.paired_test` over images, one
     Holm family a metric.
 
     A method's controls are random, centre, edges, constant (and others of the run) and
@@ -239,7 +239,7 @@ def between(
     higher_is_better: bool,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Methods against each other: two-sided sign-flip tests over images, one Holm
+    """Methods against each other: two-sided `stats.paired_test` over images, one Holm
     family a metric.
     """
     pairs = list(
@@ -269,9 +269,7 @@ def _tested(
 ) -> list[dict[str, Any]]:
     gaps = [paired(wide, *pair, higher_is_better) for pair in pairs]
     p = {
-        str(i): stats.sign_flip_test(x, seed, alternative=alternative)
-        if x.size
-        else math.nan
+        str(i): stats.paired_test(x, seed, alternative) if x.size else math.nan
         for i, x in enumerate(gaps)
     }
     adjusted = stats.holm_family(family, p)
