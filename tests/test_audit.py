@@ -571,6 +571,13 @@ def test_overlap_that_shifted_shapes_have_too():
     ) == ["chance-level"]
 
 
+def test_a_label_that_is_predicted_beside_the_first_is_not_wrong():
+    said = SURE | {"true": 3, "true_name": "kite"}
+    assert "prediction-wrong" in codes(found(([explained()], [covering(0.2)], said)))
+    met = found(([explained()], [covering(0.2)], said | {"also": (2, 3)}))
+    assert "prediction-wrong" not in codes(met)
+
+
 def discs(centres, radius=5.0, side=20):
     """Masks (side, side) of discs about some centres."""
     rows, columns = np.mgrid[:side, :side] + 0.5

@@ -304,7 +304,7 @@ def literal_sigmoid(number):
 def test_one_logit_is_a_yes_or_no():
     """Softmax over one number is 1; the probability of the yes is its sigmoid."""
     model = wrapped(net(1), classes=("red",))
-    assert model.outputs == "sigmoid"
+    assert (model.outputs, model.classes) == ("sigmoid", ("red", "not red"))
     assert "outputs=sigmoid" in model.facts["assumed"]
     logit = float(model.logits(model.view(SAMPLE).pixels)[0, 0].detach())
     lime = cs.explain(model, SAMPLE, "lime:samples=64,segments=grid(4)")
@@ -319,6 +319,142 @@ def test_one_logit_is_a_yes_or_no():
     assert np.ptp(curve[1]) > 0
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_complement_of_one_output_is_the_second_class(inside):
+    """p of the complement is 1 - p; its logit and its gradients are the first's with the
+    other sign; every tail and a written-out copy know it.
+    """
+    module = nn.Sequential(net(1), nn.Sigmoid()) if inside else net(1)
+    model = wrapped(module)
+    assert model.classes == ("class 0", "class 1")
+    pixels = model.view(SAMPLE).pixels
+    raw = model.logits(pixels)[0].detach()
+    assert float(raw[1]) == pytest.approx(float(1 - raw[0] if inside else -raw[0]))
+    both = [cs.explain(model, SAMPLE, "gradient", target=index) for index in (0, 1)]
+    assert np.abs(both[0].values).max() > 0
+    yes, no = (
+        cs.explain(model, SAMPLE, "gradient:channels=sum", target=index).values
+        for index in (0, 1)
+    )
+    np.testing.assert_allclose(no, -yes, atol=1e-7)
+    chances = [
+        cs.explain(model, SAMPLE, "lime:samples=64,segments=grid(4)", index)
+        for index in (0, 1)
+    ]
+    assert sum(one.provenance["score"] for one in chances) == pytest.approx(1)
+    weights = [one.extras["weights"] for one in chances]
+    np.testing.assert_allclose(weights[1], -weights[0], atol=1e-6)
+    assert np.abs(weights[0]).max() > 0
+    layer = model.target_layer()
+    channels = torch.arange(4)
+    ablated = {}
+    for kind in ("closed", "split", "replay") if not inside else ("split", "replay"):
+        ablated[kind] = model.tail(pixels, layer, kind).without(channels)
+        assert ablated[kind].shape == (4, 2)
+    for kind in ablated:
+        torch.testing.assert_close(
+            ablated[kind], ablated["replay"], atol=1e-5, rtol=1e-4
+        )
+    if not inside:
+        relevance = [
+            cs.explain(model, SAMPLE, "lrp", index).values for index in (0, 1)
+        ]
+        assert not np.allclose(relevance[0], relevance[1])
+
+
+def test_names_of_a_yes_or_no():
+    assert wrapped(net(1), classes=("cat", "dog")).classes == ("cat", "dog")
+    with pytest.raises(
+        cs.ConsilienceError, match="3 class names for a module with 1"
+    ):
+        wrapped(net(1), classes=("a", "b", "c"))
+    box = cs.wrap_callable(
+        lambda x: x.mean(dim=(1, 2, 3))[:, None] * 90 - 40, classes=("red",), size=32
+    )
+    assert box.classes == ("red", "not red")
+    said = box.scores(torch.full((2, 3, 32, 32), 0.6))
+    np.testing.assert_allclose(said, [[14, -14]] * 2, atol=1e-4)
+    sure = cs.wrap_callable(lambda x: x.mean(dim=(1, 2, 3))[:, None], size=32)
+    np.testing.assert_allclose(
+        sure.scores(torch.full((1, 3, 32, 32), 0.6)), [[0.6, 0.4]], atol=1e-6
+    )
+    assert sure.outputs == "probabilities"
+
+
+def test_a_black_box_that_is_random_says_so():
+    rng = np.random.default_rng(0)
+
+    def noisy(pixels):
+        return np.stack([rng.normal(size=len(pixels)), np.ones(len(pixels))], axis=1)
+
+    made = cs.explain(
+        cs.wrap_callable(noisy, size=32), SAMPLE, "lime:samples=32,segments=grid(3)"
+    )
+    assert "forward pass is random" in made.provenance["notes"][0]
+    steady = cs.wrap_callable(lambda x: x.mean(dim=(2, 3)), size=32)
+    assert steady.randomness == 0
+
+
+def test_a_torchvision_entry_says_how_images_are_shown():
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    entry = ResNet18_Weights.IMAGENET1K_V1
+    module = resnet18(weights=None).eval()
+    model = cs.wrap(module, weights=entry)
+    recipe = model.recipe
+    # torchvision's own transforms: 256, centre 224, these means
+    assert (recipe.size, recipe.resized) == ((224, 224), (256, 256))
+    assert recipe.mean == (0.485, 0.456, 0.406)
+    assert (model.classes[0], len(model.classes)) == ("tench", 1000)
+    assert "as its weights entry says" in model.facts["assumed"]
+    own = entry.transforms()(torch.from_numpy(SAMPLE.pixels).permute(2, 0, 1))
+    ours = recipe.normalised(model.view(SAMPLE).pixels)[0]
+    assert float((own - ours).abs().mean()) < 0.02
+    with pytest.raises(cs.ConsilienceError, match="weights is a torchvision entry"):
+        cs.wrap(module, weights="IMAGENET1K_V1")
+
+
+def test_a_softmax_already_inside_is_found():
+    """A softmax of a softmax is nearly uniform."""
+    model = wrapped(nn.Sequential(net(4), nn.Softmax(dim=1)))
+    assert model.outputs == "probabilities"
+    assert "sum to 1" in model.facts["assumed"]
+    raw = model.logits(model.view(SAMPLE).pixels)[0].detach()
+    made = cs.explain(model, SAMPLE, "lime:samples=64,segments=grid(4)")
+    assert made.provenance["prediction"]["probability"] == pytest.approx(
+        float(raw.max()), abs=1e-6
+    )
+    told = wrapped(nn.Sequential(net(4), nn.Softmax(dim=1)), outputs="logits")
+    assert told.outputs == "logits"
+    logs = wrapped(nn.Sequential(net(4), nn.LogSoftmax(dim=1)))
+    assert logs.outputs == "logits"
+
+
+def test_sigmoids_already_inside_are_found():
+    model = wrapped(nn.Sequential(net(4), nn.Sigmoid()))
+    assert model.outputs == "probabilities"
+    assert "a sigmoid inside" in model.facts["assumed"]
+
+
+class Squashed(nn.Module):
+    """Numbers in [0, 1] by a function, which no module tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(4)
+
+    def forward(self, x):
+        return torch.sigmoid(self.net(x))
+
+
+def test_what_cannot_be_told_is_said():
+    assert (
+        "read as logits (outputs= says otherwise)"
+        in wrapped(Squashed()).facts["assumed"]
+    )
+    assert "outputs of noise" not in wrapped(net(4)).facts["assumed"]
+
+
 def test_labels_that_do_not_exclude_each_other():
     model = wrapped(net(5), outputs="sigmoid")
     logits = model.logits(model.view(SAMPLE).pixels)[0].detach().numpy()
@@ -331,6 +467,10 @@ def test_labels_that_do_not_exclude_each_other():
     assert best["probability"] == pytest.approx(
         float(literal_sigmoid(logits.max())), abs=1e-6
     )
+    likely = sorted(np.flatnonzero(logits >= 0), key=lambda index: -logits[index])
+    assert list(best["also"]) == likely[1:]
+    assert len(likely) > 1
+    assert np.isnan(best["uniform"])
     gap = cs.explain(model, SAMPLE, "lime:samples=64", target="difference:0,1")
     right = literal_sigmoid(logits[0]) - literal_sigmoid(logits[1])
     assert gap.provenance["score"] == pytest.approx(float(right), abs=1e-6)

@@ -49,6 +49,7 @@ class Prediction:
     """What a model says of an image: the first class, its probability (nan for bare
     values), its lead over the second, and the probability that each class of so many
     would have if the model knew nothing (nan where classes do not exclude each other).
+    ``also`` are the other labels, by number, that independent outputs put at .5 or more.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Prediction:
     probability: float
     margin: float
     uniform: float = float("nan")
+    also: tuple[int, ...] = ()
 
 
 def explain(
@@ -274,8 +276,13 @@ def predict(model: Model, outputs: torch.Tensor) -> Prediction:
     probability = float("nan") if model.outputs == "values" else float(values[0])
     margin = float(values[0] - values[1]) if len(values) > 1 else float("nan")
     exclusive = model.outputs in ("logits", "probabilities") and len(values) > 1
+    exclusive = exclusive or bool(getattr(model, "complement", False))
     uniform = 1 / len(values) if exclusive else float("nan")
-    return Prediction(first, class_name(model, first), probability, margin, uniform)
+    also: tuple[int, ...] = ()
+    if model.outputs == "sigmoid" and not exclusive:
+        also = tuple(index for index in order[1:].tolist() if row[index] >= 0.5)
+    name = class_name(model, first)
+    return Prediction(first, name, probability, margin, uniform, also)
 
 
 def target_of_image(

@@ -44,6 +44,23 @@ def as_probabilities(outputs: Tensor, kind: str) -> Tensor:
     return outputs.sigmoid() if kind == "sigmoid" else outputs
 
 
+def with_complement(outputs: Tensor, kind: str) -> Tensor:
+    """The one output (N, 1) of a yes or no and, second, that of its complement (N, 2):
+    the other sign of a logit, the rest of a probability.
+    """
+    import torch
+
+    other = 1 - outputs if kind == "probabilities" else -outputs
+    return torch.cat([outputs, other], dim=1)
+
+
+def complement_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of a yes or no and its complement, of the name of one or of both."""
+    if names is None or len(names) != 1:
+        return None if names is None else tuple(names)
+    return (names[0], f"not {names[0]}")
+
+
 DEFAULT_MODEL = "efficientnet_lite0"
 """The network whose weights come with the program."""
 

@@ -452,7 +452,7 @@ def _of_prediction(
     if not said:
         return
     true = said.get("true")
-    if true is not None and true != said["index"]:
+    if true is not None and true not in (said["index"], *said.get("also", ())):
         yield (
             "prediction-wrong",
             Event(

@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from consilience.models import graph
 from consilience.models.graph import Dialect, Uncut, layer_output
-from consilience.models.layers import as_outputs, borrowed
+from consilience.models.layers import borrowed
 from consilience.models.network import TorchNetwork
 from consilience.models.readouts import ClassOutputs, LayerReading, reading_of
 from consilience.types import Network, NotApplicable, Target
@@ -222,7 +222,7 @@ def canonical(
             expected = reading.of(network.module, prepared)
     found = Canonical(
         _Writer(own, activations, sums, layer).written(),
-        _reader(reading),
+        _reader(network, reading),
         float(expected.abs().max()),
     )
     with torch.no_grad():
@@ -236,10 +236,10 @@ def canonical(
     return found
 
 
-def _reader(reading: Any) -> Callable[[Tensor], Tensor]:
+def _reader(network: TorchNetwork, reading: Any) -> Callable[[Tensor], Tensor]:
     if isinstance(reading, LayerReading):
         return lambda raw: reading.mean(reading.form.as_map(raw))
-    return as_outputs
+    return network.read
 
 
 def opened(module: nn.Module) -> nn.Module:

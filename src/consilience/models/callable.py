@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from threading import RLock
 from typing import Any, Literal, Protocol, get_args
@@ -20,8 +21,17 @@ from torch import Tensor
 
 from consilience import images
 from consilience.models.engines import plan
-from consilience.models.network import Recipe, pair, triple
-from consilience.types import Array, ConsilienceError, Outputs, Sample, View, ViewMode
+from consilience.models.network import Recipe, pair, relative_change, triple
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Outputs,
+    Sample,
+    View,
+    ViewMode,
+    complement_names,
+    with_complement,
+)
 
 Layout = Literal["nchw", "nhwc"]
 LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
@@ -71,6 +81,7 @@ class BlackBox:
     mode: ViewMode = "crop"
     memory: int = plan.MEMORY
     spec: str | None = None
+    complement: bool = False
     _lock: Any = field(default_factory=RLock, repr=False)
 
     can = frozenset[str]()
@@ -138,12 +149,21 @@ class BlackBox:
         plan.record_pass(
             str(self.backend.facts["engine"]), str(self.backend.facts["precision"])
         )
-        if found.shape[1] != len(self.classes):
+        count = 1 if self.complement else len(self.classes)
+        if found.shape[1] != count:
             raise ConsilienceError(
                 f"{self.name} gave {found.shape[1]} outputs an image; on its trial it gave "
-                f"{len(self.classes)}"
+                f"{count}"
             )
-        return found
+        return with_complement(found, self.outputs) if self.complement else found
+
+    @cached_property
+    def randomness(self) -> float:
+        """How far two answers to one image lie apart, as a share of the largest output;
+        0 for a model that always says the same.
+        """
+        noise = trial_images(self.recipe.size)[:1]
+        return relative_change(self.scores(noise), self.scores(noise))
 
     def using(
         self,
@@ -237,16 +257,25 @@ def settle_outputs(
             f"and std"
         )
     found = kind_of(trial)
+    if told == "logits" and trial.shape[1] == 1:
+        return "sigmoid", "one logit: a yes or no"
     if found == "logits" and trial.shape[1] == 1:
         inside = bool(((trial >= 0) & (trial <= 1)).all())
         found = "probabilities" if inside else "sigmoid"  # a yes or no
     return (found, "found on a trial") if told is None else (told, "as told")
 
 
+def is_yes_or_no(trial: Tensor, kind: Outputs) -> bool:
+    """Whether the one output (n, 1) has a complement."""
+    return trial.shape[1] == 1 and kind in ("sigmoid", "probabilities")
+
+
 def settle_classes(
-    given: Sequence[str] | None, count: int, name: str
+    given: Sequence[str] | None, count: int, name: str, complement: bool = False
 ) -> tuple[str, ...]:
-    """The names of the outputs, or numbers."""
+    """The names of the outputs, or numbers; two of a yes or no and its complement."""
+    if complement:
+        count, given = 2, complement_names(given)
     if given is None:
         return tuple(f"class {index}" for index in range(count))
     if len(given) != count:
@@ -349,10 +378,11 @@ def wrap_callable(
             backend, recipe.normalised(trial_images(frame)), batch, called
         )
     kind, how = settle_outputs(outputs, trial, called)
+    single = is_yes_or_no(trial, kind)
     return BlackBox(
         backend,
         recipe,
-        settle_classes(classes, trial.shape[1], called),
+        settle_classes(classes, trial.shape[1], called, single),
         kind,
         called,
         digest_of_parts(recipe, kind, layout, trial.numpy().tobytes()),
@@ -360,4 +390,5 @@ def wrap_callable(
         most=batch,
         mode=view,
         memory=memory,
+        complement=single,
     )

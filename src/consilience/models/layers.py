@@ -595,8 +595,9 @@ def _candidates(
 def _pools_or_classifies(part: nn.Module, classes: int) -> bool:
     if isinstance(part, nn.Linear):
         return part.out_features == classes
+    # one channel, of a yes or no at every pixel, is an answer too
     return isinstance(part, _ADAPTIVE) or (
-        isinstance(part, nn.Conv2d) and part.out_channels == classes
+        isinstance(part, nn.Conv2d) and part.out_channels in (classes, 1)
     )
 
 

@@ -21,9 +21,16 @@ from consilience import registry
 from consilience.models import weights as files
 from consilience.models.callable import BlackBox
 from consilience.models.engines import plan, runner
-from consilience.models.network import Recipe, TorchNetwork, timm_recipe
+from consilience.models.network import (
+    Recipe,
+    TorchNetwork,
+    recipe_of,
+    settled,
+    timm_recipe,
+    torchvision_recipe,
+)
 from consilience.registry import Spec
-from consilience.types import ConsilienceError, Model, Outputs
+from consilience.types import ConsilienceError, Model, Outputs, complement_names
 
 EMBEDDED = "efficientnet_lite0"
 OPTIONS = (
@@ -203,6 +210,12 @@ def _assembled(origin: Origin, options: dict[str, str]) -> TorchNetwork:
     network = TorchNetwork(
         module, origin.recipe, None, origin.outputs, origin.name, weights=source
     )
+    network = settled(network, origin.outputs)
+    if network.complement:
+        names, origin_labels = (
+            complement_names(names),
+            complement_names(origin_labels),
+        )
     return replace(
         network,
         labels=_named(network, names, origin_labels, options.get("labels", "")),
@@ -336,7 +349,7 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
             f"{name}: the weights {entry.name} have no classifier; there is: "
             f"{', '.join(enum.__members__)}"
         )
-    recipe = _torchvision_recipe(entry.transforms())
+    recipe = torchvision_recipe(entry)
     extras: dict[str, Any] = {}
     if name in (
         "googlenet",
@@ -361,20 +374,6 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
         return module, str(entry.name)
 
     return Origin(name, build, recipe, tuple(labels), pretrained)
-
-
-def _torchvision_recipe(shown: Any) -> Recipe:
-    return Recipe(
-        size=_square(shown.crop_size),
-        resized=_square(shown.resize_size),
-        interpolation=shown.interpolation.value,
-        mean=tuple(shown.mean),
-        std=tuple(shown.std),
-    )
-
-
-def _square(size: list[int]) -> tuple[int, int]:
-    return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])
 
 
 # ---- timm
@@ -463,8 +462,8 @@ def _timm_labels(config: Any) -> tuple[str, ...] | None:
 
 
 def _from_factory(package: str, name: str, options: dict[str, str]) -> Model:
-    """What ``package.name()`` returns: a `Model` as it is, a module with the usual
-    preparation of ImageNet.
+    """What ``package.name()`` returns: a `Model` as it is, a module with the preparation
+    that it states, else the usual one of ImageNet.
     """
     factory = getattr(_imported(package), name, None)
     if not callable(factory):
@@ -484,10 +483,15 @@ def _from_factory(package: str, name: str, options: dict[str, str]) -> Model:
             f"weights {options['weights']!r}",
         )
     source = options.get("weights", f"{package}:{name}")
+    said = recipe_of(made)
     network = TorchNetwork(
-        made.eval(), Recipe(), name=f"{package}:{name}", weights=source
+        made.eval(),
+        said or Recipe(),
+        name=f"{package}:{name}",
+        weights=source,
+        assumed="as its pretrained_cfg says" if said else "ImageNet's preparation",
     )
-    return _relabelled(network, options)
+    return _relabelled(settled(network, None), options)
 
 
 def _relabelled(network: Model, options: dict[str, str]) -> Model:
@@ -498,11 +502,12 @@ def _relabelled(network: Model, options: dict[str, str]) -> Model:
             "labels= goes with a torch module; this factory returns a model that names its "
             "classes"
         )
+    names = files.read_labels(options["labels"])
+    if network.complement:
+        names = complement_names(names) or names
     return replace(
         network,
-        labels=_named(
-            network, files.read_labels(options["labels"]), None, options["labels"]
-        ),
+        labels=_named(network, names, None, options["labels"]),
     )
 
 

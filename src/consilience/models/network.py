@@ -40,6 +40,8 @@ from consilience.types import (
     Trace,
     View,
     ViewMode,
+    complement_names,
+    with_complement,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -141,6 +143,7 @@ class TorchNetwork:
     precision: str = "f32"
     memory: int = plan.MEMORY
     assumed: str = ""
+    complement: bool = False
     _runner: runner.Runner = field(default_factory=runner.Runner, repr=False)
 
     can = frozenset({"gradients", "layers", "module"})
@@ -168,7 +171,7 @@ class TorchNetwork:
         """Hex digest of the state dict's tensors in order, the architecture with its
         settings, and the recipe.
         """
-        settings = repr(self.recipe) + self.outputs
+        settings = repr(self.recipe) + self.outputs + "+" * self.complement
         return self._runner.digest(self.module, settings, self.anatomy.volatile)
 
     @property
@@ -263,11 +266,16 @@ class TorchNetwork:
 
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        return anatomy.as_outputs(
+        return self.read(
             self.module(
                 self.recipe.normalised(pixels).contiguous(memory_format=layout)
             )
         )
+
+    def read(self, said: Any) -> Tensor:
+        """Outputs (N, K) of what the module returns."""
+        outputs = anatomy.as_outputs(said)
+        return with_complement(outputs, self.outputs) if self.complement else outputs
 
     def _checked(self, pixels: Tensor) -> Tensor:
         if (
@@ -473,9 +481,7 @@ class TorchNetwork:
         """
         noise = self._noise(1)
         with torch.no_grad():
-            one, other = self.logits(noise).float(), self.logits(noise).float()
-        apart = float((one - other).abs().max())
-        return apart / max(float(one.abs().max()), 1e-12)
+            return relative_change(self.logits(noise), self.logits(noise))
 
     def _noise(self, count: int) -> Tensor:
         seeded = torch.Generator().manual_seed(0)
@@ -667,6 +673,31 @@ def recipe_of(module: nn.Module) -> Recipe | None:
     return timm_recipe(resolve_data_config({}, pretrained_cfg=dict(said)))
 
 
+def torchvision_recipe(entry: Any) -> Recipe:
+    """How the weights of a torchvision entry (``ResNet50_Weights.IMAGENET1K_V2``) were
+    trained to see images.
+    """
+    shown = entry.transforms()
+    return Recipe(
+        size=_square(shown.crop_size),
+        resized=_square(shown.resize_size),
+        interpolation=shown.interpolation.value,
+        mean=triple(shown.mean, "mean"),
+        std=triple(shown.std, "std"),
+    )
+
+
+def _square(sizes: Sequence[int]) -> tuple[int, int]:
+    """One number is both sides."""
+    return (int(sizes[0]), int(sizes[-1]))
+
+
+def relative_change(one: Tensor, other: Tensor) -> float:
+    """How far outputs (1, K) lie apart, as a share of the largest."""
+    gap = float((one.float() - other.float()).abs().max())
+    return gap / max(float(one.float().abs().max()), 1e-12)
+
+
 # ---- wrapping
 
 
@@ -680,7 +711,8 @@ def wrap(
     resize: int | tuple[int, int] | None = None,
     interpolation: images.Interpolation | None = None,
     view: ViewMode = "crop",
-    outputs: Outputs = "logits",
+    outputs: Outputs | None = None,
+    weights: Any = None,
     name: str | None = None,
     engine: str = "auto",
     precision: str = "f32",
@@ -688,11 +720,15 @@ def wrap(
 ) -> TorchNetwork:
     """Any torch classifier (N, 3, h, w) -> (N, K) as a `Network`.
 
-    What is not given is taken from what the module says of itself (timm's
-    ``pretrained_cfg``), else ImageNet's; what was assumed is among its ``facts``.
+    What is not given is taken from ``weights``, a torchvision entry such as
+    ``ResNet50_Weights.IMAGENET1K_V2`` (its class names too), from what the module says
+    of itself (timm's ``pretrained_cfg``), else it is ImageNet's; what was assumed is
+    among its ``facts``.
 
     ``outputs`` are ``logits`` of classes that exclude each other, ``sigmoid`` for logits
     of independent labels or of one yes or no, ``probabilities`` or plain ``values``.
+    Where it is not given it is told from the module and a trial, which is said; one
+    output is a yes or no, whose complement becomes the second class.
 
     ``size`` is the frame the module takes, ``resize`` what the image's shorter side
     becomes before the centre is cut (None: the frame's own size, so nothing is lost
@@ -712,13 +748,16 @@ def wrap(
         "resize": resize,
         "interpolation": interpolation,
     }
-    recipe, assumed = _recipe_for(module, given)
+    said, source = _recipe_said(module, weights)
+    recipe, assumed = _recipe_for(said, source, given)
+    if classes is None and weights is not None:
+        classes = weights.meta.get("categories")
     labels = tuple(classes) if classes is not None else None
     network = TorchNetwork(
         module,
         recipe,
         labels,
-        outputs,
+        outputs or "logits",
         name or type(module).__name__,
         mode=view,
         engine=engine,
@@ -726,31 +765,91 @@ def wrap(
         memory=memory,
         assumed=assumed,
     )
-    if outputs == "logits" and _says_one_number(network):
-        # a softmax over one number is 1 whatever it is
-        said = "one output, read as the logit of a yes (outputs=sigmoid)"
-        told = "; ".join(filter(None, (assumed, said)))
-        network = replace(network, outputs="sigmoid", assumed=told)
-    if labels is not None and len(labels) != network.anatomy.outputs:
-        raise ConsilienceError(
-            f"{len(labels)} class names for a module with {network.anatomy.outputs} outputs"
-        )
+    if _is_classifier(network):
+        network = settled(network, outputs)
+        names = complement_names(labels) if network.complement else labels
+        network = replace(network, labels=names)
+        if names is not None and len(names) != network.anatomy.outputs:
+            raise ConsilienceError(
+                f"{len(names)} class names for a module with {_said_outputs(network)}"
+            )
     return network
 
 
-def _recipe_for(module: nn.Module, given: Mapping[str, Any]) -> tuple[Recipe, str]:
-    """The recipe of what was given, else of what the module says, else ImageNet's; and
-    what was assumed.
+def settled(network: TorchNetwork, told: Outputs | None) -> TorchNetwork:
+    """The network with the kind of its outputs as ``told``, else as found, and the
+    complement of a yes or no.
+    """
+    kind, said = (told, "") if told is not None else _kind_of_outputs(network)
+    if kind == "logits" and network.anatomy.outputs == 1:
+        # a softmax over one number is 1 whatever it is
+        kind, said = (
+            "sigmoid",
+            "one output, read as the logit of a yes (outputs=sigmoid)",
+        )
+    single = network.anatomy.outputs == 1 and kind in ("sigmoid", "probabilities")
+    assumed = "; ".join(filter(None, (network.assumed, said)))
+    return replace(network, outputs=kind, assumed=assumed, complement=single)
+
+
+def _kind_of_outputs(network: TorchNetwork) -> tuple[Outputs, str]:
+    """What the outputs for noise look like, beside the module's last part."""
+    noise = torch.rand(
+        1, 3, *network.recipe.size, generator=torch.Generator().manual_seed(0)
+    ).to(network.device)
+    with borrowed(network.module), torch.no_grad():
+        outputs = network.run(noise).float()
+    single = outputs.shape[1] == 1
+    inside = bool(((outputs >= 0) & (outputs <= 1)).all())
+    *_, last = network.module.modules()
+    if inside and isinstance(last, nn.Sigmoid):
+        return "probabilities", "a sigmoid inside: outputs read as probabilities"
+    if not single and inside and abs(float(outputs.sum()) - 1) <= SUMS_TO_ONE:
+        said = (
+            "outputs sum to 1: read as probabilities (outputs=logits if they are not)"
+        )
+        return "probabilities", said
+    if inside and not single:
+        said = (
+            "outputs of noise lie in [0, 1], read as logits (outputs= says otherwise)"
+        )
+        return "logits", said
+    return "logits", ""
+
+
+SUMS_TO_ONE = 1e-4
+"""Float32's sums of a softmax over thousands of classes are off by less."""
+
+
+def _said_outputs(network: TorchNetwork) -> str:
+    return "1 output" if network.complement else f"{network.anatomy.outputs} outputs"
+
+
+def _recipe_said(module: nn.Module, weights: Any) -> tuple[Recipe | None, str]:
+    """What weights or module say of how images are shown, and which of them does."""
+    if weights is None:
+        return recipe_of(module), "pretrained_cfg"
+    if not hasattr(weights, "transforms") or not hasattr(weights, "meta"):
+        raise ConsilienceError(
+            f"weights is a torchvision entry (ResNet50_Weights.DEFAULT); got {weights!r}"
+        )
+    return torchvision_recipe(weights), "weights entry"
+
+
+def _recipe_for(
+    said: Recipe | None, source: str, given: Mapping[str, Any]
+) -> tuple[Recipe, str]:
+    """The recipe of what was given, else of what was ``said`` by its ``source``, else
+    ImageNet's; and what was assumed.
     """
     asked = {key: value for key, value in given.items() if value is not None}
-    said = recipe_of(module)
     if said is not None and "size" not in asked and "resize" not in asked:
         changes: dict[str, Any] = {
             key: triple(asked[key], key) for key in ("mean", "std") if key in asked
         }
         if "interpolation" in asked:
             changes["interpolation"] = asked["interpolation"]
-        return replace(said, **changes), "" if asked else "as its pretrained_cfg says"
+        return replace(said, **changes), "" if asked else f"as its {source} says"
     frame = pair(asked.get("size", 224))
     recipe = Recipe(
         size=frame,
@@ -783,12 +882,12 @@ def _check_dtype(module: nn.Module) -> None:
         )
 
 
-def _says_one_number(network: TorchNetwork) -> bool:
-    """Whether a module returns one number an image; what is no classifier yet, such as a
+def _is_classifier(network: TorchNetwork) -> bool:
+    """Whether a module returns numbers (N, K); what is no classifier yet, such as a
     segmentation that is about to be read, does not.
     """
     try:
-        return network.anatomy.outputs == 1
+        return network.anatomy.outputs > 0
     except ConsilienceError:
         return False
 

@@ -29,6 +29,7 @@ from consilience.models.callable import (
     Layout,
     as_nhwc,
     digest_of_parts,
+    is_yes_or_no,
     run_backend,
     settle_classes,
     settle_outputs,
@@ -38,7 +39,7 @@ from consilience.models.engines import plan
 from consilience.models.network import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from consilience.progress import say
 from consilience.registry import Spec, option
-from consilience.types import Array, ConsilienceError
+from consilience.types import Array, ConsilienceError, Outputs
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -69,7 +70,7 @@ class Onnx:
     scale: float = option(1.0, help="255 where the network takes 0 to 255")
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
     layout: Literal["nchw", "nhwc"] | None = None
-    outputs: Literal["logits", "probabilities", "values"] | None = None
+    outputs: Outputs | None = None
     output: str | None = option(None, help="name of the output to take")
     labels: str | None = option(None, help="a file of class names")
     classes: tuple[str, ...] | None = option(None, help="class names joined with +")
@@ -105,7 +106,9 @@ def load_onnx(spec: Spec) -> BlackBox:
         )
     session, trial = _tried(session, recipe, file.stem)
     kind, how = settle_outputs(options.outputs, trial, file.stem)
-    names = settle_classes(_class_names(options, session), trial.shape[1], file.name)
+    single = is_yes_or_no(trial, kind)
+    given = _class_names(options, session)
+    names = settle_classes(given, trial.shape[1], file.name, single)
     known = {
         "outputs": f"{kind}, {how}",
         "weights": options.file,
@@ -129,6 +132,7 @@ def load_onnx(spec: Spec) -> BlackBox:
         known,
         mode=options.view,
         memory=memory,
+        complement=single,
     )
     return replace(
         model.using(precision=options.precision), spec=registry.render(spec)

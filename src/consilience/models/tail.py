@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from consilience.models import graph
 from consilience.models.graph import Cut, GraphSection, Grow, Traced, Uncut
-from consilience.models.layers import Form, as_outputs, borrowed, hooked
+from consilience.models.layers import Form, borrowed, hooked
 from consilience.progress import task
 from consilience.types import ConsilienceError
 
@@ -54,8 +54,15 @@ class TailNetwork(Protocol):
     def largest(self) -> int:
         """Floats of the largest value of a whole pass of one image."""
 
+    @property
+    def complement(self) -> bool:
+        """Whether the second output is made of the first."""
+
     def run(self, pixels: Tensor) -> Tensor:
         """One plain pass; the caller has borrowed the module."""
+
+    def read(self, said: Any) -> Tensor:
+        """Outputs (N, K) of what the module returns."""
 
 
 class Resume(Protocol):
@@ -467,16 +474,19 @@ class Closed:
 
     def resume(self, raw: Tensor) -> Tensor:
         """Outputs for raw layer outputs."""
-        return functional.linear(
-            self._seen.form.as_map(raw).mean(dim=(2, 3)), self._weight, self._bias
-        ).float()
+        means = self._seen.form.as_map(raw).mean(dim=(2, 3))
+        said = functional.linear(means, self._weight, self._bias)
+        return self._seen.network.read(said).float()
 
     def ablated(self, channels: Tensor) -> Tensor:
         """Outputs with each of the channels zeroed alone: what they had given is taken
         back.
         """
         means = self._seen.maps[0, channels].mean(dim=(1, 2))
-        return self._seen.outputs - self._weight.T[channels] * means[:, None]
+        raw = self._seen.outputs[:, : len(self._weight)]
+        return self._seen.network.read(
+            raw - self._weight.T[channels] * means[:, None]
+        )
 
 
 def _closed(seen: Seen) -> Closed:
@@ -489,7 +499,8 @@ def _head(seen: Seen) -> str:
     """The linear part that, after pooling, gives the model's outputs for the image and
     for random activations.
     """
-    wanted = (seen.outputs.shape[1], seen.maps.shape[1])
+    said = 1 if seen.network.complement else seen.outputs.shape[1]
+    wanted = (said, seen.maps.shape[1])
     for name, part in reversed(list(seen.module.named_modules())):
         way = Closed(seen, part) if _may_be_head(part, wanted) else None
         if way is not None and not _differs(way.resume(seen.raw), seen.outputs):
@@ -540,7 +551,8 @@ class Split:
         start = self._plan.cut.start
         values = self._alive(len(raw))
         values[start] = raw.clone() if start in self._plan.written else raw
-        return as_outputs(self._plan.after.run(self._seen.module, values)).float()
+        said = self._plan.after.run(self._seen.module, values)
+        return self._seen.network.read(said).float()
 
     def _alive(self, n: int) -> graph.Values:
         """What is kept, for n copies of the image; copied where the rest writes to it
@@ -592,7 +604,8 @@ class Split:
     def _resume_after(self, reader: Reader, channels: Tensor) -> Tensor:
         values = self._alive(len(channels))
         values[reader.mark] = reader.update(channels)
-        return as_outputs(reader.after.run(self._seen.module, values)).float()
+        said = reader.after.run(self._seen.module, values)
+        return self._seen.network.read(said).float()
 
 
 # ---- planning a split
