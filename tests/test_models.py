@@ -21,7 +21,13 @@ from consilience.models import layers as anatomy
 from consilience.models import load, weights
 from consilience.models.layers import form_of
 from consilience.models.load import load_model
-from consilience.models.network import Recipe, TorchNetwork, timm_recipe, wrap
+from consilience.models.network import (
+    Recipe,
+    TorchNetwork,
+    timm_recipe,
+    torchvision_recipe,
+    wrap,
+)
 from consilience.types import PIXELS, ClassTarget, ConsilienceError, Sample
 
 
@@ -393,8 +399,8 @@ SIZES = [
     "name", ["resnet50", "efficientnet_b1", "inception_v3", "swin_v2_t"]
 )
 def test_crop_is_torchvisions_own_transform(name, size):
-    shown = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    recipe = load._torchvision_recipe(shown)
+    entry = torchvision.models.get_model_weights(name).DEFAULT
+    recipe, shown = torchvision_recipe(entry), entry.transforms()
     pixels = image(*size)
     model = TorchNetwork(nn.Conv2d(3, 1, 1), recipe)
     got = recipe.normalised(model.view(Sample("p", pixels)).pixels)

@@ -219,7 +219,11 @@ def canonical(
     with borrowed(network.module):
         own = opened(copy.deepcopy(network.module)).eval().requires_grad_(False)
         with torch.no_grad():
-            expected = reading.of(network.module, prepared)
+            expected = (
+                reading.of(network.module, prepared)
+                if layer is not None
+                else network.read(network.module(prepared))
+            )
     found = Canonical(
         _Writer(own, activations, sums, layer).written(),
         _reader(network, reading),
