@@ -110,6 +110,33 @@ def test_chance_over_all_draws(two):
     )
 
 
+def test_what_only_one_side_could_detect_is_left_out():
+    """The pool is what both could detect: two of a's four and two of b's three."""
+    eligible = POSSIBLE["eligible"]
+    fewer = POSSIBLE.assign(eligible=eligible & (POSSIBLE["concept"] != "wheel"))
+    smaller = POSSIBLE.assign(eligible=eligible & (POSSIBLE["concept"] != "bed"))
+    found = compare_sides(
+        side("a", table(UNITS_A), smaller), side("b", table(UNITS_B), fewer)
+    ).jaccard()
+    row = found.iloc[-1]
+    # wheel (a alone could) and bed (b alone could) are out; a has red-c and dog, b has
+    # these and the part dog, of five concepts
+    assert tuple(row[["concepts_a", "concepts_b", "shared", "left_out"]]) == (
+        2,
+        3,
+        2,
+        2,
+    )
+    assert row["jaccard"] == 2 / 3
+    draws = [
+        len(set(a) & set(b))
+        for a in combinations(range(5), 2)
+        for b in combinations(range(5), 3)
+    ]
+    assert row["expected"] == pytest.approx(np.mean([x / (5 - x) for x in draws]))
+    assert row["p"] == pytest.approx(np.mean([x >= 2 for x in draws]))
+
+
 def test_concepts_shared_and_own(two):
     found = two.concepts().set_index(["concept", "category"])
     assert dict(found["where"]) == {

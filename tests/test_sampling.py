@@ -396,14 +396,14 @@ def test_the_moderated_standard_error_by_hand():
     ("spec", "words"),
     [
         ("shapley:14", "14 orders are too few to say how sure"),
-        ("banzhaf:30,estimator=msr", "14 pairs are too few to say how sure"),
+        ("banzhaf:62,estimator=msr", "30 pairs are too few to say how sure"),
     ],
 )
 def test_where_too_few_were_drawn_no_standard_error_is_given(spec, words):
     heat, _, _ = play(spec, 4, table=random_table(16))
     assert np.isnan(heat.extras["stderr"]).all()
     assert words in heat.facts["notes"][0]
-    enough = spec.replace("14", "16").replace("30", "34")
+    enough = spec.replace("14", "16").replace("62", "64")
     assert np.isfinite(
         play(enough, 4, table=random_table(16))[0].extras["stderr"]
     ).all()

@@ -12,13 +12,16 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience import registry
+from consilience.progress import printable
 from consilience.types import DEFAULT_MODEL, ConsilienceError
 
 if TYPE_CHECKING:
@@ -58,24 +61,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(given)
     arguments.command = shlex.join(["consilience", *given])
+    _listen_for_termination()
     try:
         for plugin in getattr(arguments, "plugin", None) or ():
             registry.load_plugin(plugin)
         check_before_loading(arguments)
         code: int = arguments.call(arguments)
     except ConsilienceError as error:
-        print(f"consilience: {error}", file=sys.stderr)
+        print(f"consilience: {printable(str(error))}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(
             "consilience: stopped; give the same command again (with its -o) to continue",
             file=sys.stderr,
         )
-        return 130
+        return STOPPED_BY_TERM if isinstance(stop, _TerminatedError) else 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        said = printable(f"{named}{error.strerror or error}")
+        print(
+            f"consilience: {said}; the same command goes on where it was",
+            file=sys.stderr,
+        )
+        return 1
     return code
+
+
+STOPPED_BY_TERM = 143
+"""What a shell reports of a process that SIGTERM ended."""
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise _TerminatedError
+
+
+def _listen_for_termination() -> None:
+    """In the main thread alone signals can be listened for."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
 
 
 def check_before_loading(arguments: argparse.Namespace) -> None:

@@ -4,15 +4,16 @@ memory at a time.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from consilience import images
 from consilience.classnames import classes_named
+from consilience.files import read_csv
 from consilience.image_files import find_images as find_images
 from consilience.registry import unknown
 from consilience.types import Box, ConsilienceError, Sample
@@ -52,16 +53,61 @@ class TruthTable:
         """What is known of a file: the longest end of its path that the truth file
         names, else its bare stem.
         """
-        parts = Path(path).parts
+        end = self._end_of(path)
+        return None if end is None else self.images[end]
+
+    def _end_of(self, path: str | Path) -> str | None:
+        """The name in the file that means a path."""
+        parts = Path(composed(str(path))).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        return next(
-            (
-                self.images[end]
-                for end in [*ends, Path(path).stem]
-                if end in self.images
-            ),
-            None,
-        )
+        ends.append(Path(composed(str(path))).stem)
+        return next((end for end in ends if end in self.images), None)
+
+    def unmatched(self, paths: Iterable[str | Path]) -> tuple[str, ...]:
+        """Names in the file that mean none of ``paths``."""
+        met = {self._end_of(path) for path in paths}
+        return tuple(name for name in self.images if name not in met)
+
+    def unmatched_note(self, paths: Sequence[str | Path]) -> str | None:
+        """A line on the rows that mean none of ``paths``, with what lies near; None
+        where there is none.
+        """
+        left = self.unmatched(paths)
+        if not left:
+            return None
+        named = ", ".join(map(repr, left[:NAMED])) + (", ..." if left[NAMED:] else "")
+        of = f"{len(left)} of {len(self.images)} images in the truth file"
+        said = f"{of} are not among those given: {named}"
+        near = self._near(left, paths)
+        return f"{said} ({near})" if near else said
+
+    def _near(self, left: Sequence[str], paths: Sequence[str | Path]) -> str:
+        """The first name that is a path but for case, ending or folder."""
+        for name in left:
+            for path in paths:
+                if self._end_of(path) is not None:
+                    continue
+                mine, theirs = Path(name), Path(composed(str(path)))
+                if mine.name.casefold() == theirs.name.casefold():
+                    how = (
+                        "folder"
+                        if mine.name == theirs.name
+                        else "upper or lower case"
+                    )
+                    return f"{name!r} differs from {str(path)!r} by its {how}"
+                if mine.stem.casefold() == theirs.stem.casefold():
+                    return f"{name!r} differs from {str(path)!r} by its ending"
+        return ""
+
+
+NAMED = 3
+
+
+def composed(name: str) -> str:
+    """A name with accents as one letter (NFC): file systems and lists spell them either
+    way.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 # ---- finding and reading images
@@ -228,13 +274,8 @@ def read_truth(path: str | Path, classes: Sequence[str] = ()) -> TruthTable:
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConsilienceError(f"truth file {file} cannot be read: {error}") from None
-    first = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count))
-    return [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    rows = read_csv(file, "truth file", ",;\t")
+    return [(number, [cell.strip() for cell in row]) for number, row in rows]
 
 
 def _header(file: Path, rows: list[tuple[int, list[str]]]) -> list[str]:
@@ -265,7 +306,7 @@ def _record(where: str, header: list[str], cells: list[str]) -> dict[str, str]:
 def _image_of(where: str, row: Mapping[str, str]) -> str:
     if not row["image"]:
         raise ConsilienceError(f"{where} names no image")
-    return row["image"].replace("\\", "/").removeprefix("./")
+    return composed(row["image"].replace("\\", "/").removeprefix("./"))
 
 
 def _class_of(where: str, row: Mapping[str, str], classes: Sequence[str]) -> int:

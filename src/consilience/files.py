@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -16,6 +17,12 @@ import numpy as np
 import pandas as pd
 
 from consilience.types import ConsilienceError
+
+
+class CannotWriteError(ConsilienceError):
+    """A disk that is full, a folder that takes no files: no fault of the image at hand,
+    so a batch ends with it.
+    """
 
 
 def digest_of_data(thing: Any) -> str:
@@ -46,17 +53,31 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its place and move it there; nothing half-written is ever
     seen under its name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=".", suffix=".part"
+        )
+    except OSError as error:
+        raise _cannot_write(path, error) from None
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):
             Path(temporary).unlink()
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from None
         raise
+
+
+def _cannot_write(path: Path, error: OSError) -> CannotWriteError:
+    return CannotWriteError(
+        f"{path} cannot be written: {error.strerror or error}; what was finished is kept, "
+        f"and the same command goes on"
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -92,15 +113,99 @@ def json_ready(thing: Any) -> Any:
     return thing
 
 
+def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with an apostrophe before text that a spreadsheet would take for a
+    formula (``= + - @``, tab, carriage return at its start).
+    """
+    return table.map(
+        lambda cell: (
+            f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell
+        )
+    )
+
+
+FORMULA = tuple("=+-@\t\r")
+"""How a cell begins that Excel and LibreOffice run (OWASP, CSV injection)."""
+
+
 # ---- reading
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """A text file in UTF-8, with or without a byte order mark; ``what`` names it in the
+    error.
+    """
+    named = f"{what} {path}".strip()
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConsilienceError(
+            f"{named} cannot be read: byte {error.start} is not UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConsilienceError(f"{named} cannot be read: {reason}") from None
+
+
+def read_csv(
+    path: Path, what: str = "", delimiter: str = ","
+) -> list[tuple[int, list[str]]]:
+    """Rows of a CSV file, each with the number of its last line. ``delimiter`` is one,
+    or several of which the first line says the most frequent.
+    """
+    text = read_text(path, what)
+    first = text.partition("\n")[0]
+    reader = csv.reader(text.splitlines(), delimiter=max(delimiter, key=first.count))
+    try:
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ConsilienceError(
+            f"{what} {path} cannot be read: line {reader.line_num}: {error}".strip()
+        ) from None
+
+
+def read_csv_records(path: Path, what: str = "") -> list[dict[str, str]]:
+    """Rows of a CSV file by the names in its first line; cells that a row lacks are
+    empty, those beyond the header are left out.
+    """
+    rows = [row for _, row in read_csv(path, what) if row]
+    header = rows[0] if rows else []
+    return [
+        {
+            name: row[place] if place < len(row) else ""
+            for place, name in enumerate(header)
+        }
+        for row in rows[1:]
+    ]
+
+
+def read_json_data(path: Path, what: str = "") -> Any:
+    """What a JSON file holds."""
+    try:
+        return json.loads(read_text(path, what))
+    except (ValueError, RecursionError) as error:
+        raise ConsilienceError(
+            f"{what} {path} cannot be read as JSON: {error}".strip()
+        ) from None
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """A file of ``folder`` that a list names; ``where`` is the list, for the error.
+
+    Raises `ConsilienceError` for one outside of it: lists come from elsewhere.
+    """
+    parts = Path(name.replace("\\", "/")).parts
+    if ".." in parts or Path(name).is_absolute() or "\0" in name:
+        raise ConsilienceError(
+            f"{where} names {name!r}, which is not in {folder}; files are given relative to "
+            f"it"
+        )
+    return folder / name
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file of a run; `ConsilienceError` where it is damaged."""
-    try:
-        thing = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConsilienceError(f"{path} does not read as JSON: {error}") from None
+    thing = read_json_data(path)
     if not isinstance(thing, dict):
         raise ConsilienceError(f"{path} is damaged: it holds no JSON object")
     return thing

@@ -34,7 +34,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Files behind files, folders and patterns, in the order given, each once.
 
     Folders are searched recursively for files with an image's suffix, sorted, without
-    hidden ones. A file that is named is tried whatever its suffix.
+    hidden ones and without the folders of runs that lie in them. A file that is named is tried whatever its suffix.
     Raises `ConsilienceError` for whatever stands for no image at all.
     """
     found = {str(path): _expand(str(path)) for path in paths}
@@ -99,11 +99,20 @@ def _walk(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _is_run(Path(here, name))
+        ]
         found += [
             path for path in (Path(here, name) for name in files) if _is_image(path)
         ]
     return sorted(found, key=lambda path: path.parts)
+
+
+def _is_run(folder: Path) -> bool:
+    """A run's own folder: its panels are not images of the folder that it lies in."""
+    return (folder / "job.json").is_file()
 
 
 def _refuse(error: OSError) -> None:

@@ -88,4 +88,14 @@ def say(message: str) -> None:
     """Tell the person who waits, where somebody listens."""
     reporter = _reporter.get()
     if reporter is not None:
-        reporter.say(message)
+        reporter.say(printable(message))
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be printed (line breaks, control characters, escapes
+    that move a cursor) replaced; names of files may hold anything.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter == "\xa0" else "\ufffd"
+        for letter in text
+    )

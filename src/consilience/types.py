@@ -80,6 +80,16 @@ are one reason.
 """
 
 
+def unexpected(error: Exception) -> str:
+    """An exception of someone else's code in one line, with its kind."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:MOST_LETTERS]}".rstrip(": ")
+
+
+MOST_LETTERS = 300
+"""Of an exception's message in a line: torch's may hold a whole compiled graph."""
+
+
 class NotApplicable(ConsilienceError):  # noqa: N818 - it is a verdict, not a fault
     """A method or metric that cannot say anything about this case, with the reason.
 

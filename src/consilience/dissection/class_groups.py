@@ -8,7 +8,6 @@ All else goes by the words of the names; a file of groups overrules both.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from consilience.classnames import classes_named, plain_class_name
+from consilience.files import read_csv_records
 from consilience.registry import unknown
 from consilience.types import ConsilienceError
 
@@ -194,12 +194,7 @@ def read_groups(
     or a name), a row a class.
     """
     file = Path(path).expanduser()
-    try:
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConsilienceError(
-            f"groups {str(path)!r} cannot be read: {error}"
-        ) from None
+    rows = read_csv_records(file, "groups")
     if not rows or not {"concept", "class"} <= rows[0].keys():
         has = ", ".join(rows[0]) if rows else "nothing"
         raise ConsilienceError(

@@ -160,9 +160,12 @@ class Comparison:
         """A row a pair of layers, then one over `ALL`: ``a``, ``b``, ``concepts_a``,
         ``concepts_b``, ``shared``, ``jaccard``.
 
-        ``expected`` is the mean Jaccard index of two sets of these sizes drawn from
-        what could be detected, exactly; ``p`` the chance of as many shared concepts or
-        more. NaN where it is not known what could be detected.
+        All of it is of the concepts that both sides could have detected: what one
+        concept set has and the other has not says nothing of the networks; how many
+        detected ones that leaves out is ``left_out``. ``expected`` is the mean Jaccard
+        index of two sets of these sizes drawn from that pool, exactly; ``p`` the chance
+        of as many shared concepts or more. Both are NaN, and nothing is left out, where
+        it is not known what could be detected.
         """
         pairs = [
             (first, second, self.a.concepts(first), self.b.concepts(second))
@@ -178,8 +181,13 @@ class Comparison:
         mine: frozenset[ConceptKey],
         other: frozenset[ConceptKey],
     ) -> dict[str, Any]:
+        able = self._able()
+        left_out = 0
+        if able is not None:
+            left_out = len((mine | other) - able)
+            mine, other = mine & able, other & able
         shared, either = len(mine & other), len(mine | other)
-        pool = self._pool(mine | other)
+        pool = None if able is None else len(able)
         known = pool is not None and either > 0
         expected = (
             expected_iou(pool or 1, len(mine), len(other)) if known else math.nan
@@ -198,13 +206,14 @@ class Comparison:
             "jaccard": jaccard,
             "expected": expected,
             "p": p,
+            "left_out": left_out,
         }
 
-    def _pool(self, seen: frozenset[ConceptKey]) -> int | None:
-        """How many concepts could have been detected by both."""
+    def _able(self) -> frozenset[ConceptKey] | None:
+        """The concepts that both could have detected."""
         if self.a.possible is None or self.b.possible is None:
             return None
-        return len(self.a.possible | self.b.possible | seen)
+        return self.a.possible & self.b.possible
 
     def concepts(self) -> pd.DataFrame:
         """A row a concept that either detects, most units first: ``where`` is both, a

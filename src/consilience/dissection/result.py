@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from consilience.files import json_ready, write_atomically
+from consilience.files import (
+    json_ready,
+    read_json,
+    read_table,
+    spreadsheet_safe,
+    write_bytes,
+    write_table,
+)
 from consilience.registry import unknown
 from consilience.types import Array, ConsilienceError
 
@@ -430,23 +437,23 @@ class Dissection:
         columns, the manifest last.
         """
         into = Path(folder)
-        write_parquet(into / UNITS, self.table())
-        write_parquet(into / CONCEPTS, self.concept_table())
-        write_parquet(into / TOP, self.top())
-        write_parquet(
+        write_table(into / UNITS, self.table())
+        write_table(into / CONCEPTS, self.concept_table())
+        write_table(into / TOP, self.top())
+        write_table(
             into / SCORES,
             pd.concat([_scores(layer) for layer in self.layers], ignore_index=True),
         )
         for layer in self.layers:
             text = io.StringIO()
-            self.netdissect(layer.layer).to_csv(
+            spreadsheet_safe(self.netdissect(layer.layer)).to_csv(
                 text, index=False, quoting=csv.QUOTE_MINIMAL
             )
-            _write(into / f"{layer.layer}.csv", text.getvalue().encode())
+            write_bytes(into / f"{layer.layer}.csv", text.getvalue().encode())
         if self.random is not None:
             self.random.write(into / "random")
         manifest = json.dumps(json_ready(self._manifest()), allow_nan=False).encode()
-        _write(into / MANIFEST, manifest)
+        write_bytes(into / MANIFEST, manifest)
         return into
 
     def _manifest(self) -> dict[str, Any]:
@@ -470,18 +477,16 @@ class Dissection:
         """What `write` wrote."""
         file = Path(folder) / MANIFEST
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConsilienceError(
-                f"{folder} holds no dissection: {MANIFEST} cannot be read ({error})"
-            ) from None
+            told = read_json(file)
+        except ConsilienceError as error:
+            raise ConsilienceError(f"{folder} holds no dissection: {error}") from None
         if told.get("schema") != DISSECTION_SCHEMA:
             raise ConsilienceError(
                 f"{file} has schema {told.get('schema')!r}; this version reads "
                 f"{DISSECTION_SCHEMA}"
             )
         tables = {
-            name: pd.read_parquet(Path(folder) / name)
+            name: read_table(Path(folder) / name)
             for name in (UNITS, SCORES, TOP, CONCEPTS)
         }
         rows = tables[CONCEPTS].rename(columns={"concept": "name"}).to_dict("records")
@@ -512,17 +517,6 @@ class Dissection:
 
 def _distinct(rows: pd.DataFrame) -> int:
     return len(rows[["concept", "category"]].drop_duplicates())
-
-
-def write_parquet(path: Path, rows: pd.DataFrame) -> None:
-    """A table, written whole or not at all."""
-    content = io.BytesIO()
-    rows.to_parquet(content, index=False)
-    _write(path, content.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 # ---- to and from disk

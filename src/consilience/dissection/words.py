@@ -27,6 +27,7 @@ from scipy.special import logsumexp
 
 from consilience import progress
 from consilience.dissection.encoders import Encoder, image_embeddings, word_embeddings
+from consilience.files import read_text
 from consilience.registry import Registry, option, spell
 from consilience.types import Array, ConsilienceError, Network, Sample, ViewMode
 
@@ -467,12 +468,7 @@ def read_words(words: str | Path | Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(words, str | Path):
         file = Path(words).expanduser()
-        try:
-            lines: Iterable[str] = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConsilienceError(
-                f"words {str(words)!r} cannot be read: {error}"
-            ) from None
+        lines: Iterable[str] = read_text(file, "words").splitlines()
     else:
         lines = words
     listed = tuple(

@@ -613,7 +613,7 @@ class Banzhaf:
         return ShapleyFit(values, contributions.std(axis=0, ddof=1) / np.sqrt(pairs))
 
 
-LEAST_MSR_PAIRS = 16
+LEAST_MSR_PAIRS = 31
 """Pairs below which differences of means have no standard error (docs/perturbation.md)."""
 
 

@@ -4,8 +4,6 @@ anything, and fitted to a module.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import pickle
 import re
@@ -20,6 +18,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from consilience.files import read_csv_records, read_json_data, read_text
 from consilience.progress import say
 from consilience.types import ConsilienceError
 
@@ -85,7 +84,11 @@ def _content(file: Path) -> Any:
 
 
 def _nested(content: Any, file: Path) -> dict[str, Any]:
+    met: set[int] = set()
     while isinstance(content, Mapping):
+        if id(content) in met:
+            raise ConsilienceError(f"{file}: a state dict that holds itself")
+        met.add(id(content))
         inner = next(
             (content[key] for key in _NESTS if isinstance(content.get(key), Mapping)),
             None,
@@ -298,12 +301,11 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConsilienceError(f"labels {str(path)!r}: no such file")
-    text = file.read_text(encoding="utf-8-sig")
-    readers: dict[str, Callable[[str, Path], dict[int, str]]] = {
+    readers: dict[str, Callable[[Path], dict[int, str]]] = {
         ".json": _json_labels,
         ".csv": _csv_labels,
     }
-    names = readers.get(file.suffix.lower(), _line_labels)(text, file)
+    names = readers.get(file.suffix.lower(), _line_labels)(file)
     gaps = sorted(set(range(len(names))) - names.keys())
     if gaps or not names:
         raise ConsilienceError(
@@ -312,19 +314,17 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     return tuple(names[index] for index in range(len(names)))
 
 
-def _line_labels(text: str, file: Path) -> dict[int, str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _line_labels(file: Path) -> dict[int, str]:
+    said = read_text(file, "labels").splitlines()
+    lines = [line.strip() for line in said if line.strip()]
     places = [_PLACE.fullmatch(line) for line in lines]
     if lines and all(places):
         return {int(place["index"]): place["name"] for place in places if place}
     return dict(enumerate(lines))
 
 
-def _json_labels(text: str, file: Path) -> dict[int, str]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConsilienceError(f"{file}: not JSON ({error})") from None
+def _json_labels(file: Path) -> dict[int, str]:
+    content = read_json_data(file, "labels")
     items = (
         enumerate(content)
         if isinstance(content, list)
@@ -333,18 +333,23 @@ def _json_labels(text: str, file: Path) -> dict[int, str]:
         else ()
     )
     try:
-        return {
-            int(index): str(name[-1] if isinstance(name, list) else name)
-            for index, name in items
-        }
-    except ValueError:
+        return {int(index): _json_name(name) for index, name in items}
+    except (ValueError, TypeError, IndexError):
         raise ConsilienceError(
             f"{file}: labels in JSON are a list, or an object of class index to name"
         ) from None
 
 
-def _csv_labels(text: str, file: Path) -> dict[int, str]:
-    rows = list(csv.DictReader(text.splitlines()))
+def _json_name(name: Any) -> str:
+    """A name, alone or after its WordNet id."""
+    last = name[-1] if isinstance(name, list) else name
+    if not isinstance(last, str):
+        raise TypeError(f"a class name is text; got {last!r}")
+    return last
+
+
+def _csv_labels(file: Path) -> dict[int, str]:
+    rows = read_csv_records(file, "labels")
     columns = list(rows[0]) if rows else []
     index = next(
         (

@@ -50,6 +50,7 @@ from consilience.types import (
     Model,
     NotApplicable,
     Sample,
+    unexpected,
 )
 
 FAILED = "failed"
@@ -183,6 +184,9 @@ def samples_of(
         )
     classes = next(iter(models.values())).classes
     known = data.read_truth(truth, classes) if truth is not None else None
+    unmatched = known.unmatched_note(sources) if known is not None else None
+    if unmatched:
+        progress.say(unmatched)
     for name, path in zip(names, sources, strict=True):
         kept = finished.load(name).sample
         try:
@@ -380,6 +384,10 @@ def _scores(
     except ConsilienceError as error:
         # a metric that fails on an image takes nothing else with it; the table says so
         return [NotApplicable(code=FAILED, error=str(error))] * len(group)
+    except progress.Cancelled:
+        raise
+    except Exception as error:
+        return [NotApplicable(code=FAILED, error=unexpected(error))] * len(group)
 
 
 def _made(entry: Entry) -> Explanation | NotApplicable:
@@ -391,6 +399,10 @@ def _made(entry: Entry) -> Explanation | NotApplicable:
             if isinstance(error, NotApplicable)
             else NotApplicable(code="not-explained", error=str(error))
         )
+    except progress.Cancelled:
+        raise
+    except Exception as error:
+        return NotApplicable(code="not-explained", error=unexpected(error))
 
 
 def _full(metric: Metric) -> str:

@@ -20,7 +20,12 @@ from consilience.agreement.masks import default_cutter, largest, pixels_of
 from consilience.agreement.overlap import Agreement, iou, spearman
 from consilience.dissection.result import UNITS
 from consilience.dissection.units import explain_by_units, known_units
-from consilience.files import digest_of_data, file_stem, write_bytes
+from consilience.files import (
+    CannotWriteError,
+    digest_of_data,
+    file_stem,
+    write_bytes,
+)
 from consilience.models.load import load_model
 from consilience.runs.folder import (
     MAPS,
@@ -45,6 +50,7 @@ from consilience.types import (
     Network,
     Sample,
     ViewMode,
+    unexpected,
 )
 
 LOW = ("bf16", "f16")
@@ -176,8 +182,10 @@ class _Source:
         if twice:
             raise ConsilienceError(f"two images are called {twice[0]!r}")
         self._truth = data.read_truth(truth, classes) if truth is not None else None
-        for note in self._truth.notes if self._truth is not None else ():
-            progress.say(note)
+        if self._truth is not None:
+            unmatched = self._truth.unmatched_note(self._files)
+            for note in (*self._truth.notes, *([unmatched] if unmatched else [])):
+                progress.say(note)
 
     def __len__(self) -> int:
         return len(self._files) + len(self._there)
@@ -380,8 +388,15 @@ class _Session:
             result = self._explain(sample) if kept is None else kept
             explanations, masks = result.explanations, result.masks
             self.agreement.add(explanations, masks, self.labels)
+        except (CannotWriteError, progress.Cancelled):
+            raise
         except ConsilienceError as error:
             self._fail(sample.name, str(error))
+            return
+        except (
+            Exception
+        ) as error:  # one image's, whatever a network or plug-in raises
+            self._fail(sample.name, unexpected(error))
             return
         self.auditor.add(explanations, masks, result.prediction, self.labels)
         self.rows += table_rows(result)

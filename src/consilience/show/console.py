@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +26,12 @@ from consilience.show import words
 from consilience.show.words import format_number
 from consilience.show.words import missing as is_missing
 from consilience.types import ConsilienceError, Network
+
+
+def escape(text: str) -> str:
+    """Text without markup and without what a terminal would obey."""
+    return markup.escape(progress.printable(text))
+
 
 TERMINAL_WIDTH = 200
 SUMMARY_NUMBERS = (

@@ -17,10 +17,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from consilience.files import file_stem, write_atomically
+from consilience.progress import printable
 from consilience.show import charts, words
 from consilience.show.figures import figure_svg
 from consilience.show.html import REPORT, _environment, _part
-from consilience.show.words import visible
 
 MAX_ROWS = 4000
 """So many units are in the table of all units; the files beside the page hold every
@@ -214,7 +214,7 @@ def dissection_terms(run: Dissected) -> list[tuple[str, str]]:
         ),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
-    return [(term, visible(said)) for term, said in terms if said]
+    return [(term, printable(said)) for term, said in terms if said]
 
 
 def _masks_said(facts: Mapping[str, Any]) -> str:
@@ -391,7 +391,7 @@ def comparison_context(
         "version": version,
         "command": command,
         **_style_and_script(),
-        "asked": [(term, visible(said)) for term, said in about],
+        "asked": [(term, printable(said)) for term, said in about],
         "a": compared.a.name,
         "b": compared.b.name,
         "headline": compared.headline(),

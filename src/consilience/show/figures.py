@@ -33,6 +33,7 @@ from PIL import Image, ImageFont
 from consilience import images
 from consilience.images import Placement
 from consilience.perturb.surrogate import settled
+from consilience.progress import printable
 from consilience.show import colours, words
 from consilience.show.colours import Scale
 from consilience.show.tiles import ShownSample, Tile, tiles
@@ -73,14 +74,14 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def width_of(text: str, size: float, bold: bool = False) -> float:
     """Width of a text in pixels, at a size in pixels."""
-    return float(font(100, bold).getlength(words.visible(text))) * size / 100
+    return float(font(100, bold).getlength(printable(text))) * size / 100
 
 
 def shortened(text: str, room: float, size: float) -> str:
     """The text, or its beginning with an ellipsis, so that it is no wider than
     ``room``.
     """
-    text = words.visible(text)
+    text = printable(text)
     if width_of(text, size) <= room:
         return text
     while text and width_of(f"{text}…", size) > room:
@@ -92,7 +93,7 @@ def wrapped(text: str, size: float, width: float, bold: bool = False) -> list[st
     """Lines that fit; a word that is too long alone is broken."""
     width /= HINTED
     lines: list[str] = []
-    for word in words.visible(text).split():
+    for word in printable(text).split():
         if lines and width_of(f"{lines[-1]} {word}", size, bold) <= width:
             lines[-1] += f" {word}"
             continue
@@ -140,7 +141,7 @@ def figure_svg(figure: Figure) -> Markup:
     text = text.replace(f"'{FONT}'", f"'{FONT}', system-ui, sans-serif")
     text = _stable_ids(text[text.index("<svg") :])
     text = re.sub(r' xmlns:xlink="[^"]*"', "", text).replace("xlink:href", "href")
-    label = escape(words.visible(str(figure.get_label())))
+    label = escape(printable(str(figure.get_label())))
     if label:
         text = text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     return Markup(text)
@@ -204,9 +205,7 @@ def explanation_figure(explanation: Explanation) -> Figure:
         figsize=(2 * PANEL_INCHES + 0.9, tall + 0.7), layout="constrained"
     )
     left, right = figure.subplots(1, 2)
-    _draw_image(
-        left, shown_image(explanation), words.visible(explanation.sample.name)
-    )
+    _draw_image(left, shown_image(explanation), printable(explanation.sample.name))
     _draw_image(right, painted, explanation_title(explanation))
     draw_scale(figure, right, scale)
     return figure
@@ -221,7 +220,7 @@ def _draw_image(axes: Axes, pixels: Array, title: str) -> None:
 def explanation_title(explanation: Explanation) -> str:
     """The method and what it explains, on two lines."""
     method, target = explanation.explainer, explanation.target.name
-    return f"{words.visible(method)}\nof {words.visible(target)}"
+    return f"{printable(method)}\nof {printable(target)}"
 
 
 def draw_scale(figure: Figure, axes: Axes, scale: Scale) -> None:
@@ -766,7 +765,7 @@ def _short(name: str, longest: int = 26) -> str:
     """A name that fits; the middle goes, since files often share their beginning and
     differ at the end.
     """
-    name = words.visible(name)
+    name = printable(name)
     if len(name) <= longest:
         return name
     return f"{name[: longest // 2]}…{name[-(longest - longest // 2 - 1) :]}"

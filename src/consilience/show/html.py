@@ -21,6 +21,7 @@ from PIL import Image
 
 from consilience import images
 from consilience.files import write_atomically
+from consilience.progress import printable
 from consilience.show import colours, evaluation_page, figures, words
 from consilience.show.tiles import Tile, tiles
 from consilience.types import Array
@@ -114,7 +115,7 @@ def _environment() -> Environment:
         row["code"], row["facts"]
     )
     environment.filters["measured"] = evaluation_page.format_metric
-    environment.filters["visible"] = lambda text: words.visible(str(text))
+    environment.filters["visible"] = lambda text: printable(str(text))
     return environment
 
 
@@ -214,7 +215,7 @@ def run_terms(run: Reported) -> list[tuple[str, str]]:
         ),
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
-    return [(term, words.visible(said)) for term, said in terms if said]
+    return [(term, printable(said)) for term, said in terms if said]
 
 
 def _engine(facts: Mapping[str, Any]) -> str:

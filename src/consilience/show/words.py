@@ -102,16 +102,6 @@ def count_of(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def visible(text: str) -> str:
-    """The text with what cannot be printed (line breaks, control characters) replaced;
-    names of files may hold anything.
-    """
-    return "".join(
-        letter if letter.isprintable() or letter == "\xa0" else "\ufffd"
-        for letter in text
-    )
-
-
 # ---- why there is no number
 
 _WHY = {

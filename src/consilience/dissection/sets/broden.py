@@ -8,7 +8,6 @@ numbers, ``category.csv`` the categories, ``c_CATEGORY.csv`` the labels of one.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from consilience.dissection.concepts import (
     refuse_missing,
     spec_of,
 )
+from consilience.files import inside, read_csv, read_csv_records
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -90,15 +90,8 @@ class Broden:
 
 
 def _table(file: Path, needed: tuple[str, ...]) -> CsvRows:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text)
-            rows = list(reader)
-            header = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConsilienceError(
-            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+    rows = read_csv_records(file)
+    header = [name for _, cells in read_csv(file)[:1] for name in cells]
     missing = [name for name in needed if name not in header]
     if missing:
         raise ConsilienceError(
@@ -185,15 +178,16 @@ class _Source(ImageSource):
     largest: int
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(
-            self.folder / "images" / self.index[index]["image"]
-        )[0]
+        return images.read_pixels(self._file(self.index[index]["image"]))[0]
+
+    def _file(self, name: str) -> Path:
+        return inside(self.folder / "images", name, "index.csv")
 
     def files(self, index: int) -> Sequence[Path]:
         row = self.index[index]
         cells = [cell for name in self.categories for cell in _cells(row[name])]
         maps = [cell for cell in cells if not cell.isdecimal()]
-        return [self.folder / "images" / name for name in (row["image"], *maps)]
+        return [self._file(name) for name in (row["image"], *maps)]
 
     def planes(self, index: int) -> Sequence[Plane]:
         row = self.index[index]
@@ -208,8 +202,8 @@ class _Source(ImageSource):
         ]
 
     def _map(self, row: dict[str, str], name: str) -> Array:
-        file = self.folder / "images" / name
-        pixels = images.read_label_map(file, self.folder / "images" / row["image"])
+        file = self._file(name)
+        pixels = images.read_label_map(file, self._file(row["image"]))
         size = (row.get("sh") or "", row.get("sw") or "")
         shape = tuple(map(str, pixels.shape[:2]))
         if all(size) and size not in (shape, shape[::-1]):  # turned as its image
@@ -226,11 +220,11 @@ class _Source(ImageSource):
         """Every file is there, and every bare number is a label."""
         files = []
         for row in self.index:
-            files.append(self.folder / "images" / row["image"])
+            files.append(self._file(row["image"]))
             for name in self.categories:
                 for cell in _cells(row[name]):
                     if not cell.isdecimal():
-                        files.append(self.folder / "images" / cell)
+                        files.append(self._file(cell))
                     elif not 0 < int(cell) <= self.largest:
                         raise ConsilienceError(
                             f"index.csv labels {row['image']} with {name} number {cell}; "

@@ -4,7 +4,6 @@ files beside the JSON).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from consilience.dissection.concepts import (
     refuse_missing,
     spec_of,
 )
+from consilience.files import inside, read_json_data
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -61,7 +61,10 @@ class Coco:
         for item in told["annotations"]:
             shown.setdefault(int(item["image_id"]), []).append(item)
         images = [item for item in told["images"] if int(item["id"]) in shown]
-        refuse_missing(str(folder), [folder / item["file_name"] for item in images])
+        refuse_missing(
+            str(folder),
+            [inside(folder, item["file_name"], "the COCO file") for item in images],
+        )
         rows = [
             (
                 str(item["name"]),
@@ -123,10 +126,7 @@ class Coco:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConsilienceError(f"{file} cannot be read as JSON: {error}") from None
+    told = read_json_data(file)
     missing = [
         key
         for key in ("images", "annotations", "categories")
@@ -170,10 +170,12 @@ class _Instances(ImageSource):
     known: dict[int, int]
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(self.folder / self.images[index]["file_name"])[0]
+        return images.read_pixels(
+            inside(self.folder, self.images[index]["file_name"], "the COCO file")
+        )[0]
 
     def files(self, index: int) -> Sequence[Path]:
-        return [self.folder / self.images[index]["file_name"]]
+        return [inside(self.folder, self.images[index]["file_name"], "the COCO file")]
 
     def planes(self, index: int) -> Sequence[Plane]:
         size = int(self.images[index]["height"]), int(self.images[index]["width"])
@@ -219,10 +221,14 @@ class _Panoptic(ImageSource):
     maps: Path
 
     def image(self, index: int) -> Array:
-        return images.read_pixels(self.folder / self.images[index]["file_name"])[0]
+        return images.read_pixels(
+            inside(self.folder, self.images[index]["file_name"], "the COCO file")
+        )[0]
 
     def files(self, index: int) -> Sequence[Path]:
-        photograph = self.folder / self.images[index]["file_name"]
+        photograph = inside(
+            self.folder, self.images[index]["file_name"], "the COCO file"
+        )
         return [photograph, self.maps / self.annotations[index][0]["file_name"]]
 
     def planes(self, index: int) -> Sequence[Plane]:
@@ -230,7 +236,7 @@ class _Panoptic(ImageSource):
         item = self.annotations[index][0]
         pixels = images.read_label_map(
             self.maps / item["file_name"],
-            self.folder / self.images[index]["file_name"],
+            inside(self.folder, self.images[index]["file_name"], "the COCO file"),
         )
         segments = pixels[:, :, 0] + 256 * pixels[:, :, 1] + 65536 * pixels[:, :, 2]
         numbers = {

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from consilience.dissection.concepts import (
     refuse_missing,
     spec_of,
 )
+from consilience.files import read_json_data, read_text
 from consilience.registry import option
 from consilience.types import Array, ConsilienceError
 
@@ -243,7 +243,7 @@ class ADE20K:
 def _object_info(file: Path) -> dict[int, str]:
     """Number to name; lines of Idx, Ratio, Train, Val, [Stuff,] Name split by tabs."""
     found = {}
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_text(file).splitlines():
         cells = [cell.strip() for cell in line.split("\t") if cell.strip()]
         if len(cells) > 1 and cells[0].isdecimal():
             found[int(cells[0])] = cells[-1].split(",")[0].strip()
@@ -299,9 +299,7 @@ def _learn(known: dict[str, dict[int, str]], image: Path, maps: list[Path]) -> N
 
 def _from_json(file: Path) -> Iterator[tuple[str, int, str]]:
     try:
-        objects: Any = json.loads(file.read_text(encoding="utf-8", errors="replace"))[
-            "annotation"
-        ]["object"]
+        objects: Any = read_json_data(file)["annotation"]["object"]
         for item in objects:
             kind = "part" if item["parts"]["ispart"] else "object"
             yield kind, int(item["name_ndx"]), str(item["name"]).split(",")[0]
@@ -317,10 +315,7 @@ def _from_text(
     """Lines ``instance # part level # occluded # class # raw name # attributes``;
     instances are numbered level by level.
     """
-    rows = [
-        re.split(r"\s*#\s*", line)
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
-    ]
+    rows = [re.split(r"\s*#\s*", line) for line in read_text(file).splitlines()]
     for level, path in enumerate(maps):
         names = {
             int(row[0]): row[3].split(",")[0]
