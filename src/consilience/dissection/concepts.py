@@ -29,6 +29,7 @@ concept_sets = Registry(
     "concept set",
     "consilience.dissection.sets.broden",
     "consilience.dissection.sets.folders",
+    "consilience.dissection.sets.indexed",
     "consilience.dissection.sets.coco",
     "consilience.dissection.sets.drawn",
 )
@@ -337,8 +338,9 @@ def load_concepts(source: str | Path | ConceptSet | ConceptSpec) -> ConceptSet:
 
     A folder with ``index.csv`` has the Broden layout; one with ``objectInfo150.txt`` or
     ``*_seg.png`` files is ADE20K; one with ``images`` and ``masks`` has a mask an image
-    and concept; a ``.json`` file is COCO's. Spelled out: ``broden:DIR``,
-    ``ade20k:DIR``, ``folder:DIR``, ``coco:FILE,images=DIR``,
+    and concept; one with ``labels`` or ``SegmentationClass`` a mask of class numbers an
+    image; a ``.json`` file is COCO's. Spelled out: ``broden:DIR``, ``ade20k:DIR``,
+    ``folder:DIR``, ``indexed:DIR``, ``coco:FILE,images=DIR``,
     ``drawn:images=240,seed=0``.
     """
     if isinstance(source, ConceptSet):
@@ -381,12 +383,15 @@ def _kind(path: Path) -> str:
         return "broden"
     if (path / "masks").is_dir():
         return "folder"
+    if (path / "labels").is_dir() or (path / "SegmentationClass").is_dir():
+        return "indexed"
     if (path / "objectInfo150.txt").is_file() or next(
         (path / "images").rglob("*_seg.png"), None
     ) is not None:
         return "ade20k"
     raise ConsilienceError(
         f"concepts {path}: no index.csv (Broden), no images and masks folders, no "
+        f"labels (masks of class numbers) or SegmentationClass (VOC), no "
         f"objectInfo150.txt or *_seg.png (ADE20K)"
     )
 
