@@ -213,6 +213,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A Parquet table; `ConsilienceError` where it is missing or damaged."""
+    if path.is_dir():  # which pandas would take for a data set of many files
+        raise ConsilienceError(f"{path} is a folder; a table stood here")
     try:
         return pd.read_parquet(path)
     except Exception as error:  # pyarrow raises of many kinds on damaged bytes
