@@ -1003,12 +1003,12 @@ def test_pixel_flipping_is_quantus_where_whole_pixels_are_flipped(red):
         np.testing.assert_allclose(found.curve[1, 1:], row, atol=1e-5)
 
 
-def test_quantus_flips_elements_of_channels(red):
-    """At a step that cuts through a pixel its curve is another: the paper flips pixels."""
-    metric = quantus.PixelFlipping(features_in_step=128, perturb_baseline=0.0, **PEER)
-    theirs = np.array(metric(**red[3]))
+def test_a_step_between_pixels_flips_whole_ones(red):
+    """54 steps of 2,304 pixels do not come out even: the paper flips pixels, not
+    elements of channels (as some versions of Quantus do).
+    """
     model, views, given, _ = red
-    for view, one, row in zip(views, given, theirs, strict=True):
+    for view, one in zip(views, given, strict=True):
         image, values = view.pixels[0].double().numpy(), one.values.astype(np.float64)
 
         def f(base_image):
@@ -1022,7 +1022,6 @@ def test_quantus_flips_elements_of_channels(red):
         _, heights = slow.deletion(f, image, np.zeros_like(image), values, places)
         found = build("pixel-flipping:steps=54,fill=black").score(model, view, one)
         np.testing.assert_allclose(found.curve[1, :9], heights, atol=1e-5)
-        assert np.abs(row[:8] - heights[1:]).max() > 1e-4
 
 
 def test_region_perturbation_is_quantus(red):

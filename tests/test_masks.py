@@ -250,7 +250,8 @@ def test_what_is_tied_never_looks_like_agreement(seed):
     a[40:53, 2:15] = rng.random((13, 13)) + 0.1
     b[40:53, 45:58] = rng.random((13, 13)) + 0.1
     pair = compare_pair(explanation(a), explanation(b, "rise"))
-    assert (pair.iou, pair.p) == (0, 1)
+    assert pair.iou == 0
+    assert pair.p > 0.5
     assert np.isnan([pair.iou_at_10, pair.iou_at_20, pair.iou_at_30]).all()
     blank = np.zeros((64, 64))
     pair = compare_pair(explanation(blank), explanation(blank, "rise"))

@@ -645,7 +645,7 @@ def test_labels_files(tmp_path, name, text):
     ("name", "text", "message"),
     [
         ("g.json", '{"0": "cat", "2": "dog"}', "2 class names, and none for class 1"),
-        ("b.json", "{", "not JSON"),
+        ("b.json", "{", "cannot be read as JSON"),
         ("c.csv", "a,b\n1,2\n", "columns class_index and name; this has a, b"),
         ("e.txt", "", "0 class names"),
     ],

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from consilience.show import colours, figures, tiles, words
+from consilience.progress import printable
+from consilience.show import colours, figures, tiles
 from consilience.types import ConsilienceError
 
 RNG = np.random.default_rng(0)
@@ -572,4 +573,4 @@ def test_plot_of_a_pair_that_is_not_there():
 
 
 def test_a_no_break_space_stays_and_a_control_character_shows():
-    assert words.visible("92.4\xa0s\u202e\x00") == "92.4\xa0s\ufffd\ufffd"
+    assert printable("92.4\xa0s\u202e\x00") == "92.4\xa0s\ufffd\ufffd"

@@ -88,7 +88,7 @@ def toys():
         registry.explainers._entries.pop(name)
 
 
-def network(module=None, size=16, classes=4):
+def network(module=None, size=16, classes=4, outputs=None):
     torch.manual_seed(3)
     made = module or Net()
     with torch.no_grad():
@@ -97,9 +97,8 @@ def network(module=None, size=16, classes=4):
                 part.running_mean.normal_(0, 0.1)
                 part.running_var.uniform_(0.5, 1.5)
     names = [f"class {index}" for index in range(classes)]
-    return wrap(made, classes=names, mean=(0, 0, 0), std=(1, 1, 1), size=size).using(
-        engine="torch"
-    )
+    how = {"mean": (0, 0, 0), "std": (1, 1, 1), "size": size, "outputs": outputs}
+    return wrap(made, classes=names, **how).using(engine="torch")
 
 
 @pytest.fixture
@@ -550,6 +549,7 @@ def test_random_logit_needs_another_class(net):
             nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1)
         ),
         classes=1,
+        outputs="values",
     )
     with pytest.raises(NotApplicable, match="one class"):
         score("random-logit", alone, "gradcam", target=0)

@@ -466,7 +466,9 @@ def _spelled(value: Any, hint: Any, full: bool) -> Value:
         if not value:
             return "none"
         several = tuple(_spelled_item(item, full) for item in value)
-        return several if several != ("none",) else (Quoted("none"),)
+        only = str(several[0]) if len(several) == 1 else ""
+        alone = only.lower() == "none"
+        return (Quoted(only),) if alone else several
     return _spelled_scalar(value, hint)
 
 
