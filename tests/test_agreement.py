@@ -876,3 +876,44 @@ def test_single_explanations_of_different_images_are_no_pair():
         ConsilienceError, match="nothing to compare: one explanation each of dog, cat"
     ):
         agree([BASE, explanation(BASE.values, "rise", "cat")])
+
+
+def test_only_images_with_a_defined_excess_are_exchanged():
+    """Two masks of the whole frame have none; three images are left, whose least p is
+    1/3!.
+    """
+    rng = np.random.default_rng(20)
+    found = Agreement()
+    for number in range(5):
+        maps = [
+            explanation(smooth(rng, 12, 2), by, f"p{number}") for by in ("a", "b")
+        ]
+        masks = [
+            Mask(one.values > np.quantile(one.values, 0.7), "top") for one in maps
+        ]
+        if number > 2:
+            masks = [Mask(np.ones((12, 12), dtype=bool), "top")] * 2
+        found.add(maps, masks, ("a", "b"))
+    row = found.summary().iloc[0]
+    assert (row.images, row.n) == (5, 5)
+    assert row.smallest_p == 1 / 6
+    kept = found._exchangeable(found.pairs)
+    assert [len(side) for side in kept] == [3, 3]
+
+
+def test_the_seed_draws_the_permutations():
+    rng = np.random.default_rng(21)
+    maps = two_methods(rng, 9, shared=0.15)
+    p = [agree(maps, seed=seed).summary().iloc[0].p_images for seed in (0, 0, 1)]
+    assert p[0] == p[1] != p[2]
+    assert p[0] == pytest.approx(p[2], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("mean", "worse", "verdict"),
+    [(0.1, False, "shown"), (-0.1, False, "not-shown"), (-0.1, True, "below")],
+)
+def test_agreement_is_not_shown_where_masks_lie_apart(mean, worse, verdict):
+    """Less apart on the same image than on others is no agreement."""
+    test = overlap._Test(0.001, 0.0001)
+    assert overlap._verdict(test, 0.001, 1, mean, worse) == (verdict, "")

@@ -262,3 +262,22 @@ def test_what_cannot_be_knocked_out_is_refused(
 ):
     with pytest.raises(ConsilienceError, match=said):
         knock_out(kennel, "end", units, samples[:1], concepts)
+
+
+def test_p_is_that_of_a_cost_not_of_any_difference(kennel, samples):
+    """A unit whose loss spares its classes has a p near 1, and the other way round half
+    of what two sides would have.
+    """
+    spared = knock_out(
+        kennel, "end", [0], samples[:5], ["dog"], groups={"dogs": (5,)}
+    )
+    assert (spared.contrast[:, 0] < 0).all()
+    assert spared.table()["p"][0] == 1.0
+    hurt = knock_out(kennel, "end", [0], samples[:5], ["dog"])
+    assert (hurt.contrast[:, 0] > 0).all()
+    values = hurt.contrast[:, 0]
+    one, two = (
+        stats.paired_test(values, alternative=side)
+        for side in ("greater", "two-sided")
+    )
+    assert hurt.table()["p"][0] == one < two

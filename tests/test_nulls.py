@@ -402,3 +402,9 @@ def test_random_weights_leave_the_model_and_change_everything():
 def test_a_null_needs_permutations(few):
     with pytest.raises(ConsilienceError, match="at least one permutation"):
         permutation_null(few[3], [slice(0, 3)], 0.04, 0, 0)
+
+
+def test_another_seed_permutes_otherwise(few):
+    groups = strata(few[3].gathered.annotated)
+    orders = [permuted(groups, 14, seed, 3).tolist() for seed in (5, 5, 6)]
+    assert orders[0] == orders[1] != orders[2]

@@ -2,6 +2,8 @@
 something.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -498,3 +500,25 @@ def test_benjamini_hochberg_is_its_definition():
         for i in range(len(p))
     ]
     assert np.allclose(scipy_stats.false_discovery_control(p), expected)
+
+
+def test_a_detector_is_over_the_threshold_and_significant_by_q(tmp_path):
+    concepts = load_concepts(small_broden(tmp_path / "set"))
+    how = {"quantile": 0.9, "min_images": 1, "permutations": 19}
+    found = dissect(small_model(), "act", concepts, threshold=0.0, **how)
+    best = found.table()["iou"]
+    unit = int(best.argmax())
+    again = dissect(
+        small_model(), "act", concepts, threshold=float(best[unit]), **how
+    )
+    assert found.table()["detector"][unit]
+    assert not again.table()["detector"][unit]
+    assert again.counts("act")["detectors"] == 0
+    layer = found.layers[0]
+    p, q = np.full(layer.units, 0.04), np.full(layer.units, 0.06)
+    q[0] = 0.05
+    null = replace(layer.null, p=p, q=q)
+    changed = replace(found, layers=(replace(layer, null=null),))
+    assert changed.table()["significant"].tolist() == [True] + [False] * (
+        layer.units - 1
+    )
