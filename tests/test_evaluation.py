@@ -799,3 +799,35 @@ def test_reasons_of_many_classes_are_one_line(images, loaded, tmp_path):
     assert len(lines) == 1
     assert len(lines[0][0]) == 2
     assert lines[0][1].endswith("(3 images)")
+
+
+def test_a_mark_stands_on_the_corrected_p():
+    """Five images: each p is 1/32, of two tests 2/32, above .05."""
+    values = [[0.1, 0.6, 0.5]] * 5
+    cell = summary.summarise(rows(values), {"low": Low()}, COLUMNS)["cells"][0]
+    assert cell["above"] is False
+    assert cell["not_above"] == ["c", "d"]
+    assert cell["reachable"] is False
+
+
+def test_the_seed_reaches_every_interval():
+    values = np.random.default_rng(2).exponential(size=(12, 3)).tolist()
+    cells = [
+        summary.summarise(rows(values), {"low": Low()}, COLUMNS, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    highs = [[cell["high"] for cell in found["cells"]] for found in cells]
+    gaps = [[row["high"] for row in found["against_controls"]] for found in cells]
+    assert highs[0] == highs[1] != highs[2]
+    assert gaps[0] == gaps[1] != gaps[2]
+
+
+def test_maps_of_another_class_are_not_ranked():
+    other = TableColumn("m, another class", "other", "gradcam", "m")
+    values = np.random.default_rng(3).random((8, 4)).tolist()
+    names = ("m", "c", "d", "m, another class")
+    found = summary.summarise(
+        rows(values, names=names), {"low": Low()}, (*COLUMNS, other)
+    )
+    (orders,) = found["orders"]
+    assert orders["columns"] == ["m", "c", "d"]

@@ -14,6 +14,7 @@ from consilience import ConsilienceError, api
 from consilience.cli import main
 from consilience.evaluation import planted, planted_suite
 from consilience.evaluation.planted import BLUE, GREEN, RED, WORLDS, verify
+from consilience.models.callable import wrap_callable
 from consilience.runs import planted as planted_run
 
 NAMES = sorted(WORLDS)
@@ -241,3 +242,36 @@ def test_an_unverified_world_is_refused(monkeypatch):
         planted_suite._verified(broken, broken.samples(1), 0)
     with pytest.raises(ConsilienceError, match="no planted world 'sky'"):
         planted.world_named("sky")
+
+
+def test_metrics_that_are_better_when_low_are_ranked_so(monkeypatch):
+    monkeypatch.setattr(planted, "WORLDS", {"patch": WORLDS["patch"]})
+    found = planted_suite.evaluate_planted(
+        ["gradcam"], ["deletion:steps=16", "insertion:steps=16"], images=2
+    )
+    rows = {row["metric"].partition(":")[0]: row for row in found["metrics"]}
+    assert rows["deletion"]["all"] > 0.7
+    assert rows["insertion"]["all"] > 0.7
+
+
+def test_what_needs_the_rest_as_a_whole_does_not_pass():
+    """As much as the mark of the rest is not missed; all of the rest is."""
+    world = WORLDS["patch"]
+    sample = world.samples(1)[0]
+    mask = sample.masks["1"]
+    own = torch.from_numpy(sample.pixels).permute(2, 0, 1) / 255
+
+    def says(pixels):
+        same = ((pixels - own).abs().amax(dim=1) < 0.01).float()
+        red = same[:, torch.from_numpy(mask)].mean(dim=1)
+        rest = same[:, torch.from_numpy(~mask)].mean(dim=1)
+        planted_too = ((red > 0.5) & (rest > 0.5)).float()
+        return torch.stack([0 * planted_too, 80 * planted_too - 40], dim=1)
+
+    size = mask.shape[0]
+    names = ("nothing", "planted")
+    model = wrap_callable(says, classes=names, size=size, outputs="logits")
+    found = verify(world, sample, model)
+    seen = (found.whole, found.without, found.elsewhere)
+    assert seen == pytest.approx((1, 0, 0), abs=1e-6)
+    assert not found.holds

@@ -446,3 +446,28 @@ def test_metric_correlation_is_within_methods():
     assert math.isnan(
         stats.metric_correlation(np.ones((5, 1)), rng.random((5, 1))).mean
     )
+
+
+def test_the_span_of_a_rank_leaves_out_a_fortieth_at_either_end():
+    """Of 27 resamples one, .037, puts the second first: more than a fortieth."""
+    found = stats.rank_stability([[-2.0, 0.0], [6.0, 0.0], [6.0, 0.0]])
+    assert found.low.tolist() == [1, 1]
+    assert found.high.tolist() == [2, 2]
+
+
+def test_friedmans_p_is_small_where_all_images_agree():
+    rng = np.random.default_rng(3)
+    agreed = rng.normal(size=(30, 3)) * 0.01 + [3.0, 2.0, 1.0]
+    found = stats.critical_difference(agreed)
+    assert found.mean_ranks.tolist() == [1, 2, 3]
+    assert found.p < 1e-6
+    # q .05 of three is 2.343: 2.343 sqrt(12 / 180) = .605, less than a rank
+    assert found.difference == pytest.approx(2.343 * math.sqrt(12 / 180), abs=1e-3)
+    assert found.groups == ()
+    chance = [
+        stats.critical_difference(rng.normal(size=(12, 3))).p for _ in range(200)
+    ]
+    assert np.mean(np.array(chance) <= 0.05) <= 0.05 + 3 * math.sqrt(0.0475 / 200)
+    first = np.array([9.0, 0.0, 0.0])
+    near = stats.critical_difference(rng.normal(size=(30, 3)) + first)
+    assert near.groups in (((1, 2),), ((2, 1),))

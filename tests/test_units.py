@@ -12,6 +12,7 @@ from torch import nn
 import consilience as cs
 from consilience import api
 from consilience.agreement.masks import default_cutter
+from consilience.dissection import units
 from consilience.dissection.units import (
     carriers,
     cell_weights,
@@ -244,3 +245,26 @@ def test_explanations_get_their_units_or_the_reason(red_model):
     assert with_units.provenance["units"]["units"][0]["concept"] == "red"
     assert without.provenance["units"]["code"] == "not-a-layer-map"
     np.testing.assert_array_equal(with_units.values, made[0].values)
+
+
+@pytest.mark.parametrize(("gap", "apart"), [(0.5e-4, False), (2e-4, True)])
+def test_channels_may_miss_the_map_by_a_ten_thousandth(gap, apart):
+    whole = torch.tensor([[1.0, -4.0], [2.0, 0.5]])
+    sums = whole.clone()
+    sums[0, 0] += 4 * gap
+    assert units._apart(sums, whole) == apart
+
+
+@pytest.mark.parametrize(
+    ("sums", "shared"), [((5, -4.95), True), ((5, -4.995), False)]
+)
+def test_a_sum_that_is_the_rest_of_rounding_is_not_shared_out(sums, shared):
+    """.05 of 9.95 are 5 in a thousand, .005 half of one."""
+    parts = torch.tensor(sums, dtype=torch.float32)[:, None, None].expand(2, 2, 2)
+    mask = np.ones((4, 4), dtype=bool)
+    if shared:
+        shares = units._shares(parts, mask)
+        np.testing.assert_allclose(shares, np.array(sums) / 0.05, rtol=1e-4)
+    else:
+        with pytest.raises(NotApplicable):
+            units._shares(parts, mask)
