@@ -1208,3 +1208,71 @@ def test_complexity_is_quantus_on_positive_maps(red):
         assert build(spec).score(
             model, view, explanation(values[0])
         ).value == pytest.approx(value, abs=1)
+
+
+def test_a_fill_that_scores_higher_leaves_nothing_to_normalise_by():
+    """The image at .2, its fill at .9: no gap of .05 upwards."""
+    rising = np.array([[0.0, 0.5, 1.0], [0.2, 0.4, 0.9]])
+    falling = np.array([[0.0, 0.5, 1.0], [0.9, 0.4, 0.2]])
+    insertion = build("insertion:normalised=true")
+    assert insertion._finish(rising).value == pytest.approx((0.475 - 0.2) / 0.7)
+    with pytest.raises(NotApplicable, match="gap"):
+        insertion._finish(falling)
+    deletion = build("deletion:normalised=true")
+    assert deletion._finish(falling).value == pytest.approx((0.475 - 0.2) / 0.7)
+    with pytest.raises(NotApplicable, match="gap"):
+        deletion._finish(rising)
+
+
+def test_fills_that_papers_name_are_the_defaults():
+    fills = {
+        name: registry.spell(build(name).fill)
+        for name in (
+            "insertion",
+            "deletion",
+            "average-drop",
+            "irof",
+            "pixel-flipping",
+        )
+    }
+    assert fills == {
+        "insertion": "blur",
+        "deletion": "neutral",
+        "average-drop": "black",
+        "irof": "neutral",
+        "pixel-flipping": "inverted",
+    }
+
+
+def test_a_full_mask_shows_the_image_itself_whatever_rounding_says():
+    class Wavering(type(MODEL)):
+        """The same image scores a little less where it comes first in a pass."""
+
+        def scores(self, pixels):
+            said = super().scores(pixels)
+            said[0] -= torch.tensor([0.0, 1e-3])
+            return said
+
+    wavering = Wavering(MODEL.planes, MODEL.batch, MODEL.bend)
+    for name in ("average-drop", "average-gain", "increase"):
+        assert score(name, np.ones(SHAPE), wavering).value == 0
+    found = score("average-drop", np.ones(SHAPE), wavering)
+    assert found.facts["masked"] == found.facts["whole"]
+
+
+def test_sizes_at_which_nothing_varies_are_left_out_of_the_mean(monkeypatch):
+    """Of three correlations .5, nothing and .1 the mean is .3."""
+    from consilience.metrics import faithfulness
+
+    told = iter([0.5, float("nan"), 0.1])
+    monkeypatch.setattr(faithfulness, "_or_nan", lambda *_: next(told))
+    found = score("sensitivity-n:sizes=3,subsets=8", VALUES)
+    assert found.value == pytest.approx(0.3)
+
+
+def test_squares_reach_every_corner_of_the_frame():
+    from consilience.metrics.faithfulness import Squares
+
+    drawn = Squares.draw(4000, 3, (5, 6), 0).corners
+    assert set(drawn[:, 0].tolist()) == {0, 1, 2}
+    assert set(drawn[:, 1].tolist()) == {0, 1, 2, 3}

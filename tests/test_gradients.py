@@ -836,3 +836,42 @@ def test_many_images_at_once(red_model):
                 rtol=1e-4,
                 atol=1e-7,
             )
+
+
+def test_noise_is_a_share_of_the_range_not_of_the_maximum(curved, monkeypatch):
+    """Smilkov et al., section 4: sigma / (x_max - x_min)."""
+
+    asked = []
+    plain = gradients._draws
+
+    def draws(image, sigma, seed):
+        asked.append(sigma)
+        return plain(image, sigma, seed)
+
+    monkeypatch.setattr(gradients, "_draws", draws)
+    pale = Sample("pale", np.full((40, 40, 3), 180, np.uint8))
+    pale.pixels[:20] = 230
+    explained(curved, pale, "smoothgrad:samples=2,noise=0.5")
+    assert asked == [pytest.approx(0.5 * 50 / 255, abs=1e-6)]
+
+
+@pytest.mark.parametrize(("gap", "noted"), [(0.009, False), (0.011, True)])
+def test_a_missing_hundredth_of_the_score_is_noted(gap, noted):
+    from consilience.explainers.fullgrad import FullGrad, Terms
+
+    terms = Terms((4, 4), "layer")
+    terms.sums = [10 * (1 - gap)]
+    _, facts = FullGrad()._facts(10.0, terms)
+    assert facts["completeness_gap"] == pytest.approx(10 * gap)
+    assert ("notes" in facts) == noted
+
+
+def test_the_worst_layer_speaks_for_completeness(curved, sample):
+    found = explained(
+        curved, sample, "integrated-gradients:steps=2,layer=pixels+first+last"
+    ).provenance
+    gaps = [abs(gap) for gap in found["completeness_gap"].values()]
+    assert max(gaps) > 2 * min(gaps)
+    assert found["completeness_share"] == pytest.approx(
+        max(gaps) / abs(found["explained"]), rel=1e-6
+    )

@@ -720,3 +720,21 @@ def test_spellings():
         "segments=quickshift(kernel_size=4,max_dist=200,ratio=0.2,seed=42)"
         in registry.spell(lime("lime"), full=True)
     )
+
+
+@pytest.mark.parametrize(("until", "stable"), [("samples", True), ("stable", False)])
+def test_every_look_pays_for_the_others(until, stable, monkeypatch):
+    """p = .96 is enough for one look at .05, not for one of five."""
+    from consilience.explainers import lime as module
+
+    view, _, model = bent_case()
+    plain = module.certainty
+
+    def told(*given):
+        return replace(plain(*given), p_set=0.96)
+
+    monkeypatch.setattr(module, "certainty", told)
+    heat = lime(f"{SPEC},samples=2000,until={until}").explain(
+        model, view, target("logit")
+    )
+    assert heat.facts["stable"] is stable

@@ -838,3 +838,14 @@ def test_a_grid_finer_than_the_frame_is_refused(name):
         build(f"{name}:grid=20").explain(
             curved((12, 12)), view_of(textured(shape=(40, 40))[:12, :12]), target()
         )
+
+
+def test_the_standard_error_of_a_difference_of_means_by_hand():
+    rng = np.random.default_rng(0)
+    signs, swings = rng.choice([-1.0, 1.0], (40, 3)), rng.normal(size=40)
+    found = shapley.Banzhaf(estimator="msr")._fit(signs, swings, exact=False)
+    each = signs * swings[:, None]
+    mean = each.sum(axis=0) / 40
+    variance = ((each - mean) ** 2).sum(axis=0) / 39
+    np.testing.assert_allclose(found.coefficients, mean)
+    np.testing.assert_allclose(found.stderr, np.sqrt(variance / 40))
