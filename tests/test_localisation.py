@@ -877,3 +877,17 @@ def test_a_model_of_bare_values_has_no_mosaics(colours):
 
     with pytest.raises(ConsilienceError, match="bare values"):
         mosaic.mosaics(replace(colours, outputs="values"), plain_images(1))
+
+
+def test_any_cell_of_a_mosaic_may_be_asked_for(colours):
+    images = list(plain_images(2))
+    made = [
+        one
+        for seed in range(12)
+        for one in mosaic.mosaics(colours, images, seed=seed)
+    ]
+    places = {
+        tuple(np.argwhere(one.masks[str(one.label)]).min(axis=0).tolist())
+        for one in made
+    }
+    assert len(places) == 4

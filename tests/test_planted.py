@@ -275,3 +275,13 @@ def test_what_needs_the_rest_as_a_whole_does_not_pass():
     seen = (found.whole, found.without, found.elsewhere)
     assert seen == pytest.approx((1, 0, 0), abs=1e-6)
     assert not found.holds
+
+
+def test_parts_are_taken_away_one_by_one():
+    """Without either mark of two it is nothing, which is not what both at once show."""
+    world = WORLDS["both"]
+    sample = world.samples(1)[0]
+    found = verify(world, sample)
+    assert len(found.parts) == 2
+    assert max(found.parts) < 0.5
+    assert len({*found.parts, found.without}) == 3

@@ -355,7 +355,7 @@ def shown(*items, name="an image", image=IMAGE):
 
 def test_tiles_are_image_maps_masks_and_pairs_with_their_numbers():
     a, b = np.zeros((24, 30), bool), np.zeros((24, 30), bool)
-    a[:, :15], b[:, 10:20] = True, True
+    a[:, :6], b[:, 4:14] = True, True
     found = tiles.tiles(
         shown(
             item("A", ramp(0, 1), a), item("B", ramp(-1, 1), b), item("C", ramp(0, 1))
@@ -370,8 +370,9 @@ def test_tiles_are_image_maps_masks_and_pairs_with_their_numbers():
         "B mask",
         "A & B",
     ]
-    assert found[4].lines == ("50 % of the frame",)
-    assert found[-1].lines == ("IoU 0.250",)  # 5 of 20 columns
+    assert found[4].lines == ("20 % of the frame",)
+    assert found[5].lines == ("33.3 % of the frame",)
+    assert found[-1].lines == ("IoU 0.143",)  # 2 of 14 columns
     assert (found[0].image == IMAGE).all()
     assert [found[2].scale.signed, found[1].scale.signed] == [True, False]
 
@@ -574,3 +575,11 @@ def test_plot_of_a_pair_that_is_not_there():
 
 def test_a_no_break_space_stays_and_a_control_character_shows():
     assert printable("92.4\xa0s\u202e\x00") == "92.4\xa0s\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(("spread", "flat"), [(0.9e-5, True), (1.5e-5, False)])
+def test_a_hundred_thousandth_of_the_value_is_no_relief(spread, flat):
+    values = np.full((8, 8), 100.0)
+    values[:4] += 100 * spread
+    assert colours.limits(values).flat == flat
+    assert colours.limits(values - 100, signed=True).flat is False

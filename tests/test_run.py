@@ -168,3 +168,16 @@ def test_provenance_is_what_ran():
     if model.facts["engine"] == "openvino":
         assert "openvino" in lime["engine"].split("+")
         assert lime["batch"] == 32
+
+
+def test_the_area_of_a_mask_is_a_share_of_the_frame(job):
+    finished = job("f32")
+    table = finished.explanations
+    for row in table.to_dict("records"):
+        mask = next(
+            item.cut
+            for item in finished.load(row["sample"]).items
+            if item.column == row["column"]
+        )
+        assert row["mask_area"] == pytest.approx(mask.on.mean())
+    assert table["mask_area"].between(0.01, 0.6).all()

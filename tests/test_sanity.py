@@ -662,3 +662,29 @@ def test_a_network_without_weights_cannot_be_made_random():
     view = model.view(planted_image())
     with pytest.raises(NotApplicable, match="no weights"):
         list(sanity.stages(model, view, "top-down", 4, "reset", 0))
+
+
+def test_the_line_of_chance_compares_as_the_metric_does(net):
+    """Absolute values of noise are alike otherwise than signed ones."""
+    from consilience.metrics.explained_again import alike, in_frame
+
+    found = {
+        magnitude: score(f"random-logit:magnitude={magnitude}", net, "toy-gradient")
+        for magnitude in ("true", "false")
+    }
+    view, explanation = explained(net, "toy-gradient")
+    for magnitude, one in found.items():
+        similar = []
+        for seed in range(1000, 1010):
+            control = registry.explainers.build(f"random:seed={seed}")
+            noise = in_frame(
+                control.explain(None, view, explanation.target), view, control
+            )
+            similar.append(
+                alike(explanation.values, noise, "ssim", magnitude == "true")
+            )
+        assert one.facts["random"] == pytest.approx(np.mean(similar), abs=1e-6)
+        assert one.facts["random_sd"] == pytest.approx(
+            np.std(similar, ddof=1), abs=1e-6
+        )
+    assert found["true"].facts["random"] != found["false"].facts["random"]
