@@ -487,3 +487,38 @@ def test_a_black_box_of_one_output():
     assert found == ["sigmoid", "probabilities"]
     with pytest.raises(ConsilienceError, match="logits, sigmoid, probabilities"):
         wrapped(net(), outputs="softmax")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_automatic_layer_of_a_segmentation_is_not_its_answer(channels):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, channels, 1)
+    )
+    model = cs.wrap_segmentation(module.eval(), size=64)
+    made = cs.explain(model, SAMPLE, "gradcam", target="pixels:class 1")
+    assert made.provenance["layer"] == "1"
+
+
+@pytest.mark.parametrize("total", [1 - 5e-5, 1 + 5e-5])
+def test_a_softmax_in_single_precision_need_not_sum_to_one_exactly(total):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(4)
+
+        def forward(self, x):
+            return self.net(x).softmax(dim=1) * total
+
+    assert wrapped(Scaled()).outputs == "probabilities"
+
+
+def test_labels_from_a_half_on_are_predicted_too():
+    def says(pixels):
+        return torch.tensor([[3.0, 0.05, -0.05, 1.0]]).expand(len(pixels), -1)
+
+    model = cs.wrap_callable(
+        says, classes=("a", "b", "c", "d"), size=32, outputs="sigmoid"
+    )
+    made = cs.explain(model, SAMPLE, "lime:samples=32,segments=grid(2)")
+    assert made.provenance["prediction"]["also"] == (3, 1)
