@@ -917,3 +917,15 @@ def test_agreement_is_not_shown_where_masks_lie_apart(mean, worse, verdict):
     """Less apart on the same image than on others is no agreement."""
     test = overlap._Test(0.001, 0.0001)
     assert overlap._verdict(test, 0.001, 1, mean, worse) == (verdict, "")
+
+
+def test_images_that_could_not_have_shown_an_overlap_do_not_count():
+    """Of four images two have positions enough, and one of these shows it."""
+
+    def pair(p, positions):
+        one = explanation(np.arange(100.0).reshape(10, 10))
+        return replace(compare_pair(one, one), p=p, positions=positions)
+
+    pairs = [pair(0.01, 99), pair(0.5, 60), pair(0.2, 4), pair(1.0, math.nan)]
+    assert overlap._share_shown(pairs) == 0.5
+    assert math.isnan(overlap._share_shown(pairs[2:]))

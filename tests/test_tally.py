@@ -23,7 +23,7 @@ from torch.nn import functional
 from consilience.dissection.concepts import load_concepts
 from consilience.dissection.measure import _Job, dissect
 from consilience.dissection.quantiles import TailSketch
-from consilience.dissection.result import Dissection
+from consilience.dissection.result import Dissection, largest_iou
 from consilience.dissection.tally import Tops, unit_masks
 from consilience.models.features import Features
 from consilience.models.network import wrap
@@ -522,3 +522,8 @@ def test_a_detector_is_over_the_threshold_and_significant_by_q(tmp_path):
     assert changed.table()["significant"].tolist() == [True] + [False] * (
         layer.units - 1
     )
+
+
+def test_the_largest_iou_of_two_sizes_by_hand():
+    found = largest_iou(np.array([[10], [40], [0]]), np.array([[20, 40, 0]]))
+    assert found.tolist() == [[0.5, 0.25, 0], [0.5, 1, 0], [0, 0, 0]]
