@@ -8,7 +8,7 @@ import pytest
 from conftest import RedFinder, planted_image
 from PIL import Image
 
-from consilience import data
+from consilience import data, files, progress
 from consilience.models import load
 from consilience.models.network import wrap
 from consilience.runs import explain
@@ -154,3 +154,49 @@ def tried(work):
         return work(), ""
     except ConsilienceError as error:
         return None, str(error)
+
+
+def failing_once(monkeypatch, error):
+    """The first image's explanation raises."""
+    plain, asked = explain.api.explain, []
+
+    def explained(*given, **named):
+        asked.append(given)
+        if len(asked) == 1:
+            raise error
+        return plain(*given, **named)
+
+    monkeypatch.setattr(explain.api, "explain", explained)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("out of memory\nin the\nkernel"), MemoryError(), ValueError("odd")],
+    ids=["RuntimeError", "MemoryError", "ValueError"],
+)
+def test_whatever_is_raised_on_an_image_is_that_images_failure(
+    error, finished, red, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(load, "_from_factory", lambda *_: red)
+    failing_once(monkeypatch, error)
+    made = job(tmp_path / "run", finished / "images")
+    (failure,) = made.manifest["failures"]
+    assert failure["reason"].startswith(type(error).__name__)
+    assert "\n" not in failure["reason"]
+    assert made.samples == ["p1"]
+
+
+@pytest.mark.parametrize(
+    "error", [files.CannotWriteError("the disk is full"), progress.Cancelled()]
+)
+def test_a_full_disk_or_a_stop_ends_the_run(
+    error, finished, red, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(load, "_from_factory", lambda *_: red)
+    with monkeypatch.context() as patched:
+        failing_once(patched, error)
+        with pytest.raises(type(error)):
+            job(tmp_path / "run", finished / "images")
+    again = job(tmp_path / "run", finished / "images")
+    assert again.samples == ["p0", "p1"]
+    assert again.manifest["failures"] == []
