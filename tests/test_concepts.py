@@ -515,7 +515,8 @@ def test_wrong_specs_are_refused(spec):
 
 
 def test_every_kind_of_set_has_a_spelling():
-    assert concept_sets.names() == ("ade20k", "broden", "coco", "drawn", "folder")
+    kinds = ("ade20k", "broden", "coco", "drawn", "folder", "indexed")
+    assert concept_sets.names() == kinds
     assert parse(load_concepts("drawn:images=3").spec).name == "drawn"
     assert isinstance(load_concepts("drawn"), ConceptSet)
     whole = load_concepts("drawn")
