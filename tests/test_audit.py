@@ -644,6 +644,11 @@ def test_relatives_that_agree():
     assert finding.where == f"{CAM} | Layer-CAM"
     assert "both are class activation maps" in finding.message
     assert "one-family" not in codes(compared_discs(objects))
+    # that they agree was not shown: nothing is laid to their being relatives
+    apart = np.random.default_rng(7).uniform(5, 15, (12, 2, 2))
+    assert "one-family" not in codes(
+        compared_discs(apart, labels, ("gradcam", "layercam"))
+    )
     assert "one-family" not in codes(
         compared_discs(objects, labels, ("mine", "other"))
     )

@@ -831,3 +831,21 @@ def test_maps_of_another_class_are_not_ranked():
     )
     (orders,) = found["orders"]
     assert orders["columns"] == ["m", "c", "d"]
+
+
+def test_a_number_that_failed_is_tried_again(images, loaded, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Hit, "score", broken)
+        evaluated(images, tmp_path)
+        failed = evaluate.evaluate_run(
+            Asked(("test-hit",)), tmp_path / "run", None, OPTIONS
+        ).table()
+        assert failed["value"].isna().all()
+        assert "RuntimeError: out of memory" in failed["reason"].iloc[0]
+    again = evaluate.evaluate_run(
+        Asked(("test-hit",)), tmp_path / "run", None, OPTIONS
+    ).table()
+    assert again["value"].notna().any()

@@ -740,3 +740,4 @@ def test_every_look_pays_for_the_others(until, stable, monkeypatch):
         model, view, target("logit")
     )
     assert heat.facts["stable"] is stable
+    assert heat.facts["passes"] == 2000  # and it did not stop for it
