@@ -179,3 +179,17 @@ def test_a_dissection_of_index_masks(tmp_path):
         "grey thing",
     }
     assert found.table()["iou"].max() > 0.3
+
+
+def test_an_image_of_ignored_numbers_alone_is_not_annotated(tmp_path):
+    for name, number in (("a", 7), ("b", 12)):
+        photograph(tmp_path / "images" / f"{name}.png")
+        mask(
+            tmp_path / "labels" / f"{name}.png", np.full((56, 112), number, np.uint8)
+        )
+    (tmp_path / "names.txt").write_text("7 car\n12 wall\n")
+    concepts = load_concepts(f"indexed:{tmp_path},ignore=12")
+    assert [concepts.labels(index).annotated.tolist() for index in (0, 1)] == [
+        [True],
+        [False],
+    ]
