@@ -273,7 +273,10 @@ def test_a_wrapped_timm_network_is_shown_images_as_its_configuration_says():
     assert (recipe.size, recipe.resized) == ((64, 64), (80, 80))
     assert (recipe.mean, recipe.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     assert recipe.interpolation == "bicubic"
-    assert model.facts["assumed"] == "as its pretrained_cfg says"
+    assert model.facts["assumed"] == (
+        "as its pretrained_cfg says; outputs read as logits of one class of several "
+        "(outputs=sigmoid for labels)"
+    )
     other = cs.wrap(module, mean=(0, 0, 0), interpolation="bilinear").recipe
     assert (other.mean, other.std) == ((0, 0, 0), (0.2, 0.2, 0.1))
     assert (other.interpolation, other.size) == ("bilinear", (64, 64))
@@ -288,9 +291,10 @@ def test_a_wrapped_timm_network_is_shown_images_as_its_configuration_says():
 def test_what_is_assumed_is_said():
     plain = cs.wrap(net(), size=64)
     assert plain.facts["assumed"] == (
-        "ImageNet's mean, ImageNet's std assumed: the module does not say"
+        "ImageNet's mean, ImageNet's std assumed: the module does not say; outputs read "
+        "as logits of one class of several (outputs=sigmoid for labels)"
     )
-    told = cs.wrap(net(), size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    told = cs.wrap(net(), size=64, mean=(0, 0, 0), std=(1, 1, 1), outputs="logits")
     assert "assumed" not in told.facts
 
 

@@ -814,7 +814,10 @@ def _kind_of_outputs(network: TorchNetwork) -> tuple[Outputs, str]:
             "outputs of noise lie in [0, 1], read as logits (outputs= says otherwise)"
         )
         return "logits", said
-    return "logits", ""
+    return (
+        "logits",
+        "outputs read as logits of one class of several (outputs=sigmoid for labels)",
+    )
 
 
 SUMS_TO_ONE = 1e-4
