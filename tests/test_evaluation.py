@@ -22,10 +22,11 @@ from torch import nn
 import consilience as cs
 from consilience import api, registry
 from consilience.cli import main
-from consilience.evaluation import columns, suites, summary
+from consilience.evaluation import columns, summary
 from consilience.evaluation import mosaics as grid
 from consilience.evaluation.columns import TableColumn
 from consilience.evaluation.memory import remembering
+from consilience.metrics import suites
 from consilience.metrics.mosaic import mosaics
 from consilience.models import load
 from consilience.models.network import wrap

@@ -180,7 +180,6 @@ def test_defaults_are_what_their_fields_say(name):
             lambda: ColourFill((0.0, 0.5, 2.0)),
             "colour: rgb must be at least 0 and at most 1; got 2",
         ),
-        (lambda: ColourFill((0.0, 1.0)), "colour: rgb takes 3 values joined by +"),
     ],
 )
 def test_one_line_in_the_style_of_the_spelled_form(make, message):

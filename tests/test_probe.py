@@ -270,7 +270,6 @@ def test_plain_fills(spec, rgb):
         "percentile:101",
         "percentile:nan",
         "blur:0",
-        "colour:0+0",
         "noise:-1",
         "rise-blur:4",
         "rise-blur:sigma=0",

@@ -366,15 +366,17 @@ def test_a_failed_import_is_not_taken_for_an_empty_registry(tmp_path, monkeypatc
 # ---- the nouns
 
 
-def test_a_sample_is_uint8_rgb():
+def test_a_sample_is_numbers_with_channels_last():
     for bad in (
-        np.zeros((2, 2), np.uint8),
-        np.zeros((2, 2, 4), np.uint8),
-        np.zeros((2, 2, 3)),
+        np.zeros((2,), np.uint8),
+        np.zeros((1, 2, 2, 3), np.uint8),
+        np.zeros((2, 2, 3), np.int64),
+        np.zeros((2, 2, 3), complex),
         [[1]],
     ):
         with pytest.raises(
-            ConsilienceError, match=r"pixels are \(H, W, 3\) uint8 RGB; 'a' has"
+            ConsilienceError,
+            match=r"pixels are \(H, W, C\) uint8, uint16 or floats; 'a' has",
         ):
             Sample("a", bad)
     with pytest.raises(ConsilienceError, match="'a' is an empty image: 5 x 0"):

@@ -183,10 +183,29 @@ def test_a_random_forward_pass_says_so():
     assert "notes" not in plain.provenance
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_dtype_are_refused_by_name(dtype):
-    with pytest.raises(ConsilienceError, match=str(dtype).removeprefix("torch.")):
-        wrapped(net().to(dtype))
+@pytest.mark.parametrize(
+    ("dtype", "precision", "near"),
+    [
+        (torch.float16, "f16", 0.1),
+        (torch.bfloat16, "bf16", 0.1),
+        (torch.float64, "f64", 1e-5),
+    ],
+)
+@pytest.mark.parametrize(
+    "by", ["gradcam", "integrated-gradients:steps=3", "lime:samples=64", "scorecam"]
+)
+def test_a_network_is_explained_in_its_own_precision(dtype, precision, near, by):
+    low = wrapped(net().to(dtype))
+    assert low.facts["precision"] == precision
+    assert low.facts["engine"] == "torch"
+    found, plain = (
+        cs.explain(model, SAMPLE, by, 1) for model in (low, wrapped(net()))
+    )
+    gap = np.abs(found.values - plain.values).max()
+    assert gap < near * np.abs(plain.values).max()
+    assert found.provenance["precision"] == precision
+    with pytest.raises(ConsilienceError, match="engine openvino runs float32"):
+        wrapped(net().to(dtype), engine="openvino")
 
 
 def test_a_backbone_that_runs_twice_says_so():

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from consilience.agreement.overlap import Agreement, agree
-    from consilience.api import evaluate, explain
+    from consilience.api import compare_layers, evaluate, explain
     from consilience.data import read_image
     from consilience.dissection.concepts import load_concepts
     from consilience.dissection.measure import dissect
+    from consilience.explanations import Explanations
     from consilience.models.callable import wrap_callable
     from consilience.models.load import load_model
     from consilience.models.network import wrap
@@ -32,11 +33,13 @@ _HOME = {
     "Box": "types",
     "ConsilienceError": "types",
     "Explanation": "types",
+    "Explanations": "explanations",
     "NotApplicable": "types",
     "Run": "runs.folder",
     "Sample": "types",
     "Score": "types",
     "agree": "agreement.overlap",
+    "compare_layers": "api",
     "dissect": "dissection.measure",
     "evaluate": "api",
     "explain": "api",
@@ -55,11 +58,13 @@ __all__ = [
     "Box",
     "ConsilienceError",
     "Explanation",
+    "Explanations",
     "NotApplicable",
     "Run",
     "Sample",
     "Score",
     "agree",
+    "compare_layers",
     "dissect",
     "evaluate",
     "explain",

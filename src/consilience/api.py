@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import pandas as pd
 import torch
 
-from consilience import images, registry, targets
+from consilience import data, images, inputs, progress, registry, stats, targets
+from consilience.explanations import Explanations
+from consilience.metrics.suites import asked_metrics
 from consilience.models.engines import plan
 from consilience.models.layers import plain_torch
+from consilience.models.load import as_model
 from consilience.targets.classes import class_name as class_name
 from consilience.types import (
     PIXELS,
@@ -38,6 +42,7 @@ from consilience.types import (
     View,
     ViewMode,
     as_probabilities,
+    unexpected,
 )
 
 if TYPE_CHECKING:
@@ -60,23 +65,183 @@ class Prediction:
     also: tuple[int, ...] = ()
 
 
+@overload
 def explain(
-    model: Model,
-    sample: Sample,
+    model: Any,
+    image: Sample,
     by: str | Explainer = "gradcam",
     target: str | int | Target = "predicted",
     view: ViewMode | None = None,
-) -> Explanation:
-    """Explain one image: a raw map in the model's frame.
+) -> Explanation: ...
+@overload
+def explain(
+    model: Any,
+    image: Any,
+    by: str | Explainer = "gradcam",
+    target: str | int | Target = "predicted",
+    view: ViewMode | None = None,
+) -> Any: ...
+def explain(
+    model: Any,
+    image: Any,
+    by: str | Explainer = "gradcam",
+    target: str | int | Target = "predicted",
+    view: ViewMode | None = None,
+) -> Explanation | Explanations:
+    """Explain an image, or many: a raw map in the model's frame for each.
+
+    ``model`` is a `Model`, a spelling (``"resnet50"``), a torch module (wrapped as `wrap`
+    does) or a function (`wrap_callable`). ``image`` is a path, a PIL image, an array, a
+    tensor or a `Sample`, which gives one `Explanation`; or a folder, a pattern, a batch,
+    a list, a data set or a loader, which gives `Explanations` in its order, explained in
+    full batches. Of many, what cannot be read or explained is among their
+    ``failures``, and the rest goes on; all samples stay in memory, which `run` avoids.
 
     ``by`` is an explainer or its spelling (``"lime:samples=700,seed=1"``), ``target``
     is ``predicted``, ``true``, a class's index or name, a spelling
     (``"difference:cat,dog"``, ``"unit:layer4,412"``: see `targets`), or a `Target`;
     ``view`` is ``crop`` or ``squash``, None as the model was trained. Raises
-    `ConsilienceError` where the model cannot do what the explainer needs.
+    `ConsilienceError` where the model cannot do what the explainer needs, and where no
+    image can be explained.
     """
+    model = as_model(model)
+    _check_one(by)
+    if not isinstance(image, Sample) and not inputs.is_single(image):
+        return _explain_many(model, image, by, target, view)
+    sample = inputs.one_sample(image, inputs.Shown.of(model))
     with plain_torch():
         return _explain(model, sample, by, target, view)
+
+
+def _check_one(by: Any) -> None:
+    if isinstance(by, list | tuple | set | dict):
+        raise ConsilienceError(
+            "explain takes one explainer; call it once for each, or take run for several"
+        )
+
+
+def _explain_many(
+    model: Model,
+    given: Any,
+    by: str | Explainer,
+    target: str | int | Target,
+    view: ViewMode | None,
+) -> Explanations:
+    resolve_explainer(model, by)  # what can be refused before an image is read
+    check_target_name(model, target)
+    made: list[Explanation] = []
+    failures: list[data.Failure] = []
+    waiting = inputs.samples_from(given, inputs.Shown.of(model))
+    while part := list(islice(waiting, _at_a_time(model, by))):
+        samples = [one for one in part if isinstance(one, Sample)]
+        failures += [one for one in part if isinstance(one, data.Failure)]
+        for result in _explain_batch(model, samples, by, target, view):
+            if isinstance(result, data.Failure):
+                progress.say(f"{result.name}: {result.reason}")
+                failures.append(result)
+            else:
+                made.append(result)
+    if not made:
+        reasons = "; ".join(dict.fromkeys(one.reason for one in failures[:3]))
+        count = f"none of {len(failures)} images" if failures[1:] else "the image not"
+        raise ConsilienceError(f"{count} could be explained: {reasons}")
+    return Explanations(made, failures)
+
+
+def _at_a_time(model: Model, by: str | Explainer) -> int:
+    """How many images an explainer takes best in one pass."""
+    explainer = registry.explainers.build(by)
+    if not hasattr(explainer, "explain_batch"):
+        return 1
+    size: int = getattr(model, "gradient_batch", model.batch)
+    return max(1, min(size, MOST_AT_A_TIME))
+
+
+MOST_AT_A_TIME = 32
+"""Images beyond which a batch is no faster on a CPU or an accelerator that is full."""
+
+
+def _explain_batch(
+    model: Model,
+    samples: Sequence[Sample],
+    by: str | Explainer,
+    target: str | int | Target,
+    view: ViewMode | None,
+) -> list[Explanation | data.Failure]:
+    """All samples in one pass where that works, else one after the other, so that an
+    image that fails is alone.
+    """
+    with plain_torch():
+        if len(samples) > 1:
+            try:
+                return list(_explain_together(model, samples, by, target, view))
+            except _ApartError:
+                pass
+            except Exception as error:  # whose fault it is shows one by one
+                progress.say(f"a batch failed, one by one: {unexpected(error)}")
+        return [_explain_alone(model, one, by, target, view) for one in samples]
+
+
+class _ApartError(Exception):
+    """Images that cannot be explained in one pass."""
+
+
+def _explain_alone(
+    model: Model,
+    sample: Sample,
+    by: str | Explainer,
+    target: str | int | Target,
+    view: ViewMode | None,
+) -> Explanation | data.Failure:
+    try:
+        return _explain(model, sample, by, target, view)
+    except progress.Cancelled:
+        raise
+    except ConsilienceError as error:
+        return data.Failure(sample.name, str(error))
+    except Exception as error:  # one image's, whatever a network or plug-in raises
+        return data.Failure(sample.name, unexpected(error))
+
+
+def _explain_together(
+    model: Model,
+    samples: Sequence[Sample],
+    by: str | Explainer,
+    target: str | int | Target,
+    view: ViewMode | None,
+) -> Iterator[Explanation]:
+    explainer = resolve_explainer(model, by)
+    many = getattr(explainer, "explain_batch", None)
+    views = [model.view(sample, view) for sample in samples]
+    if many is None or len({one.pixels.shape for one in views}) > 1:
+        raise _ApartError
+    outputs = raw_outputs(
+        model, replace(views[0], pixels=torch.cat([one.pixels for one in views]))
+    )
+    rows = [outputs[place : place + 1] for place in range(len(samples))]
+    goals = [
+        read_as_explained(target_of_image(model, sample, target, row), explainer)
+        for sample, row in zip(samples, rows, strict=True)
+    ]
+    if any(isinstance(goal, targets.ReadElsewhere) for goal in goals):
+        raise _ApartError
+    if "gradients" in explainer.needs and _of_pixels(explainer):
+        model.check_gradients()  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    with plan.recorded_passes() as ran:
+        heats = many(model, views, goals)
+    seconds = (time.perf_counter() - start) / len(samples)
+    parts = zip(samples, views, goals, heats, rows, strict=True)
+    for sample, shown, goal, heat, row in parts:
+        facts = {
+            **engines_that_ran(ran),
+            "seconds": seconds,
+            "score": float(goal.of(row)[0]),
+            "prediction": asdict(predict(model, row)),
+        }
+        yield finish_explanation(
+            model, sample, shown, explainer, by, goal, heat, facts
+        )
 
 
 def _explain(
@@ -135,6 +300,71 @@ class Scores(dict[str, Score | NotApplicable]):
         return scores_html(self)
 
 
+class ScoreTable(Sequence[Scores]):
+    """What `evaluate` says of many explanations: their `Scores` in order, and a table of
+    all.
+    """
+
+    def __init__(
+        self, explanations: Sequence[Explanation], scores: Sequence[Scores]
+    ) -> None:
+        self.explanations, self._scores = tuple(explanations), tuple(scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    @overload
+    def __getitem__(self, at: int) -> Scores: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Scores]: ...
+    def __getitem__(self, at: int | slice) -> Scores | Sequence[Scores]:
+        return self._scores[at]
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(self._scores[0])
+        return f"<Scores of {len(self)} explanations by {metrics}>"
+
+    def table(self) -> pd.DataFrame:
+        """A row an explanation and metric: ``image`` and ``explainer`` before the columns
+        of `Scores.table`.
+        """
+        parts = [
+            scores.table().assign(image=one.sample.name, explainer=one.explainer)
+            for one, scores in zip(self.explanations, self._scores, strict=True)
+        ]
+        whole = pd.concat(parts, ignore_index=True)
+        return whole[["image", "explainer", *SCORE_COLUMNS]]
+
+    def summary(self) -> pd.DataFrame:
+        """A row an explainer and metric: ``n`` images with a number, their ``mean`` and
+        its 95 % interval ``low`` to ``high`` (NaN for fewer than two), and how many have
+        none (``missing``).
+        """
+        whole = self.table()
+        rows = []
+        groups = whole.groupby(["explainer", "metric"], sort=False)
+        for (explainer, metric), part in groups:
+            values = part["value"].dropna().to_numpy()
+            known = stats.mean_interval(values) if len(values) else None
+            rows.append(
+                {
+                    "explainer": explainer,
+                    "metric": metric,
+                    "n": len(values),
+                    "mean": known.mean if known else math.nan,
+                    "low": known.low if known else math.nan,
+                    "high": known.high if known else math.nan,
+                    "missing": len(part) - len(values),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        from consilience.show.figures import table_html
+
+        return table_html(self.summary())
+
+
 SCORE_COLUMNS = ["metric", "value", "higher_is_better", "lowest", "highest", "reason"]
 
 
@@ -158,29 +388,64 @@ def _of_pixels(explainer: Explainer) -> bool:
     return getattr(explainer, "layer", PIXELS) in (PIXELS, (PIXELS,))
 
 
+@overload
 def evaluate(
-    model: Model,
+    model: Any,
     explanation: Explanation,
-    metrics: str | Metric | Sequence[str | Metric],
-) -> Scores:
-    """Score one explanation by several metrics: by each spelling its `Score`, or
-    `NotApplicable` with the reason.
+    metrics: str | Metric | Sequence[str | Metric] = (),
+    suite: str | None = None,
+) -> Scores: ...
+@overload
+def evaluate(
+    model: Any,
+    explanation: Sequence[Explanation],
+    metrics: str | Metric | Sequence[str | Metric] = (),
+    suite: str | None = None,
+) -> ScoreTable: ...
+def evaluate(
+    model: Any,
+    explanation: Explanation | Sequence[Explanation],
+    metrics: str | Metric | Sequence[str | Metric] = (),
+    suite: str | None = None,
+) -> Scores | ScoreTable:
+    """Score explanations by several metrics: for one, by each spelling its `Score`, or
+    `NotApplicable` with the reason; for many, these `Scores` in a `ScoreTable`.
 
-    ``model`` is the one that made the explanation. Raises `ConsilienceError` for a
-    metric or option that there is not, or for another model. Each number stands alone:
-    they have units of their own and are never added up.
+    ``suite`` names a set of metrics (``quick`` where nothing is asked). ``model`` is the
+    one that made the explanations. Raises `ConsilienceError` for a metric, suite or
+    option that there is not, or for another model. Each number stands alone: they have
+    units of their own and are never added up. Intervals, controls and tests over images
+    are those of an evaluated run.
     """
-    asked = (
-        [metrics]
-        if isinstance(metrics, str) or not isinstance(metrics, Sequence)
-        else list(metrics)
-    )
-    built = {
+    model = as_model(model)
+    built = _built_metrics(metrics, suite)
+    if isinstance(explanation, Explanation):
+        return _evaluate_one(model, explanation, built)
+    many = list(explanation)
+    if not many:
+        raise ConsilienceError("no explanations to evaluate")
+    return ScoreTable(many, [_evaluate_one(model, one, built) for one in many])
+
+
+def _built_metrics(
+    metrics: str | Metric | Sequence[str | Metric], suite: str | None
+) -> dict[str, Metric]:
+    """Metrics by their spelling, those of a suite after those that were named."""
+    single = isinstance(metrics, str) or not isinstance(metrics, Sequence)
+    named: list[Any] = [metrics] if single else list(metrics)  # type: ignore[arg-type]
+    if suite is not None or not named:
+        named += asked_metrics((), suite or "quick")
+    return {
         one if isinstance(one, str) else registry.spell(one): registry.metrics.build(
             one
         )
-        for one in asked
+        for one in named
     }
+
+
+def _evaluate_one(
+    model: Model, explanation: Explanation, built: Mapping[str, Metric]
+) -> Scores:
     if explanation.model_id != model.id:
         raise ConsilienceError(
             f"{explanation.explainer} is of {explanation.model_id}; the model given is "
@@ -350,7 +615,8 @@ def finish_explanation(
         raise ConsilienceError(
             f"{asked} gave a map with values that are not finite on {sample.name}"
         )
-    notes = [*heat.facts.get("notes", ()), *_doubts(model, explainer, values)]
+    notes = [*heat.facts.get("notes", ()), *view.notes]
+    notes += _doubts(model, explainer, values)
     provenance = {
         **model.facts,
         **heat.facts,
@@ -424,3 +690,138 @@ def versions() -> dict[str, str]:
         "scikit-learn",
     )
     return {name: version(name) for name in names}
+
+
+# ---- own maps, and many layers
+
+
+def own_explanation(
+    sample: Any,
+    values: Any,
+    model: Any,
+    target: str | int | Target = "predicted",
+    name: str = "own",
+    view: ViewMode | None = None,
+    frame: Frame = "input",
+) -> Explanation:
+    """A map that was made elsewhere as an explanation (`Explanation.of`)."""
+    model = as_model(model)
+    if frame not in get_args(Frame):
+        raise ConsilienceError(f"frame is input or image; got {frame!r}")
+    if name in registry.explainers.names():
+        raise ConsilienceError(
+            f"{name!r} is an explainer of its own; give the map another name"
+        )
+    sample = inputs.one_sample(sample, inputs.Shown.of(model))
+    shown = model.view(sample, view)
+    values = _own_values(values, name)
+    if frame == "image":
+        values = _moved_to_input(values, sample, shown, name)
+    outputs = raw_outputs(model, shown)
+    goal = target_of_image(model, sample, target, outputs)
+    size = shown.geometry.size
+    if values.shape != tuple(size):
+        values = images.enlarge(torch.from_numpy(values), size).numpy()
+    provenance = {
+        **model.facts,
+        "made": "elsewhere",
+        "score": float(goal.of(outputs)[0])
+        if not isinstance(goal, targets.ReadElsewhere)
+        else math.nan,
+        "prediction": asdict(predict(model, outputs)),
+        "passes": 0,
+        "seconds": 0.0,
+        "view": shown.mode,
+        "model": model.spec,
+        "versions": versions(),
+        "key": blake2b(
+            f"{sample.digest}{model.id}{goal.name}{name}".encode() + values.tobytes(),
+            digest_size=16,
+        ).hexdigest(),
+    }
+    return Explanation(
+        sample, model.id, name, goal, shown.geometry, values, {}, provenance
+    )
+
+
+Frame = Literal["input", "image"]
+"""What a map covers: the model's input, or the whole image."""
+
+
+def _own_values(values: Any, name: str) -> Array:
+    array = values.detach().cpu() if isinstance(values, torch.Tensor) else values
+    try:
+        found: Array = np.asarray(array, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ConsilienceError(
+            f"{name}: a map is numbers (h, w); got {type(values).__name__}"
+        ) from None
+    if found.ndim > 2:
+        found = found.reshape([side for side in found.shape if side != 1] or [1])
+    if found.ndim != 2 or 0 in found.shape:
+        raise ConsilienceError(
+            f"{name}: a map is (h, w); got {np.shape(array)} (sum it over colours first)"
+        )
+    if not np.isfinite(found).all():
+        raise ConsilienceError(f"{name}: the map has values that are not finite")
+    return np.ascontiguousarray(found)
+
+
+def _moved_to_input(values: Array, sample: Sample, shown: View, name: str) -> Array:
+    """A map that covers the image in the model's frame."""
+    height, width = sample.pixels.shape[:2]
+    if values.shape != (height, width):
+        values = images.enlarge(torch.from_numpy(values), (height, width)).numpy()
+    low, span = float(values.min()), float(np.ptp(values)) or 1.0
+    placement = images.Placement.from_dict(shown.geometry.as_dict())
+    placed = images.place(
+        ((values - low) / span)[:, :, None], placement, "bilinear", -low / span
+    )
+    return np.ascontiguousarray(placed[:, :, 0] * span + low, dtype=np.float32)
+
+
+def compare_layers(
+    model: Any,
+    image: Any,
+    layers: Sequence[str] = (),
+    by: str = "gradcam",
+    target: str | int | Target = "predicted",
+    view: ViewMode | None = None,
+) -> Explanations:
+    """One image explained at one layer after another, in the order of the pass.
+
+    ``layers`` are the network's blocks unless named (its outermost numbered modules that
+    give a map: ``layer1.0``, ``blocks.3``) and where a CAM looks by itself. ``by`` is a
+    method with a ``layer``. Its ``figure()`` has them side by side.
+    """
+    model = as_model(model)
+    explainer = resolve_explainer(model, by)
+    if not hasattr(explainer, "layer"):
+        raise ConsilienceError(f"{by} looks at no layer; take gradcam or another CAM")
+    sample = inputs.one_sample(image, inputs.Shown.of(model))
+    names = list(layers) or blocks_of(model)
+    made = [
+        explain(model, sample, replace(explainer, layer=(name,)), target, view)  # type: ignore[type-var]
+        for name in names
+    ]
+    return Explanations(made)
+
+
+def blocks_of(model: Any) -> list[str]:
+    """A network's outermost numbered layers with a map, and where a CAM looks by itself;
+    every layer with a map where none is numbered.
+    """
+    maps = [
+        layer.name
+        for layer in model.layers()
+        if layer.spatial is not None and max(layer.spatial) > 1
+    ]
+    numbered = [name for name in maps if _outermost_number(name)]
+    automatic = model.target_layer()
+    blocks = {*(numbered or maps), automatic}
+    return [name for name in maps if name in blocks]
+
+
+def _outermost_number(name: str) -> bool:
+    parts = name.split(".")
+    return parts[-1].isdecimal() and not any(part.isdecimal() for part in parts[:-1])

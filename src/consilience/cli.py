@@ -635,7 +635,7 @@ def evaluate_verb(arguments: argparse.Namespace) -> int:
 
 
 def _evaluated(arguments: argparse.Namespace) -> Any:
-    from consilience.evaluation.suites import asked_metrics
+    from consilience.metrics.suites import asked_metrics
     from consilience.runs.evaluate import Asked, evaluate_images, evaluate_run
     from consilience.runs.explain import LoadOptions, job_from_specs
 

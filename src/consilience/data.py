@@ -4,7 +4,9 @@ memory at a time.
 
 from __future__ import annotations
 
+import glob
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -113,18 +115,20 @@ def composed(name: str) -> str:
 # ---- finding and reading images
 
 
-def read_image(path: str | Path, name: str | None = None) -> Sample:
+def read_image(
+    path: str | Path,
+    name: str | None = None,
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+) -> Sample:
     """Read one image as a `Sample`, named by its stem unless told.
 
-    Raises `ConsilienceError` where it cannot be read.
+    ``channels`` are those of the network that it is for: with three it is 8-bit RGB,
+    else it is read as it is (`images.read_sample`). ``value_range`` are the values that
+    are 0 and 1, for files of other than 8 bits that do not say. Raises
+    `ConsilienceError` where it cannot be read.
     """
-    pixels, notes = images.read_pixels(path)
-    return Sample(
-        name if name is not None else Path(path).stem,
-        pixels,
-        notes=notes,
-        source=str(path),
-    )
+    return images.read_sample(path, name, channels, value_range)
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
@@ -161,10 +165,19 @@ def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in counts.items() if count > 1}
 
 
+def is_one_file(given: str | Path) -> bool:
+    """Whether a path names one file, be it there or not: no folder and no pattern."""
+    text = str(Path(given).expanduser())
+    if os.path.lexists(text):
+        return not os.path.isdir(text)  # noqa: PTH112 - Path.is_dir raises for a name too long
+    return not glob.has_magic(text)
+
+
 def read_samples(
     paths: Sequence[str | Path],
     truth: TruthTable | None = None,
     classes: Sequence[str] = (),
+    channels: int = 3,
 ) -> Iterator[Sample | Failure]:
     """Read image after image; one that cannot be read is a `Failure` with its reason,
     and the rest goes on.
@@ -173,20 +186,23 @@ def read_samples(
     is labelled by its file's name, where that names exactly one class
     (``n01443537_goldfish.JPEG``). Nothing found raises `ConsilienceError` at once.
     """
-    return read_files(find_images(paths), truth, classes)
+    return read_files(find_images(paths), truth, classes, channels)
 
 
 def read_files(
     files: Sequence[Path],
     truth: TruthTable | None = None,
     classes: Sequence[str] = (),
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
 ) -> Iterator[Sample | Failure]:
     """`read_samples` of files that were found before; one that is gone, or a link that
     leads nowhere, is a failure like any other.
     """
     for file, name in zip(files, names_of(files), strict=True):
         try:
-            yield labelled(read_image(file, name), file, truth, classes)
+            sample = read_image(file, name, channels, value_range)
+            yield labelled(sample, file, truth, classes)
         except ConsilienceError as error:
             yield Failure(name, str(error))
 
@@ -194,12 +210,15 @@ def read_files(
 def labelled(
     sample: Sample, file: Path, truth: TruthTable | None, classes: Sequence[str]
 ) -> Sample:
-    """A sample with what a truth file knows of its file; else labelled by its name,
-    where that names exactly one class.
+    """A sample with what a truth file knows of its file; else labelled by its name or
+    its folder's, where that names exactly one class.
     """
     known = truth.of(file) if truth is not None else None
     if known is None:
-        return replace(sample, label=label_from_name(file.name, classes))
+        label = label_from_name(file.name, classes)
+        if label is None and truth is None:
+            label = label_from_folder(file, classes)
+        return replace(sample, label=label)
     height, width = sample.pixels.shape[:2]
     boxes = tuple(_inside(box, width, height, file) for box in known.boxes)
     return replace(
@@ -240,6 +259,18 @@ def label_from_name(name: str, classes: Sequence[str]) -> int | None:
     if not _WNID.match(stem):
         return None
     fit = classes_named(_WNID.sub("", stem), classes)
+    return fit[0] if len(fit) == 1 else None
+
+
+def label_from_folder(file: Path, classes: Sequence[str]) -> int | None:
+    """The class that a file's folder is called (``rose/1.jpg``); None unless one fits.
+
+    A bare number is none: folders are called so for other reasons.
+    """
+    name = _WNID.sub("", file.absolute().parent.name)
+    if not name or name.isdecimal():
+        return None
+    fit = classes_named(name, classes)
     return fit[0] if len(fit) == 1 else None
 
 

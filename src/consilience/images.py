@@ -7,6 +7,7 @@ well-known formats are tried. All geometry uses half-pixel centres: pixel i cove
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,10 +23,28 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from consilience.types import Array, Box, ConsilienceError
+from consilience import formats
+from consilience.formats import RawImage
+from consilience.types import WHOLE_RANGE, Array, Box, ConsilienceError, Sample
 
 MAX_PIXELS = 64_000_000
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+    "QOI",
+    "DIB",
+)
+"""Read by Pillow; those with a decoder for bytes from anywhere and a signature of their
+own.
+"""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _FILTERS = {
@@ -39,6 +58,148 @@ _FILTERS = {
 
 
 # ---- reading
+
+
+def read_sample(
+    path: str | Path,
+    name: str | None = None,
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+) -> Sample:
+    """An image file as a `Sample` for a network of so many ``channels``, named by its
+    stem unless told.
+
+    With three it is 8-bit RGB wherever its format allows; else it is read as it is: grey
+    as one channel, 16 bits as such, transparency as a fourth channel where four are
+    wanted, every band of a TIFF. ``value_range`` are the values that are 0 and 1 where
+    the file does not say. Raises `ConsilienceError` where it cannot be read.
+    """
+    raw = _read_raw(Path(path), channels, MAX_PIXELS)
+    return Sample(
+        name if name is not None else Path(path).stem,
+        raw.pixels,
+        notes=raw.notes,
+        source=str(path),
+        value_range=value_range or raw.value_range,
+    )
+
+
+def sample_of_pil(image: Image.Image, name: str, channels: int = 3) -> Sample:
+    """A PIL image as a `Sample`, turned upright; as `read_sample` reads a file."""
+    given = str(getattr(image, "filename", "") or "")
+    file = Path(given or name)
+    try:
+        raw = _raw_of_pil(image, file, channels)
+    except ConsilienceError:
+        raise
+    except (
+        Exception
+    ) as error:  # a file is decoded now; decoders raise anything at all
+        raise ConsilienceError(f"{file}: {_damaged(error)}") from None
+    called = file.stem if name == "image" and given else name
+    return Sample(called, raw.pixels, notes=raw.notes, value_range=raw.value_range)
+
+
+def sample_of_stream(stream: Any, name: str, channels: int = 3) -> Sample:
+    """The bytes of an image file, or an open file, as a `Sample`."""
+    content = io.BytesIO(stream) if isinstance(stream, bytes) else stream
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(content, formats=FORMATS)
+        if image.size[0] * image.size[1] > MAX_PIXELS:
+            raise ConsilienceError(
+                f"{name}: claims {image.size[0]} x {image.size[1]} pixels; the limit is "
+                f"{MAX_PIXELS:,}"
+            )
+    except ConsilienceError:
+        raise
+    except Exception as error:  # decoders raise anything at all on foreign bytes
+        raise ConsilienceError(
+            f"{name}: the bytes are not an image ({_one_line(error)})"
+        ) from None
+    return sample_of_pil(image, name, channels)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _damaged(error: Exception) -> str:
+    return f"damaged or truncated ({_one_line(error)})"
+
+
+def _raw_of_pil(image: Image.Image, file: Path, channels: int) -> RawImage:
+    if channels == 3:
+        pixels, notes = _decode(image, file)
+        return RawImage(pixels, None, notes)
+    upright, notes = _upright(image)
+    return _as_it_is(upright, file, channels, notes)
+
+
+def _read_raw(file: Path, channels: int, most: int) -> RawImage:
+    reader = formats.reader_of(file)
+    if reader is None:
+        return _read_by_pillow(file, channels, most)
+    if reader is not formats.read_tiff:
+        return reader(file, channels, most)
+    if channels != 3:
+        raw = reader(file, channels, most)
+        return _by_its_bits(raw) if raw.pixels.shape[2] == 1 else raw
+    try:
+        return _read_by_pillow(file, channels, most)
+    except ConsilienceError as error:
+        other = _or_none(reader, file, channels, most)
+        if other is None or (
+            other.pixels.shape[2] in (1, 3) and other.pixels.dtype == np.uint8
+        ):
+            raise error from None
+        return other
+
+
+def _or_none(
+    reader: formats.Reader, file: Path, channels: int, most: int
+) -> RawImage | None:
+    try:
+        return reader(file, channels, most)
+    except ConsilienceError as error:
+        if "a volume" in str(error):
+            raise
+        return None
+
+
+def _read_by_pillow(file: Path, channels: int, most: int) -> RawImage:
+    with opened_image(file, most) as image:
+        return _raw_of_pil(image, file, channels)
+
+
+def _as_it_is(
+    image: Image.Image, file: Path, channels: int, notes: tuple[str, ...]
+) -> RawImage:
+    clear = "transparency" not in image.info
+    if image.mode in ("1", "L") and clear:
+        return RawImage(np.array(image.convert("L"))[:, :, None], None, notes)
+    if image.mode == "F":
+        return RawImage(np.array(image)[:, :, None], None, notes)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            return RawImage(values.astype(np.float32)[:, :, None], None, notes)
+        grey = RawImage(values.astype(np.uint16)[:, :, None], None, notes)
+        return _by_its_bits(grey)
+    if image.mode == "RGBA" and channels == 4:
+        return RawImage(np.array(image), None, notes)
+    pixels, more = _to_rgb(image, file)
+    return RawImage(pixels, None, notes + tuple(more))
+
+
+def _by_its_bits(raw: RawImage) -> RawImage:
+    """Grey of 16 bits with the range of the bits that it fills."""
+    if raw.pixels.dtype != np.uint16:
+        return raw
+    bits = _bits_filled(int(raw.pixels.max()))
+    whole = float((1 << bits) - 1)
+    return RawImage(raw.pixels, (0.0, whole), (*raw.notes, f"{bits}-bit grey"))
 
 
 def read_pixels(
@@ -143,6 +304,7 @@ def opened_image(
         raise ConsilienceError(f"{file}: a folder, not an image")
     if file.stat().st_size == 0:
         raise ConsilienceError(f"{file}: the file is empty")
+    heif = formats.heif_ready(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -157,9 +319,13 @@ def opened_image(
     except ConsilienceError:
         raise
     except UnidentifiedImageError:
-        raise ConsilienceError(
-            f"{file}: not an image in any format read here ({', '.join(FORMATS)})"
-        ) from None
+        kinds = ", ".join((*FORMATS, "DICOM", "NPY"))
+        said = (
+            "damaged or truncated"
+            if heif
+            else f"not an image in any format read here ({kinds})"
+        )
+        raise ConsilienceError(f"{file}: {said}") from None
     except Image.DecompressionBombError:
         raise ConsilienceError(
             f"{file}: claims more pixels than the limit of {max_pixels:,}"
@@ -168,11 +334,17 @@ def opened_image(
         raise ConsilienceError(f"{file}: too large for the memory") from None
     except Exception as error:
         # decoders raise anything at all on mutated bytes (TypeError, KeyError, struct.error)
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ConsilienceError(f"{file}: damaged or truncated ({why})") from None
+        raise ConsilienceError(f"{file}: {_damaged(error)}") from None
 
 
 def _decode(image: Image.Image, file: Path) -> tuple[Array, tuple[str, ...]]:
+    upright, notes = _upright(image)
+    pixels, note = _to_rgb(upright, file)
+    return pixels, notes + tuple(note)
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """The first frame, turned as its EXIF orientation says."""
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -181,8 +353,7 @@ def _decode(image: Image.Image, file: Path) -> tuple[Array, tuple[str, ...]]:
     upright = ImageOps.exif_transpose(image)
     if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
         notes.append("turned upright by its EXIF orientation")
-    pixels, note = _to_rgb(upright, file)
-    return pixels, tuple(notes + note)
+    return upright, tuple(notes)
 
 
 def _to_rgb(image: Image.Image, file: Path) -> tuple[Array, list[str]]:
@@ -212,12 +383,17 @@ def _scaled_grey(values: Array, file: Path) -> tuple[Array, int]:
         raise ConsilienceError(
             f"{file}: grey values from {wide.min()} to {wide.max()}; at most 16 bits are read"
         )
-    # cameras and scanners keep 10, 12 or 14 bits in files of 16: by their own range, or
-    # a 12-bit image would be sixteen greys
-    bits = next(bits for bits in (8, 10, 12, 14, 16) if wide.max() < 1 << bits)
+    bits = _bits_filled(int(wide.max()))
     whole = (1 << bits) - 1
     grey = ((wide * 255 + whole // 2) // whole).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2), bits
+
+
+def _bits_filled(largest: int) -> int:
+    """How many bits grey values fill: cameras and scanners keep 10, 12 or 14 in files of
+    16, and by these a 12-bit image would be sixteen greys.
+    """
+    return next(bits for bits in (8, 10, 12, 14, 16) if largest < 1 << bits)
 
 
 # ---- resizing
@@ -226,11 +402,33 @@ def _scaled_grey(values: Array, file: Path) -> tuple[Array, int]:
 def resize(
     pixels: Array, size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> Array:
-    """Resize (H, W, 3) uint8 to ``size`` (height, width) with antialiasing, as
-    torchvision and timm do on PIL images.
+    """Resize (H, W, C) uint8 or float32 to ``size`` (height, width) with antialiasing,
+    as torchvision and timm do on PIL images.
     """
-    image = Image.fromarray(pixels)
-    return np.array(image.resize((size[1], size[0]), _FILTERS[interpolation]))
+    return _resampled(pixels, size, interpolation)
+
+
+def _resampled(
+    pixels: Array,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    box: tuple[float, float, float, float] | None = None,
+) -> Array:
+    """Pillow's resampling of a part of an image, channel by channel where it is not
+    RGB; its filters do the same to each channel.
+    """
+    wanted, method = (size[1], size[0]), _FILTERS[interpolation]
+    if pixels.shape[2] == 3 and pixels.dtype == np.uint8:
+        return np.array(Image.fromarray(pixels).resize(wanted, method, box=box))
+    channels = [
+        np.array(
+            Image.fromarray(np.ascontiguousarray(pixels[:, :, place])).resize(
+                wanted, method, box=box
+            )
+        )
+        for place in range(pixels.shape[2])
+    ]
+    return np.stack(channels, axis=2)
 
 
 def place(
@@ -239,8 +437,9 @@ def place(
     interpolation: Interpolation,
     pad: float | tuple[float, ...] = 0.5,
 ) -> Array:
-    """The model's input (h, w, 3) uint8: resized as a whole, then the window cut out;
-    outside the image it is ``pad``.
+    """The model's input (h, w, C): resized as a whole, then the window cut out; outside
+    the image it is ``pad``, in [0, 1]. ``pixels`` are (H, W, C) uint8, or float32 in
+    [0, 1], where a filter that overshoots is held to it.
     """
     (top, left), (height, width), resized = (
         placement.offset,
@@ -261,11 +460,12 @@ def place(
             if resized == pixels.shape[:2]
             else resize(pixels, resized, interpolation)
         )[y0:y1, x0:x1]
+    if part.dtype != np.uint8:
+        part = part.clip(0, 1)
     if part.shape[:2] == (height, width):
         return np.ascontiguousarray(part)
-    canvas = np.full(
-        (height, width, 3), np.rint(255 * np.asarray(pad)), dtype=np.uint8
-    )
+    whole = np.rint(255 * np.asarray(pad)) if part.dtype == np.uint8 else pad
+    canvas = np.full((height, width, part.shape[2]), whole, dtype=part.dtype)
     canvas[y0 - top : y1 - top, x0 - left : x1 - left] = part
     return canvas
 
@@ -286,11 +486,45 @@ def _resize_part(
     (y0, y1), (x0, x1) = window
     down, across = (resized[axis] / pixels.shape[axis] for axis in (0, 1))
     box = (x0 / across, y0 / down, x1 / across, y1 / down)
-    return np.array(
-        Image.fromarray(pixels).resize(
-            (x1 - x0, y1 - y0), _FILTERS[interpolation], box=box
+    return _resampled(pixels, (y1 - y0, x1 - x0), interpolation, box)
+
+
+def as_channels(sample: Sample, channels: int) -> tuple[Array, tuple[str, ...]]:
+    """A sample's pixels (H, W, C) with the channels that a network takes, uint8 or
+    float32 in [0, 1], and notes on what was done to them.
+
+    Colour becomes grey by its luminance (ITU-R 601), grey becomes colour by repetition;
+    anything else raises `ConsilienceError`.
+    """
+    pixels = sample.pixels
+    if pixels.dtype != np.uint8 or sample.range != WHOLE_RANGE["u1"]:
+        low, high = sample.range
+        pixels = ((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32)
+    if sample.channels == channels:
+        return pixels, ()
+    if (sample.channels, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2), ("grey repeated as red, green and blue",)
+    if (sample.channels, channels) != (3, 1):
+        raise ConsilienceError(
+            f"{sample.name} has {_channels(sample.channels)}, and the network takes "
+            f"{_channels(channels)}"
         )
-    )
+    if not (np.ptp(pixels, axis=2)).any():
+        return pixels[:, :, :1], ()
+    luminance = ("colour converted to grey (its luminance, ITU-R 601)",)
+    if pixels.dtype == np.uint8:
+        grey = np.array(Image.fromarray(pixels).convert("L"))
+    else:
+        grey = (pixels @ np.array(LUMINANCE)).astype(np.float32)
+    return grey[:, :, None], luminance
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel" + ("s" if count != 1 else "")
+
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Red, green and blue in the luminance of ITU-R 601, as Pillow's mode L has them."""
 
 
 @dataclass(frozen=True)
@@ -438,22 +672,19 @@ def enlarge(
 
 
 def to_tensor(pixels: Array) -> Tensor:
-    """(H, W, 3) uint8 to (1, 3, H, W) float32 in [0, 1]."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        .unsqueeze(0)
-        .float()
-        .div_(255)
-    )
+    """(H, W, C) uint8, or floats in [0, 1], to (1, C, H, W) float32 in [0, 1]."""
+    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    scaled = values.unsqueeze(0).float()
+    return scaled.div_(255) if pixels.dtype == np.uint8 else scaled
 
 
 def to_array(pixels: Tensor) -> Array:
-    """(1, 3, H, W) in [0, 1] to (H, W, 3) float64."""
+    """(1, C, H, W) in [0, 1] to (H, W, C) float64."""
     return pixels[0].detach().cpu().double().permute(1, 2, 0).numpy()
 
 
 def blur(pixels: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (N, 3, h, w), standard deviation in pixels, mirrored at the
+    """Gaussian blur of (N, C, h, w), standard deviation in pixels, mirrored at the
     borders.
     """
     array = ndimage.gaussian_filter(
@@ -474,7 +705,7 @@ def mirrored_kernel(side: int, sigma: float) -> Array:
 
 
 def convolved(pixels: Tensor, kernel: Tensor) -> Tensor:
-    """(N, 3, h, w) convolved down and across with an odd symmetric kernel (k,), zeros
+    """(N, C, h, w) convolved down and across with an odd symmetric kernel (k,), zeros
     outside the image.
     """
     half = len(kernel) // 2

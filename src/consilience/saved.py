@@ -49,7 +49,12 @@ class SavedSample(Sample):
             masks={},
             notes=tuple(facts.get("notes", ())),
             source=facts.get("source", ""),
+            value_range=tuple(facts["value_range"])
+            if facts.get("value_range")
+            else None,
+            display=None,
             digest=facts["digest"],
+            _read_for=int(facts.get("read_for", 3)),
             _read=read or sample._from_source,
         )
         return sample
@@ -69,7 +74,9 @@ class SavedSample(Sample):
             raise ConsilienceError(
                 f"the image {self.source} is not where it was when it was explained"
             )
-        read = Sample(self.name, images.read_pixels(self.source)[0])
+        read = images.read_sample(
+            self.source, self.name, self._read_for, self.value_range
+        )
         if read.digest != self.digest:
             raise ConsilienceError(
                 f"{self.name} is another image than the one that was explained "
@@ -87,7 +94,22 @@ def sample_facts(sample: Sample) -> dict[str, Any]:
         "boxes": [asdict(box) for box in sample.boxes],
         "notes": list(sample.notes),
         "source": str(Path(sample.source).resolve()) if sample.source else "",
-    }
+    } | _other_than_plain(sample)
+
+
+def _other_than_plain(sample: Sample) -> dict[str, Any]:
+    """What is kept of a sample that is not an 8-bit RGB image: how its file is read
+    again, and which values are 0 and 1.
+    """
+    if isinstance(sample, SavedSample):
+        channels = int(sample._read_for)
+    elif sample.plain:
+        channels = 3
+    else:
+        channels = sample.channels
+    if channels == 3 and sample.value_range is None:
+        return {}
+    return {"read_for": channels, "value_range": sample.value_range}
 
 
 def explanation_facts(explanation: Explanation) -> dict[str, Any]:
@@ -189,6 +211,8 @@ def save_explanation(explanation: Explanation, path: str | Path, image: bool) ->
     arrays = explanation_arrays(explanation)
     if image:
         arrays["image"] = explanation.sample.pixels
+        if explanation.sample.display is not None:
+            arrays["display"] = explanation.sample.display
         arrays |= {
             f"mask.{name}": on for name, on in explanation.sample.masks.items()
         }
@@ -230,4 +254,6 @@ def _saved_sample(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> Samp
         },
         tuple(facts["notes"]),
         facts["source"],
+        tuple(facts["value_range"]) if facts.get("value_range") else None,
+        arrays.get("display"),
     )

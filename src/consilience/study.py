@@ -111,7 +111,7 @@ def figure(explanation: Explanation) -> Array:
 
 def _draw_panels(page: Figure, explanation: Explanation) -> None:
     image = images.place(
-        explanation.sample.pixels,
+        explanation.sample.rgb,
         Placement.from_dict(explanation.geometry.as_dict()),
         "bilinear",
     )
@@ -150,13 +150,13 @@ class Truncated:
     percentile: float = option(20.0, help="0 to 100", least=0, most=100)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w): 0, save in a channel whose percentile is 1 exactly."""
+        """(1, C, h, w): 0, save in a channel whose percentile is 1 exactly."""
         whole = np.percentile(
             images.to_array(view.pixels), self.percentile, axis=(0, 1)
         ).astype(int)
         return torch.ones_like(view.pixels) * torch.from_numpy(whole).to(
             view.pixels
-        ).reshape(1, 3, 1, 1)
+        ).reshape(1, -1, 1, 1)
 
 
 # ---- what was published

@@ -126,10 +126,15 @@ class Box:
 class Sample:
     """An image as a person sees it, with what is known about it.
 
-    ``pixels`` is (H, W, 3) uint8 RGB with the EXIF orientation applied, ``label`` the
-    true class, ``boxes`` in pixels of the image, ``masks`` concept or class to (H, W)
-    bool. ``notes`` say what reading had to decide ("first of 12 frames"), ``source``
-    the file that it was read from, where it was read from one.
+    ``pixels`` is (H, W, 3) uint8 RGB with the EXIF orientation applied, or any number
+    of channels (H, W, C) as uint8, uint16 or floats. ``value_range`` are the values
+    that become 0 and 1 where a model is shown the image: (0, 255), (0, 65535) and (0, 1)
+    unless told. ``display`` is what people and superpixels are shown of it, (H, W, 3)
+    uint8; None takes a grey image as grey and the first three of more channels.
+    ``label`` is the true class, ``boxes`` in pixels of the image, ``masks`` concept or
+    class to (H, W) bool. ``notes`` say what reading had to decide ("first of 12
+    frames"), ``source`` the file that it was read from, where it was read from one.
+    Raises `ConsilienceError` for other arrays, and for values outside of their range.
     """
 
     name: str
@@ -139,30 +144,130 @@ class Sample:
     masks: Mapping[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     source: str = ""
+    value_range: tuple[float, float] | None = None
+    display: Array | None = None
 
     def __post_init__(self) -> None:
         pixels = self.pixels
+        if isinstance(pixels, np.ndarray) and pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+            object.__setattr__(self, "pixels", pixels)
         if (
             not isinstance(pixels, np.ndarray)
             or pixels.ndim != 3
-            or pixels.shape[2] != 3
-            or pixels.dtype != np.uint8
+            or not (
+                pixels.dtype in (np.uint8, np.uint16)
+                or np.issubdtype(pixels.dtype, np.floating)
+            )
         ):
             got = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}".strip()
             raise ConsilienceError(
-                f"a sample's pixels are (H, W, 3) uint8 RGB; {self.name!r} has {got}"
+                f"a sample's pixels are (H, W, C) uint8, uint16 or floats; {self.name!r} has "
+                f"{got}"
             )
         if 0 in pixels.shape:
             raise ConsilienceError(
                 f"{self.name!r} is an empty image: {pixels.shape[1]} x {pixels.shape[0]}"
+                + ("" if pixels.shape[2] else " of no channels")
             )
+        if pixels.shape[2] > MOST_CHANNELS:
+            raise ConsilienceError(
+                f"{self.name!r} has {pixels.shape[2]} channels last, {pixels.shape}; "
+                f"pixels are (H, W, C), channels last, at most {MOST_CHANNELS}"
+            )
+        self._check_range()
+        self._check_display()
+
+    def _check_range(self) -> None:
+        low, high = self.range
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            raise ConsilienceError(
+                f"a value range is two numbers, low before high; {self.name!r} has "
+                f"{self.value_range}"
+            )
+        if self.pixels.dtype == np.uint8 and (low, high) == WHOLE_RANGE["u1"]:
+            return
+        least, most = float(self.pixels.min()), float(self.pixels.max())
+        if not low <= least <= most <= high:
+            said = "" if self.value_range else "; give value_range=(low, high)"
+            raise ConsilienceError(
+                f"{self.name!r} has values from {least:g} to {most:g}; its range is "
+                f"{low:g} to {high:g}{said}"
+            )
+
+    def _check_display(self) -> None:
+        shown = self.display
+        if shown is None:
+            return
+        if (
+            not isinstance(shown, np.ndarray)
+            or shown.dtype != np.uint8
+            or shown.shape != (*self.pixels.shape[:2], 3)
+        ):
+            got = f"{getattr(shown, 'dtype', type(shown).__name__)} {getattr(shown, 'shape', '')}".strip()
+            height, width = self.pixels.shape[:2]
+            raise ConsilienceError(
+                f"display is ({height}, {width}, 3) uint8 RGB as {self.name!r} is large; got "
+                f"{got}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a pixel has."""
+        return int(self.pixels.shape[2])
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The values that become 0 and 1."""
+        return self.value_range or WHOLE_RANGE.get(self.pixels.dtype.str[1:], (0, 1))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an 8-bit RGB image like any other."""
+        eight = self.pixels.dtype == np.uint8 and self.range == WHOLE_RANGE["u1"]
+        return eight and self.channels == 3
+
+    @cached_property
+    def rgb(self) -> Array:
+        """What people are shown of it, (H, W, 3) uint8."""
+        if self.display is not None:
+            return self.display
+        if self.plain:
+            return self.pixels
+        low, high = self.range
+        chosen = shown_channels(self.channels)
+        share = (self.pixels[:, :, chosen].astype(np.float64) - low) / (high - low)
+        return np.rint(share * 255).astype(np.uint8)
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest of the decoded image: shape and pixels, nothing else."""
-        state = blake2b(repr(self.pixels.shape).encode(), digest_size=16)
+        """Hex digest of the decoded image: shape and pixels, and of others than 8-bit
+        RGB how they are meant.
+        """
+        meant = "" if self.plain else f"{self.pixels.dtype.str}{self.range}"
+        state = blake2b(f"{self.pixels.shape!r}{meant}".encode(), digest_size=16)
         state.update(np.ascontiguousarray(self.pixels).tobytes())
+        if self.display is not None:
+            state.update(np.ascontiguousarray(self.display).tobytes())
         return state.hexdigest()
+
+
+WHOLE_RANGE = {"u1": (0.0, 255.0), "u2": (0.0, 65535.0)}
+"""Values of a whole-numbered pixel that become 0 and 1 unless told; floats are shares."""
+
+MOST_CHANNELS = 512
+"""More numbers a pixel (hyperspectral cameras have up to some 400) are a side of an image
+with channels first.
+"""
+
+
+def shown_channels(channels: int) -> list[int]:
+    """Which of so many channels stand for red, green and blue.
+
+    >>> shown_channels(1), shown_channels(11)
+    ([0, 0, 0], [0, 1, 2])
+    """
+    return [0, 1, 2] if channels >= 3 else [0, 0, 0]
 
 
 class Geometry(Protocol):
@@ -196,17 +301,31 @@ class Geometry(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a model is shown of a sample: ``pixels`` (1, 3, h, w) RGB float32 in [0, 1]
-    on the model's device.
+    """What a model is shown of a sample: ``pixels`` (1, C, h, w) float32 in [0, 1] on
+    the model's device, RGB where C is 3.
 
     ``neutral`` is the colour that the network takes as zero: the mean it normalises
-    with, black where it does not say.
+    with, black where it does not say. ``display`` is the sample's own in the same frame,
+    (h, w, 3) uint8, where it has one. ``notes`` say what had to be decided.
     """
 
     pixels: Tensor
     geometry: Geometry
     mode: ViewMode
-    neutral: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    neutral: tuple[float, ...] = (0.0, 0.0, 0.0)
+    display: Array | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rgb(self) -> Array:
+        """The image as people see it, (h, w, 3) float64 in [0, 1]: what superpixels and
+        edges are cut from.
+        """
+        if self.display is not None:
+            return self.display.astype(np.float64) / 255
+        pixels = self.pixels[0].detach().cpu().double().permute(1, 2, 0).numpy()
+        three: Array = pixels[:, :, shown_channels(pixels.shape[2])]
+        return pixels if pixels.shape[2] == 3 else three
 
 
 @dataclass(frozen=True)
@@ -492,6 +611,28 @@ class Explanation:
         from consilience.saved import save_explanation
 
         return save_explanation(self, path, image)
+
+    @classmethod
+    def of(
+        cls,
+        sample: Any,
+        values: Any,
+        model: Any,
+        target: str | int | Target = "predicted",
+        name: str = "own",
+        view: ViewMode | None = None,
+        frame: Literal["input", "image"] = "input",
+    ) -> Explanation:
+        """A map that was made elsewhere, to be compared and scored like any other.
+
+        ``values`` are (h, w) numbers of any resolution that cover the model's input, or
+        with ``frame="image"`` the whole image; ``name`` is what it is called. ``sample``,
+        ``model``, ``target`` and ``view`` are those of `explain`. Metrics that explain
+        again do not apply to it.
+        """
+        from consilience.api import own_explanation
+
+        return own_explanation(sample, values, model, target, name, view, frame)
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:

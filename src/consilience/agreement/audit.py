@@ -403,13 +403,10 @@ def _view(explanation: Explanation) -> View:
     near as this question needs.
     """
     placement = Placement.from_dict(explanation.geometry.as_dict())
-    return View(
-        images.to_tensor(
-            images.place(explanation.sample.pixels, placement, "bilinear")
-        ),
-        placement,
-        "crop",
-    )
+    sample = explanation.sample
+    pixels, _ = images.as_channels(sample, sample.channels)
+    shown = images.place(pixels, placement, "bilinear")
+    return View(images.to_tensor(shown), placement, "crop")
 
 
 # ---- one image

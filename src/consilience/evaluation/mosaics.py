@@ -80,7 +80,7 @@ def write_mosaic(folder: Path, sample: Sample) -> None:
     path = folder / MOSAICS / f"{file_stem(sample.name)}.png"
     if not path.is_file():
         write_atomically(
-            path, lambda file: Image.fromarray(sample.pixels).save(file, "PNG")
+            path, lambda file: Image.fromarray(sample.rgb).save(file, "PNG")
         )
 
 

@@ -12,7 +12,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from consilience import images
 from consilience.registry import explainers, option
 from consilience.types import Heat, Model, Target, View
 
@@ -89,7 +88,7 @@ class Edges:
         from skimage.color import rgb2gray
         from skimage.filters import sobel
 
-        edges = sobel(rgb2gray(images.to_array(view.pixels)))
+        edges = sobel(rgb2gray(view.rgb))
         return Heat(torch.from_numpy(edges).float(), facts={"passes": 0})
 
 

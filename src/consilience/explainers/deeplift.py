@@ -66,7 +66,7 @@ class DeepLIFT:
         """
         attribute = _captum()
         prepared, other = normalised(model, view), self._baseline(model, view)
-        plan.record_pass("torch", "f32")
+        plan.record_pass("torch", model.own_precision)
         found = canonical(model, RESCALED, prepared, sums=False)
         start(found, prepared, target)
         pooled = overlapping(found.module)
@@ -91,7 +91,7 @@ class DeepLIFT:
 
     def _baseline(self, model: Any, view: View) -> Tensor:
         filled = self.baseline.image(view, None).to(view.pixels)
-        return model.recipe.normalised(filled.to(model.device))  # type: ignore[no-any-return]
+        return model.prepared(filled.to(model.device))  # type: ignore[no-any-return]
 
 
 def _captum() -> Any:

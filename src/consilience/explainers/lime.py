@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience import images
 from consilience.perturb.designs import Draw, draws, groups
 from consilience.perturb.fills import Fill, MeanFill
 from consilience.perturb.probe import Bits, probe
@@ -163,7 +162,7 @@ class Lime:
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "segmentation_seconds"):
-            segments = segment(self.segments, images.to_array(view.pixels))
+            segments = segment(self.segments, view.rgb)
         on, fill = (
             self._draws(int(segments.max()) + 1),
             self.fill.image(view, segments),

@@ -71,14 +71,14 @@ def zennit() -> Any:
 
 def normalised(model: Any, view: View) -> Tensor:
     """The image as the network takes it."""
-    return model.recipe.normalised(view.pixels.detach().to(model.device))  # type: ignore[no-any-return]
+    return model.prepared(view.pixels.detach().to(model.device))  # type: ignore[no-any-return]
 
 
 def extent(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and highest values that a pixel can have, as the network takes it, (1,
     3, h, w) each.
     """
-    return model.recipe.normalised(torch.zeros_like(pixels)), model.recipe.normalised(
+    return model.prepared(torch.zeros_like(pixels)), model.prepared(
         torch.ones_like(pixels)
     )
 
@@ -182,7 +182,7 @@ class LRP:
         """
         made = self._composite(model, view)
         prepared = normalised(model, view)
-        plan.record_pass("torch", "f32")
+        plan.record_pass("torch", model.own_precision)
         found = canonical(model, MONOTONE, prepared, sums=True)
         given, _, score = start(found, prepared, target)
         return relevance_heat(
@@ -237,7 +237,7 @@ class ExcitationBackprop:
         """
         composites, rules = zennit()
         prepared = normalised(model, view)
-        plan.record_pass("torch", "f32")
+        plan.record_pass("torch", model.own_precision)
         found = canonical(model, MONOTONE, prepared, sums=True)
         made = composites.ExcitationBackprop(
             layer_map=[((MeanPool, Resize), rules.Norm())], zero_params=["bias"]

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience import images
 from consilience.perturb.fills import Fill, MeanFill
 from consilience.perturb.probe import Bits, probe
 from consilience.perturb.quickshift import Quickshift
@@ -73,7 +72,7 @@ class Game:
         label: str,
     ) -> Game:
         """The game on an image, cut and filled."""
-        segments = segment(segmenter, images.to_array(view.pixels))
+        segments = segment(segmenter, view.rgb)
         return Game(model, view, target, segments, fill.image(view, segments), label)
 
     @property

@@ -14,7 +14,6 @@ import torch
 from scipy import sparse
 from scipy.ndimage import distance_transform_edt, find_objects
 
-from consilience import images
 from consilience.explainers.gradients import CHANNELS, Channels, GradientScore
 from consilience.explainers.integrated import IntegratedGradients, QuadratureRule
 from consilience.perturb.fills import Black, Fill, White
@@ -71,7 +70,7 @@ class Xrai:
         fine = IntegratedGradients(
             self.steps, self.baseline, self.rule, channels=self.channels
         ).explain(model, view, target)
-        candidates = regions(images.to_array(view.pixels), self.segments, self.grow)
+        candidates = regions(view.rgb, self.segments, self.grow)
         values, rank = taken(
             fine.values.cpu().double().numpy(), candidates, self.least
         )

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from consilience import images
 from consilience.metrics.perturbation import (
     EditPlan,
     Probing,
@@ -347,7 +346,7 @@ class Irof(Probing):
         small to divide by.
         """
         values = map_of(view, explanation)
-        segments = segment(self.segments, images.to_array(view.pixels))
+        segments = segment(self.segments, view.rgb)
         means = np.bincount(segments.ravel(), weights=values.ravel()) / np.bincount(
             segments.ravel()
         )

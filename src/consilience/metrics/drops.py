@@ -4,7 +4,7 @@ map shows is left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -200,11 +200,8 @@ class Adcc(_Masked):
         explanation: Explanation,
     ) -> tuple[float, dict[str, Any]]:
         keep = torch.from_numpy(mask).to(view.pixels)
-        shown = View(
-            torch.lerp(self.fill.image(view, None), view.pixels, keep),
-            view.geometry,
-            view.mode,
-            view.neutral,
+        shown = replace(
+            view, pixels=torch.lerp(self.fill.image(view, None), view.pixels, keep)
         )
         explainer = explainer_of(explanation)
         again = in_frame(

@@ -188,7 +188,8 @@ def _mosaic(
         for down in _edges(frame[0], side)
         for across in _edges(frame[1], side)
     ]
-    pixels = np.zeros((*frame, 3), dtype=np.uint8)
+    depth = group[0].pixels.shape[2]
+    pixels = np.zeros((*frame, depth), dtype=np.uint8)
     masks: dict[str, Array] = {}
     for cell, (down, across) in zip(group, spots, strict=True):
         pixels[down, across] = cell.pixels[

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from consilience import images
 from consilience.models.engines import plan
-from consilience.models.network import Recipe, pair, relative_change, triple
+from consilience.models.network import Recipe, pair, per_channel, relative_change
 from consilience.types import (
     Array,
     ConsilienceError,
@@ -62,7 +62,7 @@ class Backend(Protocol):
         """The same on another device or engine, or `ConsilienceError`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlackBox:
     """A forward-only `Model`.
 
@@ -90,6 +90,19 @@ class BlackBox:
         plan.check_engine("auto", "f32", self.memory, torch.device("cpu"))
         if self.mode not in ("crop", "squash"):
             raise ConsilienceError(f"view is crop or squash; got {self.mode!r}")
+
+    def __repr__(self) -> str:
+        height, width = self.recipe.size
+        return (
+            f"<{self.name}: {len(self.classes)} classes ({self.outputs}), "
+            f"{self.channels} x {height} x {width}, scores only, "
+            f"{self.backend.facts['engine']}>"
+        )
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a pixel has that it takes."""
+        return self.recipe.channels
 
     @property
     def id(self) -> str:
@@ -128,16 +141,17 @@ class BlackBox:
         return self.recipe.shown(sample, mode or self.mode, torch.device("cpu"))
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) in [0, 1] to (N, K) float32 raw outputs on the CPU."""
+        """(N, C, h, w) in [0, 1] to (N, K) float32 raw outputs on the CPU."""
         if (
             pixels.dim() != 4
-            or tuple(pixels.shape[1:]) != (3, *self.recipe.size)
+            or tuple(pixels.shape[1:]) != (self.recipe.channels, *self.recipe.size)
             or not pixels.is_floating_point()
         ):
             size = " x ".join(map(str, self.recipe.size))
             got = f"{tuple(pixels.shape)} {pixels.dtype}"
             raise ConsilienceError(
-                f"{self.name} takes pixels (N, 3, h, w) of {size}, floats in [0, 1]; got {got}"
+                f"{self.name} takes pixels (N, {self.recipe.channels}, h, w) of {size}, "
+                f"floats in [0, 1]; got {got}"
             )
         if not len(pixels):
             return torch.empty(0, len(self.classes))
@@ -162,7 +176,7 @@ class BlackBox:
         """How far two answers to one image lie apart, as a share of the largest output;
         0 for a model that always says the same.
         """
-        noise = trial_images(self.recipe.size)[:1]
+        noise = trial_images(self.recipe.size, self.recipe.channels)[:1]
         return relative_change(self.scores(noise), self.scores(noise))
 
     def using(
@@ -226,10 +240,11 @@ def _as_outputs(said: Any, count: int, name: str) -> Tensor:
 # ---- the trial
 
 
-def trial_images(size: tuple[int, int]) -> Tensor:
-    """(3, 3, h, w) in [0, 1]: noise, middle grey, a ramp; the same on every machine."""
-    noise = np.random.default_rng(0).random((3, *size), dtype=np.float32)
-    ramp = np.broadcast_to(np.linspace(0, 1, size[1], dtype=np.float32), (3, *size))
+def trial_images(size: tuple[int, int], channels: int = 3) -> Tensor:
+    """(3, C, h, w) in [0, 1]: noise, middle grey, a ramp; the same on every machine."""
+    whole = (channels, *size)
+    noise = np.random.default_rng(0).random(whole, dtype=np.float32)
+    ramp = np.broadcast_to(np.linspace(0, 1, size[1], dtype=np.float32), whole)
     return torch.from_numpy(np.stack([noise, np.full_like(noise, 0.5), ramp]))
 
 
@@ -323,7 +338,7 @@ class _Function:
 
 
 def as_nhwc(pixels: Tensor) -> Array:
-    """(N, 3, h, w) as a numpy array (N, h, w, 3)."""
+    """(N, C, h, w) as a numpy array (N, h, w, C)."""
     return np.ascontiguousarray(pixels.numpy().transpose(0, 2, 3, 1))
 
 
@@ -332,6 +347,7 @@ def wrap_callable(
     *,
     classes: Sequence[str] | None = None,
     size: int | tuple[int, int] = 224,
+    channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     resize: int | tuple[int, int] | None = None,
@@ -345,10 +361,10 @@ def wrap_callable(
 ) -> BlackBox:
     """Any function from images to scores as a forward-only `Model`.
 
-    ``function`` is given up to ``batch`` images: a torch tensor (n, 3, h, w) float32 in
-    [0, 1], or with ``layout="nhwc"`` a numpy array (n, h, w, 3), normalised where
-    ``mean`` and ``std`` are given. It returns scores (n, K), torch or numpy. It is
-    tried once on three plain images: that shows K, whether rows are probabilities
+    ``function`` is given up to ``batch`` images: a torch tensor (n, C, h, w) float32 in
+    [0, 1], or with ``layout="nhwc"`` a numpy array (n, h, w, C), normalised where
+    ``mean`` and ``std`` are given. C is ``channels``, as many as these are, else 3. It
+    returns scores (n, K), torch or numpy. It is tried once on three plain images: that shows K, whether rows are probabilities
     (positive, sum 1; ``outputs`` overrides), and its scores there stand for the weights
     in ``model.id``. Raises `ConsilienceError` for other shapes; what the function
     raises goes through.
@@ -362,12 +378,14 @@ def wrap_callable(
     if batch < 1:
         raise ConsilienceError(f"batch is at least 1; got {batch}")
     frame = pair(size)
+    given = next((len(one) for one in (mean, std) if one is not None), 3)
+    depth = channels or given
     recipe = Recipe(
         size=frame,
         resized=pair(resize) if resize is not None else frame,
         interpolation=interpolation,
-        mean=triple(mean if mean is not None else (0.0,) * 3, "mean"),
-        std=triple(std if std is not None else (1.0,) * 3, "std"),
+        mean=per_channel(mean or (0.0,) * depth, depth, "mean"),
+        std=per_channel(std or (1.0,) * depth, depth, "std"),
     )
     called = name or getattr(function, "__name__", type(function).__name__).strip(
         "<>"
@@ -375,7 +393,7 @@ def wrap_callable(
     backend = _Function(function, layout)
     with torch.no_grad():
         trial = run_backend(
-            backend, recipe.normalised(trial_images(frame)), batch, called
+            backend, recipe.normalised(trial_images(frame, depth)), batch, called
         )
     kind, how = settle_outputs(outputs, trial, called)
     single = is_yes_or_no(trial, kind)

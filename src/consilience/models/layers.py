@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -215,24 +215,84 @@ def hooked(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
             handle.remove()
 
 
-def as_outputs(said: Any) -> Tensor:
-    """The one tensor (N, K) that a classifier returns, also where it comes inside a
-    result object.
+def as_outputs(said: Any, output: str | int | None = None) -> Tensor:
+    """The one tensor (N, K) that a classifier returns, alone or in a tuple, a mapping or
+    a result object.
+
+    ``output`` names it by key, field or place. Without, it is ``logits`` where there is
+    such, else the one thing in there that has the shape; several raise
+    `ConsilienceError`, as does none.
     """
-    outputs = getattr(said, "logits", said)
-    if (
-        isinstance(outputs, Tensor)
-        and outputs.dim() == 2
-        and outputs.is_floating_point()
-    ):
-        return outputs
+    if isinstance(said, Tensor) and output is None:
+        return _as_rows(said, said)
+    parts = _parts_of(said)
+    if output is not None:
+        if str(output) not in parts:
+            there = ", ".join(parts) or "a single tensor"
+            raise ConsilienceError(
+                f"the module returns no output {str(output)!r}; it returns {there}"
+            )
+        return _as_rows(parts[str(output)], said)
+    if "logits" in parts:
+        return _as_rows(parts["logits"], said)
+    scores = {name: value for name, value in parts.items() if _row_scores(value)}
+    if len(scores) > 1:
+        raise ConsilienceError(
+            f"the module returns {len(scores)} tensors (N, K); name the one to explain by "
+            f"output=: {', '.join(scores)}"
+        )
+    return _as_rows(next(iter(scores.values()), said), said)
+
+
+def _parts_of(said: Any) -> dict[str, Any]:
+    """What a result holds, by key, field or place."""
+    if isinstance(said, Mapping):
+        return {str(key): value for key, value in said.items()}
+    if is_dataclass(said):
+        return {item.name: getattr(said, item.name) for item in fields(said)}
+    if isinstance(said, tuple) and hasattr(said, "_fields"):
+        named = dict(zip(said._fields, said, strict=True))
+        return {str(place): value for place, value in enumerate(said)} | named
+    if isinstance(said, tuple | list):
+        return {str(place): value for place, value in enumerate(said)}
+    if isinstance(said, Tensor) or not hasattr(said, "logits"):
+        return {}
+    return {
+        name: value for name, value in vars(said).items() if isinstance(value, Tensor)
+    } | {"logits": said.logits}
+
+
+def _row_scores(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and (value.dim() == 2 or _pointwise(value))
+    )
+
+
+def _pointwise(value: Tensor) -> bool:
+    """Maps of one cell, as a fully convolutional classifier returns."""
+    return value.dim() == 4 and tuple(value.shape[2:]) == (1, 1)
+
+
+def _as_rows(value: Any, said: Any) -> Tensor:
+    """(N, K) of one output; (N,) is one score an image."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if value.dim() == 2:
+            return value
+        if value.dim() == 1:
+            return value[:, None]
+        if _pointwise(value):
+            return value.flatten(1)
     got = (
-        f"shape {tuple(outputs.shape)}"
-        if isinstance(outputs, Tensor)
+        f"shape {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, Tensor)
         else type(said).__name__
     )
+    parts = ", ".join(_parts_of(said)) if value is said else ""
     raise ConsilienceError(
         f"a classifier returns one tensor (N, K) of class scores; this module returns {got}"
+        + (f" of {parts}" if parts else "")
     )
 
 
@@ -437,6 +497,11 @@ def _examine(
     before = _state(module)
     with torch.no_grad(), hooked([(part, watch(name)) for name, part in named]):
         outputs = run(pixels, channels_last)
+    if len(outputs) != len(pixels):
+        raise ConsilienceError(
+            f"a classifier returns a row of scores an image, (N, K); this module returns "
+            f"{len(outputs)} scores for {len(pixels)} image"
+        )
     repeated = {name: count for name, count in calls.items() if count > 1}
     known = {name: shape for name, shape in shapes.items() if shape is not None}
     forms = _forms(known, (int(pixels.shape[2]), int(pixels.shape[3])))

@@ -19,7 +19,7 @@ from torch import nn
 
 from consilience import registry
 from consilience.models import weights as files
-from consilience.models.callable import BlackBox
+from consilience.models.callable import BlackBox, wrap_callable
 from consilience.models.engines import plan, runner
 from consilience.models.network import (
     Recipe,
@@ -28,6 +28,7 @@ from consilience.models.network import (
     settled,
     timm_recipe,
     torchvision_recipe,
+    wrap,
 )
 from consilience.registry import Spec
 from consilience.types import ConsilienceError, Model, Outputs, complement_names
@@ -107,6 +108,33 @@ def load_model(
     network = _load_spec(parsed, options)
     source = registry.render(Spec(parsed.name, parsed.args, tuple(options.items())))
     return _configured(network, options, there, source)
+
+
+def as_model(given: Any) -> Model:
+    """A model of whatever stands for one: a `Model` itself, a spelling (`load_model`), a
+    torch module (`wrap`), a function (`wrap_callable`).
+
+    Raises `ConsilienceError` for anything else, and for a module that cannot be run.
+    """
+    if isinstance(given, str | Path):
+        return load_model(str(given))
+    if isinstance(given, nn.Module):
+        return wrap_any(given)
+    kind = type(given)
+    if all(hasattr(kind, name) for name in ("view", "scores", "using")):
+        model: Model = given
+        return model
+    if callable(given) and not isinstance(given, type):
+        return wrap_callable(given)
+    raise ConsilienceError(
+        f"a model is a spelling (resnet50), a torch module, a function from images to "
+        f"scores, or a Model; got {kind.__name__}"
+    )
+
+
+def wrap_any(module: nn.Module) -> Model:
+    """A torch module as `wrap` has it."""
+    return wrap(module)
 
 
 def model_names() -> tuple[str, ...]:

@@ -41,11 +41,18 @@ from consilience.types import (
     View,
     ViewMode,
     complement_names,
+    unexpected,
     with_complement,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PRECISION_OF = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.float64: "f64",
+}
 _CACHED = ("anatomy", "_target_layer", "_kept", "_gradients_arrive", "randomness")
 
 
@@ -68,19 +75,31 @@ class Recipe:
     resized: tuple[int, int] = (256, 256)
     crop: Literal["short", "long", "exact"] = "short"
     interpolation: images.Interpolation = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    pad: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    pad: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         if min(*self.size, *self.resized) < 1:
             raise ConsilienceError(
                 f"a frame has at least one pixel; got size {self.size}, resized {self.resized}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConsilienceError(
-                f"mean and std are three numbers, std above 0; got {self.mean}, {self.std}"
+                f"mean and std are a number a channel, std above 0; got {self.mean}, "
+                f"{self.std}"
             )
+        if len(self.pad) != len(self.mean):
+            if len(set(self.pad)) != 1:
+                raise ConsilienceError(
+                    f"pad is a number a channel; got {self.pad} for {len(self.mean)}"
+                )
+            object.__setattr__(self, "pad", self.pad[:1] * len(self.mean))
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a pixel has that the network takes."""
+        return len(self.mean)
 
     def placement(self, image: tuple[int, int], mode: ViewMode) -> images.Placement:
         """Where the frame lies on an image of that (height, width)."""
@@ -101,14 +120,23 @@ class Recipe:
         """The sample in this frame, on ``device``."""
         if mode not in ("crop", "squash"):
             raise ConsilienceError(f"view is crop or squash; got {mode!r}")
-        placement = self.placement(
-            (sample.pixels.shape[0], sample.pixels.shape[1]), mode
+        whole, notes = images.as_channels(sample, self.channels)
+        placement = self.placement((whole.shape[0], whole.shape[1]), mode)
+        pixels = images.place(whole, placement, self.interpolation, self.pad)
+        display = sample.display
+        if display is not None:
+            display = images.place(display, placement, self.interpolation, 0.0)
+        return View(
+            images.to_tensor(pixels).to(device),
+            placement,
+            mode,
+            self.mean,
+            display,
+            notes,
         )
-        pixels = images.place(sample.pixels, placement, self.interpolation, self.pad)
-        return View(images.to_tensor(pixels).to(device), placement, mode, self.mean)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) in [0, 1] as the network takes it."""
+        """(N, C, h, w) in [0, 1] as the network takes it."""
         mean = torch.tensor(self.mean, dtype=pixels.dtype, device=pixels.device)[
             :, None, None
         ]
@@ -121,7 +149,7 @@ class Recipe:
 # ---- the adapter
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TorchNetwork:
     """A torch classifier as the `Network` protocol has it.
 
@@ -144,6 +172,7 @@ class TorchNetwork:
     memory: int = plan.MEMORY
     assumed: str = ""
     complement: bool = False
+    output: str | int | None = None
     _runner: runner.Runner = field(default_factory=runner.Runner, repr=False)
 
     can = frozenset({"gradients", "layers", "module"})
@@ -156,6 +185,21 @@ class TorchNetwork:
                 f"outputs are logits, sigmoid, probabilities or values; got {self.outputs!r}"
             )
         plan.check_engine(self.engine, self.precision, self.memory, self.device)
+        if self.dtype != torch.float32:
+            if self.engine not in ("auto", "torch"):
+                raise ConsilienceError(
+                    f"engine {self.engine} runs float32 networks; {self.name} has weights "
+                    f"in {_called(self.dtype)}; take engine=torch, or give module.float()"
+                )
+            object.__setattr__(self, "engine", "torch")
+
+    def __repr__(self) -> str:
+        height, width = self.frame
+        return (
+            f"<{self.name}: {len(self.classes)} classes ({self.outputs}), "
+            f"{self.channels} x {height} x {width}, {self.facts['precision']} on "
+            f"{self.device}>"
+        )
 
     # -- what it is
 
@@ -187,6 +231,11 @@ class TorchNetwork:
         )
 
     @property
+    def module_outputs(self) -> int:
+        """How many outputs the module has, without a complement."""
+        return 1 if self.complement else self.anatomy.outputs
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(
@@ -194,10 +243,26 @@ class TorchNetwork:
             torch.device("cpu"),
         )
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of what the module takes."""
+        kinds = (value.dtype for value in self.module.parameters())
+        return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
+
+    @property
+    def own_precision(self) -> str:
+        """What plain torch runs the weights in."""
+        return PRECISION_OF[self.dtype]
+
     @property
     def frame(self) -> tuple[int, int]:
         """Height and width of what the module takes."""
         return self.recipe.size
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a pixel has that the module takes."""
+        return self.recipe.channels
 
     @property
     def largest(self) -> int:
@@ -209,8 +274,10 @@ class TorchNetwork:
         """What ``scores`` ran on, or will: engine, precision, device, weights; then
         batch, threads, versions, notes too.
         """
+        own = {} if self.dtype == torch.float32 else {"precision": self.own_precision}
         return {
             **self._runner.facts(self),
+            **own,
             "device": str(self.device),
             "weights": self.weights,
             **({"assumed": self.assumed} if self.assumed else {}),
@@ -254,7 +321,7 @@ class TorchNetwork:
         """(N, 3, h, w) in [0, 1] to (N, K) raw outputs, differentiable with respect to
         the pixels.
         """
-        plan.record_pass("torch", "f32")
+        plan.record_pass("torch", self.own_precision)
         with borrowed(self.module):
             return self.run(self._checked(pixels))
 
@@ -266,31 +333,36 @@ class TorchNetwork:
 
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        return self.read(
-            self.module(
-                self.recipe.normalised(pixels).contiguous(memory_format=layout)
-            )
-        )
+        prepared = self.prepared(pixels).contiguous(memory_format=layout)
+        return self.read(self.module(prepared))
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """(N, C, h, w) in [0, 1] as the module takes it: normalised, in its precision."""
+        return self.recipe.normalised(pixels).to(self.dtype)
 
     def read(self, said: Any) -> Tensor:
-        """Outputs (N, K) of what the module returns."""
-        outputs = anatomy.as_outputs(said)
+        """Outputs (N, K) of what the module returns, at least in float32."""
+        outputs = anatomy.as_outputs(said, self.output)
+        if outputs.dtype in (torch.float16, torch.bfloat16):
+            outputs = outputs.float()
         return with_complement(outputs, self.outputs) if self.complement else outputs
 
     def _checked(self, pixels: Tensor) -> Tensor:
         if (
             pixels.dim() != 4
-            or pixels.shape[1] != 3
+            or pixels.shape[1] != self.recipe.channels
             or not pixels.is_floating_point()
         ):
             raise ConsilienceError(
-                f"pixels are (N, 3, h, w) floats in [0, 1]; got {tuple(pixels.shape)} "
-                f"{pixels.dtype}"
+                f"pixels are (N, {self.recipe.channels}, h, w) floats in [0, 1]; got "
+                f"{tuple(pixels.shape)} {pixels.dtype}"
             )
         return pixels.to(self.device, torch.float32)
 
     def _blank(self) -> Tensor:
-        return torch.zeros(1, 3, *self.recipe.size, device=self.device)
+        return torch.zeros(
+            1, self.recipe.channels, *self.recipe.size, device=self.device
+        )
 
     # -- how it is opened
 
@@ -317,9 +389,7 @@ class TorchNetwork:
 
     @cached_property
     def _target_layer(self) -> str:
-        noise = torch.rand(
-            1, 3, *self.recipe.size, generator=torch.Generator().manual_seed(0)
-        ).to(self.device)
+        noise = self._noise(1)
         try:
             with borrowed(self.module):
                 return anatomy.target_layer(
@@ -485,9 +555,8 @@ class TorchNetwork:
 
     def _noise(self, count: int) -> Tensor:
         seeded = torch.Generator().manual_seed(0)
-        return torch.rand(count, 3, *self.recipe.size, generator=seeded).to(
-            self.device
-        )
+        shape = (count, self.recipe.channels, *self.recipe.size)
+        return torch.rand(shape, generator=seeded).to(self.device)
 
     def tail(
         self, pixels: Tensor, layer: str, kind: TailKind | None = None
@@ -499,7 +568,7 @@ class TorchNetwork:
         ``split`` or ``replay``; ``kind`` asks for one. Raises `ConsilienceError` where
         there is no such layer or way.
         """
-        plan.record_pass("torch", "f32")
+        plan.record_pass("torch", self.own_precision)
         name = self._known(layer)
         return make_tail(
             self, self._checked(pixels).detach(), name, self.anatomy.forms[name], kind
@@ -530,7 +599,7 @@ class TorchNetwork:
 
             return hook
 
-        plan.record_pass("torch", "f32")
+        plan.record_pass("torch", self.own_precision)
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         hooks = [(part, keep(name)) for name, part in parts.items()]
@@ -682,8 +751,8 @@ def torchvision_recipe(entry: Any) -> Recipe:
         size=_square(shown.crop_size),
         resized=_square(shown.resize_size),
         interpolation=shown.interpolation.value,
-        mean=triple(shown.mean, "mean"),
-        std=triple(shown.std, "std"),
+        mean=per_channel(shown.mean, 3, "mean"),
+        std=per_channel(shown.std, 3, "std"),
     )
 
 
@@ -708,22 +777,28 @@ def wrap(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
     resize: int | tuple[int, int] | None = None,
     interpolation: images.Interpolation | None = None,
     view: ViewMode = "crop",
     outputs: Outputs | None = None,
+    output: str | int | None = None,
     weights: Any = None,
     name: str | None = None,
     engine: str = "auto",
     precision: str = "f32",
     memory: int = plan.MEMORY,
 ) -> TorchNetwork:
-    """Any torch classifier (N, 3, h, w) -> (N, K) as a `Network`.
+    """Any torch classifier (N, C, h, w) -> (N, K) as a `Network`.
 
     What is not given is taken from ``weights``, a torchvision entry such as
     ``ResNet50_Weights.IMAGENET1K_V2`` (its class names too), from what the module says
-    of itself (timm's ``pretrained_cfg``), else it is ImageNet's; what was assumed is
-    among its ``facts``.
+    of itself (timm's ``pretrained_cfg``, transformers' ``config``), else it is
+    ImageNet's; what was assumed is among its ``facts``.
+
+    ``channels`` is how many numbers a pixel has: as many as ``mean`` and ``std``, three
+    where the module takes them, else what its first convolution does. ``output`` names
+    the one to explain (by key, field or place) where the module returns several.
 
     ``outputs`` are ``logits`` of classes that exclude each other, ``sigmoid`` for logits
     of independent labels or of one yes or no, ``probabilities`` or plain ``values``.
@@ -732,27 +807,18 @@ def wrap(
 
     ``size`` is the frame the module takes, ``resize`` what the image's shorter side
     becomes before the centre is cut (None: the frame's own size, so nothing is lost
-    along that side). The module is used where it is and as it is; raises
-    `ConsilienceError` where the number of ``classes`` is not that of its outputs.
+    along that side). The module is used where it is, as it is and in its own precision.
+    Raises `ConsilienceError` where it cannot be run on such images, and where the number
+    of ``classes`` is not that of its outputs.
     """
-    if not isinstance(module, nn.Module):
-        raise ConsilienceError(
-            f"wrap takes a torch.nn.Module; got {type(module).__name__}"
-        )
-    module = getattr(module, "_orig_mod", module)  # what torch.compile was given
-    _check_dtype(module)
-    given = {
-        "mean": mean,
-        "std": std,
-        "size": size,
-        "resize": resize,
-        "interpolation": interpolation,
-    }
+    module = opened(module)
     said, source = _recipe_said(module, weights)
+    given: dict[str, Any] = {"mean": mean, "std": std, "size": size}
+    given |= {"resize": resize, "interpolation": interpolation}
+    given["channels"] = channels or _channels_given(mean, std)
     recipe, assumed = _recipe_for(said, source, given)
-    if classes is None and weights is not None:
-        classes = weights.meta.get("categories")
-    labels = tuple(classes) if classes is not None else None
+    named = classes if classes is not None else _classes_said(module, weights)
+    labels = tuple(named) if named is not None else None
     network = TorchNetwork(
         module,
         recipe,
@@ -764,16 +830,72 @@ def wrap(
         precision=precision,
         memory=memory,
         assumed=assumed,
+        output=output,
     )
+    if given["channels"] is None:
+        network = _with_own_channels(network, said, source, given)
     if _is_classifier(network):
         network = settled(network, outputs)
+        if classes is None and len(labels or ()) != network.module_outputs:
+            labels = None  # of the head that it was given at first
         names = complement_names(labels) if network.complement else labels
         network = replace(network, labels=names)
-        if names is not None and len(names) != network.anatomy.outputs:
+        if (
+            names is not None
+            and classes is not None
+            and len(names) != network.anatomy.outputs
+        ):
             raise ConsilienceError(
                 f"{len(names)} class names for a module with {_said_outputs(network)}"
             )
     return network
+
+
+def opened(module: Any) -> nn.Module:
+    """The module inside of what torch.compile or a parallel wrapper makes of it."""
+    if not isinstance(module, nn.Module):
+        raise ConsilienceError(
+            f"wrap takes a torch.nn.Module; got {type(module).__name__}"
+        )
+    inner = getattr(module, "_orig_mod", module)  # what torch.compile was given
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return opened(inner.module) if isinstance(inner, parallel) else inner
+
+
+def _channels_given(*values: Sequence[float] | None) -> int | None:
+    """As many channels as mean or std have numbers."""
+    return next((len(one) for one in values if one is not None), None)
+
+
+def _with_own_channels(
+    network: TorchNetwork, said: Recipe | None, source: str, given: Mapping[str, Any]
+) -> TorchNetwork:
+    """The network with as many channels as its first convolution takes, where it cannot
+    be run on what it was thought to take.
+    """
+    own = first_channels(network.module)
+    if own is None or own == network.channels or _runs(network):
+        return network
+    recipe, assumed = _recipe_for(said, source, {**given, "channels": own})
+    other = replace(network, recipe=recipe, assumed=assumed, _runner=runner.Runner())
+    return other if _runs(other) else network
+
+
+def _runs(network: TorchNetwork) -> bool:
+    try:
+        with borrowed(network.module), torch.no_grad():
+            network.module(network.prepared(network._blank()))
+    except Exception:  # a module raises what it likes
+        return False
+    return True
+
+
+def first_channels(module: nn.Module) -> int | None:
+    """Channels that a module's first convolution takes; None where it has none."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            return part.in_channels
+    return None
 
 
 def settled(network: TorchNetwork, told: Outputs | None) -> TorchNetwork:
@@ -794,9 +916,7 @@ def settled(network: TorchNetwork, told: Outputs | None) -> TorchNetwork:
 
 def _kind_of_outputs(network: TorchNetwork) -> tuple[Outputs, str]:
     """What the outputs for noise look like, beside the module's last part."""
-    noise = torch.rand(
-        1, 3, *network.recipe.size, generator=torch.Generator().manual_seed(0)
-    ).to(network.device)
+    noise = network._noise(1)
     with borrowed(network.module), torch.no_grad():
         outputs = network.run(noise).float()
     single = outputs.shape[1] == 1
@@ -825,18 +945,61 @@ SUMS_TO_ONE = 1e-4
 
 
 def _said_outputs(network: TorchNetwork) -> str:
-    return "1 output" if network.complement else f"{network.anatomy.outputs} outputs"
+    count = network.module_outputs
+    return "1 output" if count == 1 else f"{count} outputs"
 
 
 def _recipe_said(module: nn.Module, weights: Any) -> tuple[Recipe | None, str]:
     """What weights or module say of how images are shown, and which of them does."""
     if weights is None:
-        return recipe_of(module), "pretrained_cfg"
+        return said_of(module)
     if not hasattr(weights, "transforms") or not hasattr(weights, "meta"):
         raise ConsilienceError(
             f"weights is a torchvision entry (ResNet50_Weights.DEFAULT); got {weights!r}"
         )
     return torchvision_recipe(weights), "weights entry"
+
+
+def said_of(module: nn.Module) -> tuple[Recipe | None, str]:
+    """What a module says of how images are shown, and where it does."""
+    if (recipe := recipe_of(module)) is not None:
+        return recipe, "pretrained_cfg"
+    return config_recipe(module), "config"
+
+
+def config_recipe(module: nn.Module) -> Recipe | None:
+    """The frame and channels that a transformers network's ``config`` names, with
+    ImageNet's mean and std: those stand with its processor, not with the network.
+    """
+    config = getattr(module, "config", None)
+    size = getattr(config, "image_size", None)
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        return None
+    channels = getattr(config, "num_channels", 3)
+    known = isinstance(channels, int) and channels != 3
+    values = ((0.0,) * channels, (1.0,) * channels) if known else None
+    mean, std = values or (IMAGENET_MEAN, IMAGENET_STD)
+    frame = pair((sides[0], sides[1]))
+    return Recipe(size=frame, resized=frame, mean=mean, std=std)
+
+
+def _classes_said(module: nn.Module, weights: Any) -> Sequence[str] | None:
+    """Class names of a torchvision entry, or of a transformers network's ``config``."""
+    if weights is not None:
+        named: Sequence[str] | None = weights.meta.get("categories")
+        return named
+    return config_classes(getattr(module, "config", None))
+
+
+def config_classes(config: Any) -> tuple[str, ...] | None:
+    """``id2label`` in the order of the outputs; None where it names nothing."""
+    named = getattr(config, "id2label", None)
+    if not isinstance(named, Mapping) or set(named) != set(range(len(named))):
+        return None
+    names = tuple(str(named[index]) for index in range(len(named)))
+    usual = tuple(f"LABEL_{index}" for index in range(len(named)))
+    return None if names == usual else names
 
 
 def _recipe_for(
@@ -846,43 +1009,61 @@ def _recipe_for(
     ImageNet's; and what was assumed.
     """
     asked = {key: value for key, value in given.items() if value is not None}
+    channels = asked.pop("channels", None)
+    if said is not None and channels not in (None, said.channels):
+        said, source = _averaged(said, channels), f"{source} (its colours averaged)"
+    channels = channels or 3
     if said is not None and "size" not in asked and "resize" not in asked:
         changes: dict[str, Any] = {
-            key: triple(asked[key], key) for key in ("mean", "std") if key in asked
+            key: per_channel(asked[key], channels, key)
+            for key in ("mean", "std")
+            if key in asked
         }
         if "interpolation" in asked:
             changes["interpolation"] = asked["interpolation"]
-        return replace(said, **changes), "" if asked else f"as its {source} says"
+        return replace(said, **changes), _assumed_of(source, asked)
     frame = pair(asked.get("size", 224))
+    usual: tuple[Sequence[float], ...] = (IMAGENET_MEAN, IMAGENET_STD)
+    if channels != 3:
+        usual = ((0.0,) * channels, (1.0,) * channels)
     recipe = Recipe(
         size=frame,
         resized=pair(asked["resize"]) if "resize" in asked else frame,
         interpolation=asked.get("interpolation", "bilinear"),
-        mean=triple(asked.get("mean", IMAGENET_MEAN), "mean"),
-        std=triple(asked.get("std", IMAGENET_STD), "std"),
+        mean=per_channel(asked.get("mean", usual[0]), channels, "mean"),
+        std=per_channel(asked.get("std", usual[1]), channels, "std"),
     )
     missing = [key for key in ("mean", "std", "size") if key not in asked]
     values = {
-        "mean": "ImageNet's mean",
-        "std": "ImageNet's std",
+        "mean": "ImageNet's mean" if channels == 3 else "mean 0",
+        "std": "ImageNet's std" if channels == 3 else "std 1",
         "size": "224 pixels",
     }
     listed = ", ".join(values[key] for key in missing)
-    return recipe, f"{listed} assumed: the module does not say" if missing else ""
+    counted = "" if channels == 3 else f"{channels} channels, "
+    return recipe, (
+        f"{counted}{listed} assumed: the module does not say" if missing else ""
+    )
 
 
-def _check_dtype(module: nn.Module) -> None:
-    """Refuse weights that are not float32."""
-    others = {
-        str(tensor.dtype).removeprefix("torch.")
-        for tensor in module.parameters()
-        if tensor.is_floating_point() and tensor.dtype != torch.float32
-    }
-    if others:
-        raise ConsilienceError(
-            f"{type(module).__name__} has weights in {', '.join(sorted(others))}; give "
-            f"module.float(), and precision=bf16 or f16 to run it so"
-        )
+def _assumed_of(source: str, asked: Mapping[str, Any]) -> str:
+    """What was assumed where a ``source`` says the rest."""
+    values = [name for name in ("mean", "std") if name not in asked]
+    if source == "config" and values:
+        listed = " and ".join(values)
+        return f"size as its config says; ImageNet's {listed} assumed: they are its processor's"
+    return "" if asked else f"as its {source} says"
+
+
+def _averaged(said: Recipe, channels: int) -> Recipe:
+    """A recipe for another number of channels: each as the mean of those it has."""
+    mean, std = (sum(values) / len(values) for values in (said.mean, said.std))
+    pad = (sum(said.pad) / len(said.pad),)
+    return replace(said, mean=(mean,) * channels, std=(std,) * channels, pad=pad)
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _is_classifier(network: TorchNetwork) -> bool:
@@ -893,6 +1074,13 @@ def _is_classifier(network: TorchNetwork) -> bool:
         return network.anatomy.outputs > 0
     except ConsilienceError:
         return False
+    except Exception as error:  # a module raises what it likes
+        shape = (1, network.channels, *network.frame)
+        raise ConsilienceError(
+            f"{network.name} cannot be run on a black image {shape} "
+            f"{_called(network.dtype)}: {unexpected(error)}; give wrap the size= and "
+            f"channels= that it takes"
+        ) from error
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -900,10 +1088,13 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def triple(values: Sequence[float], what: str) -> tuple[float, float, float]:
-    """Three numbers, one a colour; ``what`` names them in the error."""
-    if len(values) != 3:
+def per_channel(
+    values: Sequence[float], channels: int, what: str
+) -> tuple[float, ...]:
+    """A number a channel; ``what`` names them in the error."""
+    if len(values) != channels:
         raise ConsilienceError(
-            f"{what} is three numbers, one a colour; got {len(values)}"
+            f"{what} is {channels} number{'s' if channels > 1 else ''}, one a channel; got "
+            f"{len(values)}"
         )
-    return (float(values[0]), float(values[1]), float(values[2]))
+    return tuple(map(float, values))

@@ -58,12 +58,13 @@ class Readout(Protocol):
 class ClassOutputs:
     """What a classifier returns."""
 
+    output: str | int | None = None
     key = "class outputs"
     traceable = True
 
     def of(self, module: nn.Module, prepared: Tensor) -> Tensor:
         """Class outputs (N, K)."""
-        return as_outputs(module(prepared))
+        return as_outputs(module(prepared), self.output)
 
     def layer(self, network: TorchNetwork) -> str | None:
         """Found by the search."""
@@ -169,7 +170,7 @@ def digest_of_tensor(values: Tensor | None) -> str:
 # ---- the network
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReadNetwork(TorchNetwork):
     """A `TorchNetwork` whose outputs are what ``reading`` takes from a pass."""
 
@@ -196,7 +197,7 @@ class ReadNetwork(TorchNetwork):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return self.reading.of(
             self.module,
-            self.recipe.normalised(pixels).contiguous(memory_format=layout),
+            self.prepared(pixels).contiguous(memory_format=layout),
         )
 
     @cached_property
@@ -211,9 +212,7 @@ class ReadNetwork(TorchNetwork):
             if isinstance(self.reading, LayerReading | CosineReading)
             else self.anatomy
         )
-        noise = torch.rand(
-            1, 3, *self.recipe.size, generator=torch.Generator().manual_seed(0)
-        ).to(self.device)
+        noise = self._noise(1)
         with borrowed(self.module):
             return layers.target_layer(self.module, self.run, seen, noise)
 
@@ -263,7 +262,9 @@ def read_again(network: TorchNetwork, reading: Readout) -> ReadNetwork:
 
 def reading_of(network: TorchNetwork) -> Readout:
     """How a network is read."""
-    return network.reading if isinstance(network, ReadNetwork) else ClassOutputs()
+    if isinstance(network, ReadNetwork):
+        return network.reading
+    return ClassOutputs(network.output)
 
 
 def form_of_layer(network: TorchNetwork, name: str) -> Form:

@@ -20,7 +20,7 @@ class Fill(Protocol):
     """A frozen dataclass that says what stands where the image is removed."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1] on the view's device; ``segments`` (h, w) labels
+        """(1, C, h, w) in [0, 1] on the view's device; ``segments`` (h, w) labels
         0..S-1 where the method has them.
         """
 
@@ -33,7 +33,7 @@ class MeanFill:
     """
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]; raises `ConsilienceError` without superpixels."""
+        """(1, C, h, w) in [0, 1]; raises `ConsilienceError` without superpixels."""
         if segments is None:
             others = ", ".join(name for name in fills.names() if name != "mean")
             raise ConsilienceError(
@@ -41,7 +41,8 @@ class MeanFill:
             )
         flat = segments.ravel()
         size = np.bincount(flat)
-        channels = images.to_array(view.pixels).reshape(-1, 3).T
+        array = images.to_array(view.pixels)
+        channels = array.reshape(-1, array.shape[2]).T
         means = np.stack(
             [np.bincount(flat, weights=channel) / size for channel in channels]
         )
@@ -56,7 +57,7 @@ class PercentileFill:
     q: float = option(20.0, help="0 to 100", least=0, most=100)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
+        """(1, C, h, w) in [0, 1]."""
         return _plain(
             np.percentile(images.to_array(view.pixels), self.q, axis=(0, 1)), view
         )
@@ -72,22 +73,30 @@ class BlurFill:
     sigma: float = option(10.0, help="standard deviation in pixels", above=0)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
+        """(1, C, h, w) in [0, 1]."""
         return images.blur(view.pixels, self.sigma).clamp(0, 1)
 
 
 @fills.register("colour")
 @dataclass(frozen=True)
 class ColourFill:
-    """One colour: red, green and blue in [0, 1], as ``colour(.5+.2+0)``."""
+    """One colour: red, green and blue in [0, 1], as ``colour(.5+.2+0)``; a number a
+    channel where there are not three, or one for all.
+    """
 
-    rgb: tuple[float, float, float] = option(
+    rgb: tuple[float, ...] = option(
         (0.5, 0.5, 0.5), help="red+green+blue, each 0 to 1", least=0, most=1
     )
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
-        return _plain(np.array(self.rgb), view)
+        """(1, C, h, w) in [0, 1]; `ConsilienceError` for another number of channels."""
+        channels = int(view.pixels.shape[1])
+        if len(self.rgb) not in (1, channels):
+            raise ConsilienceError(
+                f"fill colour has {len(self.rgb)} numbers; the image has {channels} "
+                f"channel{'s' if channels > 1 else ''}"
+            )
+        return _plain(np.array(self.rgb * (channels // len(self.rgb))), view)
 
 
 @fills.register("neutral")
@@ -98,7 +107,7 @@ class NeutralFill:
     """
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
+        """(1, C, h, w) in [0, 1]."""
         return _plain(np.array(view.neutral), view)
 
 
@@ -108,7 +117,7 @@ class Black:
     """Black: 0 in every channel."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) of 0."""
+        """(1, C, h, w) of 0."""
         return torch.zeros_like(view.pixels)
 
 
@@ -118,7 +127,7 @@ class White:
     """White: 1 in every channel."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) of 1."""
+        """(1, C, h, w) of 1."""
         return torch.ones_like(view.pixels)
 
 
@@ -128,7 +137,7 @@ class Grey:
     """Middle grey: .5 in every channel."""
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) of .5."""
+        """(1, C, h, w) of .5."""
         return torch.full_like(view.pixels, 0.5)
 
 
@@ -140,7 +149,7 @@ class Inverted:
     """
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
+        """(1, C, h, w) in [0, 1]."""
         return 1 - view.pixels
 
 
@@ -154,7 +163,7 @@ class NoiseFill:
     seed: int = option(0, help="another noise for every seed", least=0)
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
+        """(1, C, h, w) in [0, 1]."""
         return _like(
             np.random.default_rng(self.seed).random(tuple(view.pixels.shape[1:])),
             view,
@@ -183,8 +192,8 @@ class RiseBlur:
             )
 
     def image(self, view: View, segments: Array | None) -> Tensor:
-        """(1, 3, h, w) in [0, 1]."""
-        zero = torch.tensor(view.neutral).to(view.pixels).reshape(1, 3, 1, 1)
+        """(1, C, h, w) in [0, 1]."""
+        zero = torch.tensor(view.neutral).to(view.pixels).reshape(1, -1, 1, 1)
         kernel = torch.from_numpy(images.mirrored_kernel(self.side, self.sigma)).to(
             view.pixels
         )
@@ -196,7 +205,7 @@ def _plain(rgb: Array, view: View) -> Tensor:
 
 
 def _like(channels: Array, view: View) -> Tensor:
-    """(3, h, w) float64 as a batch of one, held to [0, 1] against rounding, on the
+    """(C, h, w) float64 as a batch of one, held to [0, 1] against rounding, on the
     view's device.
     """
     return torch.from_numpy(np.clip(channels, 0.0, 1.0)[None]).to(view.pixels)

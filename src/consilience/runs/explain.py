@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from consilience import api, data, images, progress, registry, study, targets
+from consilience import api, data, progress, registry, study, targets
 from consilience.agreement.audit import Auditor
 from consilience.agreement.masks import default_cutter, largest, pixels_of
 from consilience.agreement.overlap import Agreement, iou, spearman
@@ -457,7 +457,7 @@ class _Session:
 
     def _shown(self, sample: Sample) -> Array:
         view = self.models[0].view(sample, self.job.columns[0].view)
-        return (images.to_array(view.pixels) * 255).round().astype("uint8")
+        return (view.rgb * 255).round().astype("uint8")
 
     def finish(self, seconds: float, command: str) -> Run:
         """Tables, audit, manifest and report."""

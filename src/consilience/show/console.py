@@ -580,7 +580,7 @@ def listing(what: str, model: str) -> list[dict[str, Any]]:
     if what == "layers":
         return _layers(model)
     if what == "suites":
-        from consilience.evaluation import suites
+        from consilience.metrics import suites
 
         return [
             {

@@ -169,16 +169,16 @@ def overlay_on_image(explanation: Explanation) -> Array:
     """`Explanation.overlay`: the scale is that of the map in the model's frame."""
     values = explanation.to_image()
     scale = colours.limits(explanation.values)
-    painted = colours.overlay(explanation.sample.pixels, values, scale=scale)
+    painted = colours.overlay(explanation.sample.rgb, values, scale=scale)
     unseen = ~np.isfinite(values)
-    painted[unseen] = explanation.sample.pixels[unseen]
+    painted[unseen] = explanation.sample.rgb[unseen]
     return painted
 
 
 def shown_image(explanation: Explanation) -> Array:
     """The image in the model's frame, (h, w, 3) uint8."""
     place = Placement.from_dict(explanation.geometry.as_dict())
-    seen: Array = images.place(explanation.sample.pixels, place, "bilinear")
+    seen: Array = images.place(explanation.sample.rgb, place, "bilinear")
     return np.clip(np.round(seen), 0, 255).astype(np.uint8)
 
 
@@ -306,6 +306,49 @@ def dissection_figure(found: Dissection, layer: LayerResult) -> Figure:
         axes.tick_params(labelsize=9)
     figure.suptitle(found.headline(layer.layer), fontsize=9, parse_math=False)
     return figure
+
+
+def explanations_figure(made: Sequence[Explanation], columns: int = 4) -> Figure:
+    """Maps over their images in a grid, named by image, or by layer and method where
+    they are of one.
+    """
+    if not made:
+        raise ConsilienceError("no explanations to draw")
+    across = min(columns, len(made))
+    down = -(-len(made) // across)
+    figure = Figure(figsize=(2.6 * across, 2.8 * down), layout="constrained")
+    panes = np.ravel(figure.subplots(down, across, squeeze=False))
+    same = len({one.sample.name for one in made}) == 1
+    for axes, one in zip(panes, made, strict=False):
+        axes.imshow(painted_map(one)[0])
+        title = str(one.provenance.get("layer") or one.explainer)
+        axes.set_title(
+            title if same and len(made) > 1 else one.sample.name,
+            fontsize=9,
+            color=INK,
+            parse_math=False,
+        )
+    for axes in panes:
+        axes.set_axis_off()
+    methods = ", ".join(dict.fromkeys(one.name for one in made))
+    heading = f"{methods} of {made[0].sample.name}" if same else methods
+    figure.suptitle(heading, fontsize=10, color=INK, parse_math=False)
+    return figure
+
+
+def explanations_html(made: Sequence[Explanation], failures: Sequence[str]) -> str:
+    """The first maps in a grid, how many there are, and what failed."""
+    shown = made[:GRID_IMAGES]
+    more = (
+        f"<p>the first {len(shown)} of {len(made)}</p>"
+        if len(made) > len(shown)
+        else ""
+    )
+    failed = "".join(f"<p>failed: {escape(reason)}</p>" for reason in failures[:5])
+    return figure_html(explanations_figure(shown), "maps") + more + failed
+
+
+GRID_IMAGES = 12
 
 
 def explanation_html(explanation: Explanation) -> str:

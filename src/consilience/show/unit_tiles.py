@@ -111,7 +111,7 @@ def _strips(
             maps = model.activations(torch.cat([one.pixels for one in views]), layers)
             for row, (index, shown) in enumerate(zip(chunk, views, strict=True)):
                 image = images.resize(
-                    (images.to_array(shown.pixels) * 255).round().astype(np.uint8),
+                    (shown.rgb * 255).round().astype(np.uint8),
                     (SIDE, SIDE),
                 )
                 _cut(

@@ -108,7 +108,7 @@ class PixelsTarget(ReadElsewhere):
         """Every class's mean over the set of pixels."""
         with borrowed(model.module), torch.no_grad():
             logits = pixel_logits(
-                model.module(model.recipe.normalised(view.pixels.to(model.device)))
+                model.module(model.prepared(view.pixels.to(model.device)))
             )[0]
         weights = self.place.weights(
             (int(logits.shape[1]), int(logits.shape[2])), view.geometry
@@ -193,7 +193,7 @@ class DetectionTarget(ReadElsewhere):
             )
         with borrowed(model.module), torch.no_grad():
             found = detections(
-                model.module, model.recipe.normalised(view.pixels.to(model.device))
+                model.module, model.prepared(view.pixels.to(model.device))
             )[0]
         mine = found["labels"] == int(self.category)
         order = found["scores"][mine].sort(descending=True, stable=True).indices

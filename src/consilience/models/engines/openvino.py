@@ -53,7 +53,7 @@ def openvino_compiled(network: Runnable, precision: str) -> Any:
     converted one, or converted.
     """
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    shape = [network.batch, 3, *network.frame]
+    shape = [network.batch, network.channels, *network.frame]
     versions = [
         _version(name) for name in ("openvino", "torch", "timm", "torchvision")
     ]
@@ -119,15 +119,14 @@ class _WithNormalisation(nn.Module):
 
 def _convert(network: Runnable) -> Any:
     say("preparing the model for OpenVINO, once")
-    example = torch.rand(
-        2, 3, *network.frame, generator=torch.Generator().manual_seed(0)
-    )
+    frame = (network.channels, *network.frame)
+    example = torch.rand(2, *frame, generator=torch.Generator().manual_seed(0))
     wrapper = _WithNormalisation(network)
     wrapper.training = False
     with borrowed(network.module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return _openvino().convert_model(
-            wrapper, example_input=example, input=[-1, 3, *network.frame]
+            wrapper, example_input=example, input=[-1, *frame]
         )
 
 

@@ -75,8 +75,16 @@ class Runnable(Protocol):
         """Height and width of an image."""
 
     @property
+    def channels(self) -> int:
+        """Numbers of a pixel."""
+
+    @property
     def largest(self) -> int:
         """Floats of the largest layer's output for one image."""
+
+    @property
+    def own_precision(self) -> str:
+        """What plain torch runs the weights in."""
 
     @property
     def device(self) -> torch.device:

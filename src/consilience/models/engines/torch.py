@@ -31,7 +31,9 @@ class TorchEngine:
         self._network, self._precision = network, precision or planned["precision"]
         self.facts: dict[str, Any] = planned | {
             "engine": "torch",
-            "precision": self._precision,
+            "precision": self._precision
+            if self._precision in _LOW
+            else network.own_precision,
             "batch": network.batch,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
