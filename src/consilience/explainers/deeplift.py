@@ -66,7 +66,7 @@ class DeepLIFT:
         """
         attribute = _captum()
         prepared, other = normalised(model, view), self._baseline(model, view)
-        plan.record_pass("torch", model.own_precision)
+        plan.record_pass("torch", getattr(model, "own_precision", "f32"))
         found = canonical(model, RESCALED, prepared, sums=False)
         start(found, prepared, target)
         pooled = overlapping(found.module)

@@ -182,7 +182,7 @@ class LRP:
         """
         made = self._composite(model, view)
         prepared = normalised(model, view)
-        plan.record_pass("torch", model.own_precision)
+        plan.record_pass("torch", getattr(model, "own_precision", "f32"))
         found = canonical(model, MONOTONE, prepared, sums=True)
         given, _, score = start(found, prepared, target)
         return relevance_heat(
@@ -237,7 +237,7 @@ class ExcitationBackprop:
         """
         composites, rules = zennit()
         prepared = normalised(model, view)
-        plan.record_pass("torch", model.own_precision)
+        plan.record_pass("torch", getattr(model, "own_precision", "f32"))
         found = canonical(model, MONOTONE, prepared, sums=True)
         made = composites.ExcitationBackprop(
             layer_map=[((MeanPool, Resize), rules.Norm())], zero_params=["bias"]

@@ -788,6 +788,7 @@ def wrap(
     engine: str = "auto",
     precision: str = "f32",
     memory: int = plan.MEMORY,
+    classifier: bool = True,
 ) -> TorchNetwork:
     """Any torch classifier (N, C, h, w) -> (N, K) as a `Network`.
 
@@ -807,8 +808,9 @@ def wrap(
 
     ``size`` is the frame the module takes, ``resize`` what the image's shorter side
     becomes before the centre is cut (None: the frame's own size, so nothing is lost
-    along that side). The module is used where it is, as it is and in its own precision.
-    Raises `ConsilienceError` where it cannot be run on such images, and where the number
+    along that side). The module is used where it is, as it is and in its own precision;
+    with ``classifier=False`` what it returns is not looked at (it is read by something
+    else). Raises `ConsilienceError` where it cannot be run on such images, and where the number
     of ``classes`` is not that of its outputs.
     """
     module = opened(module)
@@ -834,20 +836,27 @@ def wrap(
     )
     if given["channels"] is None:
         network = _with_own_channels(network, said, source, given)
-    if _is_classifier(network):
-        network = settled(network, outputs)
-        if classes is None and len(labels or ()) != network.module_outputs:
-            labels = None  # of the head that it was given at first
-        names = complement_names(labels) if network.complement else labels
-        network = replace(network, labels=names)
-        if (
-            names is not None
-            and classes is not None
-            and len(names) != network.anatomy.outputs
-        ):
-            raise ConsilienceError(
-                f"{len(names)} class names for a module with {_said_outputs(network)}"
-            )
+    return network if not classifier else _as_classifier(network, outputs, classes)
+
+
+def _as_classifier(
+    network: TorchNetwork, outputs: Outputs | None, classes: Sequence[str] | None
+) -> TorchNetwork:
+    """The network with its kind of outputs settled, and its names held against them."""
+    _check_runs(network)
+    network, labels = settled(network, outputs), network.labels
+    if classes is None and len(labels or ()) != network.module_outputs:
+        labels = None  # of the head that it was given at first
+    names = complement_names(labels) if network.complement else labels
+    network = replace(network, labels=names)
+    if (
+        names is not None
+        and classes is not None
+        and len(names) != network.anatomy.outputs
+    ):
+        raise ConsilienceError(
+            f"{len(names)} class names for a module with {_said_outputs(network)}"
+        )
     return network
 
 
@@ -1066,14 +1075,12 @@ def _called(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _is_classifier(network: TorchNetwork) -> bool:
-    """Whether a module returns numbers (N, K); what is no classifier yet, such as a
-    segmentation that is about to be read, does not.
-    """
+def _check_runs(network: TorchNetwork) -> None:
+    """Refuse a module that cannot be run, or returns no scores (N, K), in one line."""
     try:
-        return network.anatomy.outputs > 0
+        _ = network.anatomy
     except ConsilienceError:
-        return False
+        raise
     except Exception as error:  # a module raises what it likes
         shape = (1, network.channels, *network.frame)
         raise ConsilienceError(

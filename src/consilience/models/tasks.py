@@ -118,7 +118,7 @@ def wrap_segmentation(
     """
     _without_outputs(options, "wrap_segmentation")
     network = with_readout(
-        wrap(module, **options), Shares(), "probabilities", classes
+        wrap(module, classifier=False, **options), Shares(), "probabilities", classes
     )
     if classes is not None and len(classes) != network.anatomy.outputs:
         raise ConsilienceError(
@@ -284,7 +284,6 @@ def wrap_detector(
     which boxes there are is decided on the way, which no converted graph can.
     """
     _without_outputs(options, "wrap_detector")
-    network = wrap(
-        module, **{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **options}
-    )
+    own = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    network = wrap(module, classifier=False, **{**own, **options})
     return with_readout(network, BestScores(len(tuple(classes))), "values", classes)
