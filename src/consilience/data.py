@@ -17,6 +17,7 @@ from consilience import images
 from consilience.classnames import classes_named
 from consilience.files import read_csv
 from consilience.image_files import find_images as find_images
+from consilience.image_files import passed_over as passed_over
 from consilience.registry import unknown
 from consilience.types import Box, ConsilienceError, Sample
 

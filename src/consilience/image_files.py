@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,29 @@ SUFFIXES = frozenset(
     {
         ".jpg",
         ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
         ".png",
+        ".apng",
         ".gif",
         ".bmp",
+        ".dib",
         ".webp",
         ".tif",
         ".tiff",
         ".ppm",
         ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".qoi",
+        ".dcm",
     }
 )
 """What is taken for an image inside a folder."""
@@ -52,6 +68,33 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         for file in reversed(files)
     }
     return list(reversed(once.values()))
+
+
+def passed_over(paths: Sequence[str | Path]) -> str | None:
+    """What folders hold besides images, by suffix with a count, in a line; None where
+    there is nothing.
+    """
+    counts: Counter[str] = Counter()
+    for path in paths:
+        if os.path.isdir(path):  # noqa: PTH112
+            for here, folders, files in os.walk(path):
+                folders[:] = [
+                    name
+                    for name in folders
+                    if not name.startswith(".") and not _is_run(Path(here, name))
+                ]
+                others = (Path(name) for name in files if not name.startswith("."))
+                counts.update(
+                    other.suffix.lower() or "no suffix"
+                    for other in others
+                    if not _is_image(other)
+                )
+    if not counts:
+        return None
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6))
+    more = ", ..." if len(counts) > 6 else ""
+    total = counts.total()
+    return f"passed over {total} file{'s' if total > 1 else ''} that are no images: {listed}{more}"
 
 
 def _looked_for(name: str) -> str:

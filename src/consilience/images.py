@@ -57,6 +57,14 @@ _FILTERS = {
 }
 
 
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that Pillow has a reader for here: AVIF and JPEG 2000 are built
+    in or not, HEIF comes with pillow-heif.
+    """
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 # ---- reading
 
 
@@ -106,7 +114,7 @@ def sample_of_stream(stream: Any, name: str, channels: int = 3) -> Sample:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(content, formats=FORMATS)
+            image = Image.open(content, formats=_known_formats())
         if image.size[0] * image.size[1] > MAX_PIXELS:
             raise ConsilienceError(
                 f"{name}: claims {image.size[0]} x {image.size[1]} pixels; the limit is "
@@ -308,7 +316,7 @@ def opened_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=_known_formats()) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise ConsilienceError(

@@ -145,7 +145,7 @@ def run_explanations(
     start = time.perf_counter()
     models = models or load_models(job, options or LoadOptions())
     check_job(job, models)
-    source = _Source(inputs, truth, models[0].classes)
+    source = _Source(inputs, truth, models[0].classes, _channels_of(models))
     parts = describe_job(job, models) | source.parts()
     writer = Writer(folder, parts, {"command": command})
     units = (
@@ -164,6 +164,13 @@ def run_explanations(
     return session.finish(time.perf_counter() - start, command)
 
 
+def _channels_of(models: Sequence[Model]) -> int:
+    """For how many channels images are read: the most that a model takes, or one where
+    all are grey.
+    """
+    return max(int(getattr(model, "channels", 3)) for model in models)
+
+
 class _Source:
     """The images of a run: files, read one by one, or samples that are there."""
 
@@ -172,8 +179,10 @@ class _Source:
         inputs: Sequence[str | Path | Sample],
         truth: str | Path | None,
         classes: Sequence[str],
+        channels: int = 3,
     ) -> None:
         self._there = [one for one in inputs if isinstance(one, Sample)]
+        self._channels = channels
         patterns = [str(one) for one in inputs if not isinstance(one, Sample)]
         self._files = data.find_images(patterns) if patterns or not inputs else []
         self._truth_file, self._classes = truth, classes
@@ -181,6 +190,8 @@ class _Source:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConsilienceError(f"two images are called {twice[0]!r}")
+        if (left := data.passed_over(patterns)) is not None:
+            progress.say(left)
         self._truth = data.read_truth(truth, classes) if truth is not None else None
         if self._truth is not None:
             unmatched = self._truth.unmatched_note(self._files)
@@ -199,7 +210,9 @@ class _Source:
     def samples(self) -> Iterator[Sample | data.Failure]:
         """One after the other."""
         if self._files:
-            yield from data.read_files(self._files, self._truth, self._classes)
+            yield from data.read_files(
+                self._files, self._truth, self._classes, self._channels
+            )
         yield from self._there
 
 
