@@ -127,3 +127,46 @@ def test_a_p_has_one_sign(p, said, verdict):
     reason = words.verdict_reason({**row, "expected_mean": 0.1})
     assert said in reason.replace(words.NBSP, " ")
     assert "= <" not in reason
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ({"code": "stable", "draws": 500}, "stable after 500 draws"),
+        ({"code": "flat", "draws": 9}, "not stable: there is nothing to explain"),
+        (
+            {"code": "nothing-left-out", "draws": 64, "superpixels": 5},
+            "not told: all 5 superpixels are selected, so none is left out that could take a "
+            "place",
+        ),
+        (
+            {"code": "design-cannot-tell", "draws": 64, "design": "hadamard"},
+            "not told: 64 draws by draw=hadamard cannot tell superpixels that act together",
+        ),
+        (
+            {"code": "too-few-draws", "draws": 64, "superpixels": 90},
+            "not stable: 64 draws are too few to tell 90 superpixels apart",
+        ),
+        (
+            {"code": "not-told-apart", "draws": 64, "rivals": [4, 6], "place": 5},
+            "not stable after 64 draws: superpixels 4 and 6 could not be told apart at place 5",
+        ),
+    ],
+)
+def test_every_verdict_of_a_surrogate_has_its_sentence(verdict, said):
+    from consilience.show.words import stability_sentence
+
+    assert stability_sentence(verdict) == said
+
+
+@pytest.mark.parametrize("by", ["lime:samples=64", "lime:samples=64,draw=hadamard"])
+def test_a_run_of_few_superpixels_is_finished(by, tmp_path):
+    import numpy as np
+
+    import consilience as cs
+
+    model = cs.wrap_callable(lambda x: x.mean(dim=(2, 3)), size=32)
+    sample = cs.Sample("x", np.random.default_rng(0).random((32, 32, 3)))
+    for segments in ("grid(2)", "grid(6)"):
+        run = cs.run(model, sample, f"{by},segments={segments}", tmp_path / segments)
+        assert (run.folder / "report.html").is_file()

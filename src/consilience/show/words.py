@@ -557,6 +557,13 @@ def _unstable(verdict: Mapping[str, Any] | None) -> str:
         return (
             f"{draws} are too few to tell {verdict['superpixels']} superpixels apart"
         )
+    if verdict["code"] == "nothing-left-out":
+        return (
+            f"all {verdict['superpixels']} superpixels are selected, so none is left out "
+            f"that could take a place"
+        )
+    if verdict["code"] == "design-cannot-tell":
+        return f"{draws} by draw={verdict['design']} cannot tell superpixels that act together"
     one, other = verdict["rivals"]
     return (
         f"after {draws}: superpixels {one} and {other} could not be told apart at place "
