@@ -31,7 +31,13 @@ from consilience.models.network import (
     wrap,
 )
 from consilience.registry import Spec
-from consilience.types import ConsilienceError, Model, Outputs, complement_names
+from consilience.types import (
+    ConsilienceError,
+    Model,
+    Outputs,
+    complement_names,
+    unexpected,
+)
 
 EMBEDDED = "efficientnet_lite0"
 OPTIONS = (
@@ -46,6 +52,18 @@ OPTIONS = (
 )
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FACTORY = "PACKAGE.MODULE:FACTORY"
+
+
+SOURCES = {
+    "onnx": ("onnx", "load_onnx"),
+    "hf": ("transformers", "load_transformers"),
+    "open_clip": ("zero_shot", "load_zero_shot"),
+    "pt2": ("exported", "load_exported"),
+    "torchscript": ("exported", "load_script"),
+    "http": ("remote", "load_remote"),
+    "https": ("remote", "load_remote"),
+}
+"""What loads a spelling that is no name of torchvision or timm: module and function."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +117,12 @@ def load_model(
         registry.parse(spec),
         {key: str(value) for key, value in given.items() if value is not None},
     )
-    if merged.name == "onnx":
-        from consilience.models import onnx
-
-        return onnx.load_onnx(merged)
+    if merged.name in SOURCES:
+        home, loader = SOURCES[merged.name]
+        load: Callable[[Spec], Model] = getattr(
+            importlib.import_module(f"consilience.models.{home}"), loader
+        )
+        return load(merged)
     parsed, options = _options(merged)
     there = plan.resolve_device(options.get("device", "auto"))
     network = _load_spec(parsed, options)
@@ -133,7 +153,13 @@ def as_model(given: Any) -> Model:
 
 
 def wrap_any(module: nn.Module) -> Model:
-    """A torch module as `wrap` has it."""
+    """A torch module as `wrap` has it; one of transformers that labels pixels as
+    `wrap_segmentation` does.
+    """
+    if type(module).__module__.startswith("transformers."):
+        from consilience.models.transformers import opened_transformer
+
+        return opened_transformer(module, type(module).__name__, None)
     return wrap(module)
 
 
@@ -206,7 +232,10 @@ def _configured(
 
 def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
     if spec.name == "timm":
-        return _assembled(_timm_origin(_only_arg(spec, "timm:NAME")), options)
+        name = _only_arg(spec, "timm:NAME")
+        if name.startswith(("hf-hub:", "local-dir:")):
+            return _timm_elsewhere(name, options)
+        return _assembled(_timm_origin(name), options)
     if spec.name == EMBEDDED and not spec.args:
         return _assembled(_embedded_origin(), options)
     if spec.name in _torchvision_names() and not spec.args:
@@ -215,7 +244,7 @@ def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
         return _from_factory(spec.name, _only_arg(spec, _FACTORY), options)
     raise ConsilienceError(
         f"{registry.unknown('model', spec.name, (EMBEDDED, *_torchvision_names()), limit=100)}; "
-        f"or timm:NAME, onnx:FILE, or {_FACTORY}"
+        f"or timm:NAME, {', '.join(f'{name}:...' for name in SOURCES)}, or {_FACTORY}"
     )
 
 
@@ -405,6 +434,41 @@ def _torchvision_origin(name: str, options: dict[str, str]) -> Origin:
 
 
 # ---- timm
+
+
+def _timm_elsewhere(spelled: str, options: dict[str, str]) -> TorchNetwork:
+    """A timm network whose files lie on the hub or in a folder: ``hf-hub:ORG/NAME``,
+    ``local-dir:PATH``.
+    """
+    import timm
+
+    source, _, place = spelled.partition(":")
+    if source == "hf-hub":
+        config = files.fetch_hub(place, ("config.json",), f"timm:{spelled}")
+        files.fetch_hub(place, _HUB_FILES, f"timm:{spelled}")
+        where = str(config.parent)
+    else:
+        where = str(Path(place).expanduser())
+        if not (Path(where) / "config.json").is_file():
+            raise ConsilienceError(f"timm: {place} has no config.json")
+    refused = {"weights", "seed"} & options.keys()
+    if refused:
+        raise ConsilienceError(
+            f"timm:{spelled} has weights of its own; {refused.pop()}= is not for it"
+        )
+    try:
+        module = timm.create_model(f"local-dir:{where}", pretrained=True)
+    except Exception as error:  # timm raises of many kinds on foreign files
+        raise ConsilienceError(
+            f"timm: {spelled} cannot be loaded: {unexpected(error)}"
+        ) from None
+    said = getattr(module, "pretrained_cfg", {})
+    names = files.read_labels(options["labels"]) if "labels" in options else None
+    known = said.get("label_names")
+    described = said.get("label_descriptions") or {}
+    if names is None and known:
+        names = tuple(str(described.get(name, name)) for name in known)
+    return wrap(module.eval(), classes=names, name=f"timm:{spelled}")
 
 
 def _timm_origin(name: str) -> Origin:

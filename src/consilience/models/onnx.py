@@ -37,6 +37,7 @@ from consilience.models.callable import (
 )
 from consilience.models.engines import plan
 from consilience.models.network import IMAGENET_MEAN, IMAGENET_STD, Recipe
+from consilience.models.onnx_torch import opened_onnx
 from consilience.progress import say
 from consilience.registry import Spec, option
 from consilience.types import Array, ConsilienceError, Outputs
@@ -74,6 +75,9 @@ class Onnx:
     output: str | None = option(None, help="name of the output to take")
     labels: str | None = option(None, help="a file of class names")
     classes: tuple[str, ...] | None = option(None, help="class names joined with +")
+    gradients: bool = option(
+        True, help="layers and gradients too, where the graph converts to torch"
+    )
     view: Literal["crop", "squash"] = "crop"
     device: str | None = None
     engine: str | None = None
@@ -83,8 +87,9 @@ class Onnx:
     spelled = "onnx"
 
 
-def load_onnx(spec: Spec) -> BlackBox:
-    """The model of an ``onnx:FILE`` spec; raises `ConsilienceError` in one line where
+def load_onnx(spec: Spec) -> Any:
+    """The model of an ``onnx:FILE`` spec: with layers and gradients where its graph
+    converts to torch and says the same there, else one that scores; raises `ConsilienceError` in one line where
     the file is no such model.
     """
     options: Onnx = registry.construct(Onnx, spec)
@@ -134,9 +139,15 @@ def load_onnx(spec: Spec) -> BlackBox:
         memory=memory,
         complement=single,
     )
-    return replace(
+    box = replace(
         model.using(precision=options.precision), spec=registry.render(spec)
     )
+    if not options.gradients:
+        return box
+    opened, why = opened_onnx(box, str(file), session.layout)
+    if why:
+        return replace(box, known={**box.known, "note": why})
+    return opened
 
 
 # ---- the file
