@@ -43,6 +43,14 @@ HEAD = np.random.default_rng(2).normal(size=(4, 5)).astype(np.float32)
 BIAS = np.array([0.1, -0.2, 0.3, 0.0], np.float32)
 
 
+@pytest.fixture(autouse=True)
+def _files_that_only_score(monkeypatch):
+    """What is tested here is the file; that it is opened is in test_sources."""
+    monkeypatch.setattr(
+        "consilience.models.onnx.opened_onnx", lambda box, *_: (box, "")
+    )
+
+
 def net(softmax: bool = False) -> nn.Module:
     """The network of `graph`, in torch: the oracle."""
     parts = [

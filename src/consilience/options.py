@@ -68,7 +68,8 @@ def option(
 
 def options_of(cls: type) -> tuple[Field[Any], ...]:
     """The fields a user may set."""
-    return tuple(item for item in dataclasses.fields(cls) if item.init)
+    known = [item for item in dataclasses.fields(cls) if item.init]
+    return tuple(sorted(known, key=lambda item: bool(item.kw_only)))
 
 
 def range_in_words(bounds: typing.Mapping[str, float]) -> str:

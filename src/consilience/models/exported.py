@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from consilience import registry
 from consilience.models.network import TorchNetwork
@@ -56,20 +55,7 @@ def load_exported(spec: Spec) -> TorchNetwork:
         said["size"] = (shape[2], shape[3])
     if options.mean is not None or options.channels is not None:
         said.pop("channels")
-    return wrapped(_Fixed(module), options, file.stem, registry.render(spec), **said)
-
-
-class _Fixed(nn.Module):
-    """An unflattened program: its modes are fixed when it is exported, and a call for
-    another, which torch refuses, changes nothing.
-    """
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, pixels: torch.Tensor) -> Any:
-        return self.program(pixels.contiguous())
+    return wrapped(module, options, file.stem, registry.render(spec), **said)
 
 
 def _image_shape(program: Any, file: Path) -> list[Any]:
@@ -111,24 +97,4 @@ def load_script(spec: Spec) -> TorchNetwork:
         raise ConsilienceError(
             f"{file} is not a TorchScript file: {unexpected(error)}"
         ) from None
-    return wrapped(Script(script), options, file.stem, registry.render(spec))
-
-
-class Script(nn.Module):
-    """A scripted module as one part: nothing in it can be watched, and its mode is its
-    own.
-    """
-
-    def __init__(self, script: Any) -> None:
-        super().__init__()
-        script.eval()
-        object.__setattr__(self, "script", script)
-        for place, value in enumerate(script.parameters()):
-            self.register_parameter(
-                f"p{place}", nn.Parameter(value.detach(), value.requires_grad)
-            )
-
-    def forward(self, pixels: torch.Tensor) -> Any:
-        """What the script returns."""
-        script: Any = self.script
-        return script(pixels)
+    return wrapped(script, options, file.stem, registry.render(spec))

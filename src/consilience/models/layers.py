@@ -223,8 +223,14 @@ def as_outputs(said: Any, output: str | int | None = None) -> Tensor:
     such, else the one thing in there that has the shape; several raise
     `ConsilienceError`, as does none.
     """
+    name = output_name(said, output)
+    return _as_rows(said if name is None else _parts_of(said)[name], said)
+
+
+def output_name(said: Any, output: str | int | None = None) -> str | None:
+    """Which part of a result are the scores; None where it is all of it, or none is."""
     if isinstance(said, Tensor) and output is None:
-        return _as_rows(said, said)
+        return None
     parts = _parts_of(said)
     if output is not None:
         if str(output) not in parts:
@@ -232,16 +238,16 @@ def as_outputs(said: Any, output: str | int | None = None) -> Tensor:
             raise ConsilienceError(
                 f"the module returns no output {str(output)!r}; it returns {there}"
             )
-        return _as_rows(parts[str(output)], said)
+        return str(output)
     if "logits" in parts:
-        return _as_rows(parts["logits"], said)
-    scores = {name: value for name, value in parts.items() if _row_scores(value)}
+        return "logits"
+    scores = [name for name, value in parts.items() if _row_scores(value)]
     if len(scores) > 1:
         raise ConsilienceError(
             f"the module returns {len(scores)} tensors (N, K); name the one to explain by "
             f"output=: {', '.join(scores)}"
         )
-    return _as_rows(next(iter(scores.values()), said), said)
+    return scores[0] if scores else None
 
 
 def _parts_of(said: Any) -> dict[str, Any]:

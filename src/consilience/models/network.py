@@ -813,6 +813,7 @@ def wrap(
     else). Raises `ConsilienceError` where it cannot be run on such images, and where the number
     of ``classes`` is not that of its outputs.
     """
+    kind = getattr(module, "original_name", type(module).__name__)
     module = opened(module)
     said, source = _recipe_said(module, weights)
     given: dict[str, Any] = {"mean": mean, "std": std, "size": size}
@@ -826,7 +827,7 @@ def wrap(
         recipe,
         labels,
         outputs or "logits",
-        name or type(module).__name__,
+        name or (kind if isinstance(module, OnePart) else type(module).__name__),
         mode=view,
         engine=engine,
         precision=precision,
@@ -867,8 +868,31 @@ def opened(module: Any) -> nn.Module:
             f"wrap takes a torch.nn.Module; got {type(module).__name__}"
         )
     inner = getattr(module, "_orig_mod", module)  # what torch.compile was given
+    if isinstance(inner, torch.jit.ScriptModule):
+        return OnePart(inner)
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return opened(inner.module) if isinstance(inner, parallel) else inner
+
+
+class OnePart(nn.Module):
+    """A scripted module, in which nothing can be watched, as one part. Its mode is its
+    own: evaluation.
+    """
+
+    def __init__(self, script: Any) -> None:
+        super().__init__()
+        script.eval()
+        object.__setattr__(self, "script", script)
+        for place, value in enumerate(script.parameters()):
+            own = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+            self.register_parameter(f"p{place}", own)
+        for place, value in enumerate(script.buffers()):
+            self.register_buffer(f"b{place}", value)
+
+    def forward(self, pixels: Tensor) -> Any:
+        """What the script returns."""
+        script: Any = self.script
+        return script(pixels)
 
 
 def _channels_given(*values: Sequence[float] | None) -> int | None:
@@ -927,7 +951,14 @@ def _kind_of_outputs(network: TorchNetwork) -> tuple[Outputs, str]:
     """What the outputs for noise look like, beside the module's last part."""
     noise = network._noise(1)
     with borrowed(network.module), torch.no_grad():
-        outputs = network.run(noise).float()
+        said = network.module(network.prepared(noise))
+        outputs = network.read(said).float()
+    named = anatomy.output_name(said, network.output)
+    if named in EMBEDDINGS:
+        return (
+            "values",
+            f"{named} is an embedding: its outputs are values, not classes",
+        )
     single = outputs.shape[1] == 1
     inside = bool(((outputs >= 0) & (outputs <= 1)).all())
     *_, last = network.module.modules()
@@ -948,6 +979,9 @@ def _kind_of_outputs(network: TorchNetwork) -> tuple[Outputs, str]:
         "outputs read as logits of one class of several (outputs=sigmoid for labels)",
     )
 
+
+EMBEDDINGS = ("pooler_output", "image_embeds", "embeddings")
+"""What encoders call the vector that they return."""
 
 SUMS_TO_ONE = 1e-4
 """Float32's sums of a softmax over thousands of classes are off by less."""

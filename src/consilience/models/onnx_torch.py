@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from consilience.models.callable import BlackBox, trial_images
 from consilience.models.network import TorchNetwork, relative_change
@@ -59,6 +59,18 @@ class OnnxNetwork(TorchNetwork):
         return replace(self, box=box, memory=box.memory)
 
 
+class ChannelsLast(nn.Module):
+    """A network that takes images with their channels last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Any:
+        """What it returns for (N, C, h, w)."""
+        return self.network(pixels.permute(0, 2, 3, 1).contiguous())
+
+
 def opened_onnx(box: BlackBox, file: str, layout: str) -> tuple[Any, str]:
     """The file as a torch network, or the black box itself and why it is not opened."""
     try:
@@ -66,10 +78,10 @@ def opened_onnx(box: BlackBox, file: str, layout: str) -> tuple[Any, str]:
         from onnx2torch import convert
     except ImportError:
         return box, "no layers or gradients: pip install 'consilience[onnx]'"
-    if layout != "nchw":
-        return box, "no layers or gradients: its images have channels last"
     try:
         module = convert(onnx.load(file)).float().eval()
+        if layout == "nhwc":
+            module = ChannelsLast(module)
         network = OnnxNetwork(
             module,
             box.recipe,

@@ -38,6 +38,9 @@ _PLACE = re.compile(r"/[a-z]/(?P<name>\S.*?)\s+(?P<index>\d+)")
 its index.
 """
 
+_PICKLED = re.compile(r"GLOBAL ([\w.]+)")
+"""What torch says a pickled file holds."""
+
 State = dict[str, Tensor]
 
 
@@ -71,11 +74,12 @@ def _content(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0].removesuffix(".")
+        found = _PICKLED.search(str(error))
+        named = f" ({found[1]})" if found else ""
         raise ConsilienceError(
-            f"{file}: holds more than tensors and is not unpickled, because that could run "
-            f"code ({reason}); "
-            "save the state dict alone, best as .safetensors"
+            f"{file}: holds more than tensors{named} and is not unpickled, because that could "
+            f"run code; where it was made, save its weights alone: "
+            f"torch.save(model.state_dict(), FILE), best as .safetensors"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ConsilienceError(

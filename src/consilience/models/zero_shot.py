@@ -180,7 +180,7 @@ _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 def clip_recipe(visual: Any) -> Recipe:
     """How open_clip shows images to an encoder (its ``preprocess_cfg``)."""
     said = dict(getattr(visual, "preprocess_cfg", None) or {})
-    size = said.get("size") or getattr(visual, "image_size", 224)
+    size: Any = said.get("size") or getattr(visual, "image_size", 224)
     frame = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
     crop: dict[str, Any] = {"shortest": "short", "longest": "long", "squash": "exact"}
     fill = float(said.get("fill_color", 0) or 0) / 255
