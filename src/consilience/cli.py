@@ -49,6 +49,46 @@ EPILOG = """examples:
   consilience list explainers"""
 
 
+VERB_EXAMPLES = {
+    "demo": (
+        "consilience demo",
+        "consilience demo -o my-demo",
+        "consilience demo --json > demo.json",
+    ),
+    "explain": (
+        "consilience explain dog.jpg",
+        "consilience explain photos/ -m resnet50 --by gradcam --by lime:samples=700 -o run",
+        "consilience explain photos/ --truth labels.csv --target true",
+    ),
+    "evaluate": (
+        "consilience evaluate run",
+        "consilience evaluate run --metric insertion --metric deletion:fill=blur",
+        "consilience evaluate --suite planted --by gradcam --by lime",
+    ),
+    "dissect": (
+        "consilience dissect drawn:images=200",
+        "consilience dissect broden1_224/ -m resnet50 -l layer3 -l layer4",
+        "consilience dissect broden1_224/ --knockout --knockout-images 50 -o units",
+    ),
+    "compare": (
+        "consilience compare units other-units",
+        "consilience compare units:layer3 units:layer4",
+        "consilience compare units other-units --significant --json",
+    ),
+    "report": (
+        "consilience report run",
+        "consilience report units",
+        "consilience report runs/20261101-120000",
+    ),
+    "list": (
+        "consilience list explainers",
+        "consilience list layers -m resnet50:weights=random",
+        "consilience list metrics --json",
+    ),
+}
+"""Three commands for the help of each verb."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -204,7 +244,11 @@ def _verb(
     verbs: Any, name: str, call: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(
-        name, help=text, description=text
+        name,
+        help=text,
+        description=text,
+        epilog="\n  ".join(["examples:", *VERB_EXAMPLES[name]]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(call=call)
     return parser

@@ -158,10 +158,27 @@ def run_explanations(
     )
     session.after = after
     with progress.task("images", len(source)) as running:
-        for sample in source.samples():
+        for place, sample in enumerate(source.samples()):
+            began = time.perf_counter()
             session.take(sample)
             running.advance()
+            if place == 0 and len(source) > 1:
+                _say_estimate(time.perf_counter() - began, len(source) - 1)
     return session.finish(time.perf_counter() - start, command)
+
+
+def _say_estimate(seconds: float, left: int) -> None:
+    """How long the rest may take, where it is worth a line; the first image is the
+    slowest, since engines start with it.
+    """
+    if seconds * left > WORTH_SAYING:
+        took, rest = (words.format_seconds(one) for one in (seconds, seconds * left))
+        images_left = words.count_of(left, "more image")
+        progress.say(f"the first image took {took}; {images_left} may take {rest}")
+
+
+WORTH_SAYING = 20.0
+"""Seconds that a person waits without asking how long."""
 
 
 def _channels_of(models: Sequence[Model]) -> int:

@@ -4,7 +4,8 @@ done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +77,7 @@ class Bars:
 @contextmanager
 def progress_bars() -> Iterator[None]:
     """Draw the progress of everything inside on stderr; on a stream that is not a terminal
-    only lines are printed.
+    a line every half minute.
     """
     console = Console(stderr=True)
     columns = (
@@ -87,11 +88,59 @@ def progress_bars() -> Iterator[None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    drawing = Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    )
+    if not console.is_terminal:
+        with progress.listening(LogLines(console)):
+            yield
+        return
+    drawing = Progress(*columns, console=console, transient=True)
     with drawing, progress.listening(Bars(drawing)):
         yield
+
+
+class LogLines:
+    """A `progress.Reporter` for files and pipes: a line every half minute on what runs,
+    how far it is and how long it may take.
+    """
+
+    def __init__(
+        self, console: Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._clock = console, clock
+        self._tasks: dict[int, list[Any]] = {}
+        self._said = clock()
+
+    def start(self, label: str, total: int) -> int:
+        """A task begins."""
+        key = max(self._tasks, default=0) + 1
+        self._tasks[key] = [label, total, 0, self._clock()]
+        return key
+
+    def advance(self, task: int, steps: int) -> None:
+        """Steps are done; a line where half a minute has passed."""
+        self._tasks[task][2] += steps
+        now = self._clock()
+        if now - self._said >= LOG_SECONDS:
+            self._said = now
+            self.say("; ".join(self._line(one, now) for one in self._tasks.values()))
+
+    def finish(self, task: int) -> None:
+        """A task is over."""
+        self._tasks.pop(task, None)
+
+    def say(self, message: str) -> None:
+        """A line."""
+        self._console.print(escape(message), highlight=False, soft_wrap=True)
+
+    @staticmethod
+    def _line(task: Sequence[Any], now: float) -> str:
+        label, total, done, start = task
+        spent = now - start
+        left = f", about {words.format_seconds(spent / done * (total - done))} left"
+        known = left if 0 < done < total else ""
+        return f"{label} {done} of {total}, {words.format_seconds(spent)}{known}"
+
+
+LOG_SECONDS = 30.0
 
 
 def as_json(run: Any) -> dict[str, Any]:
@@ -144,10 +193,16 @@ def output() -> Console:
 
 
 def show_run(run: Any, console: Console) -> None:
-    """Predictions, agreement by image, verdicts, what low precision moved, what the
-    audit found, where the report is.
+    """The answer, how far to trust it, at most three findings with what to do; then
+    predictions (wrong ones first), agreement by image, verdicts, what low precision
+    moved, where the report is.
     """
+    answer = words.answer_sentence(run.predictions, run.manifest["summary"])
+    console.print(escape(answer), highlight=False)
+    console.print(escape(words.trust_sentence(run.audit)), highlight=False)
+    _show_findings(run, console)
     console.print(_predictions(run))
+    _show_confusion(run.predictions, console)
     if len(run.agreement):
         console.print(_agreement(run))
     for name, layer in looked_at(run).items():
@@ -158,7 +213,16 @@ def show_run(run: Any, console: Console) -> None:
         console.print(escape(words.pair_sentence(row)), highlight=False)
     for line in (*_carried(run), *_how_it_ran(run)):
         console.print(escape(line), highlight=False)
-    for finding in run.audit:
+    console.print(
+        f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True
+    )
+
+
+def _show_findings(run: Any, console: Console) -> None:
+    """The first findings, gravest first, and how many more the report has."""
+    order = list(SEVERITY)
+    findings = sorted(run.audit, key=lambda finding: order.index(finding.severity))
+    for finding in findings[:MOST_FINDINGS]:
         where = (
             f" [dim]({escape(finding.where)})[/]"
             if finding.where and finding.where not in finding.message
@@ -169,9 +233,34 @@ def show_run(run: Any, console: Console) -> None:
             f"{escape(finding.advice)}",
             highlight=False,
         )
-    console.print(
-        f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True
+    if left := len(findings) - MOST_FINDINGS:
+        more = words.count_of(left, "finding") if left > 0 else ""
+        if more:
+            console.print(f"{more} more in the report", highlight=False)
+
+
+MOST_FINDINGS = 3
+
+
+def _show_confusion(predictions: Any, console: Console) -> None:
+    """Which classes were called what, where several are known."""
+    rows = words.confusion_rows(predictions)
+    if not rows or len(predictions) < MOST_FINDINGS:
+        return
+    table = Table(
+        "true class", "called", "images", title="Wrong", title_justify="left"
     )
+    for true, called, count in rows[:MOST_CONFUSIONS]:
+        table.add_row(escape(true), escape(called), str(count))
+    console.print(table)
+
+
+MOST_CONFUSIONS = 12
+
+
+def _wrong_first(item: tuple[str, Any]) -> bool:
+    said = item[1]
+    return not (said["true"] and said["label"] != said["true"])
 
 
 def _carried(run: Any, most: int = 20) -> Iterator[str]:
@@ -205,7 +294,7 @@ def _predictions(run: Any) -> Table:
         title=run.manifest["model"]["id"],
         title_justify="left",
     )
-    for name, said in run.predictions.items():
+    for name, said in sorted(run.predictions.items(), key=_wrong_first):
         table.add_row(
             escape(name),
             escape(str(said["label"])),

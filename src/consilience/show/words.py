@@ -6,6 +6,7 @@ Nothing is computed here.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -232,6 +233,80 @@ def pair_sentence(row: SummaryRow) -> str:
     badge = verdict_badge(row["verdict"])
     why = verdict_reason(row) if row["verdict"] == "untestable" else ""
     return f"{head}{interval}{chance}{p}: {badge}" + (f" ({why})" if why else "")
+
+
+def answer_sentence(
+    predictions: Mapping[str, Mapping[str, Any]], summary: Sequence[SummaryRow]
+) -> str:
+    """A run's answer in a line: what was predicted, how much of it is right, how far the
+    first pair agrees.
+    """
+    parts = [prediction_sentence(predictions)]
+    if summary:
+        row = summary[0]
+        badge = verdict_badge(row["verdict"])
+        iou, chance = (
+            format_number(row[key]) for key in ("iou_mean", "expected_mean")
+        )
+        parts.append(
+            f"{row['a']} and {row['b']} have IoU {iou}, by chance {chance} ({badge})"
+        )
+    return "; ".join(parts) + "."
+
+
+def prediction_sentence(predictions: Mapping[str, Mapping[str, Any]]) -> str:
+    """What one image is called, or of many how many are called right."""
+    known = {name: said for name, said in predictions.items() if said["true"]}
+    if len(predictions) == 1:
+        ((name, said),) = predictions.items()
+        called = f"{name} is called {said['label']} ({probability_words(said)})"
+        if not known:
+            return called
+        right = said["label"] == said["true"]
+        return (
+            f"{called}, which is right"
+            if right
+            else f"{called}; it is {said['true']}"
+        )
+    images = count_of(len(predictions), "image")
+    if not known:
+        return f"{images} explained, none with a known class"
+    right = sum(said["label"] == said["true"] for said in known.values())
+    return f"{images} explained; {right} of {len(known)} right"
+
+
+def probability_words(said: Mapping[str, Any]) -> str:
+    """A prediction's probability, or that it has none."""
+    if missing(said["probability"]):
+        return "no probability"
+    return f"p {format_number(said['probability'])}"
+
+
+def trust_sentence(findings: Sequence[FindingLike]) -> str:
+    """How far a run can be trusted, in a line: by the worst that its audit found."""
+    counts = Counter(finding.severity for finding in findings)
+    if counts["error"]:
+        what = count_of(counts["error"], "error")
+        return f"Do not rely on it yet: the audit found {what}."
+    if counts["warning"]:
+        what = count_of(counts["warning"], "warning")
+        return f"To be taken with care: the audit found {what}."
+    return (
+        "The audit found nothing against it. That the maps are faithful is not shown by "
+        "this: consilience evaluate RUN asks."
+    )
+
+
+def confusion_rows(
+    predictions: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, str, int]]:
+    """True class, what it was called instead, and how often; most frequent first."""
+    wrong = Counter(
+        (str(said["true"]), str(said["label"]))
+        for said in predictions.values()
+        if said["true"] and said["label"] != said["true"]
+    )
+    return [(true, called, count) for (true, called), count in wrong.most_common()]
 
 
 def _numbers(row: SummaryRow) -> Markup:
