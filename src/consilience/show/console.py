@@ -322,7 +322,7 @@ def _agreement(run: Any) -> Table:
         table.add_row(
             escape(row["sample"]),
             *pair,
-            *(format_number(row[key]) for key, _, _ in columns),
+            *(_shown_number(key, row[key]) for key, _, _ in columns),
         )
     table.add_section()
     for row in summary:
@@ -334,10 +334,12 @@ def _agreement(run: Any) -> Table:
             published if key is PUBLISHED_NUMBER[0] else row.get(mean)
             for key, mean, _ in columns
         ]
-        table.add_row(
-            "mean", *pair, *(format_number(mean) for mean in means), style="bold"
-        )
+        table.add_row("mean", *pair, *map(words.format_share, means), style="bold")
     return table
+
+
+def _shown_number(key: str, value: Any) -> str:
+    return words.format_p(value) if key == "p" else words.format_share(value)
 
 
 def looked_at(run: Any) -> dict[str, str]:

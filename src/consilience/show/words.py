@@ -48,6 +48,13 @@ def format_share(value: Any) -> str:
     )
 
 
+def format_p(value: Any) -> str:
+    """A p-value: three decimals, and what is smaller as such."""
+    if missing(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def format_percent(value: Any) -> str:
     """A share as per cent, three significant digits."""
     return DASH if missing(value) else f"{100 * value:.3g}{NBSP}%".replace("-", "−")
@@ -215,24 +222,30 @@ _VERDICT_REASONS = {
 
 def pair_sentence(row: SummaryRow) -> str:
     """One pair over all images in a line, for the terminal."""
-    mean = format_number(row["iou_mean"])
+    mean = format_share(row["iou_mean"])
     head = f"{row['a']} and {row['b']} on {count_of(int(row['n']), 'image')}: mean IoU {mean}"
     bounds = (row["iou_low"], row["iou_high"])
     interval = (
         ""
         if any(missing(bound) for bound in bounds)
-        else f" (95 % {format_number(bounds[0])} to {format_number(bounds[1])})"
+        else f" (95 % {format_share(bounds[0])} to {format_share(bounds[1])})"
     )
-    chance = f", by chance {format_number(row['expected_mean'])}"
-    chance += f", mean excess {format_number(row['excess_mean'])}"
+    chance = f", by chance {format_share(row['expected_mean'])}"
+    chance += f", mean excess {format_share(row['excess_mean'])}"
     p = (
         ""
         if missing(row["p_images"])
-        else f", p = {format_number(row['p_images'])} by permuting images"
+        else f", {p_words(row['p_images'])} by permuting images"
     )
     badge = verdict_badge(row["verdict"])
     why = verdict_reason(row) if row["verdict"] == "untestable" else ""
     return f"{head}{interval}{chance}{p}: {badge}" + (f" ({why})" if why else "")
+
+
+def p_words(value: float) -> str:
+    """``p = 0.022`` or ``p < 0.001``."""
+    said = format_p(value)
+    return f"p {said}" if said.startswith("<") else f"p = {said}"
 
 
 def answer_sentence(
@@ -246,7 +259,7 @@ def answer_sentence(
         row = summary[0]
         badge = verdict_badge(row["verdict"])
         iou, chance = (
-            format_number(row[key]) for key in ("iou_mean", "expected_mean")
+            format_share(row[key]) for key in ("iou_mean", "expected_mean")
         )
         parts.append(
             f"{row['a']} and {row['b']} have IoU {iou}, by chance {chance} ({badge})"
@@ -282,7 +295,7 @@ def probability_words(said: Mapping[str, Any]) -> str:
     return f"p {format_number(said['probability'])}"
 
 
-def trust_sentence(findings: Sequence[FindingLike]) -> str:
+def trust_sentence(findings: Sequence[Any]) -> str:
     """How far a run can be trusted, in a line: by the worst that its audit found."""
     counts = Counter(finding.severity for finding in findings)
     if counts["error"]:
