@@ -48,6 +48,11 @@ def format_share(value: Any) -> str:
     )
 
 
+def format_percent(value: Any) -> str:
+    """A share as per cent, three significant digits."""
+    return DASH if missing(value) else f"{100 * value:.3g}{NBSP}%".replace("-", "−")
+
+
 def format_p(value: Any) -> str:
     """Two significant digits; below .001 the size no longer matters."""
     if missing(value):
