@@ -174,7 +174,7 @@ def test_images_are_read_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(
         data,
         "read_image",
-        lambda path, name: read.append(name) or read_image(path, name),
+        lambda path, name, *more: read.append(name) or read_image(path, name, *more),
     )
     stream = read_samples([tmp_path])
     next(stream)

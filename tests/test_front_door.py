@@ -214,7 +214,7 @@ def test_what_fails_is_beside_the_rest(model, pixels, tmp_path):
     found = cs.explain(model, tmp_path)
     assert [one.sample.name for one in found] == ["good"]
     assert [one.name for one in found.failures] == ["bad"]
-    assert "damaged or truncated" in found.failures[0].reason
+    assert "bad.png: not an image in any format" in found.failures[0].reason
     assert repr(found) == "<Explanations by gradcam: 1 image, 1 failed>"
     (tmp_path / "good.png").unlink()
     with pytest.raises(cs.ConsilienceError, match=r"the image not could be|bad\.png"):

@@ -44,7 +44,9 @@ class Shown:
     @classmethod
     def of(cls, model: Any) -> Shown:
         """What a model is shown."""
-        return cls(int(getattr(model, "channels", 3)), tuple(model.classes))
+        return cls(
+            int(getattr(model, "channels", 3)), tuple(getattr(model, "classes", ()))
+        )
 
 
 def is_single(given: Any) -> bool:

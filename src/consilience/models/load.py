@@ -141,7 +141,7 @@ def as_model(given: Any) -> Model:
     if isinstance(given, nn.Module):
         return wrap_any(given)
     kind = type(given)
-    if all(hasattr(kind, name) for name in ("view", "scores", "using")):
+    if hasattr(kind, "can") and hasattr(kind, "id"):
         model: Model = given
         return model
     if callable(given) and not isinstance(given, type):

@@ -243,7 +243,7 @@ class TorchNetwork:
             torch.device("cpu"),
         )
 
-    @cached_property
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and of what the module takes."""
         kinds = (value.dtype for value in self.module.parameters())
@@ -849,7 +849,7 @@ def _as_classifier(
     if classes is None and len(labels or ()) != network.module_outputs:
         labels = None  # of the head that it was given at first
     names = complement_names(labels) if network.complement else labels
-    network = replace(network, labels=names)
+    network = network._hand_over(replace(network, labels=names))
     if (
         names is not None
         and classes is not None
@@ -944,7 +944,8 @@ def settled(network: TorchNetwork, told: Outputs | None) -> TorchNetwork:
         )
     single = network.anatomy.outputs == 1 and kind in ("sigmoid", "probabilities")
     assumed = "; ".join(filter(None, (network.assumed, said)))
-    return replace(network, outputs=kind, assumed=assumed, complement=single)
+    same = replace(network, outputs=kind, assumed=assumed, complement=single)
+    return same if single else network._hand_over(same)
 
 
 def _kind_of_outputs(network: TorchNetwork) -> tuple[Outputs, str]:
