@@ -2,6 +2,7 @@
 somewhere.
 """
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from consilience import registry
-from consilience.cli import build_parser
+from consilience.cli import VERB_EXAMPLES, VERBS, build_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -46,10 +47,13 @@ COMMANDS = [
 )
 def test_python_runs(page, number, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for needed in re.findall(r"^# needs: (\w+)$", code, flags=re.MULTILINE):
+        pytest.importorskip(needed)
     try:
         exec(compile(code, f"{page.name}[{number}]", "exec"), {"__name__": "docs"})
     finally:
         registry.explainers._entries.pop("example-gradient", None)
+        registry.metrics._entries.pop("example-share", None)
 
 
 @pytest.mark.parametrize(
@@ -79,21 +83,33 @@ def test_links_lead_somewhere(page):
         assert link.startswith("http") or (page.parent / link).exists(), link
 
 
-def test_every_verb_and_registered_name_is_in_the_readme():
+def test_the_page_of_names_is_as_it_is_made():
+    spec = importlib.util.spec_from_file_location(
+        "names", ROOT / "benchmarks" / "names.py"
+    )
+    names = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(names)
+    assert names.PAGE.read_text(encoding="utf-8") == names.page()
+
+
+def test_the_readme_prints_what_its_example_prints(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "README.md"
+    exec(compile(blocks(page, "python")[0], "README", "exec"), {"__name__": "docs"})
+    assert capsys.readouterr().out == blocks(page, "text")[0]
+
+
+def test_every_verb_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = [*registry.explainers.names(), *registry.metrics.names()]
-    names = [
-        name for name in names if not name.startswith("test-")
-    ]  # other test files' own
-    missing = [name for name in names if f"`{name}`" not in text]
-    assert not missing
-    for verb in (
-        "demo",
-        "explain",
-        "evaluate",
-        "dissect",
-        "compare",
-        "report",
-        "list",
-    ):
+    for verb in VERBS:
         assert f"consilience {verb}" in text or f"make {verb}" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_three_examples(verb):
+    examples = VERB_EXAMPLES[verb]
+    assert len(examples) == 3
+    for line in examples:
+        command = line.partition(" > ")[0]
+        arguments = build_parser().parse_args(shlex.split(command)[1:])
+        assert arguments.call.__name__ == f"{verb}_verb"
