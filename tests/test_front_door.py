@@ -511,3 +511,27 @@ def test_to_fiftyone_fills_the_samples_of_the_data_set(
         assert (values[~seen] == 0).all()
     with pytest.raises(cs.ConsilienceError, match="has no sample for"):
         found.to_fiftyone(dataset[:1])
+
+
+@pytest.mark.parametrize(
+    "kind", ["data set", "loader", "records", "array batch", "mapping"]
+)
+def test_a_run_of_what_people_hold(kind, model, pixels, tmp_path):
+    given = COLLECTIONS[kind](pixels)
+    run = cs.run(model, given, "gradcam", tmp_path / "run")
+    assert len(run.samples) == 3
+    found = {one.sample.name: one for one in cs.explain(model, given, "gradcam")}
+    for one in run.values() if hasattr(run, "values") else run:
+        assert np.allclose(one.values, found[one.sample.name].values, atol=1e-6)
+    made = (tmp_path / "run" / "explanations.parquet").stat().st_mtime_ns
+    again = cs.run(model, COLLECTIONS[kind](pixels), "gradcam", tmp_path / "run")
+    assert len(again.samples) == 3
+    assert made
+    with pytest.raises(cs.ConsilienceError):  # another job
+        cs.run(model, [np.roll(pixels, 1)], "gradcam", tmp_path / "run")
+
+
+def test_a_run_takes_a_bare_module_and_an_image_that_fails(pixels, tmp_path):
+    run = cs.run(net(), [pixels, np.zeros(5)], "centre", tmp_path / "run")
+    assert len(run.samples) == 1
+    assert run.manifest["failures"][0]["name"] == "image-0001"

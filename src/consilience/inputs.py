@@ -114,6 +114,29 @@ def samples_from(given: Any, shown: Shown) -> Iterator[Sample | Failure]:
     yield from _of_items(given, shown)
 
 
+@dataclass(frozen=True)
+class Again:
+    """A collection whose samples are made anew each time that it is gone through, so
+    that none of them has to stay in memory.
+    """
+
+    given: Any
+    shown: Shown
+
+    def __iter__(self) -> Iterator[Sample | Failure]:
+        yield from samples_from(self.given, self.shown)
+
+    @classmethod
+    def of(cls, given: Any, shown: Shown) -> Again:
+        """What was given; a loader's own data set, whose order does not change; what can
+        be gone through only once, as a list.
+        """
+        if hasattr(given, "dataset") and hasattr(given, "batch_size"):
+            given = given.dataset
+        fixed = hasattr(given, "__getitem__") or is_single(given)
+        return cls(given if fixed else list(samples_from(given, shown)), shown)
+
+
 def _of_items(given: Any, shown: Shown) -> Iterator[Sample | Failure]:
     names, labels = _names_within(given), Labels.of(given, shown)
     count = 0
@@ -172,6 +195,8 @@ def _of_item(
 def _one_of(
     image: Any, name: str, label: Any, shown: Shown, labels: Labels
 ) -> Sample | Failure:
+    if isinstance(image, Failure):
+        return image
     try:
         sample = one_sample(image, shown, name)
     except ConsilienceError as error:

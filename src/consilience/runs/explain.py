@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from consilience import api, data, progress, registry, study, targets
+from consilience import api, data, inputs, progress, registry, study, targets
 from consilience.agreement.audit import Auditor
 from consilience.agreement.masks import default_cutter, largest, pixels_of
 from consilience.agreement.overlap import Agreement, iou, spearman
@@ -26,7 +26,7 @@ from consilience.files import (
     file_stem,
     write_bytes,
 )
-from consilience.models.load import load_model
+from consilience.models.load import as_model, load_model
 from consilience.runs.folder import (
     MAPS,
     PANELS,
@@ -54,7 +54,6 @@ from consilience.types import (
 )
 
 LOW = ("bf16", "f16")
-Given = str | Path | Sample | Iterable[str | Path | Sample]
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class Failed:
 
 
 def run(
-    model: Model,
-    images: Given,
+    model: Any,
+    images: Any,
     by: str | Explainer | Sequence[str | Explainer] = ("gradcam", "lime"),
     output: str | Path | None = None,
     target: str | Sequence[str] = "predicted",
@@ -105,16 +104,27 @@ def run(
     """Explain images into a folder, compare the explanations, write the
     report; returns the finished `Run`.
 
-    ``images`` are files, folders, globs or `Sample` objects, one or many. The same call
+    ``model`` and ``images`` are whatever `explain` takes; of a data set no image stays in
+    memory (it is gone through twice). The same call
     continues a run that was stopped; ``output`` is ``runs/DATE-TIME`` unless given.
     Raises `ConsilienceError` where ``output`` holds another job.
     """
     specs = [by] if isinstance(by, str) or not isinstance(by, Sequence) else by
     job = job_from_specs(specs, None, str(target), view)
-    given = [images] if isinstance(images, str | Path | Sample) else list(images)
+    model = as_model(model)
+    given: list[str | Path | Sample] = []
+    again: inputs.Again | None = None
+    if isinstance(images, str | Path | Sample):
+        given = [images]
+    elif isinstance(images, list | tuple) and all(
+        isinstance(one, str | Path | Sample) for one in images
+    ):
+        given = list(images)
+    else:
+        again = inputs.Again.of(images, inputs.Shown.of(model))
     folder = output if output is not None else dated_folder()
     return run_explanations(
-        job, given, folder, truth, models=[model] * len(job.columns)
+        job, given, folder, truth, models=[model] * len(job.columns), again=again
     )
 
 
@@ -125,15 +135,16 @@ def dated_folder() -> Path:
 
 def run_explanations(
     job: ExplanationJob,
-    inputs: Sequence[str | Path | Sample],
+    images: Sequence[str | Path | Sample],
     folder: str | Path,
     truth: str | Path | None = None,
     options: LoadOptions | None = None,
     command: str = "",
     models: Sequence[Model] | None = None,
     after: Callable[[Sample, Sequence[Explanation]], None] | None = None,
+    again: inputs.Again | None = None,
 ) -> Run:
-    """Explain every image of ``inputs`` (files, folders, globs, samples) and keep
+    """Explain every one of ``images`` (files, folders, globs, samples) and keep
     everything in ``folder``.
 
     An image that fails is named in the manifest and the rest is done. ``command`` is
@@ -145,7 +156,7 @@ def run_explanations(
     start = time.perf_counter()
     models = models or load_models(job, options or LoadOptions())
     check_job(job, models)
-    source = _Source(inputs, truth, models[0].classes, _channels_of(models))
+    source = _Source(images, truth, models[0].classes, _channels_of(models), again)
     parts = describe_job(job, models) | source.parts()
     writer = Writer(folder, parts, {"command": command})
     units = (
@@ -193,15 +204,23 @@ class _Source:
 
     def __init__(
         self,
-        inputs: Sequence[str | Path | Sample],
+        given: Sequence[str | Path | Sample],
         truth: str | Path | None,
         classes: Sequence[str],
         channels: int = 3,
+        again: inputs.Again | None = None,
     ) -> None:
-        self._there = [one for one in inputs if isinstance(one, Sample)]
+        self._there = [one for one in given if isinstance(one, Sample)]
+        self._again, self._known = again, dict[str, str]()
+        for one in again or ():
+            known = one.digest if isinstance(one, Sample) else one.reason
+            if one.name in self._known:
+                raise ConsilienceError(f"two images are called {one.name!r}")
+            self._known[one.name] = known
         self._channels = channels
-        patterns = [str(one) for one in inputs if not isinstance(one, Sample)]
-        self._files = data.find_images(patterns) if patterns or not inputs else []
+        patterns = [str(one) for one in given if not isinstance(one, Sample)]
+        wanted = bool(patterns) or not (given or again)
+        self._files = data.find_images(patterns) if wanted else []
         self._truth_file, self._classes = truth, classes
         names = [*data.names_of(self._files), *(one.name for one in self._there)]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -216,13 +235,16 @@ class _Source:
                 progress.say(note)
 
     def __len__(self) -> int:
-        return len(self._files) + len(self._there)
+        return len(self._files) + len(self._there) + len(self._known)
 
     def parts(self) -> dict[str, Any]:
         """What the images are for the job: content, by name."""
         files = files_content(self._files, data.names_of(self._files))
         there = {one.name: one.digest for one in self._there}
-        return {"images": {**files, **there}, "truth": file_content(self._truth_file)}
+        return {
+            "images": {**files, **there, **self._known},
+            "truth": file_content(self._truth_file),
+        }
 
     def samples(self) -> Iterator[Sample | data.Failure]:
         """One after the other."""
@@ -231,6 +253,7 @@ class _Source:
                 self._files, self._truth, self._classes, self._channels
             )
         yield from self._there
+        yield from self._again or ()
 
 
 def load_models(job: ExplanationJob, options: LoadOptions) -> tuple[Model, ...]:
