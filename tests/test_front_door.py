@@ -535,3 +535,13 @@ def test_a_run_takes_a_bare_module_and_an_image_that_fails(pixels, tmp_path):
     run = cs.run(net(), [pixels, np.zeros(5)], "centre", tmp_path / "run")
     assert len(run.samples) == 1
     assert run.manifest["failures"][0]["name"] == "image-0001"
+
+
+def test_what_a_folder_holds_besides_is_counted(folder, tmp_path):
+    from consilience.image_files import passed_over
+
+    assert passed_over([folder]) == "passed over 2 other files: 1 .mov, 1 .txt"
+    assert passed_over([folder / "rose", "nosuch.jpg"]) is None
+    (tmp_path / "README").write_text("x")
+    (tmp_path / ".hidden").write_text("x")
+    assert passed_over([tmp_path]) == "passed over 1 other file: 1 no suffix"

@@ -612,3 +612,43 @@ def test_objects_with_other_fields_than_logits():
             return SimpleNamespace(logits=self.net(x), loss=None)
 
     same(cs.wrap(Named(), size=64), by_hand(), "gradcam")
+
+
+def test_the_documented_adapter_of_a_detector():
+    """The class of docs/your-own-model.md, round something that answers as Ultralytics'
+    do.
+    """
+    import re
+
+    page = (Path(__file__).parent.parent / "docs" / "your-own-model.md").read_text()
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.S)
+        if "Yolo" in block
+    )
+    named = {}
+    exec(code, named)
+
+    class Found(nn.Module):
+        """One box on the left half, as sure as it is red."""
+
+        def forward(self, images):
+            results = []
+            for image in images:
+                boxes = SimpleNamespace(
+                    xyxy=torch.tensor([[0.0, 0.0, 32.0, 64.0]]),
+                    cls=torch.tensor([1.0]),
+                    conf=image[0, :, :32].mean()[None],
+                )
+                results.append(SimpleNamespace(boxes=boxes))
+            return results
+
+    model = cs.wrap_detector(named["Yolo"](Found()), classes=("a", "b"), size=64)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :, 0] = 200
+    assert model.scores(model.view(cs.Sample("x", pixels)).pixels).tolist() == [
+        [0.0, pytest.approx(200 / 255)]
+    ]
+    found = cs.explain(model, pixels, "occlusion:window=16,stride=16", target="b")
+    assert found.values[:, :32].min() > 0
+    assert np.abs(found.values[:, 33:]).max() == 0

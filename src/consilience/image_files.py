@@ -91,10 +91,17 @@ def passed_over(paths: Sequence[str | Path]) -> str | None:
                 )
     if not counts:
         return None
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6))
+    listed = ", ".join(
+        f"{count} {suffix}"
+        for suffix, count in sorted(counts.items(), key=_frequent)[:6]
+    )
     more = ", ..." if len(counts) > 6 else ""
     total = counts.total()
-    return f"passed over {total} file{'s' if total > 1 else ''} that are no images: {listed}{more}"
+    return f"passed over {total} other file{'s' if total > 1 else ''}: {listed}{more}"
+
+
+def _frequent(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
 
 
 def _looked_for(name: str) -> str:
