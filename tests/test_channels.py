@@ -175,8 +175,12 @@ def test_colour_into_a_grey_network_and_back():
     assert "notes" not in by_grey.provenance
     same = np.repeat(grey[:, :, None], 3, axis=2)
     assert "notes" not in cs.explain(model, same).provenance  # nothing was lost
-    floats = cs.explain(model, RNG.random((64, 64, 3)))
-    assert "converted to grey" in floats.provenance["notes"][0]
+    floats = RNG.random((64, 64, 3)).astype(np.float32)
+    shown = model.view(cs.Sample("x", floats)).pixels[0, 0].numpy()
+    # ITU-R 601, by hand
+    by_hand = 0.299 * floats[..., 0] + 0.587 * floats[..., 1] + 0.114 * floats[..., 2]
+    assert np.abs(shown - by_hand).max() < 1e-6
+    assert "converted to grey" in cs.explain(model, floats).provenance["notes"][0]
     plain = cs.wrap(net(3), size=64)
     repeated = cs.explain(plain, grey)
     assert np.array_equal(repeated.values, cs.explain(plain, same).values)
@@ -450,6 +454,19 @@ def test_dicom_through_its_window(function, tmp_path):
     assert np.allclose(other.pixels, 1 - got.pixels, atol=1e-6)
     (one,) = cs.explain(cs.wrap(net(3), size=64), [file])
     assert "window 9000, width 12000" in one.sample.notes[0]
+
+
+def test_a_narrow_window_of_dicom(tmp_path):
+    """PS3.3 C.11.2.1.2: y = ((x - (c - 0.5)) / (w - 1) + 0.5), by hand; 1 is a threshold."""
+    stored = np.arange(600).reshape(20, 30)
+    file = dicom(tmp_path / "x.dcm", stored, WindowCenter=300, WindowWidth=11)
+    got = cs.read_image(file, channels=1).pixels[:, :, 0].ravel()
+    assert got[294] == 0
+    assert got[305] == 1
+    assert got[302] == pytest.approx((302 - 299.5) / 10 + 0.5, abs=1e-6)
+    file = dicom(tmp_path / "y.dcm", stored, WindowCenter=300, WindowWidth=1)
+    sharp = cs.read_image(file, channels=1).pixels[:, :, 0].ravel()
+    assert (sharp == (np.arange(600) > 299.5)).all()
 
 
 def test_dicom_without_a_window_and_of_many_frames(tmp_path):

@@ -545,3 +545,10 @@ def test_what_a_folder_holds_besides_is_counted(folder, tmp_path):
     (tmp_path / "README").write_text("x")
     (tmp_path / ".hidden").write_text("x")
     assert passed_over([tmp_path]) == "passed over 1 other file: 1 no suffix"
+
+
+def test_an_image_three_pixels_high_lies_as_its_kind_does(model):
+    odd = np.random.default_rng(1).integers(0, 256, (3, 40, 3)).astype(np.uint8)
+    assert np.array_equal(cs.explain(model, odd).sample.pixels, odd)
+    turned = cs.explain(model, torch.from_numpy(odd)).sample.pixels
+    assert np.array_equal(turned, odd.transpose(1, 2, 0))
