@@ -134,17 +134,20 @@ def _explain_many(
     waiting = inputs.samples_from(given, inputs.Shown.of(model))
     while part := list(islice(waiting, _at_a_time(model, by))):
         samples = [one for one in part if isinstance(one, Sample)]
-        failures += [one for one in part if isinstance(one, data.Failure)]
+        failed = [one for one in part if isinstance(one, data.Failure)]
         for result in _explain_batch(model, samples, by, target, view):
             if isinstance(result, data.Failure):
-                progress.say(f"{result.name}: {result.reason}")
-                failures.append(result)
+                failed.append(result)
             else:
                 made.append(result)
+        for one in failed:
+            progress.say(f"{one.name}: {one.reason}")
+        failures += failed
     if not made:
         reasons = "; ".join(dict.fromkeys(one.reason for one in failures[:3]))
-        count = f"none of {len(failures)} images" if failures[1:] else "the image not"
-        raise ConsilienceError(f"{count} could be explained: {reasons}")
+        raise ConsilienceError(
+            f"none of {len(failures)} images could be explained: {reasons}"
+        )
     return Explanations(made, failures)
 
 
@@ -177,6 +180,8 @@ def _explain_batch(
                 return list(_explain_together(model, samples, by, target, view))
             except _ApartError:
                 pass
+            except progress.Cancelled:
+                raise
             except Exception as error:  # whose fault it is shows one by one
                 progress.say(f"a batch failed, one by one: {unexpected(error)}")
         return [_explain_alone(model, one, by, target, view) for one in samples]
@@ -420,11 +425,15 @@ def evaluate(
     model = as_model(model)
     built = _built_metrics(metrics, suite)
     if isinstance(explanation, Explanation):
-        return _evaluate_one(model, explanation, built)
+        return _evaluate_part(model, [explanation], built)[0]
     many = list(explanation)
     if not many:
         raise ConsilienceError("no explanations to evaluate")
-    return ScoreTable(many, [_evaluate_one(model, one, built) for one in many])
+    scores: list[Scores] = []
+    for start in range(0, len(many), MOST_AT_A_TIME):
+        part = many[start : start + MOST_AT_A_TIME]
+        scores += _evaluate_part(model, part, built)
+    return ScoreTable(many, scores)
 
 
 def _built_metrics(
@@ -443,20 +452,27 @@ def _built_metrics(
     }
 
 
-def _evaluate_one(
-    model: Model, explanation: Explanation, built: Mapping[str, Metric]
-) -> Scores:
-    if explanation.model_id != model.id:
-        raise ConsilienceError(
-            f"{explanation.explainer} is of {explanation.model_id}; the model given is "
-            f"{model.id}"
-        )
+def _evaluate_part(
+    model: Model, explanations: Sequence[Explanation], built: Mapping[str, Metric]
+) -> list[Scores]:
+    """Scores of some explanations, by metrics that may take them all at once."""
+    for one in explanations:
+        if one.model_id != model.id:
+            raise ConsilienceError(
+                f"{one.explainer} is of {one.model_id}; the model given is {model.id}"
+            )
     with plain_torch():
-        view = model.view(explanation.sample, explanation.provenance.get("view"))
-        return Scores(
-            (name, metric_scores(model, metric, [view], [explanation])[0])
+        views = [
+            model.view(one.sample, one.provenance.get("view")) for one in explanations
+        ]
+        by_metric = {
+            name: metric_scores(model, metric, views, explanations)
             for name, metric in built.items()
-        )
+        }
+    return [
+        Scores((name, column[row]) for name, column in by_metric.items())
+        for row in range(len(explanations))
+    ]
 
 
 def metric_scores(
@@ -723,7 +739,7 @@ def own_explanation(
     if values.shape != tuple(size):
         values = images.enlarge(torch.from_numpy(values), size).numpy()
     provenance = {
-        **model.facts,
+        "weights": model.facts.get("weights"),
         "made": "elsewhere",
         "score": float(goal.of(outputs)[0])
         if not isinstance(goal, targets.ReadElsewhere)
@@ -735,7 +751,10 @@ def own_explanation(
         "model": model.spec,
         "versions": versions(),
         "key": blake2b(
-            f"{sample.digest}{model.id}{goal.name}{name}".encode() + values.tobytes(),
+            repr(
+                (sample.digest, model.id, goal.name, name, shown.geometry.as_dict())
+            ).encode()
+            + values.tobytes(),
             digest_size=16,
         ).hexdigest(),
     }

@@ -506,8 +506,7 @@ def as_channels(sample: Sample, channels: int) -> tuple[Array, tuple[str, ...]]:
     """
     pixels = sample.pixels
     if pixels.dtype != np.uint8 or sample.range != WHOLE_RANGE["u1"]:
-        low, high = sample.range
-        pixels = ((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32)
+        pixels = _shares(pixels, *sample.range)
     if sample.channels == channels:
         return pixels, ()
     if (sample.channels, channels) == (1, 3):
@@ -525,6 +524,18 @@ def as_channels(sample: Sample, channels: int) -> tuple[Array, tuple[str, ...]]:
     else:
         grey = (pixels @ np.array(LUMINANCE)).astype(np.float32)
     return grey[:, :, None], luminance
+
+
+def _shares(pixels: Array, low: float, high: float) -> Array:
+    """Values as float32 shares of their range, channel by channel, so that float64 is
+    held of one alone.
+    """
+    shares = np.empty(pixels.shape, dtype=np.float32)
+    for place in range(pixels.shape[2]):
+        shares[:, :, place] = (pixels[:, :, place].astype(np.float64) - low) / (
+            high - low
+        )
+    return shares
 
 
 def _channels(count: int) -> str:

@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +272,8 @@ def _labels_of_batch(label: Any, count: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Labels:
-    """A data set's labels as numbers of the network's classes: by name where both have
-    names, by number where both have as many.
+    """A data set's labels as numbers of the network's classes: by name where any name is
+    shared, by number where none is and both have as many, or the data set has no names.
     """
 
     names: tuple[str, ...]
@@ -299,16 +300,21 @@ class Labels:
         if isinstance(value, str):
             return self._by_name(value)
         index = int(value)
-        if self.names and 0 <= index < len(self.names):
-            found, note = self._by_name(self.names[index])
-            if found is not None or len(self.names) != len(self.classes):
-                return found, note
+        if self.names and (self._share or len(self.names) != len(self.classes)):
+            if 0 <= index < len(self.names):
+                return self._by_name(self.names[index])
+            return None, f"label {index} is none of the data set's {len(self.names)}"
         if 0 <= index < len(self.classes):
             return index, ""
         return (
             None,
             f"label {index} is none of the network's {len(self.classes)} classes",
         )
+
+    @cached_property
+    def _share(self) -> bool:
+        """Whether any name means one of the network's classes."""
+        return any(self._by_name(name)[0] is not None for name in self.names)
 
     def _by_name(self, name: str) -> tuple[int | None, str]:
         fit = classes_named(name, self.classes)

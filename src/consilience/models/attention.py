@@ -28,6 +28,7 @@ from consilience.models.layers import (
     GridShape,
     borrowed,
     hooked,
+    watched_parts,
 )
 from consilience.types import ConsilienceError, Network, NotApplicable
 
@@ -290,7 +291,7 @@ def named_calls(module: nn.Module) -> Iterator[list[str]]:
     through.
     """
     inside: list[str] = []
-    parts = [(name, part) for name, part in module.named_modules() if name]
+    parts = watched_parts(module)
     enter = [
         part.register_forward_pre_hook(_entering(inside, name))
         for name, part in parts

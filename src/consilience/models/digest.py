@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
 from hashlib import blake2b
@@ -203,6 +204,17 @@ def _described(name: str, part: nn.Module, volatile: frozenset[str]) -> Iterator
         if key != "training" and _plain(value) and f"{name}.{key}" not in volatile
     )
     yield _source(kind)
+    yield _graph(part)
+
+
+def _graph(part: nn.Module) -> str:
+    """What a part computes where no class says it: the graph of a script, without the
+    places in files that it was made of, or of an exported program.
+    """
+    if isinstance(part, torch.jit.ScriptModule):
+        return re.sub(r"\s*#.*", "", str(getattr(part, "inlined_graph", "")))
+    graph = vars(part).get("graph")
+    return str(graph) if isinstance(graph, torch.fx.Graph) else ""
 
 
 def _plain(value: Any) -> bool:

@@ -470,6 +470,15 @@ class Anatomy:
         )
 
 
+def watched_parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts of a module that can be watched, by name: scripted ones take no hooks."""
+    return [
+        (name, part)
+        for name, part in module.named_modules()
+        if name and not isinstance(part, torch.jit.ScriptModule)
+    ]
+
+
 def examine(
     module: nn.Module, run: Callable[[Tensor, bool], Tensor], pixels: Tensor
 ) -> Anatomy:
@@ -499,7 +508,7 @@ def _examine(
 
         return hook
 
-    named = [(name, part) for name, part in module.named_modules() if name]
+    named = watched_parts(module)
     before = _state(module)
     with torch.no_grad(), hooked([(part, watch(name)) for name, part in named]):
         outputs = run(pixels, channels_last)
@@ -621,7 +630,7 @@ def _calls(
 
         return hook
 
-    named = [(name, part) for name, part in module.named_modules() if name]
+    named = watched_parts(module)
     handles = [part.register_forward_pre_hook(begin) for _, part in named]
     try:
         with hooked([(part, watch(name)) for name, part in named]):

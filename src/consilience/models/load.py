@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -462,13 +462,23 @@ def _timm_elsewhere(spelled: str, options: dict[str, str]) -> TorchNetwork:
         raise ConsilienceError(
             f"timm: {spelled} cannot be loaded: {unexpected(error)}"
         ) from None
-    said = getattr(module, "pretrained_cfg", {})
     names = files.read_labels(options["labels"]) if "labels" in options else None
-    known = said.get("label_names")
-    described = said.get("label_descriptions") or {}
-    if names is None and known:
-        names = tuple(str(described.get(name, name)) for name in known)
-    return wrap(module.eval(), classes=names, name=f"timm:{spelled}")
+    return wrap(
+        module.eval(),
+        classes=names
+        or _timm_labels(timm.models.PretrainedCfg(**_known_cfg(module))),
+        name=f"timm:{spelled}",
+    )
+
+
+def _known_cfg(module: nn.Module) -> dict[str, Any]:
+    """What a timm module says of its weights, and how many classes it has."""
+    import timm
+
+    said = dict(getattr(module, "pretrained_cfg", {}))
+    known = {item.name for item in fields(timm.models.PretrainedCfg)}
+    own = {key: value for key, value in said.items() if key in known}
+    return {**own, "num_classes": getattr(module, "num_classes", None)}
 
 
 def _timm_origin(name: str) -> Origin:

@@ -774,8 +774,8 @@ def wrap(
     module: nn.Module,
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     resize: int | tuple[int, int] | None = None,
@@ -813,7 +813,6 @@ def wrap(
     else). Raises `ConsilienceError` where it cannot be run on such images, and where the number
     of ``classes`` is not that of its outputs.
     """
-    kind = getattr(module, "original_name", type(module).__name__)
     module = opened(module)
     said, source = _recipe_said(module, weights)
     given: dict[str, Any] = {"mean": mean, "std": std, "size": size}
@@ -827,7 +826,7 @@ def wrap(
         recipe,
         labels,
         outputs or "logits",
-        name or (kind if isinstance(module, OnePart) else type(module).__name__),
+        name or str(getattr(module, "original_name", type(module).__name__)),
         mode=view,
         engine=engine,
         precision=precision,
@@ -868,36 +867,18 @@ def opened(module: Any) -> nn.Module:
             f"wrap takes a torch.nn.Module; got {type(module).__name__}"
         )
     inner = getattr(module, "_orig_mod", module)  # what torch.compile was given
-    if isinstance(inner, torch.jit.ScriptModule):
-        return OnePart(inner)
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return opened(inner.module) if isinstance(inner, parallel) else inner
 
 
-class OnePart(nn.Module):
-    """A scripted module, in which nothing can be watched, as one part. Its mode is its
-    own: evaluation.
-    """
-
-    def __init__(self, script: Any) -> None:
-        super().__init__()
-        script.eval()
-        object.__setattr__(self, "script", script)
-        for place, value in enumerate(script.parameters()):
-            own = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-            self.register_parameter(f"p{place}", own)
-        for place, value in enumerate(script.buffers()):
-            self.register_buffer(f"b{place}", value)
-
-    def forward(self, pixels: Tensor) -> Any:
-        """What the script returns."""
-        script: Any = self.script
-        return script(pixels)
-
-
-def _channels_given(*values: Sequence[float] | None) -> int | None:
-    """As many channels as mean or std have numbers."""
-    return next((len(one) for one in values if one is not None), None)
+def _channels_given(*values: float | Sequence[float] | None) -> int | None:
+    """As many channels as mean or std have numbers; one number is for all channels."""
+    counts = (
+        len(one)
+        for one in values
+        if one is not None and not isinstance(one, int | float)
+    )
+    return next(counts, None)
 
 
 def _with_own_channels(
@@ -1131,9 +1112,11 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def per_channel(
-    values: Sequence[float], channels: int, what: str
+    values: float | Sequence[float], channels: int, what: str
 ) -> tuple[float, ...]:
-    """A number a channel; ``what`` names them in the error."""
+    """A number a channel, or one for all; ``what`` names them in the error."""
+    if isinstance(values, int | float):
+        return (float(values),) * channels
     if len(values) != channels:
         raise ConsilienceError(
             f"{what} is {channels} number{'s' if channels > 1 else ''}, one a channel; got "

@@ -4,13 +4,14 @@ onnx2torch (extra ``onnx``), and only where torch then says what the file says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from consilience.models.callable import BlackBox, trial_images
+from consilience.models.engines import runner
 from consilience.models.network import TorchNetwork, relative_change
 from consilience.types import ConsilienceError, unexpected
 
@@ -52,6 +53,14 @@ class OnnxNetwork(TorchNetwork):
     def scores(self, pixels: Tensor) -> Tensor:
         """(N, C, h, w) in [0, 1] to (N, K) by the file's own runtime."""
         return self._box.scores(pixels)
+
+    def with_module(self, module: nn.Module) -> TorchNetwork:
+        """Another module in the same frame, which scores by itself: the file does not
+        know it.
+        """
+        own = {item.name: getattr(self, item.name) for item in fields(TorchNetwork)}
+        plain = TorchNetwork(**{**own, "_runner": runner.Runner()})
+        return plain.with_module(module)
 
     def using(self, *given: Any, **changed: Any) -> TorchNetwork:
         """The same on another device; its engine and precision are the file's."""

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -178,7 +179,7 @@ class _Server:
         asked = {
             "inputs": [
                 {
-                    "name": "input",
+                    "name": self._input_name,
                     "shape": list(array.shape),
                     "datatype": "FP32",
                     "data": array.ravel().tolist(),
@@ -205,6 +206,22 @@ class _Server:
             return self._numbers(chosen["data"]).reshape(chosen["shape"])
         except (KeyError, ValueError, TypeError):
             raise self._wrong("an output whose data have not its shape") from None
+
+    @cached_property
+    def _input_name(self) -> str:
+        """What the server calls its input, by its own description (KServe's model
+        metadata); ``input`` where it does not say.
+        """
+        return self._described_input() or "input"
+
+    def _described_input(self) -> str | None:
+        address = self.address.removesuffix("/infer")
+        try:
+            with urllib.request.urlopen(address, timeout=self.timeout) as answer:
+                said = json.loads(answer.read(LARGEST_ANSWER))
+            return str(said["inputs"][0]["name"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            return None  # the description is optional in the protocol
 
     def _json(self, content: bytes) -> Any:
         try:

@@ -12,7 +12,7 @@ from torch import nn
 
 from consilience.models import weights as files
 from consilience.models.engines import plan, runner
-from consilience.models.network import TorchNetwork, wrap
+from consilience.models.network import Recipe, TorchNetwork, wrap
 from consilience.registry import option
 from consilience.types import ConsilienceError, Outputs
 
@@ -70,6 +70,34 @@ def told(options: ModuleOptions) -> dict[str, Any]:
         "classes": class_names(options),
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+SHOWN = ("size", "resize", "mean", "std", "channels", "interpolation")
+"""Options of how images are shown."""
+
+
+def filled(given: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Options for `wrap`, what they do not say of how images are shown taken from a
+    source's ``recipe``.
+    """
+    own: dict[str, Any] = {"mean": recipe.mean, "std": recipe.std}
+    own["interpolation"] = recipe.interpolation
+    if "size" not in given and "resize" not in given:
+        own |= {"size": recipe.size, "resize": recipe.resized}
+    return {**own, **given}
+
+
+def as_its_source_says(
+    network: TorchNetwork, given: dict[str, Any], recipe: Recipe, source: str
+) -> TorchNetwork:
+    """The network cut and padded as its source does; the whole recipe where nothing of
+    it was told.
+    """
+    if not any(name in given for name in SHOWN):
+        assumed = network.assumed.removeprefix("; ")
+        said = "; ".join(filter(None, (f"as its {source} says", assumed)))
+        return replace(network, recipe=recipe, assumed=said)
+    return replace(network, recipe=replace(network.recipe, crop=recipe.crop))
 
 
 def wrapped(

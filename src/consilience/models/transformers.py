@@ -26,7 +26,13 @@ from consilience.models.network import (
     config_classes,
     wrap,
 )
-from consilience.models.sources import ModuleOptions, configured, told
+from consilience.models.sources import (
+    ModuleOptions,
+    as_its_source_says,
+    configured,
+    filled,
+    told,
+)
 from consilience.models.tasks import wrap_segmentation
 from consilience.registry import Spec, option
 from consilience.types import ConsilienceError, unexpected
@@ -79,24 +85,18 @@ def opened_transformer(
 ) -> TorchNetwork:
     """A transformers module as a network: a classifier, or one that labels pixels."""
     given = told(options) if options is not None else {}
-    shown = {"size", "resize", "mean", "std", "channels", "interpolation"}
-    if recipe is not None and not shown & given.keys():
-        own = {"size": recipe.size, "resize": recipe.resized[0]}
-        own |= {"mean": recipe.mean, "std": recipe.std}
-        given = {**own, "interpolation": recipe.interpolation, **given}
+    wanted = given if recipe is None else filled(given, recipe)
     if type(module).__name__.endswith(SEGMENTS):
-        given.pop("outputs", None)
-        labels = given.pop("classes", None) or config_classes(module.config)
+        wanted.pop("outputs", None)
+        labels = wanted.pop("classes", None) or config_classes(module.config)
         network: TorchNetwork = wrap_segmentation(
-            module, classes=labels, name=name, **given
+            module, classes=labels, name=name, **wanted
         )
     else:
-        network = wrap(module, name=name, **given)
-    if recipe is not None and not shown & (
-        told(options).keys() if options else set()
-    ):
-        network = replace(network, recipe=recipe, assumed="as its processor says")
-    return network
+        network = wrap(module, name=name, **wanted)
+    if recipe is None:
+        return network
+    return as_its_source_says(network, given, recipe, "processor")
 
 
 def _files_of(name: str) -> tuple[Any, Mapping[str, Any] | None, str]:

@@ -19,9 +19,15 @@ from consilience import registry
 from consilience.files import read_text
 from consilience.models import weights as files
 from consilience.models.network import Recipe, TorchNetwork, wrap
-from consilience.models.sources import ModuleOptions, configured, told
+from consilience.models.sources import (
+    ModuleOptions,
+    as_its_source_says,
+    configured,
+    filled,
+    told,
+)
 from consilience.registry import Spec, option
-from consilience.types import ConsilienceError, unexpected
+from consilience.types import ConsilienceError
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,12 @@ def load_zero_shot(spec: Spec) -> TorchNetwork:
     module = ZeroShot(clip.visual, texts, clip.logit_scale.exp()).eval()
     recipe = clip_recipe(clip.visual)
     given = told(options)
-    shown = {
-        "size",
-        "resize",
-        "mean",
-        "std",
-        "channels",
-        "interpolation",
-    } & given.keys()
-    if not shown:
-        given |= {"size": recipe.size, "mean": recipe.mean, "std": recipe.std}
     network = wrap(
-        module, name=f"open_clip:{options.name}", **{**given, "classes": prompts}
+        module,
+        name=f"open_clip:{options.name}",
+        **{**filled(given, recipe), "classes": prompts},
     )
-    if not shown:
-        network = replace(network, recipe=recipe, assumed="as its preprocessing says")
+    network = as_its_source_says(network, given, recipe, "preprocessing")
     network = replace(network, weights=options.pretrained or "random")
     return configured(network, options, registry.render(spec))
 
@@ -168,10 +165,7 @@ def _fetched(library: Any, options: ZeroShotClip) -> Path:
         repository, _, file = str(config["hf_hub"]).rpartition("/")
         wanted = (file,) if file else _HUB_FILES
         return files.fetch_hub(repository.rstrip("/"), wanted, name)
-    try:
-        return files.fetch(str(config["url"]), name)
-    except KeyError as error:
-        raise ConsilienceError(f"{name}: {unexpected(error)}") from None
+    return files.fetch(str(config["url"]), name)
 
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -564,14 +564,18 @@ class Run(Sequence[Explanation]):
     def predictions(self) -> dict[str, dict[str, Any]]:
         """By image what the (first) model said."""
         first = self.explanations.drop_duplicates("sample").set_index("sample")
-        rows = first[["predicted_name", "probability", "true_name"]].itertuples()
+        names = ["predicted_name", "probability", "true_name", "predicted", "true"]
         return {
             name: {
                 "label": label,
                 "probability": p,
-                "true": None if pd.isna(true) else true or None,
+                "true": None if pd.isna(true_name) else true_name or None,
+                # by number: two classes may have one name
+                "right": None if pd.isna(true) else bool(predicted == true),
             }  # no class is read as NaN
-            for name, label, p, true in rows
+            for name, label, p, true_name, predicted, true in first[
+                names
+            ].itertuples()
         }
 
     def report(self) -> Path:

@@ -259,8 +259,7 @@ MOST_CONFUSIONS = 12
 
 
 def _wrong_first(item: tuple[str, Any]) -> bool:
-    said = item[1]
-    return not (said["true"] and said["label"] != said["true"])
+    return item[1]["right"] is not False
 
 
 def _carried(run: Any, most: int = 20) -> Iterator[str]:

@@ -262,7 +262,9 @@ def answer_sentence(
 
 def prediction_sentence(predictions: Mapping[str, Mapping[str, Any]]) -> str:
     """What one image is called, or of many how many are called right."""
-    known = {name: said for name, said in predictions.items() if said["true"]}
+    known = {
+        name: said for name, said in predictions.items() if said["right"] is not None
+    }
     if len(predictions) == 1:
         ((name, said),) = predictions.items()
         called = f"{name} is called {said['label']} ({probability_words(said)})"
@@ -277,7 +279,7 @@ def prediction_sentence(predictions: Mapping[str, Mapping[str, Any]]) -> str:
     images = count_of(len(predictions), "image")
     if not known:
         return f"{images} explained, none with a known class"
-    right = sum(said["label"] == said["true"] for said in known.values())
+    right = sum(said["right"] for said in known.values())
     return f"{images} explained; {right} of {len(known)} right"
 
 
@@ -310,7 +312,7 @@ def confusion_rows(
     wrong = Counter(
         (str(said["true"]), str(said["label"]))
         for said in predictions.values()
-        if said["true"] and said["label"] != said["true"]
+        if said["right"] is False
     )
     return [(true, called, count) for (true, called), count in wrong.most_common()]
 
