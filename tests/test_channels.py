@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from networks import small_cnn
 from PIL import Image
 from torch import nn
 
@@ -14,16 +15,7 @@ pydicom = pytest.importorskip("pydicom")
 
 
 def net(channels, outputs=2):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(channels, 8, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, outputs),
-    ).eval()
+    return small_cnn(outputs, channels)
 
 
 RNG = np.random.default_rng(0)
@@ -77,7 +69,6 @@ METHODS = [
     "occlusion",
     "integrated-gradients:steps=4",
     "integrated-gradients:steps=4,baseline=white",
-    "smoothgrad:samples=3",
     "guided-backprop",
     "scorecam:layer=rest.3",
     "xrai",
@@ -94,20 +85,8 @@ def test_a_channel_that_is_not_read_changes_nothing(by):
     wide = cs.wrap(FourthIgnored(), size=64, mean=(0.5,) * 4, std=(0.5,) * 4)
     plain = cs.wrap(net(3), size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
     spec = by.replace("rest.3", "3")
-    try:
-        got = cs.explain(wide, four, by, target=1)
-    except cs.ConsilienceError as error:
-        with pytest.raises(cs.ConsilienceError):
-            cs.explain(plain, cs.Sample("x", COLOUR), spec, target=1)
-        pytest.fail(str(error)) if "channel" in str(error) else pytest.skip(
-            str(error)
-        )
+    got = cs.explain(wide, four, by, target=1)
     expected = cs.explain(plain, cs.Sample("x", COLOUR), spec, target=1)
-    if "smoothgrad" in by:  # its noise is drawn for four channels
-        assert got.values.shape == expected.values.shape
-        return
-    if "rise-blur" in by:
-        return
     assert np.abs(got.values - expected.values).max() < 1e-5
     assert np.abs(expected.values).max() > 0
 

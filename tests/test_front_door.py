@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from networks import small_cnn as net
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -15,19 +16,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import consilience as cs
 
 CLASSES = ("cat", "dog", "rose")
-
-
-def net(outputs=3, channels=3):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(channels, 8, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, outputs),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -399,14 +387,20 @@ def test_tables_of_many(model, pixels):
     assert table["true"].isna().all()
     scores = cs.evaluate(model, many, ["deletion:steps=4", "pointing-game"])
     alone = cs.evaluate(model, many[1], "deletion:steps=4")["deletion:steps=4"].value
-    assert scores[1]["deletion:steps=4"].value == alone
+    assert scores[1]["deletion:steps=4"].value == pytest.approx(alone)
     rows = scores.table()
     assert list(zip(rows["image"], rows["metric"], strict=True)) == list(
         itertools.product(table["image"], ["deletion:steps=4", "pointing-game"])
     )
     summary = scores.summary().set_index("metric")
     values = [one["deletion:steps=4"].value for one in scores]
-    assert summary.loc["deletion:steps=4", "mean"] == pytest.approx(np.mean(values))
+    mean, spread = np.mean(values), np.ptp(values) / 2
+    row = summary.loc["deletion:steps=4"]
+    assert row["mean"] == pytest.approx(mean)
+    assert (row["n"], row["missing"]) == (2, 0)
+    # Student's t with one degree of freedom at 95 %
+    assert row["low"] == pytest.approx(mean - 12.7062 * spread, rel=1e-4)
+    assert row["high"] == pytest.approx(mean + 12.7062 * spread, rel=1e-4)
     assert summary.loc["pointing-game", "missing"] == 2
     assert np.isnan(summary.loc["pointing-game", "mean"])
     with pytest.raises(cs.ConsilienceError, match="no image is called 'x'"):
@@ -552,3 +546,43 @@ def test_an_image_three_pixels_high_lies_as_its_kind_does(model):
     assert np.array_equal(cs.explain(model, odd).sample.pixels, odd)
     turned = cs.explain(model, torch.from_numpy(odd)).sample.pixels
     assert np.array_equal(turned, odd.transpose(1, 2, 0))
+
+
+def test_labels_of_a_data_set_that_shares_a_name_are_never_numbers(model, pixels):
+    class Partly(Items):
+        classes = ("dog", "cat", "ox")  # the network has cat, dog, rose
+
+    found = cs.explain(model, Partly(pixels))
+    assert [one.sample.label for one in found] == [1, 0, None]
+    assert "label 'ox' is none of the network's classes" in found[2].sample.notes
+
+    class Others(Items):
+        classes = ("a", "b", "c")
+
+    assert [one.sample.label for one in cs.explain(model, Others(pixels))] == [
+        0,
+        1,
+        2,
+    ]
+    wrong = cs.explain(model, [(pixels, 1), (pixels, 7)])
+    assert [one.sample.label for one in wrong] == [1, None]
+    assert "label 7 is none of the network's 3 classes" in wrong[1].sample.notes
+
+
+def test_one_number_is_every_channels():
+    assert cs.wrap(net(), mean=0.5, std=0.25).recipe.mean == (0.5,) * 3
+    assert cs.wrap(net(2, 1), mean=0.5, std=0.25).recipe.std == (0.25,)
+    assert cs.wrap(net(2, 4), channels=4, mean=0.5).recipe.mean == (0.5,) * 4
+
+
+def test_right_and_wrong_are_by_number_where_classes_share_a_name(pixels, tmp_path):
+    twins = cs.wrap(net(), size=64, classes=("crane", "crane", "dog"))
+    predicted = cs.explain(twins, pixels).target.index
+    samples = [
+        cs.Sample("same", pixels, label=predicted),
+        cs.Sample("other", pixels, label=(predicted + 1) % 3),
+        cs.Sample("unknown", pixels),
+    ]
+    run = cs.run(twins, samples, "centre", tmp_path / "run")
+    said = {name: one["right"] for name, one in run.predictions.items()}
+    assert said == {"same": True, "other": False, "unknown": None}

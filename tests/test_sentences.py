@@ -170,3 +170,96 @@ def test_a_run_of_few_superpixels_is_finished(by, tmp_path):
     for segments in ("grid(2)", "grid(6)"):
         run = cs.run(model, sample, f"{by},segments={segments}", tmp_path / segments)
         assert (run.folder / "report.html").is_file()
+
+
+def said(label="dog", true=None, right=None, probability=0.9344):
+    return {"label": label, "true": true, "right": right, "probability": probability}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "sentence"),
+    [
+        ({"x": said()}, "x is called dog (p 0.934)"),
+        (
+            {"x": said(true="dog", right=True)},
+            "x is called dog (p 0.934), which is right",
+        ),
+        (
+            {"x": said(true="cat", right=False)},
+            "x is called dog (p 0.934); it is cat",
+        ),
+        (
+            {"x": said(probability=float("nan"))},
+            "x is called dog (no probability)",
+        ),
+        (
+            {"x": said(), "y": said()},
+            "2 images explained, none with a known class",
+        ),
+        (
+            {
+                "x": said(true="dog", right=True),
+                "y": said(true="dog", right=False),  # another class of that name
+                "z": said(),
+            },
+            "3 images explained; 1 of 2 right",
+        ),
+    ],
+)
+def test_what_was_predicted_in_a_sentence(predictions, sentence):
+    assert words.prediction_sentence(predictions) == sentence
+
+
+def test_what_was_called_what_is_counted():
+    predictions = {
+        "a": said("dog", "cat", False),
+        "b": said("ox", "cat", False),
+        "c": said("ox", "cat", False),
+        "d": said("cat", "cat", True),
+        "e": said(),
+    }
+    assert words.confusion_rows(predictions) == [("cat", "ox", 2), ("cat", "dog", 1)]
+
+
+@pytest.mark.parametrize(
+    ("severities", "sentence"),
+    [
+        (
+            ["note", "warning", "error"],
+            "Do not rely on it yet: the audit found 1 error.",
+        ),
+        (
+            ["warning", "note", "warning"],
+            "To be taken with care: the audit found 2 warnings.",
+        ),
+        (
+            ["note"],
+            "The audit found nothing against it. That the maps are faithful is not",
+        ),
+    ],
+)
+def test_how_far_to_trust_it(severities, sentence):
+    from types import SimpleNamespace
+
+    findings = [SimpleNamespace(severity=one) for one in severities]
+    assert words.trust_sentence(findings).startswith(sentence)
+
+
+def test_a_line_every_half_minute_where_there_is_no_terminal(capsys):
+    from rich.console import Console
+
+    from consilience.show.console import LogLines
+
+    now = [0.0]
+    log = LogLines(Console(width=200), clock=lambda: now[0])
+    outer = log.start("images", 10)
+    for second in range(1, 101):
+        now[0] = float(second)
+        if second % 10 == 0:
+            log.advance(outer, 1)
+    log.finish(outer)
+    assert capsys.readouterr().out.splitlines() == [
+        "images 3 of 10, 30 s, about 70 s left",
+        "images 6 of 10, 60 s, about 40 s left",
+        "images 9 of 10, 90 s, about 10 s left",
+    ]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from networks import small_cnn as net
 from torch import nn
 
 import consilience as cs
@@ -19,19 +20,6 @@ from consilience.models.transformers import processor_recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (80, 100, 3)).astype(np.uint8)
 IMAGENET = "mean=.485+.456+.406,std=.229+.224+.225"
-
-
-def net(outputs=3):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, outputs),
-    ).eval()
 
 
 def by_hand(**more):
@@ -339,6 +327,9 @@ def test_a_folder_of_transformers(tmp_path):
     random = cs.load_model(f"hf:{tmp_path},weights=random,seed=3")
     assert random.facts["weights"] == "random, seed 3"
     assert random.id != found.id
+    larger = cs.load_model(f"hf:{tmp_path},size=64,weights=random").recipe
+    assert larger.mean == found.recipe.mean  # what is not told stays the processor's
+    assert (larger.crop, larger.interpolation) == ("exact", "bicubic")
     told = cs.load_model(
         f"hf:{tmp_path},size=64,mean=.1+.1+.1,std=1+1+1,classes=a+b+c"
     )
@@ -494,6 +485,10 @@ class Answers(BaseHTTPRequestHandler):
     """The network of this file behind both protocols."""
 
     asked: list = []  # noqa: RUF012
+
+    def do_GET(self):
+        self.answer(json.dumps({"inputs": [{"name": "pixels"}]}).encode())
+
     fail = 0
     script = staticmethod(lambda body: body)
 
@@ -510,6 +505,9 @@ class Answers(BaseHTTPRequestHandler):
             self.send_error(400, "bad model")
         elif "/v2/models/" in self.path:
             (given,) = json.loads(body)["inputs"]
+            if given["name"] != "pixels":
+                self.send_error(400, "no such input")
+                return
             images = np.array(given["data"], np.float32).reshape(given["shape"])
             scores = self.scores(images)
             out = {"name": "y", "shape": list(scores.shape), "datatype": "FP32"}
@@ -652,3 +650,86 @@ def test_the_documented_adapter_of_a_detector():
     found = cs.explain(model, pixels, "occlusion:window=16,stride=16", target="b")
     assert found.values[:, :32].min() > 0
     assert np.abs(found.values[:, 33:]).max() == 0
+
+
+class Activated(nn.Module):
+    """The same weights with one of two activations that no class tells apart."""
+
+    def __init__(self, bent):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.bent = nn.Conv2d(3, 4, 3, 2), nn.Linear(4, 3), bent
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = torch.tanh(x) if self.bent else torch.relu(x)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_the_same_weights_in_another_graph_are_another_model(kind, tmp_path):
+    def saved(bent):
+        module, file = Activated(bent).eval(), tmp_path / f"{bent}.{kind}"
+        if kind == "pt2":
+            shapes = ({0: torch.export.Dim("n")},)
+            made = torch.export.export(
+                module, (torch.rand(2, 3, 64, 64),), dynamic_shapes=shapes
+            )
+            torch.export.save(made, file)
+        else:
+            torch.jit.trace(module, torch.rand(1, 3, 64, 64)).save(str(file))
+        return f"{kind}:{file},size=64"
+
+    bent, plain = saved(True), saved(False)
+    assert cs.load_model(bent).digest == cs.load_model(bent).digest
+    assert cs.load_model(bent).digest != cs.load_model(plain).digest
+    for spec, module in ((bent, Activated(True)), (plain, Activated(False))):
+        same(
+            cs.load_model(spec),
+            cs.wrap(module.eval(), size=64),
+            "lime:samples=64",
+            1e-5,
+        )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_script_comes_back_in_its_mode(training):
+    script = torch.jit.script(net())
+    script.train(training)
+    cs.explain(cs.wrap(script, size=64), PIXELS, "lime:samples=16")
+    assert script.training is training
+    assert script[0].training is training
+
+
+def test_a_scripted_part_of_a_module_is_not_watched():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.tail = net()[:4], torch.jit.script(net()[4:])
+
+        def forward(self, x):
+            return self.tail(self.body(x))
+
+    mixed = cs.wrap(Mixed(), size=64)
+    same(mixed, by_hand(), "gradcam")
+    assert mixed.target_layer() == "body"
+
+
+def test_another_module_of_an_onnx_file_scores_by_itself(files):
+    """As sanity checks randomise it: the file would go on to say what it always said."""
+    found = cs.load_model(f"onnx:{files / 'net.onnx'},{IMAGENET}")
+    other = found.with_module(net(seed=1))
+    assert other.id != found.id
+    same(other, cs.wrap(net(seed=1), size=64), "lime:samples=32", 1e-5)
+    made = cs.explain(found, PIXELS, target=1)
+    assert isinstance(cs.evaluate(found, made, "mprt")["mprt"], cs.Score)
+
+
+def test_class_names_of_a_timm_folder(tmp_path):
+    import timm
+    from timm.models import save_for_hf
+
+    module = timm.create_model("resnet10t", num_classes=2).eval()
+    names = {"label_names": ["n1", "n2"], "label_descriptions": {"n1": "hen"}}
+    save_for_hf(module, tmp_path, model_config=names, model_args={"num_classes": 2})
+    assert cs.load_model(f"timm:local-dir:{tmp_path}").classes == ("hen", "n2")

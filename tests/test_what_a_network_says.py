@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from networks import small_cnn as net
 from torch import nn
 
 import consilience as cs
@@ -17,19 +18,6 @@ from consilience.types import ConsilienceError
 SAMPLE = cs.Sample(
     "noise", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 )
-
-
-def net(classes=3):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, classes),
-    )
 
 
 def wrapped(module, **more):
