@@ -258,7 +258,7 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(capsys):
         if second % 10 == 0:
             log.advance(outer, 1)
     log.finish(outer)
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().out.replace("\xa0", " ").splitlines() == [
         "images 3 of 10, 30 s, about 70 s left",
         "images 6 of 10, 60 s, about 40 s left",
         "images 9 of 10, 90 s, about 10 s left",

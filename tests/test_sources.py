@@ -696,9 +696,10 @@ def test_the_same_weights_in_another_graph_are_another_model(kind, tmp_path):
 def test_a_script_comes_back_in_its_mode(training):
     script = torch.jit.script(net())
     script.train(training)
+    before = [part.training for part in script.modules()]
     cs.explain(cs.wrap(script, size=64), PIXELS, "lime:samples=16")
-    assert script.training is training
-    assert script[0].training is training
+    assert before == [training] * len(before)
+    assert [part.training for part in script.modules()] == before
 
 
 def test_a_scripted_part_of_a_module_is_not_watched():
