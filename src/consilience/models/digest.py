@@ -204,7 +204,8 @@ def _described(name: str, part: nn.Module, volatile: frozenset[str]) -> Iterator
         if key != "training" and _plain(value) and f"{name}.{key}" not in volatile
     )
     yield _source(kind)
-    yield _graph(part)
+    if graph := _graph(part):
+        yield graph
 
 
 def _graph(part: nn.Module) -> str:
