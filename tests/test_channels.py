@@ -466,3 +466,34 @@ def test_dicom_without_a_window_and_of_many_frames(tmp_path):
     (tmp_path / "z.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"broken")
     with pytest.raises(cs.ConsilienceError, match="not a DICOM image"):
         cs.read_image(tmp_path / "z.dcm")
+
+
+def test_a_range_on_the_command_line_is_part_of_the_job(
+    tmp_path, monkeypatch, capsys
+):
+    from consilience.cli import main
+    from consilience.runs.folder import Run
+
+    bands = RNG.integers(0, 10000, (64, 64, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", bands, photometric="rgb")
+    start = ["explain", str(tmp_path / "x.tif"), "--by", "centre", "-o"]
+    assert main([*start, str(tmp_path / "a"), "--value-range", "0,10000"]) == 0
+    sample = Run(tmp_path / "a")["x", "Centre"].sample
+    assert sample.range == (0, 10000)
+    assert np.array_equal(sample.pixels, bands)
+    assert main([*start, str(tmp_path / "a"), "--value-range", "0,20000"]) == 1
+    assert "value_range" in capsys.readouterr().err
+    assert main([*start, str(tmp_path / "b"), "--value-range", "wide"]) == 1
+    assert "two numbers, LOW,HIGH; got 'wide'" in capsys.readouterr().err
+
+
+def test_a_range_is_not_for_what_was_seen_through_a_window(tmp_path):
+    file = dicom(tmp_path / "x.dcm", RNG.integers(0, 9, (20, 30)))
+    with pytest.raises(cs.ConsilienceError, match="a value range is not for it"):
+        cs.read_image(file, value_range=(0, 9))
+
+
+def test_an_image_too_large_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(cs.ConsilienceError, match="claims 64 x 64 pixels"):
+        cs.explain(cs.wrap(net(3), size=64), Image.fromarray(COLOUR))

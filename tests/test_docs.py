@@ -45,7 +45,7 @@ COMMANDS = [
 @pytest.mark.parametrize(
     ("page", "number", "code"), PYTHON, ids=lambda value: getattr(value, "name", None)
 )
-def test_python_runs(page, number, code, tmp_path, monkeypatch):
+def test_python_runs(page, number, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for needed in re.findall(r"^# needs: (\w+)$", code, flags=re.MULTILINE):
         pytest.importorskip(needed)
@@ -54,6 +54,9 @@ def test_python_runs(page, number, code, tmp_path, monkeypatch):
     finally:
         registry.explainers._entries.pop("example-gradient", None)
         registry.metrics._entries.pop("example-share", None)
+    printed = capsys.readouterr().out.splitlines()
+    for line in re.findall(r"print\(.*  # prints (.+)$", code, flags=re.MULTILINE):
+        assert line in printed
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,11 @@ def _add_explain(verbs: Any) -> None:
         choices=("crop", "squash"),
         help="crop as the model was trained (default) or squash the whole image",
     )
+    add(
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="values of 16-bit and float images that are 0 and 1 (default: by their bits)",
+    )
     add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
     add("--labels", metavar="FILE", help="class names of the model")
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
@@ -651,7 +656,11 @@ def explain_verb(arguments: argparse.Namespace) -> int:
     """Explain images."""
     from consilience.runs.explain import LoadOptions
 
-    job = replace(_job(arguments), dissection=arguments.dissection)
+    job = replace(
+        _job(arguments),
+        dissection=arguments.dissection,
+        value_range=_value_range(arguments.value_range),
+    )
     options = LoadOptions(**_loading(arguments))
     return _run_and_print(
         job,
@@ -661,6 +670,19 @@ def explain_verb(arguments: argparse.Namespace) -> int:
         arguments.truth,
         options,
     )
+
+
+def _value_range(given: str | None) -> tuple[float, float] | None:
+    """Two numbers of ``LOW,HIGH``."""
+    if given is None:
+        return None
+    try:
+        low, high = map(float, given.split(","))
+    except ValueError:
+        raise ConsilienceError(
+            f"--value-range is two numbers, LOW,HIGH; got {given!r}"
+        ) from None
+    return low, high
 
 
 def evaluate_verb(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ Files are untrusted: what one claims to hold is checked before its pixels are de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,11 +226,8 @@ def _windowed(values: Array, found: Any) -> tuple[Array, str]:
 
 def _first(value: Any) -> Any:
     """The first of several windows."""
-    return (
-        value
-        if isinstance(value, str | int | float) or not hasattr(value, "__iter__")
-        else next(iter(value))
-    )
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return value[0] if several else value
 
 
 # ---- HEIF

@@ -65,6 +65,10 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+SHARES = (0.0, 1.0)
+"""The range of what was seen through a window when it was read."""
+
+
 # ---- reading
 
 
@@ -83,6 +87,10 @@ def read_sample(
     the file does not say. Raises `ConsilienceError` where it cannot be read.
     """
     raw = _read_raw(Path(path), channels, MAX_PIXELS)
+    if value_range is not None and raw.value_range == SHARES:
+        raise ConsilienceError(
+            f"{path}: a DICOM image is seen through its window; a value range is not for it"
+        )
     return Sample(
         name if name is not None else Path(path).stem,
         raw.pixels,
@@ -96,6 +104,11 @@ def sample_of_pil(image: Image.Image, name: str, channels: int = 3) -> Sample:
     """A PIL image as a `Sample`, turned upright; as `read_sample` reads a file."""
     given = str(getattr(image, "filename", "") or "")
     file = Path(given or name)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ConsilienceError(
+            f"{file}: claims {width} x {height} pixels; the limit is {MAX_PIXELS:,}"
+        )
     try:
         raw = _raw_of_pil(image, file, channels)
     except ConsilienceError:
@@ -115,13 +128,6 @@ def sample_of_stream(stream: Any, name: str, channels: int = 3) -> Sample:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(content, formats=_known_formats())
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise ConsilienceError(
-                f"{name}: claims {image.size[0]} x {image.size[1]} pixels; the limit is "
-                f"{MAX_PIXELS:,}"
-            )
-    except ConsilienceError:
-        raise
     except Exception as error:  # decoders raise anything at all on foreign bytes
         raise ConsilienceError(
             f"{name}: the bytes are not an image ({_one_line(error)})"

@@ -12,8 +12,8 @@ from consilience.registry import unknown
 from consilience.types import ConsilienceError
 
 QUICK = (
-    "insertion:steps=25",
-    "deletion:steps=25",
+    "insertion:steps=10",
+    "deletion:steps=10",
     "average-drop",
     "increase",
     "sparseness",

@@ -70,6 +70,7 @@ class ExplanationJob:
     note: str = ""
     published: bool = False
     dissection: str | None = None
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,14 @@ def run_explanations(
     start = time.perf_counter()
     models = models or load_models(job, options or LoadOptions())
     check_job(job, models)
-    source = _Source(images, truth, models[0].classes, _channels_of(models), again)
+    source = _Source(
+        images,
+        truth,
+        models[0].classes,
+        _channels_of(models),
+        again,
+        job.value_range,
+    )
     parts = describe_job(job, models) | source.parts()
     writer = Writer(folder, parts, {"command": command})
     units = (
@@ -209,7 +217,9 @@ class _Source:
         classes: Sequence[str],
         channels: int = 3,
         again: inputs.Again | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
+        self._range = value_range
         self._there = [one for one in given if isinstance(one, Sample)]
         self._again, self._known = again, dict[str, str]()
         for one in again or ():
@@ -250,7 +260,7 @@ class _Source:
         """One after the other."""
         if self._files:
             yield from data.read_files(
-                self._files, self._truth, self._classes, self._channels
+                self._files, self._truth, self._classes, self._channels, self._range
             )
         yield from self._there
         yield from self._again or ()
@@ -300,6 +310,7 @@ def describe_job(job: ExplanationJob, models: Sequence[Model]) -> dict[str, Any]
         "allow_mismatch": job.allow_mismatch,
         "dissection": dissection_content(job.dissection),
         "version": api.versions()["consilience"],
+        **({"value_range": job.value_range} if job.value_range else {}),
     }
 
 
