@@ -478,7 +478,7 @@ def test_a_range_on_the_command_line_is_part_of_the_job(
     tifffile.imwrite(tmp_path / "x.tif", bands, photometric="rgb")
     start = ["explain", str(tmp_path / "x.tif"), "--by", "centre", "-o"]
     assert main([*start, str(tmp_path / "a"), "--value-range", "0,10000"]) == 0
-    sample = Run(tmp_path / "a")["x", "Centre"].sample
+    sample = Run(tmp_path / "a")["x", "centre"].sample
     assert sample.range == (0, 10000)
     assert np.array_equal(sample.pixels, bands)
     assert main([*start, str(tmp_path / "a"), "--value-range", "0,20000"]) == 1

@@ -278,7 +278,7 @@ KINDS = ["vit", "dinov2", "swin", "convnext", "resnet", "beit", "clip", "segform
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("by", ["gradcam", "gradient", "lime:samples=32"])
+@pytest.mark.parametrize("by", ["gradcam", "gradient", "lime:samples=8"])
 def test_transformers_as_they_are(kind, by):
     module = transformer(kind)
     if kind == "segformer":
@@ -447,8 +447,7 @@ def test_timm_in_a_folder_and_on_the_hub(tmp_path):
 # ---- CLIP
 
 
-@pytest.mark.parametrize("by", ["gradcam", "lime:samples=32"])
-def test_prompts_are_classes(by, tmp_path):
+def test_prompts_are_classes(tmp_path):
     open_clip = pytest.importorskip("open_clip")
     prompts = ["a dog", "a red fish", "grass"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
@@ -466,9 +465,10 @@ def test_prompts_are_classes(by, tmp_path):
     assert torch.allclose(got, scale * image @ texts.T, atol=1e-4)
     listed = cs.load_model(f"{start},prompts='a dog+a red fish+grass'")
     assert listed.classes == tuple(prompts)
-    made = cs.explain(found, PIXELS, by, target="a red fish")
-    assert made.target.index == 1
-    assert made.sample.label is None
+    for by in ("gradcam", "lime:samples=8"):
+        made = cs.explain(found, PIXELS, by, target="a red fish")
+        assert made.target.index == 1
+        assert np.abs(made.values).max() > 0
     for wrong, said in (
         ("", "prompts= names the classes"),
         (",prompts='a dog'", "needs two prompts or more"),

@@ -231,6 +231,8 @@ def test_an_image_whose_class_is_not_known_beside_one_whose_class_is(tmp_path):
         "predicted_name": ["cat", "dog"],
         "probability": [0.5, 0.75],
         "true_name": ["cat", None],
+        "predicted": [3, 4],
+        "true": [3, None],
     }
     pd.DataFrame(rows).to_parquet(tmp_path / "explanations.parquet")
     (tmp_path / "run.json").write_text(
@@ -239,6 +241,7 @@ def test_an_image_whose_class_is_not_known_beside_one_whose_class_is(tmp_path):
     )
     run = Run(tmp_path)
     assert [said["true"] for said in run.predictions.values()] == ["cat", None]
+    assert [said["right"] for said in run.predictions.values()] == [True, None]
     assert list(console._predictions(run).columns[3].cells) == ["cat", ""]
 
 

@@ -83,10 +83,12 @@ def read_sample(
 
     With three it is 8-bit RGB wherever its format allows; else it is read as it is: grey
     as one channel, 16 bits as such, transparency as a fourth channel where four are
-    wanted, every band of a TIFF. ``value_range`` are the values that are 0 and 1 where
-    the file does not say. Raises `ConsilienceError` where it cannot be read.
+    wanted, every band of a TIFF. ``value_range`` are the values that are 0 and 1; it too
+    has the file read as it is. Raises `ConsilienceError` where it cannot be read.
     """
-    raw = _read_raw(Path(path), channels, MAX_PIXELS)
+    # a range is of the file's own values, not of the 8 bits that they are shown in
+    own = channels == 3 and value_range is not None
+    raw = _read_raw(Path(path), 0 if own else channels, MAX_PIXELS)
     if value_range is not None and raw.value_range == SHARES:
         raise ConsilienceError(
             f"{path}: a DICOM image is seen through its window; a value range is not for it"
