@@ -505,3 +505,20 @@ def test_an_image_too_large_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(cs.ConsilienceError, match="claims 64 x 64 pixels"):
         cs.explain(cs.wrap(net(3), size=64), Image.fromarray(COLOUR))
+
+
+def test_what_would_be_seen_as_black_is_brightened_for_people_alone():
+    """A tenth of the range: shown as the same image that fills it, and told to the network
+    as it is.
+    """
+    full = COLOUR.astype(np.uint16) * np.uint16(257)
+    dim = cs.Sample("x", full // 10)
+    model = cs.wrap(net(3), size=64)
+    assert (
+        np.abs(dim.rgb.astype(int) - np.minimum(COLOUR * (1 / 0.995), 255)).mean() < 2
+    )
+    assert float(model.view(dim).pixels.max()) == pytest.approx(0.1, abs=1e-3)
+    assert model.view(dim).rgb.max() == 1
+    assert cs.Sample("x", full).gain == 1
+    assert cs.Sample("x", COLOUR // 10).gain == 1  # eight bits are as they are seen
+    assert cs.Sample("x", np.zeros((4, 4, 3), np.uint16)).rgb.max() == 0

@@ -130,7 +130,8 @@ class Sample:
     of channels (H, W, C) as uint8, uint16 or floats. ``value_range`` are the values
     that become 0 and 1 where a model is shown the image: (0, 255), (0, 65535) and (0, 1)
     unless told. ``display`` is what people and superpixels are shown of it, (H, W, 3)
-    uint8; None takes a grey image as grey and the first three of more channels.
+    uint8; None takes a grey image as grey and the first three of more channels, and
+    brightens what would be seen as black.
     ``label`` is the true class, ``boxes`` in pixels of the image, ``masks`` concept or
     class to (H, W) bool. ``notes`` say what reading had to decide ("first of 12
     frames"), ``source`` the file that it was read from, where it was read from one.
@@ -234,10 +235,26 @@ class Sample:
             return self.display
         if self.plain:
             return self.pixels
+        return np.rint(
+            self._shares_shown().clip(0, self.gain) / self.gain * 255
+        ).astype(np.uint8)
+
+    @cached_property
+    def gain(self) -> float:
+        """The share of its range that people are shown as white: 1, but of more than 8
+        bits where hardly any value reaches half of it, which would be seen as black.
+        """
+        if self.pixels.dtype == np.uint8:
+            return 1.0
+        bright = float(np.percentile(self._shares_shown(), BRIGHT))
+        return bright if 0 < bright < DIM else 1.0
+
+    def _shares_shown(self) -> Array:
+        """The channels that people are shown, as shares of the range."""
         low, high = self.range
-        chosen = shown_channels(self.channels)
-        share = (self.pixels[:, :, chosen].astype(np.float64) - low) / (high - low)
-        return np.rint(share * 255).astype(np.uint8)
+        chosen = self.pixels[:, :, shown_channels(self.channels)]
+        shares: Array = (chosen.astype(np.float64) - low) / (high - low)
+        return shares
 
     @cached_property
     def digest(self) -> str:
@@ -254,6 +271,11 @@ class Sample:
 
 WHOLE_RANGE = {"u1": (0.0, 255.0), "u2": (0.0, 65535.0)}
 """Values of a whole-numbered pixel that become 0 and 1 unless told; floats are shares."""
+
+BRIGHT, DIM = 99.5, 0.5
+"""An image of more than 8 bits is brightened where this percentile of its values lies below
+this share of its range: cameras and sensors rarely fill it.
+"""
 
 MOST_CHANNELS = 512
 """More numbers a pixel (hyperspectral cameras have up to some 400) are a side of an image

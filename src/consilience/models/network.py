@@ -123,9 +123,9 @@ class Recipe:
         whole, notes = images.as_channels(sample, self.channels)
         placement = self.placement((whole.shape[0], whole.shape[1]), mode)
         pixels = images.place(whole, placement, self.interpolation, self.pad)
-        display = sample.display
-        if display is not None:
-            display = images.place(display, placement, self.interpolation, 0.0)
+        display = None
+        if sample.display is not None or sample.gain < 1:
+            display = images.place(sample.rgb, placement, self.interpolation, 0.0)
         return View(
             images.to_tensor(pixels).to(device),
             placement,
