@@ -296,7 +296,8 @@ def run_of(
         for i in one.items
     ]
     said = said or {
-        name: {"label": "tabby", "probability": 0.5, "true": None} for name in kept
+        name: {"label": "tabby", "probability": 0.5, "true": None, "right": None}
+        for name in kept
     }
     summary = summarise(agreement) if len(agreement) else pd.DataFrame()
     return FakeRun(
@@ -320,7 +321,12 @@ def photographs(
     for number, name in enumerate(PHOTOGRAPHS):
         label, probability, true, centre = SAID[name]
         kept[name] = stored(name, photograph(name), centre, columns, 10 * number)
-        said[name] = {"label": label, "probability": probability, "true": true}
+        said[name] = {
+            "label": label,
+            "probability": probability,
+            "true": true,
+            "right": None if true is None else true == label,
+        }
     run = run_of(kept, folder, said, **manifest)
     run.audit = [
         finding(

@@ -162,7 +162,7 @@ def test_every_image_has_words_and_a_size(whole):
 
 def test_embedded_images_are_the_rendered_ones(whole):
     run, text = whole
-    drawn = tiles.tiles(run.load("chelsea.png"))
+    drawn = tiles.tiles(run.load(shown(run)[0]))
     for tile, attrs in zip(drawn, Reader(text).all("img"), strict=False):
         pixels = np.array(
             Image.open(
@@ -243,8 +243,12 @@ def test_rows_of_the_table_lead_to_their_images(whole):
         for attrs in reader.all("a")
         if attrs["href"].startswith("#image-")
     ]
-    assert led == [f"#{attrs['id']}" for attrs in reader.all("article")]
-    assert len(led) == 5
+    known = anchors(whole[0])
+    surest_wrong = ["rocket.jpg", "astronaut.png"]
+    wanted = [*surest_wrong, *whole[0].samples]
+    assert led == [f"#{known[name]}" for name in wanted]
+    assert [attrs["id"] for attrs in reader.all("article")] == list(known.values())
+    assert list(known)[:2] == surest_wrong
 
 
 def test_predictions_and_truth_are_shown(whole):
@@ -252,6 +256,41 @@ def test_predictions_and_truth_are_shown(whole):
     assert "predicted tabby, tabby cat with probability 62 %" in said
     assert "✗ true class: space suit" in said
     assert said.count("✓ the true class") == 2
+
+
+def test_the_page_begins_with_what_is_right_and_lists_what_is_called_wrong(whole):
+    reader = Reader(whole[1])
+    said = re.sub(r"\s+", " ", reader.text)
+    assert "5 images explained; 2 of 4 right." in said
+    start = said.index("What it calls wrong")
+    assert said.index("2 of 4 right") < start
+    assert "space suit" in said[start : start + 300]
+
+
+def test_wrong_images_come_first_on_the_page_and_surest_first_in_the_list(tmp_path):
+    one = small("s", ("Grad-CAM", "RISE"), size=(16, 16))
+    names = [f"s{i}" for i in range(5)]
+    run = run_of(dict.fromkeys(names, one), tmp_path)
+    run.predictions = {
+        name: {
+            "label": "cat" if right is False else "dog",
+            "probability": p,
+            "true": None if right is None else "dog",
+            "right": right,
+        }
+        for name, right, p in zip(
+            names,
+            [True, False, None, False, True],
+            [0.9, 0.3, 0.5, 0.8, 0.7],
+            strict=True,
+        )
+    }
+    assert shown(run) == ["s1", "s3", "s0", "s2", "s4"]
+    context = html.report_context(run)
+    assert [row["name"] for row in context["wrong"]] == ["s3", "s1"]
+    assert [row["anchor"] for row in context["wrong"]] == ["image-2", "image-1"]
+    assert context["confusion"] == [("dog", "cat", 2)]
+    assert "Classes that are taken for another" in html.report_page(run)
 
 
 def verdict_of(tmp_path, **changes):
@@ -399,7 +438,14 @@ def test_published_values_have_their_column(tmp_path):
 
 def test_no_name_becomes_markup(tmp_path):
     kept = {HOSTILE: small(HOSTILE, (HOSTILE + "a", "LIME" + HOSTILE))}
-    said = {HOSTILE: {"label": HOSTILE, "probability": 0.5, "true": HOSTILE + "2"}}
+    said = {
+        HOSTILE: {
+            "label": HOSTILE,
+            "probability": 0.5,
+            "true": HOSTILE + "2",
+            "right": False,
+        }
+    }
     run = run_of(
         kept,
         tmp_path,

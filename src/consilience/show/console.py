@@ -293,14 +293,27 @@ def _predictions(run: Any) -> Table:
         title=run.manifest["model"]["id"],
         title_justify="left",
     )
-    for name, said in sorted(run.predictions.items(), key=_wrong_first):
+    rows = sorted(run.predictions.items(), key=_wrong_first)
+    for name, said in rows[:MOST_ROWS]:
         table.add_row(
             escape(name),
             escape(str(said["label"])),
             format_number(said["probability"]),
             escape(said["true"] or ""),
         )
+    table.caption = _left_out(len(rows))
     return table
+
+
+MOST_ROWS = 40
+"""Rows of images that a terminal is given; the report and the tables have all."""
+
+
+def _left_out(rows: int) -> str | None:
+    """What stands under a table that was cut."""
+    if rows <= MOST_ROWS:
+        return None
+    return f"{words.count_of(rows - MOST_ROWS, 'more row')} in the run's tables"
 
 
 def _agreement(run: Any) -> Table:
@@ -316,7 +329,8 @@ def _agreement(run: Any) -> Table:
         *(title for _, _, title in columns),
     ]
     table = Table(*names, title="Agreement of masks", title_justify="left")
-    for row in rows.to_dict("records"):
+    table.caption = _left_out(len(rows))
+    for row in rows.head(MOST_ROWS).to_dict("records"):
         pair = [escape(f"{row['a']} / {row['b']}")] if several else []
         table.add_row(
             escape(row["sample"]),

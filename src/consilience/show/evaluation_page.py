@@ -97,20 +97,6 @@ def _has_values(said: MetricRow, label: str) -> bool:
     return any(cell["n"] for cell in said["cells"] if cell["column"] == label)
 
 
-def format_metric(value: Any) -> str:
-    """Three significant digits below .1, else three decimals; a dash where there is
-    none.
-    """
-    if words.missing(value):
-        return words.DASH
-    text = (
-        f"{value:.3g}"
-        if 0 < abs(value) < 0.0995 or abs(value) >= 1000
-        else f"{value:.3f}"
-    )
-    return text.replace("-", "−")
-
-
 def method_colours(columns: Sequence[MetricRow]) -> dict[str, str]:
     """A colour for each method, grey for controls."""
     methods = [column["label"] for column in columns if column["kind"] == "method"]
@@ -294,7 +280,7 @@ def _value(row: Mapping[Any, Any] | None) -> tuple[str, str]:
     return (
         (words.DASH, "not evaluated")
         if row is None
-        else (format_metric(float(row["value"])), str(row["reason"]))
+        else (words.format_number(float(row["value"])), str(row["reason"]))
     )
 
 

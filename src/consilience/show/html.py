@@ -33,6 +33,8 @@ MAX_TILES = 1200
 """Drawings in all, of about 13 kB each: runs of many columns show fewer images."""
 MAX_PLOTS = 6
 MAX_PAIR_TILES = 6
+MOST_WRONG = 50
+MOST_CONFUSIONS = 25
 TILE = 320
 QUALITY = 85
 
@@ -56,7 +58,7 @@ class Reported(Protocol):
 
     @property
     def predictions(self) -> dict[str, dict[str, Any]]:
-        """By image ``label``, ``probability`` and ``true``."""
+        """By image ``label``, ``probability``, ``true`` and ``right``."""
 
     @property
     def explanations(self) -> pd.DataFrame:
@@ -114,7 +116,7 @@ def _environment() -> Environment:
     environment.filters["reason"] = lambda row: words.reason_sentence(
         row["code"], row["facts"]
     )
-    environment.filters["measured"] = evaluation_page.format_metric
+    environment.filters["measured"] = words.format_number
     environment.filters["visible"] = lambda text: printable(str(text))
     return environment
 
@@ -136,6 +138,11 @@ def report_context(run: Reported) -> dict[str, Any]:
         ).decode(),
         "asked": run_terms(run),
         "evaluation": evaluation_page.evaluation_context(run.folder, anchors(run)),
+        "answer": words.prediction_sentence(run.predictions)
+        if run.predictions
+        else "",
+        "wrong": wrong(run),
+        "confusion": words.confusion_rows(run.predictions)[:MOST_CONFUSIONS],
         "verdicts": verdicts(run, summary),
         "matrix": matrix(
             [column["name"] for column in run.manifest["columns"]], summary
@@ -480,10 +487,32 @@ class ShownImage:
 
 
 def shown(run: Reported) -> list[str]:
-    """The images that are drawn on the page: the first ones."""
+    """The images that are drawn on the page: those that were called wrong, then the
+    first of the others.
+    """
     columns = len(run.manifest["columns"])
     tiles = 1 + 2 * columns + min(math.comb(columns, 2), MAX_PAIR_TILES)
-    return run.samples[: min(MAX_IMAGES, max(1, MAX_TILES // tiles))]
+    said = run.predictions
+    wrong_first = sorted(
+        run.samples, key=lambda name: said.get(name, {}).get("right") is not False
+    )
+    return wrong_first[: min(MAX_IMAGES, max(1, MAX_TILES // tiles))]
+
+
+def wrong(run: Reported) -> list[dict[str, Any]]:
+    """The images called wrong, surest first, with where each stands on the page; at most
+    `MOST_WRONG`.
+    """
+    known = anchors(run)
+    rows = [
+        {"name": name, "anchor": known.get(name, ""), **said}
+        for name, said in run.predictions.items()
+        if said.get("right") is False
+    ]
+    rows.sort(
+        key=lambda row: words.missing(row["probability"]) or -row["probability"]
+    )
+    return rows[:MOST_WRONG]
 
 
 def shown_images(run: Reported, rows: Sequence[PairMapping]) -> Iterator[ShownImage]:
@@ -500,11 +529,6 @@ def _image(
 ) -> ShownImage:
     stored = run.load(name)
     said = run.predictions.get(name) or {}
-    right = (
-        None
-        if words.missing(said.get("true"))
-        else said.get("true") == said.get("label")
-    )
     names = [item.column for item in stored.items]
     pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))
     doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
@@ -516,7 +540,7 @@ def _image(
         name,
         anchor,
         said,
-        right,
+        said.get("right"),
         embedded,
         lines,
         tuple(getattr(stored, "notes", ())),

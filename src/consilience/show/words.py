@@ -30,12 +30,14 @@ def missing(value: Any) -> bool:
 
 
 def format_number(value: Any) -> str:
-    """Three decimals, or three significant digits where those would be lost; a dash
-    where there is no number.
+    """Three decimals; three significant digits of what is below .1, none behind the point
+    from a thousand on; a dash where there is no number. The one format of terminal and
+    report for what is not a share, a p or a time.
     """
     if missing(value):
         return DASH
-    shown = f"{value:.3g}" if abs(value) < 0.0995 else f"{value:.3f}"
+    small, large = abs(value) < 0.0995, abs(value) >= 1000
+    shown = f"{value:{'.3g' if small else ',.0f' if large else '.3f'}}"
     return shown.replace("-", "−")
 
 
@@ -270,10 +272,9 @@ def prediction_sentence(predictions: Mapping[str, Mapping[str, Any]]) -> str:
         called = f"{name} is called {said['label']} ({probability_words(said)})"
         if not known:
             return called
-        right = said["label"] == said["true"]
         return (
             f"{called}, which is right"
-            if right
+            if said["right"]
             else f"{called}; it is {said['true']}"
         )
     images = count_of(len(predictions), "image")
