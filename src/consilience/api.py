@@ -110,7 +110,7 @@ def explain(
         return _explain_many(model, image, by, target, view)
     sample = inputs.one_sample(image, inputs.Shown.of(model))
     with plain_torch():
-        return _explain(model, sample, by, target, view)
+        return explain_one(model, sample, by, target, view)
 
 
 def _check_one(by: Any) -> None:
@@ -177,8 +177,8 @@ def _explain_batch(
     with plain_torch():
         if len(samples) > 1:
             try:
-                return list(_explain_together(model, samples, by, target, view))
-            except _ApartError:
+                return list(explain_together(model, samples, by, target, view))
+            except ApartError:
                 pass
             except progress.Cancelled:
                 raise
@@ -187,7 +187,7 @@ def _explain_batch(
         return [_explain_alone(model, one, by, target, view) for one in samples]
 
 
-class _ApartError(Exception):
+class ApartError(Exception):
     """Images that cannot be explained in one pass."""
 
 
@@ -199,7 +199,7 @@ def _explain_alone(
     view: ViewMode | None,
 ) -> Explanation | data.Failure:
     try:
-        return _explain(model, sample, by, target, view)
+        return explain_one(model, sample, by, target, view)
     except progress.Cancelled:
         raise
     except ConsilienceError as error:
@@ -208,33 +208,44 @@ def _explain_alone(
         return data.Failure(sample.name, unexpected(error))
 
 
-def _explain_together(
+def explain_together(
     model: Model,
     samples: Sequence[Sample],
     by: str | Explainer,
     target: str | int | Target,
     view: ViewMode | None,
+    outputs: torch.Tensor | None = None,
+    size: int = 0,
 ) -> Iterator[Explanation]:
+    """Explanations of images of one view size in one pass.
+
+    ``outputs`` (N, K) are what the model says of them, where that is known; ``size``
+    fills the pass up to so many images, so that a map does not depend on how many are
+    beside it. Raises `ApartError` where they cannot go together.
+    """
     explainer = resolve_explainer(model, by)
     many = getattr(explainer, "explain_batch", None)
     views = [model.view(sample, view) for sample in samples]
     if many is None or len({one.pixels.shape for one in views}) > 1:
-        raise _ApartError
-    outputs = raw_outputs(
-        model, replace(views[0], pixels=torch.cat([one.pixels for one in views]))
-    )
+        raise ApartError
+    if outputs is None:
+        outputs = raw_outputs(
+            model, replace(views[0], pixels=torch.cat([one.pixels for one in views]))
+        )
     rows = [outputs[place : place + 1] for place in range(len(samples))]
     goals = [
         read_as_explained(target_of_image(model, sample, target, row), explainer)
         for sample, row in zip(samples, rows, strict=True)
     ]
     if any(isinstance(goal, targets.ReadElsewhere) for goal in goals):
-        raise _ApartError
+        raise ApartError
     if "gradients" in explainer.needs and _of_pixels(explainer):
         model.check_gradients()  # type: ignore[attr-defined]
     start = time.perf_counter()
+    short = max(0, size - len(samples))
     with plan.recorded_passes() as ran:
-        heats = many(model, views, goals)
+        heats = many(model, views + views[:1] * short, goals + goals[:1] * short)
+    heats = heats[: len(samples)]
     seconds = (time.perf_counter() - start) / len(samples)
     parts = zip(samples, views, goals, heats, rows, strict=True)
     for sample, shown, goal, heat, row in parts:
@@ -249,16 +260,21 @@ def _explain_together(
         )
 
 
-def _explain(
+def explain_one(
     model: Model,
     sample: Sample,
     by: str | Explainer,
     target: str | int | Target,
     view: ViewMode | None,
+    outputs: torch.Tensor | None = None,
 ) -> Explanation:
+    """An explanation of one image; ``outputs`` (1, K) are what the model says of it,
+    where that is known.
+    """
     explainer = resolve_explainer(model, by)
     shown = model.view(sample, view)
-    outputs = raw_outputs(model, shown)
+    if outputs is None:
+        outputs = raw_outputs(model, shown)
     goal = target_of_image(model, sample, target, outputs)
     goal = read_as_explained(goal, explainer)
     (asked, bound), said = targets.ask_where_read(model, shown, goal), outputs

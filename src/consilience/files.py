@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import platform
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PosixPath, WindowsPath
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 
 from consilience.types import ConsilienceError
+
+
+LocalPath = (PosixPath, WindowsPath)
+"""A path of this machine; other storage has paths of its own class."""
 
 
 class CannotWriteError(ConsilienceError):
@@ -49,28 +56,125 @@ STEM_BYTES = 90
 """A file's name has at most 255 bytes, of which a letter may take four."""
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], durable: bool = True
+) -> None:
     """Write a file beside its place and move it there; nothing half-written is ever
     seen under its name.
+
+    ``durable`` waits until the disk has it, so that it outlives a loss of power. On
+    other than local storage an object appears whole by itself.
     """
+    if not isinstance(path, LocalPath):
+        _write_elsewhere(path, write)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=".", suffix=".part"
+            dir=path.parent, prefix=f".{_writer()}-", suffix=PART
         )
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             Path(temporary).unlink()
         if isinstance(error, OSError):
             raise _cannot_write(path, error) from None
         raise
+
+
+PART = ".part"
+"""The ending of a file that is being written."""
+
+
+def _writer() -> str:
+    """Who writes: the machine and the process."""
+    return f"{platform.node()[:40]}-{os.getpid()}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk know a folder's names; some systems cannot."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are no more left half-written below a folder: of this
+    machine's those that do not run, of others' what is a day old.
+    """
+    if not isinstance(folder, LocalPath):
+        return
+    for file in folder.rglob(f".*{PART}"):
+        if not _is_being_written(file):
+            with suppress(OSError):
+                file.unlink()
+
+
+def _is_being_written(file: Path) -> bool:
+    machine, _, rest = file.name[1:].rpartition("-")
+    machine, _, process = machine.rpartition("-")
+    if machine != platform.node()[:40] or not process.isdecimal():
+        with suppress(OSError):
+            return time.time() - file.stat().st_mtime < A_DAY
+        return False
+    if int(process) == os.getpid():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+A_DAY = 86_400
+
+
+def _write_elsewhere(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    content = io.BytesIO()
+    write(content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def place(folder: str | Path) -> Path:
+    """A folder: a path, or an address of storage that fsspec knows (``s3://bucket/run``,
+    ``gs://``, ``memory://``), which needs the extra ``remote``.
+    """
+    text = str(folder)
+    if "://" not in text or isinstance(folder, LocalPath):
+        return Path(folder)
+    try:
+        from upath import UPath
+    except ImportError:
+        raise ConsilienceError(
+            f"{text}: storage by its address needs pip install 'consilience[remote]'"
+        ) from None
+    try:
+        found = UPath(text)
+        found.fs  # noqa: B018 - the file system is found when it is asked for
+    except (ImportError, ValueError, KeyError) as error:
+        raise ConsilienceError(f"{text}: {' '.join(str(error).split())}") from None
+    local = getattr(found, "protocol", "") in ("", "file", "local")
+    return Path(found.path) if local else found
 
 
 def _cannot_write(path: Path, error: OSError) -> CannotWriteError:
@@ -80,9 +184,9 @@ def _cannot_write(path: Path, error: OSError) -> CannotWriteError:
     )
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     """A file's content, whole or not at all."""
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content), durable)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -216,7 +320,8 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.is_dir():  # which pandas would take for a data set of many files
         raise ConsilienceError(f"{path} is a folder; a table stood here")
     try:
-        return pd.read_parquet(path)
+        with path.open("rb") as file:
+            return pd.read_parquet(file)
     except Exception as error:  # pyarrow raises of many kinds on damaged bytes
         why = " ".join(str(error).split())[:160]
         raise ConsilienceError(

@@ -8,6 +8,7 @@ read again when somebody looks at it, and refused if it has changed.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 import zlib
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from consilience import images, targets
-from consilience.files import json_ready, write_atomically
+from consilience.files import json_ready, write_bytes
 from consilience.images import Placement
 from consilience.types import Array, Box, ConsilienceError, Explanation, Sample
 
@@ -171,13 +172,64 @@ def explanation_from(
 # ---- files
 
 
+def arrays_as_bytes(arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> bytes:
+    """An ``.npz`` of arrays and plain data; the same things give the same bytes.
+
+    Float32 maps are kept as `planes` where that is smaller: it halves a smooth one.
+    """
+    kept: dict[str, Array] = {}
+    for name, array in arrays.items():
+        coded = planes(array) if _is_map(array) else None
+        if coded is not None and _squeezed(coded) < _squeezed(array):
+            kept[f"{name}{PLANES}"] = coded
+        else:
+            kept[name] = array
+    text = json.dumps(json_ready(meta), ensure_ascii=False, allow_nan=False).encode()
+    kept["meta"] = np.frombuffer(text, dtype=np.uint8)
+    file = io.BytesIO()
+    np.savez_compressed(file, **kept)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+PLANES = ":planes"
+"""What the name of an array ends with that is kept as `planes`."""
+
+
+def _is_map(array: Array) -> bool:
+    return array.dtype == np.float32 and array.ndim == 2 and array.size > 1
+
+
+def _squeezed(array: Array) -> int:
+    return len(zlib.compress(np.ascontiguousarray(array).tobytes(), 1))
+
+
+def planes(values: Array) -> Array:
+    """A map (h, w) float32 as (4, h, w) uint8, without loss: the differences of its bit
+    patterns down and across, byte by byte. Neighbours of a smooth map share their high
+    bytes, so that most are 0.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    across = bits.copy()
+    across[:, 1:] -= bits[:, :-1]
+    down = across.copy()
+    down[1:] -= across[:-1]
+    low_first = down.astype("<u4").view(np.uint8).reshape(*values.shape, 4)
+    return np.ascontiguousarray(low_first.transpose(2, 0, 1))
+
+
+def from_planes(coded: Array) -> Array:
+    """Inverse of `planes`."""
+    low_first = np.ascontiguousarray(coded.transpose(1, 2, 0))
+    down = low_first.view("<u4")[:, :, 0].astype(np.uint32)
+    across = np.cumsum(down, axis=0, dtype=np.uint32)
+    return np.cumsum(across, axis=1, dtype=np.uint32).view(np.float32)
+
+
 def write_arrays(
     path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]
 ) -> None:
     """An ``.npz`` of arrays and plain data, whole or not at all."""
-    text = json.dumps(json_ready(meta), ensure_ascii=False, allow_nan=False).encode()
-    kept = {**arrays, "meta": np.frombuffer(text, dtype=np.uint8)}
-    write_atomically(path, lambda file: np.savez_compressed(file, **kept))  # type: ignore[arg-type]
+    write_bytes(path, arrays_as_bytes(arrays, meta))
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -187,15 +239,34 @@ def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if not path.is_file():
         raise ConsilienceError(f"{path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        meta = json.loads(arrays.pop("meta").tobytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConsilienceError(f"{path} cannot be read: {one_line(error)}") from None
+    return arrays_from_bytes(content, str(path))
+
+
+def arrays_from_bytes(
+    content: bytes, where: str, only: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Inverse of `arrays_as_bytes`, of those arrays whose name is wanted; ``where`` is
+    for the error.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {
+                name.removesuffix(PLANES): from_planes(file[name])
+                if name.endswith(PLANES)
+                else file[name]
+                for name in file.files
+                if name != "meta" and only(name.removesuffix(PLANES))
+            }
+            meta = json.loads(file["meta"].tobytes())
     except (*UNREADABLE, AttributeError, TypeError, RecursionError) as error:
         raise ConsilienceError(
-            f"{path} is damaged or no file of explanations: {one_line(error)}"
+            f"{where} is damaged or no file of explanations: {one_line(error)}"
         ) from None
     if not isinstance(meta, dict):
-        raise ConsilienceError(f"{path} is damaged or no file of explanations")
+        raise ConsilienceError(f"{where} is damaged or no file of explanations")
     return arrays, meta
 
 

@@ -162,24 +162,21 @@ class Auditor:
         known, ``true`` and ``true_name``; ``labels`` name the explanations: their
         spelling unless given.
         """
-        if not explanations:
-            return
-        names = (
-            list(labels)
-            if labels is not None
-            else [one.explainer for one in explanations]
-        )
-        self._samples.append(explanations[0].sample.name)
-        for name, explanation, mask in zip(names, explanations, masks, strict=True):
-            self._areas.setdefault(name, []).append(mask.share)
-            self._central[name, self._samples[-1]] = central_excess(mask.on)
-            self._families[name] = family_of(explanation.name)
-            for code, event in _of_one(explanation, mask):
-                self._note(code, name, event)
-        for code, event in _of_columns(names, explanations):
-            self._note(code, " | ".join(names), event)
-        for code, event in _of_prediction(self._samples[-1], prediction or {}):
-            self._note(code, "", event)
+        if explanations:
+            self.take(seen_of(explanations, masks, prediction, labels))
+
+    def take(self, seen: Mapping[str, Any]) -> None:
+        """Take in what was seen of an image elsewhere (`seen_of`)."""
+        sample = str(seen["sample"])
+        self._samples.append(sample)
+        for name, area, central, family in seen["columns"]:
+            self._areas.setdefault(name, []).append(_number(area))
+            self._central[name, sample] = _number(central)
+            self._families[name] = family
+        for code, where, first, second, what in seen["events"]:
+            self._note(
+                code, where, Event(sample, _number(first), _number(second), what)
+            )
 
     def findings(
         self, table: pd.DataFrame | None = None, summary: pd.DataFrame | None = None
@@ -265,6 +262,45 @@ class Auditor:
             seen=seen[:NAMED],
             more=len(seen) > NAMED,
         )
+
+
+def seen_of(
+    explanations: Sequence[Explanation],
+    masks: Sequence[Mask],
+    prediction: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """What `Auditor.add` looks for in one image, as plain data."""
+    names = (
+        list(labels)
+        if labels is not None
+        else [one.explainer for one in explanations]
+    )
+    sample = explanations[0].sample.name
+    columns = [
+        [name, mask.share, central_excess(mask.on), family_of(explanation.name)]
+        for name, explanation, mask in zip(names, explanations, masks, strict=True)
+    ]
+    met = [
+        (code, name, event)
+        for name, explanation, mask in zip(names, explanations, masks, strict=True)
+        for code, event in _of_one(explanation, mask)
+    ]
+    met += [
+        (code, " | ".join(names), event)
+        for code, event in _of_columns(names, explanations)
+    ]
+    met += [
+        (code, "", event) for code, event in _of_prediction(sample, prediction or {})
+    ]
+    return {
+        "sample": sample,
+        "columns": columns,
+        "events": [
+            [code, where, event.first, event.second, event.seen]
+            for code, where, event in met
+        ],
+    }
 
 
 def _finding(code: str, where: str, **facts: Any) -> Finding:

@@ -590,6 +590,24 @@ def expected_by_moments(pixels: int, a: Array, b: Array) -> tuple[Array, Array]:
     return series, bound
 
 
+def compared(
+    explanations: Sequence[Explanation],
+    masks: Sequence[Mask],
+    labels: Sequence[str],
+    allow_mismatch: bool = False,
+) -> list[PairAgreement]:
+    """All pairs of the explanations of one image, in their order."""
+    return [
+        _pair(
+            (explanations[i], explanations[j]),
+            (masks[i], masks[j]),
+            (labels[i], labels[j]),
+            allow_mismatch=allow_mismatch,
+        )
+        for i, j in itertools.combinations(range(len(labels)), 2)
+    ]
+
+
 class Agreement:
     """Explanations of many images compared, one image at a time.
 
@@ -644,11 +662,26 @@ class Agreement:
                 f"labels"
             )
         pairs = self._compared(explanations, cut, named)
-        for label, explanation, mask in zip(named, explanations, cut, strict=True):
-            self._models.setdefault(label, explanation.model_id)
-            self._masks.setdefault(label, {})[sample] = pack(mask.on)
-        self._pairs += pairs
+        kept = {
+            label: (pack(mask.on), explanation.model_id)
+            for label, explanation, mask in zip(named, explanations, cut, strict=True)
+        }
+        self.take(sample, pairs, kept)
         return tuple(pairs)
+
+    def take(
+        self,
+        sample: str,
+        pairs: Sequence[PairAgreement],
+        masks: Mapping[str, tuple[Packed, str]],
+    ) -> None:
+        """Take in an image that was `compared` elsewhere; ``masks`` are by label packed,
+        with the model's id.
+        """
+        for label, (mask, model) in masks.items():
+            self._models.setdefault(label, model)
+            self._masks.setdefault(label, {})[sample] = mask
+        self._pairs += pairs
 
     def table(self) -> pd.DataFrame:
         """A row a pair and image; the columns are those of `Pair`."""

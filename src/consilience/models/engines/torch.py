@@ -40,28 +40,34 @@ class TorchEngine:
         }
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Raw outputs of any number of images."""
+        """Raw outputs of any number of images; of a whole batch every chunk has one
+        size, so that what is said of an image does not depend on its place.
+        """
         network = self._network
+        size, count = self._chunk(), len(pixels)
+        if count == network.batch:
+            pixels = filled_batch(pixels, -(-count // size) * size)
         with (
             borrowed(network.module),
             torch.inference_mode(),
             autocast(network.device, self._precision),
         ):
             found = torch.cat(
-                [
-                    network.run(chunk).float()
-                    for chunk in torch.split(pixels, self._chunk())
-                ]
+                [network.run(chunk).float() for chunk in torch.split(pixels, size)]
             )
-        return found.clone()  # out of inference mode, so that callers may differentiate what they make of it
+        # out of inference mode, so that callers may differentiate what they make of it
+        return found[:count].clone()
 
     def _chunk(self) -> int:
         """On a CPU glibc hands blocks above 32 MiB back after every use, and filling
-        them anew halves the speed.
+        them anew halves the speed; a divisor of the batch where there is a large one.
         """
+        batch = self._network.batch
         if self._network.device.type != "cpu":
-            return self._network.batch
-        return max(1, min(self._network.batch, _BLOCK // (4 * self._network.largest)))
+            return batch
+        most = max(1, min(batch, _BLOCK // (4 * self._network.largest)))
+        even = max(size for size in range(1, most + 1) if batch % size == 0)
+        return even if 2 * even > most else most
 
 
 def autocast(device: torch.device, precision: str) -> Any:
