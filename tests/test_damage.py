@@ -158,15 +158,14 @@ def tried(work):
 
 def failing_once(monkeypatch, error):
     """The first image's explanation raises."""
-    plain, asked = explain.api.explain, []
+    plain = explain.api.explain_one
 
-    def explained(*given, **named):
-        asked.append(given)
-        if len(asked) == 1:
+    def explained(model, sample, *given, **named):
+        if sample.name == "p0":
             raise error
-        return plain(*given, **named)
+        return plain(model, sample, *given, **named)
 
-    monkeypatch.setattr(explain.api, "explain", explained)
+    monkeypatch.setattr(explain.api, "explain_one", explained)
 
 
 @pytest.mark.parametrize(

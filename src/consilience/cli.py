@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from consilience.runs.folder import Run
 
 DEFAULT_BY = ("gradcam", "lime")
-VERBS = ("demo", "explain", "evaluate", "dissect", "compare", "report", "list")
+VERBS = (
+    *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
+    *("run", "merge", "status", "query"),
+)
 LISTS = (
     "models",
     "explainers",
@@ -80,6 +83,26 @@ VERB_EXAMPLES = {
         "consilience report units",
         "consilience report runs/20261101-120000",
     ),
+    "run": (
+        "consilience run job.toml --dry-run",
+        "consilience run job.toml --workers 4",
+        "consilience run job.toml --shard 3/16",
+    ),
+    "merge": (
+        "consilience merge run",
+        "consilience merge run --json",
+        "consilience merge s3://bucket/run",
+    ),
+    "status": (
+        "consilience status run",
+        "consilience status run --json",
+        "consilience status runs/20261101-120000",
+    ),
+    "query": (
+        'consilience query run "SELECT * FROM findings"',
+        'consilience query run "SELECT a, b, avg(iou) FROM agreement GROUP BY a, b"',
+        'consilience query run "SELECT sample, score FROM explanations" --csv > scores.csv',
+    ),
     "list": (
         "consilience list explainers",
         "consilience list layers -m resnet50:weights=random",
@@ -108,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_before_loading(arguments)
         code: int = arguments.call(arguments)
     except ConsilienceError as error:
-        print(f"consilience: {printable(str(error))}", file=sys.stderr)
+        for line in getattr(error, "lines", None) or [str(error)]:
+            print(f"consilience: {printable(line)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(
@@ -182,8 +206,13 @@ def _check_paths(options: dict[str, Any]) -> None:
         is_run = _is_run(options["paths"][0])
         if not (is_run and len(options["paths"]) == 1):
             find_images(options["paths"])
+    job = options.get("job")
+    if job is not None and not Path(job).is_file():
+        raise ConsilienceError(f"{job} does not exist")
     for name in ("run", "a", "b"):
         folder = options.get(name)
+        if folder is not None and "://" in str(folder):
+            continue  # storage elsewhere, looked at when it is read
         if folder is not None and not _is_folder(str(folder)):
             raise ConsilienceError(
                 f"{folder} does not exist; {_runs_near(str(folder))}"
@@ -224,6 +253,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(verbs)
     _add_report(verbs)
     _add_list(verbs)
+    _add_run(verbs)
+    _add_merge(verbs)
+    _add_status(verbs)
+    _add_query(verbs)
     return parser
 
 
@@ -348,6 +381,7 @@ def _add_explain(verbs: Any) -> None:
         metavar="FILE",
         help="a Python file that registers explainers",
     )
+    _add_how(add)
     add(
         "-o",
         "--output",
@@ -355,6 +389,99 @@ def _add_explain(verbs: Any) -> None:
         help="folder of the run (default: runs/DATE-TIME)",
     )
     add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_how(add: Callable[..., Any]) -> None:
+    """How a run is made, which changes nothing of what comes out."""
+    add("--workers", type=int, metavar="N", help="processes that share the images")
+    add(
+        "--cluster",
+        metavar="A",
+        help="make it on a Ray cluster: auto, or an address (extra ray)",
+    )
+    add(
+        "--shard",
+        metavar="I/N",
+        help="make the I-th of N parts; `consilience merge` puts them together",
+    )
+    add("--batch", type=int, metavar="N", help="images taken at a time (default 32)")
+    add(
+        "--reuse",
+        action="append",
+        metavar="RUN",
+        help="take what this run has made already of the same; repeat it",
+    )
+
+
+def _how(arguments: argparse.Namespace) -> Any:
+    from consilience.runs.explain import How
+
+    return How(**_how_told(arguments))
+
+
+def _how_told(arguments: argparse.Namespace) -> dict[str, Any]:
+    from consilience.runs.jobfile import shard_of
+
+    told = {
+        "workers": arguments.workers,
+        "cluster": arguments.cluster,
+        "shard": None if arguments.shard is None else shard_of(arguments.shard),
+        "batch": arguments.batch,
+        "reuse": tuple(arguments.reuse) if arguments.reuse else None,
+    }
+    if told["cluster"] is not None and told["workers"] is None:
+        told["workers"] = 0  # as many as there is room for
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _add_run(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "run", run_verb, "Do a whole job that stands in a TOML file."
+    )
+    add = parser.add_argument
+    add("job", metavar="JOB.toml", help="images, networks, explainers, metrics ...")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="say what will be done and what it will take, after a short probe",
+    )
+    _add_how(add)
+    add(
+        "-o",
+        "--output",
+        metavar="RUN",
+        help="folder of the run, instead of the job's",
+    )
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_merge(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "merge", merge_verb, "Put the parts of a run together (--shard)."
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON"
+    )
+
+
+def _add_status(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "status", status_verb, "Where a run stands that is being made."
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _add_query(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "query", query_verb, "Ask a run's tables in SQL (extra query)."
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run's folder")
+    add("sql", metavar="SQL", help="a query over explanations, agreement, scores ...")
+    add("--csv", action="store_true", help="print CSV instead of a table")
+    add("--json", action="store_true", help="print a list of rows as JSON")
 
 
 def _add_evaluate(verbs: Any) -> None:
@@ -420,6 +547,7 @@ def _add_evaluate(verbs: Any) -> None:
         metavar="FILE",
         help="a Python file that registers explainers or metrics",
     )
+    _add_how(add)
     add(
         "-o",
         "--output",
@@ -693,6 +821,8 @@ def evaluate_verb(arguments: argparse.Namespace) -> int:
         return _evaluate_planted(arguments)
     with console.progress_bars():
         found = _evaluated(arguments)
+    if found is None:
+        return _part_is_made(arguments)
     if arguments.json:
         print(json.dumps(console.evaluation_as_json(found), ensure_ascii=False))
     else:
@@ -729,8 +859,10 @@ def _evaluated(arguments: argparse.Namespace) -> Any:
             arguments.truth,
             options,
             arguments.command,
+            _how(arguments),
         )
-    for name in ("by", "model", "target", "view", "output"):
+    of_images = ("by", "model", "target", "view", "output")
+    for name in (*of_images, "workers", "cluster", "shard", "batch", "reuse"):
         if getattr(arguments, name) is not None:
             raise ConsilienceError(
                 f"--{name} goes with images; {arguments.paths[0]} is a run and has its own"
@@ -928,10 +1060,26 @@ def _run_and_print(
     from consilience.runs.explain import run_explanations
     from consilience.show import console
 
+    how = _how(arguments) if hasattr(arguments, "workers") else None
     with console.progress_bars():
         finished = run_explanations(
-            job, paths, output, truth, options, arguments.command
+            job, paths, output, truth, options, arguments.command, how=how
         )
+    if finished is None:
+        return _part_is_made(arguments)
+    return _print_run(finished, arguments)
+
+
+def _part_is_made(arguments: argparse.Namespace) -> int:
+    print(
+        f"part {arguments.shard} is made; consilience merge puts the parts together"
+    )
+    return 0
+
+
+def _print_run(finished: Run, arguments: argparse.Namespace) -> int:
+    from consilience.show import console
+
     if arguments.json:
         print(json.dumps(console.as_json(finished), ensure_ascii=False))
     else:
@@ -944,6 +1092,118 @@ def _run_and_print(
             file=sys.stderr,
         )
     return 1 if failures else 0
+
+
+def run_verb(arguments: argparse.Namespace) -> int:
+    """Do a job file."""
+    from consilience.runs import jobfile, plan
+    from consilience.show import console
+
+    told = _how_told(arguments)
+    work = jobfile.read_job(arguments.job, output=arguments.output, **told)
+    if arguments.dry_run:
+        found = plan.estimate(work)
+        if arguments.json:
+            print(json.dumps([vars(one) for one in found]))
+        else:
+            console.show_plan(work, found, console.output())
+        return 0
+    with console.progress_bars():
+        finished = jobfile.do_work(work, arguments.command)
+    if not finished:
+        number, count = work.how.shard or (1, 1)
+        print(
+            f"part {number}/{count} is made; consilience merge puts the parts together"
+        )
+        return 0
+    if arguments.json:
+        rows = [_as_json(one) for one in finished]
+        print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
+        return max(map(_failures, finished))
+    return max(_show_any(one, arguments) for one in finished)
+
+
+def _as_json(finished: Any) -> Any:
+    from consilience.runs.dissect import DissectionRun
+    from consilience.runs.scores import Evaluation
+    from consilience.show import console
+
+    if isinstance(finished, DissectionRun):
+        return console.dissection_as_json(finished)
+    if isinstance(finished, Evaluation):
+        return console.evaluation_as_json(finished)
+    return console.as_json(finished)
+
+
+def _show_any(finished: Any, arguments: argparse.Namespace) -> int:
+    from consilience.runs.dissect import DissectionRun
+    from consilience.runs.scores import Evaluation
+    from consilience.show import console
+
+    if isinstance(finished, DissectionRun):
+        console.show_dissection(finished, console.output())
+        return 1 if finished.manifest["left_out"] else 0
+    if isinstance(finished, Evaluation):
+        console.show_evaluation(finished, console.output())
+        return _failures(finished)
+    return _print_run(finished, arguments)
+
+
+def _failures(finished: Any) -> int:
+    """The exit code of a run: 1 where images failed."""
+    from consilience.runs.folder import MANIFEST, read_manifest
+
+    if not (finished.folder / MANIFEST).is_file():
+        return 0
+    kind = "dissection" if hasattr(finished, "dissection") else "explanations"
+    manifest = read_manifest(finished.folder, kind)
+    return 1 if manifest.get("failures") or manifest.get("left_out") else 0
+
+
+def merge_verb(arguments: argparse.Namespace) -> int:
+    """Put the parts of a run together."""
+    from consilience.runs.evaluate import merge_evaluation
+    from consilience.runs.explain import merge_run
+    from consilience.show import console
+
+    with console.progress_bars():
+        finished: Any = merge_run(arguments.run, arguments.command)
+        finished = merge_evaluation(finished, arguments.command) or finished
+    if arguments.json:
+        print(json.dumps(_as_json(finished), ensure_ascii=False))
+        return _failures(finished)
+    return _show_any(finished, arguments)
+
+
+def status_verb(arguments: argparse.Namespace) -> int:
+    """Say where a run stands."""
+    from consilience.files import json_ready, place
+    from consilience.runs.log import status_of
+    from consilience.show import console
+
+    found = status_of(place(arguments.run))
+    if arguments.json:
+        print(json.dumps(json_ready(found), ensure_ascii=False))
+    else:
+        console.show_status(found, console.output())
+    return 0
+
+
+def query_verb(arguments: argparse.Namespace) -> int:
+    """Answer a query."""
+    from consilience.files import json_ready, spreadsheet_safe
+    from consilience.runs.query import query
+    from consilience.show import console
+
+    answer = query(arguments.run, arguments.sql).df()
+    if arguments.json:
+        rows = json_ready(answer.to_dict("records"))
+        print(json.dumps(rows, ensure_ascii=False, default=str))
+    elif arguments.csv:
+        print(spreadsheet_safe(answer).to_csv(index=False), end="")
+    else:
+        console.show_frame(answer, console.output())
+    return 0
 
 
 def report_verb(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path, PosixPath, WindowsPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,14 @@ import pandas as pd
 from consilience.types import ConsilienceError
 
 
-LocalPath = (PosixPath, WindowsPath)
-"""A path of this machine; other storage has paths of its own class."""
-
-
 class CannotWriteError(ConsilienceError):
     """A disk that is full, a folder that takes no files: no fault of the image at hand,
     so a batch ends with it.
     """
+
+
+LocalPath = (PosixPath, WindowsPath)
+"""A path of this machine; other storage has paths of its own class."""
 
 
 def digest_of_data(thing: Any) -> str:
@@ -125,7 +125,7 @@ def sweep(folder: Path) -> None:
 
 
 def _is_being_written(file: Path) -> bool:
-    machine, _, rest = file.name[1:].rpartition("-")
+    machine = file.name[1:].rpartition("-")[0]
     machine, _, process = machine.rpartition("-")
     if machine != platform.node()[:40] or not process.isdecimal():
         with suppress(OSError):
@@ -160,7 +160,9 @@ def place(folder: str | Path) -> Path:
     ``gs://``, ``memory://``), which needs the extra ``remote``.
     """
     text = str(folder)
-    if "://" not in text or isinstance(folder, LocalPath):
+    if not isinstance(folder, str):
+        return folder
+    if "://" not in text:
         return Path(folder)
     try:
         from upath import UPath
@@ -174,7 +176,7 @@ def place(folder: str | Path) -> Path:
     except (ImportError, ValueError, KeyError) as error:
         raise ConsilienceError(f"{text}: {' '.join(str(error).split())}") from None
     local = getattr(found, "protocol", "") in ("", "file", "local")
-    return Path(found.path) if local else found
+    return Path(found.path) if local else cast(Path, found)
 
 
 def _cannot_write(path: Path, error: OSError) -> CannotWriteError:

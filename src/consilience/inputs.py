@@ -193,6 +193,14 @@ def _of_item(
     yield _one_of(image, name, label, shown, labels)
 
 
+def labelled_sample(
+    item: Any, name: str, shown: Shown, labels: Labels
+) -> Sample | Failure:
+    """One item of a data set, an image or one with its label, as a sample."""
+    image, label = _parted(item)
+    return _one_of(image, name, label, shown, labels)
+
+
 def _one_of(
     image: Any, name: str, label: Any, shown: Shown, labels: Labels
 ) -> Sample | Failure:

@@ -27,15 +27,17 @@ from consilience.evaluation.columns import (
     truth_digest,
 )
 from consilience.evaluation.memory import remembering
+from consilience.files import place, read_json
 from consilience.metrics.mosaic import GridPointing
 from consilience.models.load import load_model
 from consilience.runs.explain import (
     ExplanationJob,
+    How,
     LoadOptions,
     load_models,
     run_explanations,
 )
-from consilience.runs.folder import Run
+from consilience.runs.folder import JOB, Run
 from consilience.runs.scores import (
     Evaluation,
     ImageScores,
@@ -81,28 +83,66 @@ def evaluate_images(
     truth: str | Path | None = None,
     options: LoadOptions | None = None,
     command: str = "",
-) -> Evaluation:
+    how: How | None = None,
+) -> Evaluation | None:
     """Explain every image as `run.run` does, into ``folder``, and score each as soon as
     it is explained.
     """
     start = time.perf_counter()
+    if how is not None and (how.several or how.shard is not None):
+        run_explanations(
+            job, inputs, folder, truth, options, command, None, how=how, asked=asked
+        )
+        if how.shard is not None:
+            return None
+        return evaluate_run(asked, folder, truth, options, command)
     loaded = load_models(job, options or LoadOptions())
+    models, take, scoring, by_label = _scoring_of(asked, folder, job, loaded)
+    remember(by_label, on=True)
+    finished = run_explanations(
+        job, inputs, folder, truth, options, command, models, take, how=how
+    )
+    assert finished is not None
+    remember(by_label, on=False)
+    scoring.collect(finished, by_label)
+    scoring.take_mosaics(lambda: samples_of(finished, truth, by_label))
+    return _finish(
+        finished,
+        scoring,
+        asked,
+        scoring.columns,
+        time.perf_counter() - start,
+        command,
+    )
+
+
+def scoring_of(
+    asked: Asked, folder: str | Path, job: ExplanationJob, loaded: Sequence[Model]
+) -> tuple[tuple[Model, ...], Callable[[Sample, Sequence[Explanation]], None]]:
+    """For a worker: the models with a memory, and what scores each image as soon as it is
+    explained.
+    """
+    models, take, _, by_label = _scoring_of(asked, folder, job, loaded)
+    remember(by_label, on=True)
+    return models, take
+
+
+def _scoring_of(
+    asked: Asked, folder: str | Path, job: ExplanationJob, loaded: Sequence[Model]
+) -> tuple[
+    tuple[Model, ...],
+    Callable[[Sample, Sequence[Explanation]], None],
+    _Scoring,
+    dict[str, Model],
+]:
     once = {id(model): remembering(model) for model in loaded}
     models = tuple(once[id(model)] for model in loaded)
     columns = columns_of([(column.label, column.by) for column in job.columns])
     by_label = {
         column.label: model for column, model in zip(job.columns, models, strict=True)
     }
-    scoring = _Scoring(asked, Path(folder), columns, by_label)
-    remember(by_label, on=True)
-    finished = run_explanations(
-        job, inputs, folder, truth, options, command, models, scoring.take
-    )
-    remember(by_label, on=False)
-    scoring.take_mosaics(lambda: samples_of(finished, truth, by_label))
-    return _finish(
-        finished, scoring, asked, columns, time.perf_counter() - start, command
-    )
+    scoring = _Scoring(asked, place(folder), columns, by_label)
+    return models, scoring.score, scoring, by_label
 
 
 def evaluate_run(
@@ -139,6 +179,17 @@ def evaluate_run(
     return _finish(
         finished, scoring, asked, columns, time.perf_counter() - start, command
     )
+
+
+def merge_evaluation(finished: Run, command: str = "") -> Evaluation | None:
+    """The evaluation of a run whose parts scored their images; None where none did."""
+    call = read_json(finished.folder / JOB).get("call") or {}
+    if not call.get("asked"):
+        return None
+    told = call["asked"]
+    asked = Asked(tuple(told["metrics"]), told["suite"], told["seed"])
+    options = LoadOptions(**call["options"])
+    return evaluate_run(asked, finished.folder, call["truth"], options, command)
 
 
 # ---- a run, found again
@@ -222,20 +273,34 @@ class _Scoring:
         self.images = 0
         self.absent: dict[str, str] = {}
 
-    def take(self, sample: Sample, explanations: Sequence[Explanation]) -> None:
-        """Score one image's columns; what an earlier try kept is taken as it is."""
+    def score(self, sample: Sample, explanations: Sequence[Explanation]) -> None:
+        """Score one image's columns and keep that; what an earlier try kept stays."""
         own = dict(zip(self.models, explanations, strict=True))
         there = image_entries(self.columns, own, self.models, self.asked.seed)
-        self._take(
-            sample,
-            there,
-            [
-                spec
-                for spec, metric in self.metrics.items()
-                if not isinstance(metric, GridPointing)
-            ],
-        )
+        self._score_missing(sample, there, self._of_images)
+
+    def take(self, sample: Sample, explanations: Sequence[Explanation]) -> None:
+        """`score` an image and take its numbers into the table."""
+        own = dict(zip(self.models, explanations, strict=True))
+        there = image_entries(self.columns, own, self.models, self.asked.seed)
+        self._take(sample, there, self._of_images)
         self.images += 1
+
+    @property
+    def _of_images(self) -> list[str]:
+        """Metrics of single images."""
+        return [
+            spec
+            for spec, metric in self.metrics.items()
+            if not isinstance(metric, GridPointing)
+        ]
+
+    def collect(self, finished: Run, models: Mapping[str, Model]) -> None:
+        """The numbers of every image of a run, in its order; an image whose numbers are
+        not there is read again and scored.
+        """
+        for name in finished.samples:
+            self.take(finished.load(name).sample, finished[name].values())  # type: ignore[arg-type]
 
     def take_mosaics(self, samples: Callable[[], Iterable[Sample]]) -> None:
         """Score the columns on mosaics of the images, where a metric asks for them;
@@ -275,6 +340,12 @@ class _Scoring:
     def _take(
         self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]
     ) -> None:
+        image, truth = self._score_missing(sample, there, specs)
+        self._add_rows(image, there, truth, specs)
+
+    def _score_missing(
+        self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]
+    ) -> tuple[ImageScores, str]:
         image = ImageScores(self.folder, sample.name, sample.digest)
         truth = truth_digest(sample)
         missing = {
@@ -290,8 +361,8 @@ class _Scoring:
             if some
         }
         self._score_all(image, due, truth)
-        self._add_rows(image, there, truth, specs)
         remember(self.models, on=True)
+        return image, truth
 
     def _score_all(
         self, image: ImageScores, due: Mapping[str, Sequence[_Made]], truth: str

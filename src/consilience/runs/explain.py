@@ -4,56 +4,40 @@ continues where it was.
 
 from __future__ import annotations
 
+import os
+import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import pandas as pd
-
-from consilience import api, data, inputs, progress, registry, study, targets
-from consilience.agreement.audit import Auditor
-from consilience.agreement.masks import default_cutter, largest, pixels_of
-from consilience.agreement.overlap import Agreement, iou, spearman
+from consilience import api, inputs, progress, registry, study, targets
 from consilience.dissection.result import UNITS
-from consilience.dissection.units import explain_by_units, known_units
-from consilience.files import (
-    CannotWriteError,
-    digest_of_data,
-    file_stem,
-    write_bytes,
-)
+from consilience.dissection.units import known_units
+from consilience.files import digest_of_data, place, read_json
 from consilience.models.load import as_model, load_model
-from consilience.runs.folder import (
-    MAPS,
-    PANELS,
-    ImageResult,
-    KeptExplanation,
-    Run,
-    Writer,
-    file_content,
-    files_content,
-    findings_as_rows,
-)
-from consilience.show import figures, html, words
+from consilience.runs.crew import Crew, join_cluster
+from consilience.runs.folder import JOB, Run, Writer, file_content
+from consilience.runs.log import Log
+from consilience.runs.making import IMAGES_AT_A_TIME, Making, Outcome
+from consilience.runs.merging import APART, finish_run, merge_records, missing_of
+from consilience.runs.reuse import Reuse
+from consilience.runs.sources import Source, source_of
+from consilience.runs.worker import Errand, plugin_files
+from consilience.show import words
 from consilience.study import RunColumn
 from consilience.types import (
     DEFAULT_MODEL,
-    Array,
     ConsilienceError,
     Explainer,
     Explanation,
     Model,
-    Network,
     Sample,
     ViewMode,
-    unexpected,
 )
-
-LOW = ("bf16", "f16")
 
 
 @dataclass(frozen=True)
@@ -86,11 +70,53 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """An image that could not be read or explained."""
+class How:
+    """How a run is made; what comes out does not depend on it.
 
-    name: str
-    reason: str
+    ``batch`` images are taken at a time, ``threads`` ask for scores beside each other,
+    ``workers`` processes share the images, or the actors of a Ray ``cluster`` (``auto``
+    or an address; 0 workers: as many as it has room for); ``shard`` ``(i, n)`` makes the
+    i-th of n parts, which `merge_run` puts together; ``panels`` draws every image (None:
+    where there are few); ``reuse`` are runs whose explanations are taken where nothing
+    that they depend on has changed.
+    """
+
+    batch: int = IMAGES_AT_A_TIME
+    threads: int = 2
+    workers: int = 1
+    panels: bool | None = None
+    reuse: tuple[str, ...] = ()
+    cluster: str | None = None
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            raise ConsilienceError(
+                f"shard is I/N with I from 1 to N; got {self.shard[0]}/{self.shard[1]}"
+            )
+        least_workers = 0 if self.cluster is not None else 1
+        for name, least in (("batch", 1), ("threads", 0), ("workers", least_workers)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConsilienceError(
+                    f"{name} is a whole number from {least}; got {value!r}"
+                )
+
+    @property
+    def several(self) -> bool:
+        """Whether other processes make the images."""
+        return self.workers != 1 or self.cluster is not None
+
+    def record(self) -> dict[str, Any]:
+        """What the run's record says of it."""
+        return {
+            "batch": self.batch,
+            "threads": self.threads,
+            "workers": self.workers,
+            **({"cluster": self.cluster} if self.cluster else {}),
+            "cores": os.cpu_count(),
+            "machine": platform.node(),
+        }
 
 
 def run(
@@ -101,13 +127,15 @@ def run(
     target: str | Sequence[str] = "predicted",
     view: ViewMode | None = None,
     truth: str | Path | None = None,
+    how: How | None = None,
 ) -> Run:
     """Explain images into a folder, compare the explanations, write the
     report; returns the finished `Run`.
 
     ``model`` and ``images`` are whatever `explain` takes; of a data set no image stays in
     memory (it is gone through twice). The same call
-    continues a run that was stopped; ``output`` is ``runs/DATE-TIME`` unless given.
+    continues a run that was stopped; ``output`` is ``runs/DATE-TIME`` unless given, and
+    ``how`` says how many workers make it.
     Raises `ConsilienceError` where ``output`` holds another job.
     """
     specs = [by] if isinstance(by, str) or not isinstance(by, Sequence) else by
@@ -124,9 +152,18 @@ def run(
     else:
         again = inputs.Again.of(images, inputs.Shown.of(model))
     folder = output if output is not None else dated_folder()
-    return run_explanations(
-        job, given, folder, truth, models=[model] * len(job.columns), again=again
+    models = [model] * len(job.columns)
+    if how is not None and how.several:  # workers load it by its spelling
+        named = tuple(replace(one, model=model.spec) for one in job.columns)
+        job = replace(job, columns=named)
+    finished = run_explanations(
+        job, given, folder, truth, models=models, again=again, how=how
     )
+    if finished is None:
+        raise ConsilienceError(
+            f"{folder}: this part is made; merge_run puts the parts together"
+        )
+    return finished
 
 
 def dated_folder() -> Path:
@@ -144,7 +181,9 @@ def run_explanations(
     models: Sequence[Model] | None = None,
     after: Callable[[Sample, Sequence[Explanation]], None] | None = None,
     again: inputs.Again | None = None,
-) -> Run:
+    how: How | None = None,
+    asked: Any = None,
+) -> Run | None:
     """Explain every one of ``images`` (files, folders, globs, samples) and keep
     everything in ``folder``.
 
@@ -154,116 +193,296 @@ def run_explanations(
     does not grow with the number of images beyond a table row and one packed mask (6
     kB) an explanation, which the permutation of images needs.
     """
-    start = time.perf_counter()
     models = models or load_models(job, options or LoadOptions())
     check_job(job, models)
-    source = _Source(
-        images,
-        truth,
-        models[0].classes,
-        _channels_of(models),
-        again,
-        job.value_range,
+    source = source_of(
+        images, truth, models[0].classes, channels_of(models), again, job.value_range
     )
     parts = describe_job(job, models) | source.parts()
-    writer = Writer(folder, parts, {"command": command})
+    call = call_of(job, images, truth, options, asked)
+    writer = Writer(folder, parts, {"command": command, "call": call})
     units = (
         known_units(job.dissection, [model.id for model in models])
         if job.dissection
         else None
     )
-    session = _Session(
-        replace(job, columns=seeded(job.columns)), models, writer, units
-    )
-    session.after = after
-    with progress.task("images", len(source)) as running:
-        for place, sample in enumerate(source.samples()):
-            began = time.perf_counter()
-            session.take(sample)
-            running.advance()
-            if place == 0 and len(source) > 1:
-                _say_estimate(time.perf_counter() - began, len(source) - 1)
-    return session.finish(time.perf_counter() - start, command)
+    job = replace(job, columns=seeded(job.columns))
+    how = how or How()
+    images_made = _Images(job, models, source, writer, how, after, units)
+    if how.several:
+        _refuse_unshared(models, images, again, writer, how)
+        errand = Errand(
+            job,
+            options or LoadOptions(),
+            tuple(str(one) for one in images),
+            None if truth is None else str(truth),
+            str(folder),
+            writer.digest,
+            how.batch,
+            how.threads,
+            images_made.panels,
+            how.reuse,
+            asked,
+            plugin_files(),
+            _devices(options),
+        )
+        workers = how.workers
+        if how.cluster is not None:
+            workers = workers or join_cluster(how.cluster)
+            join_cluster(how.cluster)
+        images_made.crew = Crew(errand, workers, how.cluster, how.batch)
+    part = "" if how.shard is None else f"{how.shard[0]}-of-{how.shard[1]}"
+    with writer.locked(part):
+        log = Log(writer.path, part)
+        images_made.make(log)
+        if how.shard is not None:
+            return None
+        merged = merge_records(source, writer, job.allow_mismatch)
+        finished = finish_run(
+            merged, source, writer, models, job, log.record(), command
+        )
+        log.event("finished")
+        return finished
 
 
-def _say_estimate(seconds: float, left: int) -> None:
-    """How long the rest may take, where it is worth a line; the first image is the
-    slowest, since engines start with it.
+@dataclass(eq=False)
+class _Images:
+    """The images of a run, made here or by workers."""
+
+    job: ExplanationJob
+    models: Sequence[Model]
+    source: Source
+    writer: Writer
+    how: How
+    after: Callable[[Sample, Sequence[Explanation]], None] | None
+    units: Any
+    crew: Crew | None = None
+
+    @property
+    def panels(self) -> bool:
+        """Whether each image is drawn."""
+        if self.how.panels is not None:
+            return self.how.panels
+        return len(self.source.names) <= APART
+
+    def make(self, log: Log) -> None:
+        """Make what is missing; every outcome is said, and stands in the log."""
+        places = missing_of(self.source, self.writer)
+        if self.how.shard is not None:
+            places = list(part_of(places, self.how.shard))
+        done, total = len(self.source.names) - len(places), len(self.source.names)
+        log.begin(total, len(places), self.how.record())
+        estimate = _Estimate(len(places))
+        with progress.task("images", total) as running:
+            running.advance(done)
+            try:
+                for outcome in self._outcomes(places):
+                    log.outcome(outcome)
+                    if outcome.reason is not None:
+                        self._say_failed(outcome)
+                    running.advance()
+                    estimate.another()
+            except BaseException:
+                log.event("stopped")
+                raise
+
+    def _say_failed(self, outcome: Outcome) -> None:
+        name, reason = outcome.name, outcome.reason or ""
+        if self.crew is not None:
+            self.writer.fail(name, reason)
+        progress.say(f"{name}: {reason}" if name not in reason else reason)
+
+    def _outcomes(self, places: Sequence[int]) -> Iterator[Outcome]:
+        if not places:
+            return iter(())
+        if self.crew is not None:
+            return self.crew.make(places, self.source.names)
+        making = Making(
+            self.job.columns,
+            self.job.target,
+            self.job.allow_mismatch,
+            self.models,
+            self.writer,
+            self.units,
+            self.after,
+            self.how.batch,
+            0 if self.after is not None else self.how.threads,
+            self.panels,
+            Reuse.of(self.how.reuse, self.writer.path) if self.how.reuse else None,
+        )
+        return making.images(self.source, places)
+
+
+def call_of(
+    job: ExplanationJob,
+    images: Sequence[str | Path | Sample],
+    truth: str | Path | None,
+    options: LoadOptions | None,
+    asked: Any = None,
+) -> dict[str, Any]:
+    """What was asked, as plain data from which `job_of_call` asks it again: paths are
+    whole.
     """
-    if seconds * left > WORTH_SAYING:
-        took, rest = (words.format_seconds(one) for one in (seconds, seconds * left))
-        images_left = words.count_of(left, "more image")
-        progress.say(f"the first image took {took}; {images_left} may take {rest}")
+    columns = [
+        {
+            key: value
+            for key, value in vars(column).items()
+            if key in ("label", "by", "model", "view", "mask", "target", "unseeded")
+        }
+        for column in job.columns
+    ]
+    plain = {
+        key: getattr(job, key)
+        for key in ExplanationJob.__dataclass_fields__
+        if key != "columns"
+    }
+    return {
+        "job": {**plain, "columns": columns},
+        "images": [_whole(one) for one in images if not isinstance(one, Sample)],
+        "truth": None if truth is None else _whole(truth),
+        "options": asdict(options or LoadOptions()),
+        "plugins": list(plugin_files()),
+        "asked": None if asked is None else asdict(asked),
+    }
 
 
-WORTH_SAYING = 20.0
-"""Seconds that a person waits without asking how long."""
+def _whole(path: str | Path) -> str:
+    """A path from wherever it is asked again; spellings stay."""
+    text = str(path)
+    return text if ":" in text else str(Path(text).expanduser().absolute())
 
 
-def _channels_of(models: Sequence[Model]) -> int:
+def job_of_call(
+    call: Mapping[str, Any],
+) -> tuple[ExplanationJob, list[str], str | None, LoadOptions]:
+    """Inverse of `call_of`; plug-ins are loaded."""
+    for plugin in call["plugins"]:
+        registry.load_plugin(plugin)
+    told = dict(call["job"])
+    columns = tuple(RunColumn(**column) for column in told.pop("columns"))
+    if told.get("value_range"):
+        told["value_range"] = tuple(told["value_range"])
+    job = ExplanationJob(columns, **told)
+    return job, list(call["images"]), call["truth"], LoadOptions(**call["options"])
+
+
+def part_of(places: Sequence[int], shard: tuple[int, int]) -> Iterator[int]:
+    """The places of one of n parts: every n-th block of 32 images, or of fewer where
+    there are few.
+    """
+    number, count = shard
+    last = max(places, default=-1) + 1
+    block = max(1, min(IMAGES_AT_A_TIME, -(-last // (4 * count))))
+    return (place for place in places if place // block % count == number - 1)
+
+
+def _refuse_unshared(
+    models: Sequence[Model],
+    images: Sequence[Any],
+    again: inputs.Again | None,
+    writer: Writer,
+    how: How,
+) -> None:
+    """What other processes cannot have."""
+    for model in models:
+        if model.spec is None:
+            raise ConsilienceError(
+                f"workers load the network by its spelling; {model.id} was made in Python: "
+                f"give load_model's spelling (package.module:factory), or workers=1"
+            )
+    if again is not None or any(isinstance(one, Sample) for one in images):
+        raise ConsilienceError(
+            "workers read images themselves: give files, folders, tables or shards, or workers=1"
+        )
+    if str(writer.path).startswith("memory:"):
+        raise ConsilienceError(
+            f"{writer.path} is the memory of one process; workers need a folder or storage"
+        )
+
+
+def _devices(options: LoadOptions | None) -> tuple[str, ...]:
+    """Accelerators that workers share, where there are several."""
+    import torch
+
+    asked = options.device if options is not None else None
+    if asked not in (None, "auto") or not torch.cuda.is_available():
+        return ()
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+
+
+def merge_run(folder: str | Path, command: str = "") -> Run:
+    """Put together what the parts of a run have made (`How.shard`); nothing is explained,
+    and failures stay what they are.
+
+    Raises `ConsilienceError` where images are neither made nor failed.
+    """
+    where = place(folder)
+    if not (where / JOB).is_file():
+        raise ConsilienceError(f"{folder} holds no run to merge")
+    call = read_json(where / JOB).get("call")
+    if not call or not call["images"]:
+        raise ConsilienceError(
+            f"{folder} was made in Python from images in memory: give the same call again"
+        )
+    job, images, truth, options = job_of_call(call)
+    models = load_models(job, options)
+    check_job(job, models)
+    source = source_of(
+        images, truth, models[0].classes, channels_of(models), None, job.value_range
+    )
+    parts = describe_job(job, models) | source.parts()
+    writer = Writer(folder, parts, {"command": command, "call": call})
+    with writer.locked():
+        left = [
+            source.names[place]
+            for place in missing_of(source, writer)
+            if writer.failure(source.names[place]) is None
+        ]
+        if left:
+            more = ", ..." if len(left) > SHOWN_MISSING else ""
+            raise ConsilienceError(
+                f"{writer.path}: {len(left)} of {len(source.names)} images are not made yet "
+                f"({', '.join(left[:SHOWN_MISSING])}{more}); run the missing parts first"
+            )
+        merged = merge_records(source, writer, job.allow_mismatch)
+        record = Log(writer.path).record()
+        return finish_run(merged, source, writer, models, job, record, command)
+
+
+SHOWN_MISSING = 3
+
+
+class _Estimate:
+    """How long the rest may take, said once, as soon as it can be told."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._said = total, 0, False
+        self._start = time.perf_counter()
+
+    def another(self) -> None:
+        """One more image is done."""
+        self._done += 1
+        spent, left = time.perf_counter() - self._start, self._total - self._done
+        if self._said or spent < SOON or not left:
+            return
+        self._said = True
+        rest = spent / self._done * left
+        if rest > WORTH_SAYING:
+            took, more = (words.format_seconds(one) for one in (spent, rest))
+            made = words.count_of(self._done, "image")
+            left_said = words.count_of(left, "more image")
+            progress.say(f"{made} took {took}; {left_said} may take {more}")
+
+
+SOON, WORTH_SAYING = 2.0, 20.0
+"""Seconds after which a rate can be told, and that a person waits without asking."""
+
+
+def channels_of(models: Sequence[Model]) -> int:
     """For how many channels images are read: the most that a model takes, or one where
     all are grey.
     """
     return max(int(getattr(model, "channels", 3)) for model in models)
-
-
-class _Source:
-    """The images of a run: files, read one by one, or samples that are there."""
-
-    def __init__(
-        self,
-        given: Sequence[str | Path | Sample],
-        truth: str | Path | None,
-        classes: Sequence[str],
-        channels: int = 3,
-        again: inputs.Again | None = None,
-        value_range: tuple[float, float] | None = None,
-    ) -> None:
-        self._range = value_range
-        self._there = [one for one in given if isinstance(one, Sample)]
-        self._again, self._known = again, dict[str, str]()
-        for one in again or ():
-            known = one.digest if isinstance(one, Sample) else one.reason
-            if one.name in self._known:
-                raise ConsilienceError(f"two images are called {one.name!r}")
-            self._known[one.name] = known
-        self._channels = channels
-        patterns = [str(one) for one in given if not isinstance(one, Sample)]
-        wanted = bool(patterns) or not (given or again)
-        self._files = data.find_images(patterns) if wanted else []
-        self._truth_file, self._classes = truth, classes
-        names = [*data.names_of(self._files), *(one.name for one in self._there)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConsilienceError(f"two images are called {twice[0]!r}")
-        if (left := data.passed_over(patterns)) is not None:
-            progress.say(left)
-        self._truth = data.read_truth(truth, classes) if truth is not None else None
-        if self._truth is not None:
-            unmatched = self._truth.unmatched_note(self._files)
-            for note in (*self._truth.notes, *([unmatched] if unmatched else [])):
-                progress.say(note)
-
-    def __len__(self) -> int:
-        return len(self._files) + len(self._there) + len(self._known)
-
-    def parts(self) -> dict[str, Any]:
-        """What the images are for the job: content, by name."""
-        files = files_content(self._files, data.names_of(self._files))
-        there = {one.name: one.digest for one in self._there}
-        return {
-            "images": {**files, **there, **self._known},
-            "truth": file_content(self._truth_file),
-        }
-
-    def samples(self) -> Iterator[Sample | data.Failure]:
-        """One after the other."""
-        if self._files:
-            yield from data.read_files(
-                self._files, self._truth, self._classes, self._channels, self._range
-            )
-        yield from self._there
-        yield from self._again or ()
 
 
 def load_models(job: ExplanationJob, options: LoadOptions) -> tuple[Model, ...]:
@@ -415,291 +634,3 @@ def _with_models(
         replace(column, model=model)
         for column, model in zip(columns, given, strict=True)
     )
-
-
-class _Session:
-    """One pass over the images: explains, keeps, and feeds what looks across images."""
-
-    def __init__(
-        self,
-        job: ExplanationJob,
-        models: Sequence[Model],
-        writer: Writer,
-        units: pd.DataFrame | None = None,
-    ) -> None:
-        self.job, self.models, self.writer, self.units = job, models, writer, units
-        self.agreement, self.auditor = (
-            Agreement(allow_mismatch=job.allow_mismatch),
-            Auditor(),
-        )
-        self.labels = [column.label for column in job.columns]
-        self.rows: list[dict[str, Any]] = []
-        self.precision: list[dict[str, Any]] | None = None
-        self.failures: list[Failed] = []
-        self.after: Callable[[Sample, Sequence[Explanation]], None] | None = None
-
-    def take(self, sample: Sample | data.Failure) -> None:
-        """Explain one image, or take what an earlier try kept; a failure is noted and
-        the rest goes on.
-        """
-        if isinstance(sample, data.Failure):
-            self._fail(sample.name, sample.reason)
-            return
-        for note in sample.notes:
-            progress.say(f"{sample.name}: {note}")
-        try:
-            kept = self.writer.done(sample.name, sample.digest)
-            result = self._explain(sample) if kept is None else kept
-            explanations, masks = result.explanations, result.masks
-            self.agreement.add(explanations, masks, self.labels)
-        except (CannotWriteError, progress.Cancelled):
-            raise
-        except ConsilienceError as error:
-            self._fail(sample.name, str(error))
-            return
-        except (
-            Exception
-        ) as error:  # one image's, whatever a network or plug-in raises
-            self._fail(sample.name, unexpected(error))
-            return
-        self.auditor.add(explanations, masks, result.prediction, self.labels)
-        self.rows += table_rows(result)
-        if self.precision is None:
-            self.precision = precision_shifts(
-                self.job.columns, self.models, explanations
-            )
-        if self.after is not None:
-            self.after(sample, explanations)
-
-    def _fail(self, name: str, reason: str) -> None:
-        self.failures.append(Failed(name, reason))
-        progress.say(f"{name}: {reason}" if name not in reason else reason)
-
-    def _explain(self, sample: Sample) -> ImageResult:
-        """All columns of one image, kept with their panel."""
-        explanations = self._carried(
-            [
-                api.explain(
-                    model,
-                    sample,
-                    column.explainer,
-                    column.target or self.job.target,
-                    column.view,
-                )
-                for column, model in zip(self.job.columns, self.models, strict=True)
-            ]
-        )
-        result = ImageResult(
-            sample=sample,
-            image=self._shown(sample),
-            prediction=prediction(sample, explanations[0], self.models[0]),
-            items=tuple(map(kept_explanation, self.job.columns, explanations)),
-            notes=sample.notes + self._carriers(explanations),
-        )
-        panel = self.writer.path / PANELS / f"{file_stem(sample.name)}.png"
-        write_bytes(panel, figures.panel(result))
-        self.writer.put(result)
-        return result
-
-    def _carried(self, explanations: list[Explanation]) -> list[Explanation]:
-        """With the units that carry each map, where a dissection is at hand."""
-        if self.units is None:
-            return explanations
-        pairs = zip(self.models, explanations, strict=True)
-        return [
-            explain_by_units(cast(Network, model), [one], self.units)[0]
-            for model, one in pairs
-        ]
-
-    def _carriers(self, explanations: Sequence[Explanation]) -> tuple[str, ...]:
-        """What is known of the units that carry each map, in words."""
-        said = [
-            words.units_words(one.provenance.get("units")) for one in explanations
-        ]
-        pairs = zip(self.labels, said, strict=True)
-        return tuple(f"{label}: {sentence}" for label, sentence in pairs if sentence)
-
-    def _shown(self, sample: Sample) -> Array:
-        view = self.models[0].view(sample, self.job.columns[0].view)
-        return (view.rgb * 255).round().astype("uint8")
-
-    def finish(self, seconds: float, command: str) -> Run:
-        """Tables, audit, manifest and report."""
-        if not self.rows:
-            reasons = "; ".join(failed.reason for failed in self.failures[:3])
-            raise ConsilienceError(
-                f"none of {len(self.failures)} images could be explained: {reasons}"
-            )
-        table, summary = self.agreement.table(), self.agreement.summary()
-        if self.job.published:
-            table = study.with_published(table)
-        manifest = {
-            "version": api.versions()["consilience"],
-            "versions": api.versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "title": self.job.title,
-            "note": self.job.note,
-            "preset": self.job.preset,
-            "target": self.job.target,
-            "allow_mismatch": self.job.allow_mismatch,
-            "model": model_facts(self.models[0], self.rows),
-            "models": [
-                model_facts(model, self.rows) for model in dict.fromkeys(self.models)
-            ],
-            "precision": self.precision or [],
-            "columns": self._columns(),
-            "seconds": seconds,
-            "failures": [asdict(failed) for failed in self.failures],
-            "summary": summary.to_dict("records"),
-            "audit": findings_as_rows(self.auditor.findings(table, summary)),
-        }
-        finished = self.writer.finish_tables(manifest, pd.DataFrame(self.rows), table)
-        html.write_report(finished)
-        return finished
-
-    def _columns(self) -> list[dict[str, Any]]:
-        first = {row["column"]: row for row in reversed(self.rows)}
-        return [
-            {
-                "name": column.label,
-                "explainer": column.by,
-                "full": registry.spell(column.explainer, full=True),
-                "model": first[column.label]["model"],
-                "view": first[column.label]["view"],
-                "mask": first[column.label]["mask_rule"],
-                "unseeded": column.unseeded,
-            }
-            for column in self.job.columns
-        ]
-
-
-def model_facts(model: Model, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the report says of a model; engine and precision are those of the
-    explanations that were made with it.
-    """
-    mine = [row for row in rows if row["model"] == model.id and row["passes"]]
-    ran = {
-        key: "+".join(sorted({part for row in mine for part in row[key].split("+")}))
-        for key in ("engine", "precision")
-    }
-    facts = model.facts | {key: said for key, said in ran.items() if said}
-    return {
-        "spec": model.spec,
-        "id": model.id,
-        "facts": facts,
-        "classes_count": len(model.classes),
-    }
-
-
-# ---- did the precision change the explanation?
-
-
-def precision_shifts(
-    columns: Sequence[RunColumn],
-    models: Sequence[Model],
-    explanations: Sequence[Explanation],
-) -> list[dict[str, Any]]:
-    """Rows for the explanations of one image by models of low precision: how far each
-    lies from the same made in f32.
-    """
-    low = [model.facts.get("precision") in LOW for model in models]
-    exact = {
-        model: model.using(precision="f32")
-        for model, is_low in zip(models, low, strict=True)
-        if is_low
-    }
-    return [
-        precision_shift(column, exact[model], explanation)
-        for column, model, explanation, is_low in zip(
-            columns, models, explanations, low, strict=True
-        )
-        if is_low
-    ]
-
-
-def precision_shift(
-    column: RunColumn, exact: Model, explanation: Explanation
-) -> dict[str, Any]:
-    """Rank correlation, and IoU of the top 20 %, of a map with that of the ``exact``
-    model for the same target.
-    """
-    sample = explanation.sample
-    outputs = api.raw_outputs(exact, exact.view(sample, column.view))
-    index = explanation.target.index
-    target = api.target_of_image(
-        exact, sample, explanation.target if index is None else int(index), outputs
-    )
-    again = api.explain(exact, sample, column.explainer, target, column.view)
-    maps = [one.values for one in (explanation, again)]
-    tops = [largest(values, pixels_of(0.2, values.size)) for values in maps]
-    return {
-        "column": column.label,
-        "spearman": spearman(*maps),
-        "iou_at_20": iou(*tops),
-        "image": sample.name,
-        "precision": explanation.provenance["precision"],
-        "exact": again.provenance["precision"],
-    }
-
-
-def prediction(
-    sample: Sample, explanation: Explanation, model: Model
-) -> dict[str, Any]:
-    """What the model said of an image, beside the truth where it is known."""
-    true = None if sample.label is None else api.class_name(model, sample.label)
-    return {
-        **explanation.provenance["prediction"],
-        "true": sample.label,
-        "true_name": true,
-    }
-
-
-def kept_explanation(column: RunColumn, explanation: Explanation) -> KeptExplanation:
-    """An explanation with the mask its column asks for."""
-    if column.unseeded:
-        made = {**explanation.provenance, "unseeded": True}
-        explanation = replace(explanation, provenance=made)
-    cutter = column.cutter or default_cutter(explanation)
-    return KeptExplanation(column.label, explanation, cutter.cut(explanation))
-
-
-def _units_said(provenance: Mapping[str, Any]) -> str:
-    """Which units carry a map, in words; nothing where that is not told."""
-    units = provenance.get("units") or {}
-    return "" if "code" in units else words.units_words(units)
-
-
-def table_rows(result: ImageResult) -> list[dict[str, Any]]:
-    """Rows of ``explanations.parquet``."""
-    said = result.prediction
-    return [
-        {
-            "sample": result.name,
-            "explainer": item.explanation.explainer,
-            "column": item.column,
-            "model": item.explanation.model_id,
-            "target": item.explanation.target.index,
-            "target_name": item.explanation.target.name,
-            "score": item.provenance["score"],
-            "seconds": item.provenance["seconds"],
-            "passes": int(item.provenance.get("passes", 0)),
-            "source": result.sample.source,
-            "map": f"{MAPS}/{file_stem(result.name)}.npz",
-            "key": item.provenance["key"],
-            "mask_rule": item.cut.rule,
-            "mask_area": item.cut.share,
-            "layer": item.provenance.get("layer", ""),
-            "verdict": (item.provenance.get("verdict") or {}).get("code", ""),
-            "units": _units_said(item.provenance),
-            "view": item.provenance["view"],
-            "engine": item.provenance.get("engine", ""),
-            "precision": item.provenance.get("precision", ""),
-            "predicted": said["index"],
-            "predicted_name": said["name"],
-            "probability": said["probability"],
-            "true": said["true"],
-            "true_name": said["true_name"],
-        }
-        for item in result.items
-    ]

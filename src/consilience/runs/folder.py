@@ -10,9 +10,15 @@ one image, and is what makes an image done.
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import platform
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -20,40 +26,56 @@ from typing import Any, overload
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from consilience import progress
 from consilience.agreement.audit import Finding
 from consilience.agreement.masks import Mask
+from consilience.agreement.overlap import Packed, PairAgreement
 from consilience.files import (
+    PART,
+    CannotWriteError,
+    LocalPath,
     digest_of_data,
     file_stem,
     json_ready,
+    place,
     read_json,
     read_table,
+    sweep,
+    write_bytes,
     write_json,
     write_table,
 )
 from consilience.registry import unknown
+from consilience.runs.shelf import Shelf
 from consilience.saved import (
     SavedSample,
+    arrays_as_bytes,
+    arrays_from_bytes,
     explanation_arrays,
     explanation_facts,
     explanation_from,
     one_line,
-    read_arrays,
     sample_facts,
-    write_arrays,
 )
 from consilience.types import Array, ConsilienceError, Explanation, Geometry, Sample
 
 MAPS, PANELS, REPORT = "maps", "panels", "report.html"
+TIMES, FAILED, TIMINGS, RECORD = "times", "failed", "timings.parquet", ".npz"
+LOCK, LOG = "job.lock", "log.jsonl"
 EXPLANATIONS, AGREEMENT, MANIFEST, JOB = (
     "explanations.parquet",
     "agreement.parquet",
     "run.json",
     "job.json",
 )
-RUN_FILES = frozenset({MAPS, PANELS, EXPLANATIONS, AGREEMENT, MANIFEST, JOB, REPORT})
+RUN_FILES = frozenset(
+    {
+        *(MAPS, PANELS, TIMES, FAILED),
+        *(EXPLANATIONS, AGREEMENT, TIMINGS, MANIFEST, JOB, REPORT, LOCK, LOG),
+    }
+)
 MANIFESTS = {
     "explanations": MANIFEST,
     "dissection": MANIFEST,
@@ -78,6 +100,10 @@ CALLED = {
     "planted": "planted suite",
 }
 NAMES_SHOWN = 3
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 # ---- what makes a job this job
@@ -188,7 +214,7 @@ class RunFolder:
         parts: Mapping[str, Any],
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.kind = Path(folder), kind
+        self.path, self.kind = place(folder), kind
         self.parts = json.loads(json.dumps(json_ready({"kind": kind, **parts})))
         self.digest = digest_of_data(_identity(self.parts))
         self._claim({"schema": SCHEMAS["job"], "parts": self.parts, **(about or {})})
@@ -227,6 +253,49 @@ class RunFolder:
                 f"with -o"
             )
 
+    @contextmanager
+    def locked(self, part: str = "") -> Iterator[None]:
+        """Nobody else writes here meanwhile; several who make a ``part`` of it may, each
+        its own. What dead processes left half-written is removed.
+
+        The system lets go of the lock with the process, however that ends. On other than
+        local storage there is no lock: records are whole and the same whoever makes them.
+        """
+        if fcntl is None or not isinstance(self.path, LocalPath):
+            yield
+            return
+        with ExitStack() as held:
+            self._hold(held, LOCK, shared=bool(part))
+            if part:
+                self._hold(held, f"job.{part}.lock", shared=False)
+            sweep(self.path)
+            yield
+
+    def _hold(self, held: ExitStack, name: str, shared: bool) -> None:
+        file = self.path / name
+        try:
+            stream = held.enter_context(file.open("a+"))
+        except OSError as error:
+            raise CannotWriteError(
+                f"{file} cannot be written: {error.strerror or error}"
+            ) from None
+        try:
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(stream, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            who = stream.read().strip() or "another process"
+            raise ConsilienceError(
+                f"{self.path} is being made by {who}; wait for it, or name another folder "
+                f"with -o"
+            ) from None
+        except OSError:  # a file system without locks
+            return
+        if not shared:
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {platform.node()}")
+            stream.flush()
+
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest: from then on the run is finished."""
         write_manifest(self.path, self.kind, {"job": self.digest, **manifest})
@@ -244,7 +313,10 @@ def _identity(parts: Any) -> Any:
 def _has_work(folder: Path) -> bool:
     """Whether anything was finished in it: a file besides the job's own."""
     return any(
-        path.is_file() and path.name != JOB and not path.name.endswith(".part")
+        path.is_file()
+        and path.name not in (JOB, LOCK, LOG)
+        and path.parent.name != FAILED
+        and not path.name.endswith(PART)
         for path in folder.rglob("*")
     ) or any(folder.glob("state.part"))
 
@@ -350,6 +422,8 @@ class ImageResult:
     prediction: Mapping[str, Any]
     items: tuple[KeptExplanation, ...]
     notes: tuple[str, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What is said of the image in the run's tables: ``rows``, ``pairs``, ``seen``."""
 
     @property
     def name(self) -> str:
@@ -368,12 +442,24 @@ class ImageResult:
 
 
 def map_file(folder: Path, name: str) -> Path:
-    """Where a run keeps an image."""
-    return folder / MAPS / f"{file_stem(name)}.npz"
+    """Where a run keeps an image by itself."""
+    return folder / MAPS / f"{file_stem(name)}{RECORD}"
 
 
-def write_result(path: Path, result: ImageResult, job: str = "") -> None:
-    """One image as a compressed .npz; ``job`` is the digest of the job it belongs to."""
+def is_volatile(key: str) -> bool:
+    """Whether a fact of an explanation is of the machine and the moment: it is kept
+    beside the record, so that the same work gives the same bytes.
+    """
+    return key.endswith("seconds") or key in MACHINE
+
+
+MACHINE = frozenset({"threads", "batch", "openvino", "torch", "note", "device"})
+
+
+def result_bytes(result: ImageResult, job: str = "") -> bytes:
+    """One image as a compressed .npz, without what `is_volatile`; ``job`` is the digest
+    of the job it belongs to.
+    """
     arrays: dict[str, Array] = {"image": result.image}
     rows = []
     for number, item in enumerate(result.items):
@@ -381,6 +467,11 @@ def write_result(path: Path, result: ImageResult, job: str = "") -> None:
         arrays[f"{number}.mask"] = np.packbits(item.cut.on)
         mask = {key: value for key, value in vars(item.cut).items() if key != "on"}
         facts = explanation_facts(item.explanation)
+        facts["provenance"] = {
+            key: value
+            for key, value in facts["provenance"].items()
+            if not is_volatile(key)
+        }
         rows.append(
             {"column": item.column, **facts, "mask": mask, "shape": item.cut.on.shape}
         )
@@ -390,17 +481,53 @@ def write_result(path: Path, result: ImageResult, job: str = "") -> None:
         "prediction": result.prediction,
         "notes": result.notes,
         "items": rows,
+        "found": result.found,
     }
-    write_arrays(path, arrays, meta)
+    return arrays_as_bytes(_image_coded(arrays), meta)
 
 
-def read_result(path: Path, job: str | None = None) -> ImageResult:
-    """Inverse of `write_result`; the image's own pixels are read again when somebody
-    looks at them. `ConsilienceError` where the file is damaged, or of another ``job``.
+def times_of(result: ImageResult) -> dict[str, dict[str, Any]]:
+    """By column what `is_volatile` of its explanation."""
+    return {
+        item.column: {
+            key: value for key, value in item.provenance.items() if is_volatile(key)
+        }
+        for item in result.items
+    }
+
+
+LOSSY_FROM = 1 << 14
+"""Bytes from which what the model was shown is kept as a WebP of quality 90: it is for
+people, the maps are not touched."""
+
+
+def _image_coded(arrays: dict[str, Array]) -> dict[str, Array]:
+    image = arrays["image"]
+    if image.nbytes < LOSSY_FROM or max(image.shape) > WEBP_SIDE:
+        return arrays
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "WEBP", quality=90, method=2)
+    coded = np.frombuffer(file.getvalue(), dtype=np.uint8)
+    return {**arrays, "image": coded}
+
+
+WEBP_SIDE = 16_383
+
+
+def _image_decoded(image: Array) -> Array:
+    if image.ndim == 3:
+        return image
+    with Image.open(io.BytesIO(image.tobytes()), formats=["WEBP"]) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+def result_from(content: bytes, where: str, job: str | None = None) -> ImageResult:
+    """Inverse of `result_bytes`; the image's own pixels are read again when somebody
+    looks at them. `ConsilienceError` where it is damaged, or of another ``job``.
     """
-    arrays, meta = read_arrays(path)
+    arrays, meta = arrays_from_bytes(content, where)
     if job is not None and meta.get("job") != job:
-        raise ConsilienceError(f"{path} belongs to another job")
+        raise ConsilienceError(f"{where} belongs to another job")
     try:
         sample = SavedSample.of(meta["sample"])
         items = tuple(
@@ -408,10 +535,27 @@ def read_result(path: Path, job: str | None = None) -> ImageResult:
             for number, row in enumerate(meta["items"])
         )
         return ImageResult(
-            sample, arrays["image"], meta["prediction"], items, tuple(meta["notes"])
+            sample,
+            _image_decoded(arrays["image"]),
+            meta["prediction"],
+            items,
+            tuple(meta["notes"]),
+            meta.get("found") or {},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConsilienceError(f"{path} is damaged: {one_line(error)}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise ConsilienceError(f"{where} is damaged: {one_line(error)}") from None
+
+
+def write_result(path: Path, result: ImageResult, job: str = "") -> None:
+    """`result_bytes` as a file."""
+    write_bytes(path, result_bytes(result, job))
+
+
+def read_result(path: Path, job: str | None = None) -> ImageResult:
+    """`result_from` of a file."""
+    if not path.is_file():
+        raise ConsilienceError(f"{path} does not exist")
+    return result_from(path.read_bytes(), str(path), job)
 
 
 def _read_item(
@@ -424,6 +568,67 @@ def _read_item(
     return KeptExplanation(row["column"], explanation, mask)
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a run's tables and audit need of a record: no maps."""
+
+    name: str
+    digest: str
+    rows: list[dict[str, Any]]
+    pairs: list[PairAgreement]
+    seen: Mapping[str, Any]
+    masks: Mapping[str, tuple[Packed, str]]
+
+
+def found_in(content: bytes, where: str, masks: bool = True) -> Found:
+    """The part of a record that goes into tables, without its maps."""
+    arrays, meta = arrays_from_bytes(
+        content, where, lambda name: masks and name.endswith(".mask")
+    )
+    try:
+        found = meta["found"]
+        packed = {
+            row["column"]: (
+                Packed(
+                    arrays[f"{number}.mask"],
+                    int(np.unpackbits(arrays[f"{number}.mask"]).sum()),
+                    tuple(row["shape"]),
+                ),
+                row["model_id"],
+            )
+            for number, row in enumerate(meta["items"])
+            if masks
+        }
+        return Found(
+            meta["sample"]["name"],
+            meta["sample"]["digest"],
+            [_with_nan(row) for row in found["rows"]],
+            [_pair_from(row) for row in found["pairs"]],
+            found["seen"],
+            packed,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConsilienceError(f"{where} is damaged: {one_line(error)}") from None
+
+
+def _with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {
+        key: float("nan") if value is None and key in FLOATS else value
+        for key, value in row.items()
+    }
+
+
+FLOATS = frozenset({"score", "probability", "mask_area"})
+
+
+def _pair_from(row: Mapping[str, Any]) -> PairAgreement:
+    told: dict[str, Any] = {
+        key: float("nan") if value is None else value for key, value in row.items()
+    }
+    return PairAgreement(**{**told, "notes": tuple(row["notes"])})
+
+
 class Writer(RunFolder):
     """A run of explanations that is being made."""
 
@@ -434,36 +639,100 @@ class Writer(RunFolder):
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(folder, "explanations", parts, about)
+        self._shelve()
 
-    def done(self, name: str, digest: str) -> ImageResult | None:
-        """What an earlier try of this job kept of an image, if the image is still the
-        same and the file whole.
+    def _shelve(self) -> None:
+        self.maps = Shelf(self.path / MAPS, RECORD)
+        self.times = Shelf(self.path / TIMES, ".json")
+        self.failed = Shelf(self.path / FAILED, ".json")
+
+    @classmethod
+    def joining(cls, folder: str | Path, digest: str) -> Writer:
+        """For a worker: the folder is another process's, who has claimed it."""
+        made = cls.__new__(cls)
+        made.path, made.kind, made.digest = place(folder), "explanations", digest
+        made.parts = {}
+        made._shelve()
+        return made
+
+    def done(self, name: str, digest: str | None = None) -> bool:
+        """Whether an earlier try of this job kept the image whole (and, with ``digest``,
+        this very one).
         """
-        path = map_file(self.path, name)
-        if not path.is_file():
-            return None
+        stem = file_stem(name)
         try:
-            result = read_result(path, self.digest)
+            content = self.maps.read(stem)
+            if content is None:
+                return False
+            meta = checked_meta(content, str(self.maps.loose(stem)))
         except ConsilienceError as error:
             progress.say(f"{error}; made anew")
-            return None
-        return result if result.sample.digest == digest else None
+            self._forget(stem)
+            return False
+        if meta.get("job") != self.digest:
+            return False
+        return digest is None or meta["sample"]["digest"] == digest
 
-    def put(self, result: ImageResult) -> None:
+    def _forget(self, stem: str) -> None:
+        """A damaged file stands in the way of nothing."""
+        with suppress(OSError):
+            self.maps.loose(stem).unlink()
+
+    def put(self, result: ImageResult, durable: bool = True) -> None:
         """Keep one image."""
-        write_result(map_file(self.path, result.name), result, self.digest)
+        stem = file_stem(result.name)
+        self.times.write(stem, as_json(times_of(result)), durable=False)
+        self.maps.write(stem, result_bytes(result, self.digest), durable)
+        with suppress(OSError):
+            self.failed.loose(stem).unlink()
+
+    def fail(self, name: str, reason: str) -> None:
+        """Keep that an image failed; the next try tries it again."""
+        self.failed.write(
+            file_stem(name), as_json({"name": name, "reason": reason}), durable=False
+        )
+
+    def failure(self, name: str) -> str | None:
+        """Why an image failed, where it did."""
+        content = self.failed.read(file_stem(name))
+        return None if content is None else str(json.loads(content)["reason"])
 
     def finish_tables(
         self,
         manifest: Mapping[str, Any],
         explanations: pd.DataFrame,
         agreement: pd.DataFrame,
+        timings: pd.DataFrame | None = None,
     ) -> Run:
         """Write the tables, then the manifest."""
         write_table(self.path / EXPLANATIONS, explanations)
         write_table(self.path / AGREEMENT, agreement)
+        if timings is not None:
+            write_table(self.path / TIMINGS, timings)
         self.finish(manifest)
         return Run(self.path)
+
+
+def checked_meta(content: bytes, where: str) -> dict[str, Any]:
+    """The plain data of a record whose every part has its checksum."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            bad = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise ConsilienceError(f"{where} is damaged: {one_line(error)}") from None
+    if bad is not None:
+        raise ConsilienceError(f"{where} is damaged: {bad} has another checksum")
+    return arrays_from_bytes(content, where, lambda _: False)[1]
+
+
+def as_json(thing: Any) -> bytes:
+    """Plain data in as few bytes as JSON takes."""
+    return json.dumps(
+        json_ready(thing),
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
+    ).encode()
 
 
 # ---- reading
@@ -477,8 +746,9 @@ class Run(Sequence[Explanation]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = place(folder)
         self.manifest = read_manifest(self.folder, "explanations")
+        self._maps = Shelf(self.folder / MAPS, RECORD)
         self._last: ImageResult | None = None
 
     # -- explanations
@@ -526,8 +796,41 @@ class Run(Sequence[Explanation]):
                 raise ConsilienceError(
                     f"{self.folder}: {unknown('image', name, self.samples, limit=12)}"
                 )
-            self._last = read_result(map_file(self.folder, name))
+            stem = file_stem(name)
+            content = self._maps.read(stem)
+            if content is None:
+                raise ConsilienceError(f"{self._maps.loose(stem)} does not exist")
+            result = result_from(content, str(self._maps.loose(stem)))
+            self._last = self._timed(result)
         return self._last
+
+    def _timed(self, result: ImageResult) -> ImageResult:
+        """With the times of its explanations, which are kept beside it."""
+        known = self._times.get(result.name) or {}
+        items = tuple(
+            replace(
+                item,
+                explanation=replace(
+                    item.explanation,
+                    provenance={**item.provenance, **known.get(item.column, {})},
+                ),
+            )
+            for item in result.items
+        )
+        return replace(result, items=items)
+
+    @cached_property
+    def _times(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By image and column, what is of the machine and the moment."""
+        if not (self.folder / TIMINGS).is_file():
+            return {}
+        times: dict[str, dict[str, dict[str, Any]]] = {}
+        rows = self.timings
+        for sample, column, facts in zip(
+            rows["sample"], rows["column"], rows["facts"], strict=True
+        ):
+            times.setdefault(sample, {})[column] = json.loads(facts)
+        return times
 
     # -- tables
 
@@ -537,8 +840,19 @@ class Run(Sequence[Explanation]):
 
     @cached_property
     def explanations(self) -> pd.DataFrame:
-        """A row an explanation."""
-        return read_table(self.folder / EXPLANATIONS)
+        """A row an explanation, with the seconds it took."""
+        table = read_table(self.folder / EXPLANATIONS)
+        if "seconds" in table or not (self.folder / TIMINGS).is_file():
+            return table
+        times = self.timings[["sample", "column", "seconds"]]
+        return table.merge(times, on=["sample", "column"], how="left")
+
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """A row an explanation: ``seconds``, and as JSON in ``facts`` what else is of the
+        machine and the moment, not of the work.
+        """
+        return read_table(self.folder / TIMINGS)
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
@@ -577,6 +891,14 @@ class Run(Sequence[Explanation]):
                 names
             ].itertuples()
         }
+
+    def query(self, sql: str) -> Any:
+        """The answer to a question in SQL, as DuckDB's relation (``.df()``, ``.pl()``,
+        ``.arrow()``): see `runs.query.query`.
+        """
+        from consilience.runs.query import query
+
+        return query(self.folder, sql)
 
     def report(self) -> Path:
         """Write the report anew; returns its path."""

@@ -8,7 +8,6 @@ the same record in a shard.
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,8 +53,14 @@ class Shelf:
         Raises `ConsilienceError` where it is damaged.
         """
         file = self.loose(name)
-        with suppress(FileNotFoundError, NotADirectoryError):
+        try:
             return file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise ConsilienceError(
+                f"{file} cannot be read: {error.strerror or error}"
+            ) from None
         shard = self._shards().get(name)
         if shard is None:
             return None
@@ -118,6 +123,19 @@ class Shelf:
                 found.append(shard)
         return found
 
+    def names(self) -> list[str]:
+        """Names of all records, loose and in shards, in order of their names."""
+        loose = (
+            [
+                path.name.removesuffix(self.ending)
+                for path in self.folder.iterdir()
+                if path.name.endswith(self.ending) and not path.name.startswith(".")
+            ]
+            if self.folder.is_dir()
+            else []
+        )
+        return sorted({*loose, *self._shards()})
+
     def pack(self, number: int, names: Sequence[str]) -> None:
         """Put records into shard ``number``, in this order; those that are missing are
         left out. Nothing is done where they are there already.
@@ -164,8 +182,3 @@ class Shelf:
             content = self.read(name)
             if content is not None:
                 yield name, content
-
-
-def as_stream(content: bytes) -> io.BytesIO:
-    """Bytes as a file."""
-    return io.BytesIO(content)

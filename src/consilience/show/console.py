@@ -309,6 +309,77 @@ MOST_ROWS = 40
 """Rows of images that a terminal is given; the report and the tables have all."""
 
 
+def show_plan(work: Any, found: Any, console: Console) -> None:
+    """What a job will do and take."""
+    for one in found:
+        asked = f", {words.count_of(one.metrics, 'metric')}" if one.metrics else ""
+        console.print(
+            escape(
+                f"{one.folder}: {words.count_of(one.images, 'image')}, "
+                f"{' and '.join(one.columns)} of {one.network}{asked}"
+            ),
+            highlight=False,
+        )
+        workers = words.count_of(max(1, work.how.workers), "worker")
+        console.print(
+            f"  about {words.format_seconds(one.seconds)} with {workers}, "
+            f"{one.passes:,.0f} passes of an image, {_bytes(one.memory)} of memory a "
+            f"process, {_bytes(one.disk)} on disk (from {one.probed} images in "
+            f"{words.format_seconds(one.took)})",
+            highlight=False,
+        )
+    if work.dissection is not None:
+        job, folder = work.dissection
+        console.print(
+            escape(
+                f"{folder}: dissection of {job.model} over {job.concepts}; not estimated"
+            ),
+            highlight=False,
+        )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def show_status(found: dict[str, Any], console: Console) -> None:
+    """Where a run stands: done, failed with reasons, rate, time left."""
+    left = found["seconds_left"]
+    rate = found["rate"]
+    line = f"{found['state']}: {found['done']} of {found['images']} images done"
+    if found["failed"]:
+        line += f", {found['failed']} failed"
+    if found["state"] == "running" and rate == rate:
+        line += (
+            f"; {rate:.3g} images a second, about {words.format_seconds(left)} left"
+        )
+    console.print(line, highlight=False)
+    if found["reasons"]:
+        table = Table("image", "reason")
+        for name, reason in list(found["reasons"].items())[:MOST_ROWS]:
+            table.add_row(escape(name), escape(reason))
+        table.caption = _left_out(len(found["reasons"]))
+        console.print(table)
+
+
+def show_frame(frame: Any, console: Console) -> None:
+    """A table of any columns."""
+    table = Table(*map(str, frame.columns))
+    for row in frame.head(MOST_ROWS).itertuples(index=False):
+        table.add_row(
+            *(
+                escape(format_number(cell) if isinstance(cell, float) else str(cell))
+                for cell in row
+            )
+        )
+    table.caption = _left_out(len(frame))
+    console.print(table)
+
+
 def _left_out(rows: int) -> str | None:
     """What stands under a table that was cut."""
     if rows <= MOST_ROWS:

@@ -1,0 +1,373 @@
+"""Lists of images that stand in files: tables of paths, WebDataset's tar shards, data sets
+of torchvision and of Hugging Face's ``datasets`` by their spelling.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+import tarfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilience import data, inputs
+from consilience.files import LocalPath, place, read_csv_records, read_table
+from consilience.image_files import SUFFIXES
+from consilience.runs.folder import file_content
+from consilience.types import Box, ConsilienceError, Sample
+
+PATH_COLUMNS = ("image", "path", "file", "filepath", "filename")
+MOST_BYTES = 1 << 28
+"""No file of an image is longer."""
+LABEL_COLUMNS = ("class_index", "class", "label", "cls", "target")
+
+
+def listed_source(
+    given: str | Path,
+    classes: Sequence[str],
+    channels: int,
+    value_range: tuple[float, float] | None,
+) -> Any:
+    """The source behind a table (``.csv``, ``.tsv``, ``.parquet``), shards (``.tar``, or a
+    pattern of them) or a data set (``torchvision:NAME,root=DIR``, ``datasets:PATH``); None
+    for anything else.
+    """
+    text = str(given)
+    if text.startswith(("torchvision:", "datasets:")):
+        return Dataset(text, classes, channels)
+    lowered = text.lower()
+    if lowered.endswith((".csv", ".tsv", ".parquet", ".pq")):
+        return Table(text, classes, channels, value_range)
+    if lowered.endswith((".tar", ".tar.gz", ".tgz")):
+        return Shards(text, classes, channels, value_range)
+    return None
+
+
+# ---- tables of paths
+
+
+class Table:
+    """Images that a table names, a row an image, or a row a box: ``image`` (or ``path``),
+    ``class_index`` or ``class``, ``x0 y0 x1 y1``. Paths are relative to the table.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        classes: Sequence[str],
+        channels: int,
+        value_range: tuple[float, float] | None,
+    ) -> None:
+        self._file = place(file)
+        if not self._file.is_file():
+            raise ConsilienceError(f"{file} does not exist")
+        rows = _rows(self._file)
+        columns = {name.lower(): name for name in (rows[0] if rows else {})}
+        path = next((columns[name] for name in PATH_COLUMNS if name in columns), None)
+        if path is None:
+            there = ", ".join(columns) or "none"
+            raise ConsilienceError(
+                f"{file} names no images: it needs a column {' or '.join(PATH_COLUMNS[:2])}; "
+                f"its columns are {there}"
+            )
+        self._channels, self._range = channels, value_range
+        self._known: dict[str, tuple[int | None, list[Box]]] = {}
+        for number, row in enumerate(rows, 2):
+            self._take(number, row, path, columns, classes)
+        if not self._known:
+            raise ConsilienceError(f"{file} has no rows")
+        self.files = [_beside(self._file, name) for name in self._known]
+        self.names = data.names_of([Path(str(one)) for one in self.files])
+        self._labels = list(self._known.values())
+
+    def _take(
+        self,
+        number: int,
+        row: dict[str, Any],
+        path: str,
+        columns: dict[str, str],
+        classes: Sequence[str],
+    ) -> None:
+        where = f"{self._file}, row {number}"
+        name = str(row[path] or "").strip()
+        if not name:
+            raise ConsilienceError(f"{where} names no image")
+        label = None
+        for column in LABEL_COLUMNS:
+            if column in columns and not _empty(row[columns[column]]):
+                label = label_of(where, row[columns[column]], classes)
+                break
+        known, boxes = self._known.setdefault(name, (label, []))
+        if known is None and label is not None:
+            self._known[name] = (label, boxes)
+        if all(edge in columns for edge in data.EDGES):
+            cells = [row[columns[edge]] for edge in data.EDGES]
+            if not any(map(_empty, cells)):
+                if label is None:
+                    raise ConsilienceError(f"{where} has a box and no class")
+                boxes.append(_box(where, label, cells))
+
+    def parts(self) -> dict[str, Any]:
+        """The table's own bytes; every image's digest is in its record."""
+        return {"images": {self._file.name: _digest(self._file)}, "truth": None}
+
+    def read(self, place: int) -> Sample | data.Failure:
+        """One of them."""
+        name = self.names[place]
+        label, boxes = self._labels[place]
+        try:
+            sample = data.read_image(
+                self.files[place], name, self._channels, self._range
+            )
+            truth = data.TruthTable(
+                {name: data.KnownTruth(label or 0, tuple(boxes))} if boxes else {}
+            )
+            if boxes:
+                return data.labelled(sample, Path(name), truth, ())
+            return replace(sample, label=label)
+        except ConsilienceError as error:
+            return data.Failure(name, str(error))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix.lower() in (".parquet", ".pq"):
+        return [
+            {str(key): value for key, value in row.items()}
+            for row in read_table(file).to_dict("records")
+        ]
+    if file.suffix.lower() == ".tsv":
+        from consilience.files import read_csv
+
+        lines = [row for _, row in read_csv(file, "table", "\t") if row]
+        return [dict(zip(lines[0], row, strict=False)) for row in lines[1:]]
+    return [dict(row) for row in read_csv_records(file, "table")]
+
+
+def _beside(file: Path, name: str) -> Path:
+    """A path as a table means it: as it stands, or beside the table."""
+    named = Path(name)
+    return named if named.is_absolute() else file.parent / name
+
+
+def _empty(cell: Any) -> bool:
+    return (
+        cell is None
+        or cell == ""
+        or (isinstance(cell, float) and not np.isfinite(cell))
+    )
+
+
+def label_of(where: str, cell: Any, classes: Sequence[str]) -> int:
+    """A class by its number or name."""
+    text = (
+        str(int(cell)) if isinstance(cell, float) and cell == int(cell) else str(cell)
+    )
+    row = (
+        {"class_index": text} if text.strip().isdecimal() else {"class": text.strip()}
+    )
+    return data._class_of(where, row, classes)
+
+
+def _box(where: str, label: int, cells: Sequence[Any]) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(cell) for cell in cells)
+    except (TypeError, ValueError):
+        raise ConsilienceError(
+            f"{where}: a box is four numbers; got {cells}"
+        ) from None
+    if not (x0 < x1 and y0 < y1):
+        raise ConsilienceError(f"{where}: a box has x0 < x1 and y0 < y1; got {cells}")
+    return Box(label, x0, y0, x1, y1)
+
+
+def _digest(file: Path) -> str:
+    if isinstance(file, LocalPath):
+        return (file_content(file) or {})["digest"]
+    return blake2b(file.read_bytes(), digest_size=16).hexdigest()
+
+
+# ---- WebDataset
+
+
+class Shards:
+    """WebDataset's tar shards: files of one name and several endings are one example
+    (``0001.jpg``, ``0001.cls``, ``0001.json``). A shard is listed once; an image is read
+    from its place in the file.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        classes: Sequence[str],
+        channels: int,
+        value_range: tuple[float, float] | None,
+    ) -> None:
+        self._shards = _tars(pattern)
+        self._classes, self._channels, self._range = classes, channels, value_range
+        self.names: list[str] = []
+        self._members: list[dict[str, Any]] = []
+        for number, shard in enumerate(self._shards):
+            self._list(number, shard)
+        if not self.names:
+            raise ConsilienceError(f"{pattern} holds no image")
+
+    def _list(self, number: int, shard: Path) -> None:
+        found: dict[str, dict[str, Any]] = {}
+        prefix = f"{shard.stem}/" if len(self._shards) > 1 else ""
+        try:
+            with tarfile.open(fileobj=shard.open("rb")) as tar:
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    key = f"{folder}/{stem}" if folder else stem
+                    entry = found.setdefault(key, {"shard": number})
+                    ending = ending.lower()
+                    at = (member.offset_data, member.size)
+                    if f".{ending.rpartition('.')[2]}" in SUFFIXES:
+                        entry.setdefault("image", at)
+                    elif ending in ("cls", "json"):
+                        entry[ending] = at
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ConsilienceError(
+                f"{shard} cannot be read as a tar: {' '.join(str(error).split())}"
+            ) from None
+        if shard.suffix in (".gz", ".tgz") and found:
+            raise ConsilienceError(
+                f"{shard} is compressed: its images have no place of their own; gunzip it"
+            )
+        for key, entry in found.items():
+            if "image" in entry:
+                self.names.append(prefix + key)
+                self._members.append(entry)
+
+    def parts(self) -> dict[str, Any]:
+        """The shards' own bytes."""
+        return {
+            "images": {shard.name: _digest(shard) for shard in self._shards},
+            "truth": None,
+        }
+
+    def read(self, place: int) -> Sample | data.Failure:
+        """One of them, labelled by its ``.cls``, or by ``label``, ``cls`` or ``class`` of
+        its ``.json``.
+        """
+        name, entry = self.names[place], self._members[place]
+        try:
+            with self._shards[entry["shard"]].open("rb") as file:
+                parts: dict[str, bytes] = {
+                    key: _part(file, *entry[key])
+                    for key in ("image", "cls", "json")
+                    if key in entry
+                }
+            shown = inputs.Shown(self._channels)
+            sample = inputs.one_sample(parts["image"], shown, name)
+            label = _label_of_parts(parts, self._classes, name)
+            return replace(sample, label=label)
+        except (ConsilienceError, OSError) as error:
+            return data.Failure(
+                name, f"{name}: {error}" if name not in str(error) else str(error)
+            )
+
+
+def _part(file: Any, start: int, size: int) -> bytes:
+    if size > MOST_BYTES:
+        raise ConsilienceError(f"an image of {size:,} bytes is too large")
+    file.seek(start)
+    return bytes(file.read(size))
+
+
+def _label_of_parts(
+    parts: dict[str, bytes], classes: Sequence[str], name: str
+) -> int | None:
+    if "cls" in parts:
+        text = parts["cls"].decode("utf-8", "replace").strip()
+        return label_of(name, text, classes)
+    with suppress(ValueError):
+        said = json.loads(parts.get("json", b"{}"))
+        for key in ("label", "cls", "class", "class_index"):
+            if isinstance(said, dict) and said.get(key) is not None:
+                return label_of(name, said[key], classes)
+    return None
+
+
+def _tars(pattern: str) -> list[Path]:
+    if "://" in pattern:
+        return [place(pattern)]
+    found = sorted(glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207
+    if not found:
+        raise ConsilienceError(f"{pattern} does not exist")
+    return [Path(name) for name in found]
+
+
+# ---- data sets by their spelling
+
+
+class Dataset:
+    """``torchvision:NAME,root=DIR[,split=S]`` or ``datasets:FOLDER``: what is there on
+    disk; nothing is downloaded.
+    """
+
+    def __init__(self, spelled: str, classes: Sequence[str], channels: int) -> None:
+        self._spelled = spelled
+        self._set = _torchvision(spelled) if spelled[0] == "t" else _hub(spelled)
+        self._shown = inputs.Shown(channels, tuple(classes))
+        self._labels = inputs.Labels.of(self._set, self._shown)
+        self.names = [f"{place:07d}" for place in range(len(self._set))]
+        if not self.names:
+            raise ConsilienceError(f"{spelled} is empty")
+
+    def parts(self) -> dict[str, Any]:
+        """Its spelling and length: every image's digest is in its record."""
+        return {"images": {self._spelled: len(self.names)}, "truth": None}
+
+    def read(self, place: int) -> Sample | data.Failure:
+        """One of them."""
+        try:
+            found = inputs.labelled_sample(
+                self._set[place], self.names[place], self._shown, self._labels
+            )
+        except Exception as error:  # whatever a data set raises is one image's
+            return data.Failure(self.names[place], f"{self.names[place]}: {error}")
+        return found
+
+
+def _torchvision(spelled: str) -> Any:
+    import torchvision
+
+    name, _, rest = spelled.partition(":")[2].partition(",")
+    kind = getattr(torchvision.datasets, name, None)
+    if kind is None:
+        raise ConsilienceError(f"torchvision has no data set {name!r}")
+    options: dict[str, Any] = {}
+    for one in filter(None, rest.split(",")):
+        key, _, value = one.partition("=")
+        options[key] = value == "true" if value in ("true", "false") else value
+    try:
+        return kind(**options)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConsilienceError(f"{spelled}: {why}") from None
+
+
+def _hub(spelled: str) -> Any:
+    try:
+        load_from_disk = importlib.import_module("datasets").load_from_disk
+    except ImportError:
+        raise ConsilienceError(
+            f"{spelled} needs the package datasets: pip install datasets"
+        ) from None
+    folder = spelled.partition(":")[2]
+    try:
+        return load_from_disk(folder)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConsilienceError(f"{spelled}: {why}") from None
