@@ -273,8 +273,9 @@ class _Images:
         done, total = len(self.source.names) - len(places), len(self.source.names)
         log.begin(total, len(places), self.how.record())
         estimate = _Estimate(len(places))
-        with progress.task("images", total) as running:
-            running.advance(done)
+        if done and places:
+            progress.say(f"{done} of {total} images are there already")
+        with progress.task("images", len(places)) as running:
             try:
                 for outcome in self._outcomes(places):
                     log.outcome(outcome)

@@ -117,10 +117,10 @@ class _Reading:
     folder: Path
     mistakes: list[str] = field(default_factory=list)
 
-    def tried(self, what: str, make: Callable[[], Any]) -> Any:
+    def tried(self, what: str, make: Callable[..., Any], *given: Any) -> Any:
         """What is made, or None and a mistake."""
         try:
-            return make()
+            return make(*given)
         except ConsilienceError as error:
             self.mistakes.append(f"{what}: {error}")
         except (TypeError, ValueError) as error:
@@ -149,7 +149,8 @@ def work_of(told: Mapping[str, Any], where: str, folder: Path | None = None) -> 
     for plugin in reading.get("plugins", []):
         reading.tried(
             "plugins",
-            lambda plugin=plugin: registry.load_plugin(reading.beside(plugin)),
+            registry.load_plugin,
+            reading.beside(plugin),
         )
     work = Work(
         tuple(reading.beside(str(one)) for one in reading.get("images", [])),
@@ -216,7 +217,7 @@ def _asked(reading: _Reading) -> Asked | None:
     if not metrics and suite is None:
         return None
     for one in metrics:
-        reading.tried("metrics", lambda one=one: registry.metrics.build(one))
+        reading.tried("metrics", registry.metrics.build, one)
     found = reading.tried("suite", lambda: asked_metrics(metrics, suite))
     return Asked(tuple(found or ()), suite, reading.get("seed", 0))
 
@@ -230,7 +231,7 @@ def _jobs(reading: _Reading) -> tuple[tuple[str, ExplanationJob], ...]:
     title = {"title": reading.told["title"]} if "title" in reading.told else {}
     made: list[tuple[str, ExplanationJob]] = []
     for network in networks:
-        job = reading.tried("explainers", lambda n=network: _job(reading, n))
+        job = reading.tried("explainers", _job, reading, network)
         if job is None:
             continue
         bounds = reading.get("value_range")
@@ -309,15 +310,11 @@ def _check_work(work: Work, reading: _Reading) -> None:
     channels, classes = 3, ()
     for _, job in work.jobs:
         name = job.columns[0].model or DEFAULT_MODEL
-        models = reading.tried(
-            f"network {name}", lambda job=job: load_models(job, work.options)
-        )
+        models = reading.tried(f"network {name}", load_models, job, work.options)
         if models is None:
             continue
         channels, classes = channels_of(models), models[0].classes
-        reading.tried(
-            f"network {name}", lambda job=job, models=models: check_job(job, models)
-        )
+        reading.tried(f"network {name}", check_job, job, models)
     if work.images:
         reading.tried(
             "images", lambda: source_of(work.images, work.truth, classes, channels)
@@ -325,9 +322,7 @@ def _check_work(work: Work, reading: _Reading) -> None:
     if work.dissection is not None:
         from consilience.dissection.concepts import load_concepts
 
-        reading.tried(
-            "dissection", lambda: load_concepts(work.dissection[0].concepts)
-        )  # type: ignore[index]
+        reading.tried("dissection", load_concepts, work.dissection[0].concepts)
 
 
 def do_work(work: Work, command: str = "") -> list[Any]:

@@ -12,12 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 from consilience import api, data, progress, registry, targets
 from consilience.agreement.audit import seen_of
@@ -90,7 +92,7 @@ class Making:
         """
         readers = 2 if self.threads else 0
         read = ahead(source, places, depth=2 * self.batch, threads=readers)
-        with ThreadPoolExecutor(1, "write") as writing:
+        with steady_threads(), ThreadPoolExecutor(1, "write") as writing:
             try:
                 while chunk := _taken(read, self.batch):
                     yield from self._chunk(chunk, writing)
@@ -417,6 +419,23 @@ class _Chunk:
         if key not in self._said:
             self._said[key] = said_of(model, self.samples, view)
         return self._said[key]
+
+
+STEADY_THREADS = 2
+"""Threads of a torch pass and of a matrix product in a run, on every machine: how sums are
+split, and so their last bits, depends on it. More cores are used by more workers."""
+
+
+@contextmanager
+def steady_threads() -> Iterator[None]:
+    """The same threads inside a pass whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(STEADY_THREADS)
+    try:
+        with threadpool_limits(limits=STEADY_THREADS, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pass_size(model: Model) -> int:

@@ -191,10 +191,6 @@ def _settle(first: dict[str, Any]) -> None:
     cores = first.get("cores")
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    if cores:
-        import torch
-
-        torch.set_num_threads(len(cores))
 
 
 class _Blocks:

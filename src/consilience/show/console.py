@@ -4,6 +4,7 @@ done.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,24 +109,29 @@ class LogLines:
         self._console, self._clock = console, clock
         self._tasks: dict[int, list[Any]] = {}
         self._said = clock()
+        self._lock = threading.RLock()  # several threads report
 
     def start(self, label: str, total: int) -> int:
         """A task begins."""
-        key = max(self._tasks, default=0) + 1
-        self._tasks[key] = [label, total, 0, self._clock()]
-        return key
+        with self._lock:
+            key = max(self._tasks, default=0) + 1
+            self._tasks[key] = [label, total, 0, self._clock()]
+            return key
 
     def advance(self, task: int, steps: int) -> None:
         """Steps are done; a line where half a minute has passed."""
-        self._tasks[task][2] += steps
-        now = self._clock()
-        if now - self._said >= LOG_SECONDS:
-            self._said = now
-            self.say("; ".join(self._line(one, now) for one in self._tasks.values()))
+        with self._lock:
+            self._tasks[task][2] += steps
+            now = self._clock()
+            if now - self._said >= LOG_SECONDS:
+                self._said = now
+                lines = [self._line(one, now) for one in self._tasks.values()]
+                self.say("; ".join(lines))
 
     def finish(self, task: int) -> None:
         """A task is over."""
-        self._tasks.pop(task, None)
+        with self._lock:
+            self._tasks.pop(task, None)
 
     def say(self, message: str) -> None:
         """A line."""
@@ -134,9 +140,10 @@ class LogLines:
     @staticmethod
     def _line(task: Sequence[Any], now: float) -> str:
         label, total, done, start = task
-        spent = now - start
-        left = f", about {words.format_seconds(spent / done * (total - done))} left"
-        known = left if 0 < done < total else ""
+        spent, known = now - start, ""
+        if 0 < done < total:
+            left = words.format_seconds(spent / done * (total - done))
+            known = f", about {left} left"
         return f"{label} {done} of {total}, {words.format_seconds(spent)}{known}"
 
 
