@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -321,6 +322,7 @@ class Dataset:
         self._set = _torchvision(spelled) if spelled[0] == "t" else _hub(spelled)
         self._shown = inputs.Shown(channels, tuple(classes))
         self._labels = inputs.Labels.of(self._set, self._shown)
+        self._one_at_a_time = Lock()
         self.names = [f"{place:07d}" for place in range(len(self._set))]
         if not self.names:
             raise ConsilienceError(f"{spelled} is empty")
@@ -332,8 +334,10 @@ class Dataset:
     def read(self, place: int) -> Sample | data.Failure:
         """One of them."""
         try:
+            with self._one_at_a_time:  # somebody else's code may not be for threads
+                item = self._set[place]
             found = inputs.labelled_sample(
-                self._set[place], self.names[place], self._shown, self._labels
+                item, self.names[place], self._shown, self._labels
             )
         except Exception as error:  # whatever a data set raises is one image's
             return data.Failure(self.names[place], f"{self.names[place]}: {error}")
@@ -350,12 +354,23 @@ def _torchvision(spelled: str) -> Any:
     options: dict[str, Any] = {}
     for one in filter(None, rest.split(",")):
         key, _, value = one.partition("=")
-        options[key] = value == "true" if value in ("true", "false") else value
+        options[key] = _option(value)
     try:
         return kind(**options)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise ConsilienceError(f"{spelled}: {why}") from None
+
+
+def _option(text: str) -> Any:
+    """A value as it is meant: true, a number, numbers (``3x32x32``), else a text."""
+    if text in ("true", "false"):
+        return text == "true"
+    parts = text.split("x")
+    if all(part.isdecimal() for part in parts):
+        numbers = tuple(int(part) for part in parts)
+        return numbers if len(numbers) > 1 else numbers[0]
+    return text
 
 
 def _hub(spelled: str) -> Any:
