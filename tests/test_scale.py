@@ -558,6 +558,7 @@ def killed_after(command, seconds):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_random_kills_end_in_the_bytes_of_an_undisturbed_run(place, tmp_path):
     """50 kills in all, of explain, evaluate and dissect."""
     program = [sys.executable, "-m", "consilience"]

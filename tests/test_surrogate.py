@@ -46,6 +46,64 @@ def problem(function, how, samples, count, seed, weigh="cosine"):
 # ---- fits against formulas
 
 
+def linear(count, seed):
+    weights = np.random.default_rng(seed).normal(size=count)
+    return lambda on: on @ weights + 0.1 * np.sin(7 * on @ weights[::-1])
+
+
+@pytest.mark.parametrize("alpha", [0.01, 3.0])
+@pytest.mark.parametrize(("samples", "count"), [(40, 90), (300, 330), (700, 300)])
+def test_many_superpixels_are_fitted_as_few_are(samples, count, alpha):
+    """More columns than draws, and matrices that Cholesky inverts: the normal equations
+    and leaving out each pair say the same.
+    """
+    data = problem(linear(count, 3), "antithetic", samples, count, 1)
+    found = least_squares(data, alpha)
+    beta = refitted(data.on, data.scores, data.weights, alpha)
+    np.testing.assert_allclose(found.coefficients, beta[1:], atol=1e-8)
+    assert found.intercept == pytest.approx(beta[0], abs=1e-8)
+    assert (found.influence is not None) == (samples >= 2 * (count + 1))
+    if found.influence is not None:
+        rows = np.arange(samples)
+        for group in (0, len(data.groups) - 1):
+            out = data.groups[group][data.groups[group] >= 0]
+            left = ~np.isin(rows, out)
+            without = Scored(
+                data.on[left],
+                data.scores[left],
+                data.weights[left],
+                np.arange(left.sum())[:, None],
+            )
+            others = refitted(without.on, without.scores, without.weights, alpha)
+            np.testing.assert_allclose(
+                found.coefficients - others[1:], found.influence[group], atol=2e-3
+            )
+    if samples < count:  # no penalty: of all that fit, the shortest
+        shortest = least_squares(data, 0.0)
+        design, response, _ = data.regression()
+        np.testing.assert_allclose(
+            shortest.coefficients,
+            np.linalg.pinv(design, rcond=1e-9) @ response,
+            atol=1e-8,
+        )
+
+
+def test_errors_of_many_weights_have_the_covariance_of_few(monkeypatch):
+    """Drawn as sums of what the draws did, or by the root of the covariance."""
+    data = problem(linear(40, 5), "antithetic", 400, 40, 2)
+    told = least_squares(data, 0.01)
+    monkeypatch.setattr(surrogate, "IMAGED", 40_000)
+    by_root = surrogate._errors(told, 1e-9, 0)
+    monkeypatch.setattr(surrogate, "LARGE", 10)
+    by_sums = surrogate._errors(told, 1e-9, 0)
+    size = np.diag(told.covariance).max()
+    for errors in (by_root, by_sums):
+        np.testing.assert_allclose(
+            np.cov(errors, rowvar=False), told.covariance, atol=0.04 * size
+        )
+    assert not np.allclose(by_root, by_sums)
+
+
 @pytest.mark.parametrize("how", ["independent", "antithetic"])
 @pytest.mark.parametrize("alpha", [0.0, 0.01, 3.0])
 @pytest.mark.parametrize("samples", [60, 61])

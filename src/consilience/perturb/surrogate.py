@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import linalg
 
 from consilience.types import Array, ConsilienceError
 
@@ -168,16 +169,15 @@ def least_squares(data: Scored, penalty: float) -> SurrogateFit:
     is needed, and none is approximated.
     """
     design, response, share = data.regression()
-    inverse = _inverse(design.T @ design, penalty, len(design))
-    rest = inverse @ (design.T @ response)
+    told = len(design) >= TOLD * (design.shape[1] + 1)
+    moved = _moved(design, penalty)
+    rest = moved.T @ response
     coefficients, intercept = data.solution(rest)
     residuals = response - design @ rest
-    deleted = _deleted(data, design, inverse, share, residuals)
+    deleted = _deleted(data, design, moved, share, residuals)
     influence = None
-    if deleted is not None and len(design) >= TOLD * (design.shape[1] + 1):
-        influence = (
-            np.einsum("gr,grs->gs", deleted, _padded(design)[data.groups]) @ inverse
-        )
+    if deleted is not None and told:
+        influence = np.einsum("gr,grs->gs", deleted, _padded(moved)[data.groups])
     return SurrogateFit(
         coefficients,
         intercept,
@@ -249,6 +249,34 @@ def falling(values: Array) -> Array:
     return np.argsort(-np.abs(values), kind="stable")
 
 
+def _moved(design: Array, penalty: float) -> Array:
+    """(n, S): what each row, times its residual, does to the coefficients, ``X (X'X +
+    penalty)^-1``; directions the draws never took are left at zero.
+
+    Of fewer rows than columns it is ``(XX' + penalty)^-1 X``, the same (Hoerl & Kennard
+    1970): the smaller of the two matrices is inverted, by Cholesky where there is a
+    penalty.
+    """
+    rows, columns = design.shape
+    wide = rows < columns
+    moments = design @ design.T if wide else design.T @ design
+    if penalty > 0 and len(moments) >= LARGE:
+        moments[np.diag_indices_from(moments)] += penalty
+        try:
+            factor = linalg.cho_factor(moments, lower=True, overwrite_a=True)
+            solved = linalg.cho_solve(factor, design if wide else design.T)
+            return np.asarray(solved if wide else solved.T)
+        except linalg.LinAlgError:  # a penalty that rounding swallows
+            moments = design @ design.T if wide else design.T @ design
+    inverse = _inverse(moments, penalty, max(rows, columns))
+    return inverse @ design if wide else design @ inverse
+
+
+LARGE = 256
+"""From so many on the eigenvectors of a matrix are not asked for where they are not
+needed."""
+
+
 def _inverse(moments: Array, penalty: float, rows: int) -> Array:
     """Inverse of ``moments + penalty``; directions the draws never took are left at
     zero.
@@ -272,7 +300,7 @@ def _padded(rows: Array) -> Array:
 
 
 def _deleted(
-    data: Scored, design: Array, inverse: Array, share: float, residuals: Array
+    data: Scored, design: Array, moved: Array, share: float, residuals: Array
 ) -> Array | None:
     """Residuals (G, 1 or 2), weighted by the root, of a fit to the other groups; None
     where a group has no others.
@@ -282,7 +310,7 @@ def _deleted(
         _padded(np.sqrt(data.weights))[data.groups],
     )
     hat = (
-        rows @ inverse @ rows.transpose(0, 2, 1)
+        _padded(moved)[data.groups] @ rows.transpose(0, 2, 1)
         + share * root[:, :, None] * root[:, None, :]
     )
     left = np.eye(hat.shape[1]) - hat
@@ -325,9 +353,7 @@ def _r2_out(data: Scored, deleted: Array | None) -> float:
         data.weights
     )
     nothing = np.zeros((len(centred), 0))
-    means = _deleted(
-        data, nothing, np.zeros((0, 0)), 1 / float(data.weights.sum()), centred
-    )
+    means = _deleted(data, nothing, nothing, 1 / float(data.weights.sum()), centred)
     return (
         float("nan")
         if means is None
@@ -384,24 +410,32 @@ def certainty(told: SurrogateFit, scores: Array, k: int, seed: int) -> Certainty
     nothing = np.full(count, np.nan)
     if told.influence is None:
         return Certainty(k, nothing, nothing, float("nan"))
-    covariance = told.covariance
+    spread = np.sqrt((told.influence**2).sum(axis=0))
     if k == count:  # all are the top: that says nothing of any of them
-        spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         return Certainty(k, spread, nothing, float("nan"))
     digit = float(np.finfo(np.float32).eps) * max(
         float(np.abs(scores).max()), float(np.finfo(np.float32).tiny)
     )
-    values, vectors = np.linalg.eigh(covariance)
-    root = (
-        vectors * np.sqrt(np.maximum(values, 0.0) + digit**2)
-    ) @ vectors.T  # symmetric: the one no rounding turns round
-    noise = np.random.default_rng(seed).standard_normal((IMAGED, count))
-    top = among(told.coefficients + noise @ root, k)
+    top = among(told.coefficients + _errors(told, digit, seed), k)
     best = falling(told.coefficients)[:k]
     p_set = float(top[:, best].all(axis=1).mean())
-    return Certainty(
-        k, np.sqrt(np.maximum(np.diag(covariance), 0.0)), top.mean(axis=0), p_set
-    )
+    return Certainty(k, spread, top.mean(axis=0), p_set)
+
+
+def _errors(told: SurrogateFit, digit: float, seed: int) -> Array:
+    """Errors (m, S) of the weights, drawn from their normal distribution: by the
+    symmetric root of the covariance, the one no rounding turns round; of many
+    superpixels as sums of what the draws did to them, which needs no root.
+    """
+    assert told.influence is not None
+    groups, count = told.influence.shape
+    rng = np.random.default_rng(seed)
+    if count >= LARGE:
+        drawn = rng.standard_normal((IMAGED, groups)) @ told.influence
+        return np.asarray(drawn + digit * rng.standard_normal((IMAGED, count)))
+    values, vectors = np.linalg.eigh(told.covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0) + digit**2)) @ vectors.T
+    return np.asarray(rng.standard_normal((IMAGED, count)) @ root)
 
 
 def among(weights: Array, k: int) -> Array:
