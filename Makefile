@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test sweep walls simulate families bench clean
+.PHONY: demo test test-cuda sweep walls simulate families bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -12,10 +12,14 @@ test: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not cuda" -n 2 --dist loadfile
 
 sweep: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# The accelerator's own tests; without one each is skipped by name.
+test-cuda: $(STAMP)
+	$(BIN)/pytest -m cuda -rs
 
 # What keeps the code readable, counted; enforces nothing.
 walls: $(STAMP)

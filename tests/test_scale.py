@@ -254,6 +254,27 @@ def test_what_dead_processes_left_half_written_goes_and_what_is_written_stays(
     assert left == {name for name, stays in names.items() if stays}
 
 
+def test_maps_of_16_bits_say_how_far_they_moved(place, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    half = replace(job(by=BY[:2]), maps="float16")
+    images = [str(place / "images")]
+    run = explain.run_explanations(half, images, folder, None, TORCH)
+    whole = Run(place / "undisturbed")
+    for key, one in run.items():
+        values = whole[key].values
+        moved = np.abs(one.values - values).max() / np.abs(values).max()
+        assert 0 < moved == pytest.approx(one.provenance["map_error"], rel=1e-3)
+        assert moved <= 2**-12
+        assert one.values.dtype == np.float32
+    pairs = whole.agreement  # of whole maps
+    pairs = pairs[(pairs["a"] == "Grad-CAM") & (pairs["b"] == "LIME")]
+    assert run.agreement["iou"].tolist() == pairs["iou"].tolist()
+    with pytest.raises(ConsilienceError, match="another job"):
+        explain.run_explanations(job(by=BY[:2]), images, folder, None, TORCH)
+    with pytest.raises(ConsilienceError, match="maps is float32 or float16"):
+        replace(half, maps="int8")
+
+
 # ---- passes of several threads
 
 

@@ -354,6 +354,11 @@ def _add_explain(verbs: Any) -> None:
         metavar="LOW,HIGH",
         help="values of 16-bit and float images that are 0 and 1 (default: by their bits)",
     )
+    add(
+        "--maps",
+        choices=("float32", "float16"),
+        help="how maps are kept: float32 (default), or float16 (largest error 2**-12)",
+    )
     add("--weights", metavar="FILE", help="weights of the model (.pth, .safetensors)")
     add("--labels", metavar="FILE", help="class names of the model")
     add("--device", metavar="D", help="auto (default), cpu, cuda, cuda:1, mps")
@@ -788,6 +793,7 @@ def explain_verb(arguments: argparse.Namespace) -> int:
         _job(arguments),
         dissection=arguments.dissection,
         value_range=_value_range(arguments.value_range),
+        maps=arguments.maps or "float32",
     )
     options = LoadOptions(**_loading(arguments))
     return _run_and_print(

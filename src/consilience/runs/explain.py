@@ -55,6 +55,13 @@ class ExplanationJob:
     published: bool = False
     dissection: str | None = None
     value_range: tuple[float, float] | None = None
+    maps: str = "float32"
+    """How maps are kept: ``float32``, or ``float16`` (an error of at most 2**-12 of the
+    largest value, recorded as ``map_error``; masks and numbers are of the whole map)."""
+
+    def __post_init__(self) -> None:
+        if self.maps not in ("float32", "float16"):
+            raise ConsilienceError(f"maps is float32 or float16; got {self.maps!r}")
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,7 @@ def run_explanations(
     parts = describe_job(job, models) | source.parts()
     call = call_of(job, images, truth, options, asked)
     writer = Writer(folder, parts, {"command": command, "call": call})
+    writer.half = job.maps == "float16"
     units = (
         known_units(job.dissection, [model.id for model in models])
         if job.dissection
@@ -531,6 +539,7 @@ def describe_job(job: ExplanationJob, models: Sequence[Model]) -> dict[str, Any]
         "dissection": dissection_content(job.dissection),
         "version": api.versions()["consilience"],
         **({"value_range": job.value_range} if job.value_range else {}),
+        **({"maps": job.maps} if job.maps != "float32" else {}),
     }
 
 

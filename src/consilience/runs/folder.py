@@ -456,20 +456,49 @@ def is_volatile(key: str) -> bool:
 MACHINE = frozenset({"threads", "batch", "openvino", "torch", "note", "device"})
 
 
-def result_bytes(result: ImageResult, job: str = "") -> bytes:
+HALF, SCALE = "values:half", "values:scale"
+
+
+def halved(values: Array) -> tuple[Array, Array, float]:
+    """A map in 16 bits: (shares of its largest size as float16, that size, the largest
+    difference as a share of it), at most 2**-12.
+    """
+    scale = float(np.abs(values).max()) or 1.0
+    half = (values / np.float32(scale)).astype(np.float16)
+    back = half.astype(np.float32) * np.float32(scale)
+    return half, np.array(scale), float(np.abs(back - values).max()) / scale
+
+
+def _whole_maps(arrays: dict[str, Array]) -> dict[str, Array]:
+    """With maps of 16 bits as float32 again."""
+    whole = {key: it for key, it in arrays.items() if not key.endswith((HALF, SCALE))}
+    for key, half in arrays.items():
+        if key.endswith(HALF):
+            prefix = key.removesuffix(HALF)
+            scale = np.float32(float(arrays[f"{prefix}{SCALE}"]))
+            whole[f"{prefix}values"] = half.astype(np.float32) * scale
+    return whole
+
+
+def result_bytes(result: ImageResult, job: str = "", half: bool = False) -> bytes:
     """One image as a compressed .npz, without what `is_volatile`; ``job`` is the digest
-    of the job it belongs to.
+    of the job it belongs to, ``half`` keeps maps in 16 bits (`halved`).
     """
     arrays: dict[str, Array] = {"image": result.image}
     rows = []
     for number, item in enumerate(result.items):
         arrays |= explanation_arrays(item.explanation, f"{number}.")
+        error = {}
+        if half:
+            small, scale, lost = halved(arrays.pop(f"{number}.values"))
+            arrays |= {f"{number}.{HALF}": small, f"{number}.{SCALE}": scale}
+            error = {"map_error": lost}
         arrays[f"{number}.mask"] = np.packbits(item.cut.on)
         mask = {key: value for key, value in vars(item.cut).items() if key != "on"}
         facts = explanation_facts(item.explanation)
         facts["provenance"] = {
             key: value
-            for key, value in facts["provenance"].items()
+            for key, value in (facts["provenance"] | error).items()
             if not is_volatile(key)
         }
         rows.append(
@@ -529,6 +558,7 @@ def result_from(content: bytes, where: str, job: str | None = None) -> ImageResu
     if job is not None and meta.get("job") != job:
         raise ConsilienceError(f"{where} belongs to another job")
     try:
+        arrays = _whole_maps(arrays)
         sample = SavedSample.of(meta["sample"])
         items = tuple(
             _read_item(sample, number, row, arrays)
@@ -641,6 +671,9 @@ class Writer(RunFolder):
         super().__init__(folder, "explanations", parts, about)
         self._shelve()
 
+    half = False
+    """Whether maps are kept in 16 bits."""
+
     def _shelve(self) -> None:
         self.maps = Shelf(self.path / MAPS, RECORD)
         self.times = Shelf(self.path / TIMES, ".json")
@@ -682,7 +715,8 @@ class Writer(RunFolder):
         """Keep one image."""
         stem = file_stem(result.name)
         self.times.write(stem, as_json(times_of(result)), durable=False)
-        self.maps.write(stem, result_bytes(result, self.digest), durable)
+        content = result_bytes(result, self.digest, self.half)
+        self.maps.write(stem, content, durable)
         with suppress(OSError):
             self.failed.loose(stem).unlink()
 

@@ -44,6 +44,7 @@ KEYS = {
     "view": str,
     "value_range": list,
     "allow_mismatch": bool,
+    "maps": str,
     "title": str,
     "plugins": list,
     "metrics": list,
@@ -228,19 +229,21 @@ def _jobs(reading: _Reading) -> tuple[tuple[str, ExplanationJob], ...]:
         return ()
     output = reading.beside(str(reading.get("output", "run")))
     networks = [str(one) for one in reading.get("networks", [DEFAULT_MODEL])]
-    title = {"title": reading.told["title"]} if "title" in reading.told else {}
+    told = {
+        key: reading.told[key] for key in ("title", "maps") if key in reading.told
+    }
     made: list[tuple[str, ExplanationJob]] = []
     for network in networks:
         job = reading.tried("explainers", _job, reading, network)
         if job is None:
             continue
         bounds = reading.get("value_range")
+        job = reading.tried("maps", lambda job=job: replace(job, **told)) or job
         job = replace(
             job,
             allow_mismatch=job.allow_mismatch
             or bool(reading.get("allow_mismatch", False)),
             value_range=(float(bounds[0]), float(bounds[1])) if bounds else None,
-            **title,
         )
         folder = output
         if len(networks) > 1:

@@ -422,8 +422,9 @@ class _Chunk:
 
 
 STEADY_THREADS = 2
-"""Threads of a torch pass and of a matrix product in a run, on every machine: how sums are
-split, and so their last bits, depends on it. More cores are used by more workers."""
+"""Threads of a torch pass in a run, on every machine: how sums are split, and so their last
+bits, depends on it. A matrix product of numpy has one, since several images are fitted
+beside each other. More cores are used by more workers."""
 
 
 @contextmanager
@@ -432,7 +433,7 @@ def steady_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(STEADY_THREADS)
     try:
-        with threadpool_limits(limits=STEADY_THREADS, user_api="blas"):
+        with threadpool_limits(limits=1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)

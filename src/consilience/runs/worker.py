@@ -100,6 +100,7 @@ class Maker:
             job.value_range,
         )
         writer = Writer.joining(errand.folder, errand.digest)
+        writer.half = job.maps == "float16"
         ids = [model.id for model in models]
         self._making = Making(
             job.columns,

@@ -152,6 +152,7 @@ def report_context(run: Reported) -> dict[str, Any]:
             key=lambda finding: ("error", "warning", "note").index(finding.severity),
         ),
         "failures": run.manifest.get("failures") or [],
+        "drawn": (run.folder / "panels").is_dir(),
         "images": shown_images(run, rows),
         "image_count": len(run.samples),
         "shown_count": len(shown(run)),
