@@ -565,6 +565,33 @@ def test_a_log_tells_where_a_run_stands_through_all_its_tries(tmp_path, monkeypa
     assert record["seconds"] == 13.0
 
 
+def test_events_are_followed_until_the_run_ends(tmp_path):
+    here = log.Log(tmp_path)
+    here.begin(2, 2, {})
+    got = []
+    following = threading.Thread(
+        target=lambda: got.extend(log.follow(tmp_path, every=0.02))
+    )
+    following.start()
+    for place, name in enumerate("ab"):
+        time.sleep(0.05)
+        here.outcome(making.Outcome(place, name, 0.1))
+    here.event("finished")
+    following.join(5)
+    assert not following.is_alive()
+    assert [event["event"] for event in got] == [
+        "begin",
+        "image",
+        "image",
+        "finished",
+    ]
+    assert [event.get("name") for event in got] == [None, "a", "b", None]
+    sent = log.as_sse(got[1])
+    assert sent.startswith("event: image\ndata: {")
+    assert sent.endswith("}\n\n")
+    assert json.loads(sent.split("data: ")[1]) == got[1]
+
+
 def killed_after(command, seconds):
     running = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

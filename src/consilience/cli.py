@@ -96,7 +96,7 @@ VERB_EXAMPLES = {
     "status": (
         "consilience status run",
         "consilience status run --json",
-        "consilience status runs/20261101-120000",
+        "consilience status runs/20261101-120000 --follow",
     ),
     "query": (
         'consilience query run "SELECT * FROM findings"',
@@ -475,6 +475,11 @@ def _add_status(verbs: Any) -> None:
         verbs, "status", status_verb, "Where a run stands that is being made."
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="print what happens, a JSON event a line, until the run ends",
+    )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
@@ -1184,10 +1189,14 @@ def merge_verb(arguments: argparse.Namespace) -> int:
 def status_verb(arguments: argparse.Namespace) -> int:
     """Say where a run stands."""
     from consilience.files import json_ready, place
-    from consilience.runs.log import status_of
+    from consilience.runs.log import follow, status_of
     from consilience.show import console
 
     found = status_of(place(arguments.run))
+    if arguments.follow:
+        for event in follow(place(arguments.run)):
+            print(json.dumps(event, ensure_ascii=False), flush=True)
+        return 0
     if arguments.json:
         print(json.dumps(json_ready(found), ensure_ascii=False))
     else:

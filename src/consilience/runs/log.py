@@ -95,6 +95,30 @@ def events_of(folder: Path, file: str = LOG) -> Iterator[dict[str, Any]]:
                 yield event
 
 
+def follow(folder: Path, every: float = 0.5) -> Iterator[dict[str, Any]]:
+    """Events of a run as they come, from its beginning, until it is finished or stopped;
+    for a page as `as_sse`.
+    """
+    seen = 0
+    while True:
+        events = list(events_of(folder))
+        yield from events[seen:]
+        seen = len(events)
+        if events and events[-1]["event"] in ENDS:
+            return
+        time.sleep(every)
+
+
+ENDS = ("finished", "stopped")
+
+
+def as_sse(event: dict[str, Any]) -> str:
+    """An event as a server sends it to a page (HTML standard, server-sent events)."""
+    return (
+        f"event: {event['event']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+    )
+
+
 def status_of(folder: Path) -> dict[str, Any]:
     """Where a run stands: ``state`` (running, merging, finished, stopped), images in
     all, done and failed with reasons, images a second of this try, seconds left.
