@@ -537,7 +537,7 @@ def test_two_processes_do_not_make_one_run(place, tmp_path):
 
 
 def test_a_log_tells_where_a_run_stands_through_all_its_tries(tmp_path, monkeypatch):
-    clock = iter([100.0, 101.0, 102.0, 103.0, 200.0, 203.0, 204.0, 210.0])
+    clock = iter([100.0, 101.0, 102.0, 103.0, 110.0, 200.0, 203.0, 204.0, 210.0])
     monkeypatch.setattr(log.time, "time", lambda: next(clock))
     here = log.Log(tmp_path)
     how = {"batch": 4, "workers": 1}
@@ -550,6 +550,7 @@ def test_a_log_tells_where_a_run_stands_through_all_its_tries(tmp_path, monkeypa
     assert found["reasons"] == {"b": "is broken"}
     assert found["rate"] == pytest.approx(2 / 3)
     assert found["seconds_left"] == pytest.approx(2 / (2 / 3))
+    assert found["quiet"] == 7.0
     with (tmp_path / "log.jsonl").open("a") as stream:
         stream.write('{"time": 103.5, "event": "im')  # a kill
     with (tmp_path / "log.jsonl").open("a") as stream:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,27 +86,35 @@ def events_of(folder: Path, file: str = LOG) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event and "time" in event:
-                yield event
+        yield from _events(stream)
+
+
+def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event and "time" in event:
+            yield event
 
 
 def follow(folder: Path, every: float = 0.5) -> Iterator[dict[str, Any]]:
     """Events of a run as they come, from its beginning, until it is finished or stopped;
     for a page as `as_sse`.
     """
-    seen = 0
-    while True:
-        events = list(events_of(folder))
-        yield from events[seen:]
-        seen = len(events)
-        if events and events[-1]["event"] in ENDS:
-            return
-        time.sleep(every)
+    file, rest = folder / LOG, ""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        while True:
+            rest += stream.read()
+            *lines, rest = rest.split("\n")
+            last = ""
+            for event in _events(lines):
+                yield event
+                last = event["event"]
+            if last in ENDS:
+                return
+            time.sleep(every)
 
 
 ENDS = ("finished", "stopped")
@@ -121,7 +129,8 @@ def as_sse(event: dict[str, Any]) -> str:
 
 def status_of(folder: Path) -> dict[str, Any]:
     """Where a run stands: ``state`` (running, merging, finished, stopped), images in
-    all, done and failed with reasons, images a second of this try, seconds left.
+    all, done and failed with reasons, images a second of this try, seconds left, and
+    ``quiet``, the seconds since anything happened.
     """
     total = done = began = last = 0.0
     failed: dict[str, str] = {}
@@ -153,5 +162,5 @@ def status_of(folder: Path) -> dict[str, Any]:
         "reasons": failed,
         "rate": rate,
         "seconds_left": left / rate if rate > 0 else float("nan"),
-        "last": last,
+        "quiet": time.time() - last,
     }

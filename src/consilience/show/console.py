@@ -365,12 +365,22 @@ def show_status(found: dict[str, Any], console: Console) -> None:
             f"; {rate:.3g} images a second, about {words.format_seconds(left)} left"
         )
     console.print(line, highlight=False)
+    if found["state"] == "running" and found["quiet"] > QUIET:
+        quiet = words.format_seconds(found["quiet"])
+        console.print(
+            f"nothing happened for {quiet}: if it was killed, the same command goes on",
+            highlight=False,
+        )
     if found["reasons"]:
         table = Table("image", "reason")
         for name, reason in list(found["reasons"].items())[:MOST_ROWS]:
             table.add_row(escape(name), escape(reason))
         table.caption = _left_out(len(found["reasons"]))
         console.print(table)
+
+
+QUIET = 120.0
+"""Seconds without an event after which a run may be dead."""
 
 
 def show_frame(frame: Any, console: Console) -> None:
