@@ -281,6 +281,11 @@ class _Images:
         done, total = len(self.source.names) - len(places), len(self.source.names)
         log.begin(total, len(places), self.how.record())
         estimate = _Estimate(len(places))
+        cores = os.cpu_count() or 1
+        if self.crew is None and len(places) > APART and cores >= IDLE_CORES:
+            progress.say(
+                f"{cores} cores are here; --workers {cores // 2} uses them better"
+            )
         if done and places:
             progress.say(f"{done} of {total} images are there already")
         with progress.task("images", len(places)) as running:
@@ -373,6 +378,10 @@ def job_of_call(
         told["value_range"] = tuple(told["value_range"])
     job = ExplanationJob(columns, **told)
     return job, list(call["images"]), call["truth"], LoadOptions(**call["options"])
+
+
+IDLE_CORES = 6
+"""Cores from which one process leaves some idle: its torch passes have two threads."""
 
 
 def part_of(places: Sequence[int], shard: tuple[int, int]) -> Iterator[int]:
