@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -47,6 +47,8 @@ from consilience.types import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+VIEWS = 64
+"""Views that are kept while a run works with a network, 600 kB each at 224 x 224."""
 PRECISION_OF = {
     torch.float32: "f32",
     torch.bfloat16: "bf16",
@@ -218,6 +220,10 @@ class TorchNetwork:
         settings = repr(self.recipe) + self.outputs + "+" * self.complement
         return self._runner.digest(self.module, settings, self.anatomy.volatile)
 
+    def holding(self) -> AbstractContextManager[None]:
+        """While somebody works with it who changes no weight; see `Runner.holding`."""
+        return self._runner.holding()
+
     @property
     def spec(self) -> str | None:
         """How a worker loads the model again; None where only this process has it."""
@@ -307,7 +313,17 @@ class TorchNetwork:
         """The sample as this model was trained to see it (crop) or whole (squash); None
         means the model's default.
         """
-        return self.recipe.shown(sample, mode or self.mode, self.device)
+        mode = mode or self.mode
+        known = self._runner.views  # while somebody works with many images
+        if known is None:
+            return self.recipe.shown(sample, mode, self.device)
+        made = known.get((id(sample), mode))
+        if made is None or made[0] is not sample:
+            made = sample, self.recipe.shown(sample, mode, self.device)
+            while len(known) >= VIEWS:
+                known.pop(next(iter(known)), None)
+            known[id(sample), mode] = made
+        return made[1]
 
     # -- how it is run
 

@@ -535,7 +535,7 @@ def _image_coded(arrays: dict[str, Array]) -> dict[str, Array]:
     if image.nbytes < LOSSY_FROM or max(image.shape) > WEBP_SIDE:
         return arrays
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "WEBP", quality=90, method=2)
+    Image.fromarray(image).save(file, "WEBP", quality=90, method=0)
     coded = np.frombuffer(file.getvalue(), dtype=np.uint8)
     return {**arrays, "image": coded}
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -49,6 +49,8 @@ PASS = 8
 """Images of a pass forward and back on a CPU: more are no faster."""
 WAITING = 8
 """Images that may wait to be written, beside the one that is."""
+WRITERS = 2
+"""Threads that cut, compare and write; drawing is for one."""
 _Made = Explanation | data.Failure
 
 
@@ -92,7 +94,14 @@ class Making:
         """
         readers = 2 if self.threads else 0
         read = ahead(source, places, depth=2 * self.batch, threads=readers)
-        with steady_threads(), ThreadPoolExecutor(1, "write") as writing:
+        with (
+            ExitStack() as held,
+            ThreadPoolExecutor(1 if self.panels else WRITERS, "write") as writing,
+        ):
+            held.enter_context(steady_threads())
+            for model in {id(one): one for one in self.models}.values():
+                if can_gather(model):
+                    held.enter_context(model.holding())  # type: ignore[attr-defined]
             try:
                 while chunk := _taken(read, self.batch):
                     yield from self._chunk(chunk, writing)

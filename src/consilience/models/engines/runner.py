@@ -4,6 +4,8 @@ images.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
@@ -37,7 +39,25 @@ class Runner:
         self._made_for = ""
         self._watch: ModuleWatch | None = None
         self._digest = ""
+        self._held = 0
+        self.views: dict[Any, Any] | None = None
         self._lock = RLock()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Who is inside changes no weight: the digest is not looked after meanwhile,
+        which takes some milliseconds each time.
+        """
+        with self._lock:
+            self._watch = None  # looked at once more
+            self._held += 1
+            self.views = {}
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= 1
+                self.views = self.views if self._held else None
 
     def digest(
         self, module: nn.Module, settings: str, volatile: frozenset[str] = frozenset()
@@ -45,8 +65,11 @@ class Runner:
         """`digest`, computed again only where `Watch` sees a change: it is asked for at
         every batch.
         """
+        if self._held and self._digest and self._watch is not None:
+            return self._digest
         with self._lock:
-            if self._watch is None or not self._watch.same():
+            known = self._watch is not None
+            if not known or not (self._held or self._watch.same()):  # type: ignore[union-attr]
                 self._watch, self._digest = (
                     ModuleWatch(module, volatile),
                     module_digest(module, settings, volatile),
