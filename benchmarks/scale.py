@@ -133,6 +133,16 @@ def main():
         off = told / rows[count][1] - 1
         print(f"model: {count} images {told:.1f} s, measured {rows[count][1]:.1f} s ({off:+.1%})")
 
+    for _ in range(3):
+        shutil.rmtree(work / "cam", ignore_errors=True)
+        made, _, _ = run_apart(
+            work / f"images-{SIZES[0]}", ["gradcam"], work / "cam"
+        )
+        share = SIZES[0] / made / both
+        print(f"Grad-CAM alone: {1000 * made / SIZES[0]:.1f} ms an image, {share:.2f}")
+        shutil.rmtree(work / "cam-warm", ignore_errors=True)
+    if not asked.lime:
+        return
     images = linked(files, asked.lime, work / "lime")
     before = bare(model)[0]
     made, whole, memory = run_apart(

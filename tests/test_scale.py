@@ -887,6 +887,24 @@ def test_a_job_file_does_what_its_flags_do(place, undisturbed, tmp_path, capsys)
     assert content(tmp_path / "parts") == undisturbed
 
 
+def test_a_job_is_done_from_python_too(place, undisturbed, tmp_path):
+    told = {
+        "images": [str(place / "images")],
+        "networks": ["scale_networks:net", "scale_networks:net"],
+        "explainers": list(BY),
+        "loading": {"engine": "torch"},
+        "output": str(tmp_path / "run"),
+        "metrics": ["sparseness"],
+    }
+    finished = cs.run_job({**told, "networks": told["networks"][:1]})
+    assert [type(one).__name__ for one in finished] == ["Evaluation"]
+    names = {"explanations.parquet", "agreement.parquet"}
+    same = {key: it for key, it in content(tmp_path / "run").items() if key in names}
+    assert same == {key: undisturbed[key] for key in names}
+    with pytest.raises(ConsilienceError, match="twice"):
+        cs.run_job(told)
+
+
 def test_an_estimate_comes_from_a_probe(place, tmp_path):
     work = jobfile.work_of(
         {

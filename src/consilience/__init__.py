@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from consilience.models.load import load_model
     from consilience.models.network import wrap
     from consilience.models.tasks import wrap_detector, wrap_segmentation
-    from consilience.runs.explain import run
+    from consilience.runs.explain import How, merge_run, run
     from consilience.runs.folder import Run
+    from consilience.runs.jobfile import run_job
     from consilience.types import (
         Box,
         ConsilienceError,
@@ -34,6 +35,7 @@ _HOME = {
     "ConsilienceError": "types",
     "Explanation": "types",
     "Explanations": "explanations",
+    "How": "runs.explain",
     "NotApplicable": "types",
     "Run": "runs.folder",
     "Sample": "types",
@@ -46,7 +48,9 @@ _HOME = {
     "load_concepts": "dissection.concepts",
     "load_model": "models.load",
     "read_image": "data",
+    "merge_run": "runs.explain",
     "run": "runs.explain",
+    "run_job": "runs.jobfile",
     "wrap": "models.network",
     "wrap_callable": "models.callable",
     "wrap_detector": "models.tasks",
@@ -59,6 +63,7 @@ __all__ = [
     "ConsilienceError",
     "Explanation",
     "Explanations",
+    "How",
     "NotApplicable",
     "Run",
     "Sample",
@@ -70,8 +75,10 @@ __all__ = [
     "explain",
     "load_concepts",
     "load_model",
+    "merge_run",
     "read_image",
     "run",
+    "run_job",
     "wrap",
     "wrap_callable",
     "wrap_detector",

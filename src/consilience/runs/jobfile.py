@@ -110,6 +110,15 @@ def read_job(path: str | Path, **changes: Any) -> Work:
     return work_of(told, str(file), file.parent)
 
 
+def run_job(job: str | Path | Mapping[str, Any], **changes: Any) -> list[Any]:
+    """Do a job that stands in a TOML file, or in a dict of the same keys; returns the
+    finished runs, evaluations and dissections. ``changes`` are as in `read_job`.
+    """
+    if isinstance(job, Mapping):
+        return do_work(work_of({**job, **changes}, "the job"))
+    return do_work(read_job(job, **changes))
+
+
 @dataclass
 class _Reading:
     """A job that is read, and what is wrong with it."""
@@ -229,6 +238,9 @@ def _jobs(reading: _Reading) -> tuple[tuple[str, ExplanationJob], ...]:
         return ()
     output = reading.beside(str(reading.get("output", "run")))
     networks = [str(one) for one in reading.get("networks", [DEFAULT_MODEL])]
+    twice = {name for name in networks if networks.count(name) > 1}
+    if twice:
+        reading.mistakes.append(f"networks: {sorted(twice)[0]} is named twice")
     told = {
         key: reading.told[key] for key in ("title", "maps") if key in reading.told
     }
