@@ -39,6 +39,7 @@ ORDER = (
     "runs",
     "demo",
     "cli",
+    "__main__",
 )
 
 

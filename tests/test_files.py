@@ -228,6 +228,8 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
         str(tmp_path / "run"),
         "--by",
         "gradcam",
+        "--engine",
+        "torch",
     ]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE

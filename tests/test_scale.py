@@ -394,6 +394,7 @@ def test_workers_change_nothing_and_one_that_dies_is_replaced(
     assert record["tries"][0]["images"] == COUNT
 
 
+@pytest.mark.slow
 def test_an_image_that_ends_its_worker_is_found_and_the_rest_goes_on(place, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(place / "images", images)
@@ -654,6 +655,7 @@ def test_random_kills_end_in_the_bytes_of_an_undisturbed_run(place, tmp_path):
                 shutil.rmtree(killed)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_loses_nothing(place, undisturbed, tmp_path):
     command = [
         *(sys.executable, "-m", "consilience", "explain", str(place / "images")),
