@@ -8,7 +8,6 @@ far the cost model of docs/scale.md is from the measured runs.
 """
 
 import argparse
-import os
 import resource
 import shutil
 import subprocess
@@ -63,7 +62,7 @@ def linked(files, count, folder):
     folder.mkdir(parents=True)
     for number in range(count):
         file = files[number % len(files)]
-        os.symlink(file, folder / f"{number:06d}{file.suffix}")
+        (folder / f"{number:06d}{file.suffix}").symlink_to(file)
     return folder
 
 
