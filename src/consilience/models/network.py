@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -320,8 +320,9 @@ class TorchNetwork:
         made = known.get((id(sample), mode))
         if made is None or made[0] is not sample:
             made = sample, self.recipe.shown(sample, mode, self.device)
-            while len(known) >= VIEWS:
-                known.pop(next(iter(known)), None)
+            with suppress(RuntimeError):  # another thread does the same
+                while len(known) >= VIEWS:
+                    known.pop(next(iter(known)), None)
             known[id(sample), mode] = made
         return made[1]
 

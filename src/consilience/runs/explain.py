@@ -244,6 +244,7 @@ def run_explanations(
         log = Log(writer.path, part)
         images_made.make(log)
         if how.shard is not None:
+            log.event("finished")
             return None
         merged = merge_records(source, writer, job.allow_mismatch)
         finished = finish_run(
@@ -276,9 +277,12 @@ class _Images:
     def make(self, log: Log) -> None:
         """Make what is missing; every outcome is said, and stands in the log."""
         places = missing_of(self.source, self.writer)
-        if self.how.shard is not None:
-            places = list(part_of(places, self.how.shard))
-        done, total = len(self.source.names) - len(places), len(self.source.names)
+        total = len(self.source.names)
+        if self.how.shard is not None:  # by all images, whoever has made which
+            mine = list(part_of(total, self.how.shard))
+            left = set(places)
+            places, total = [place for place in mine if place in left], len(mine)
+        done = total - len(places)
         log.begin(total, len(places), self.how.record())
         estimate = _Estimate(len(places))
         cores = os.cpu_count() or 1
@@ -384,14 +388,13 @@ IDLE_CORES = 6
 """Cores from which one process leaves some idle: its torch passes have two threads."""
 
 
-def part_of(places: Sequence[int], shard: tuple[int, int]) -> Iterator[int]:
-    """The places of one of n parts: every n-th block of 32 images, or of fewer where
-    there are few.
+def part_of(total: int, shard: tuple[int, int]) -> Iterator[int]:
+    """The places of one of n parts of ``total`` images: every n-th block of 32, or of
+    fewer where there are few.
     """
     number, count = shard
-    last = max(places, default=-1) + 1
-    block = max(1, min(IMAGES_AT_A_TIME, -(-last // (4 * count))))
-    return (place for place in places if place // block % count == number - 1)
+    block = max(1, min(IMAGES_AT_A_TIME, -(-total // (4 * count))))
+    return (place for place in range(total) if place // block % count == number - 1)
 
 
 def _refuse_unshared(

@@ -132,11 +132,44 @@ def status_of(folder: Path) -> dict[str, Any]:
     all, done and failed with reasons, images a second of this try, seconds left, and
     ``quiet``, the seconds since anything happened.
     """
+    parts = sorted(path.name for path in folder.glob("log.*.jsonl"))
+    if parts and not (folder / LOG).is_file():
+        return _together([_status(events_of(folder, name)) for name in parts])
+    found = _status(events_of(folder))
+    if found is None:
+        raise ConsilienceError(f"{folder} holds no run with a log")
+    return found
+
+
+def _together(parts: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """The parts of a run that have begun, as one."""
+    known = [one for one in parts if one is not None]
+    states = {one["state"] for one in known}
+    order = ("running", "stopped", "merging", "finished")
+    rate = sum(one["rate"] for one in known if one["rate"] > 0)
+    reasons: dict[str, str] = {}
+    for one in known:
+        reasons |= one["reasons"]
+    images, done = (sum(one[key] for one in known) for key in ("images", "done"))
+    left = images - done - len(reasons)
+    return {
+        "state": next((state for state in order if state in states), "running"),
+        "images": images,
+        "done": done,
+        "failed": len(reasons),
+        "reasons": reasons,
+        "rate": rate or float("nan"),
+        "seconds_left": left / rate if rate > 0 else float("nan"),
+        "quiet": min((one["quiet"] for one in known), default=float("nan")),
+    }
+
+
+def _status(events: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
     total = done = began = last = 0.0
     failed: dict[str, str] = {}
     this_try = 0
     state = "not begun"
-    for event in events_of(folder):
+    for event in events:
         last = event["time"]
         kind = event["event"]
         if kind == "begin":
@@ -151,7 +184,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         elif kind in ("merging", "finished", "stopped"):
             state = kind
     if state == "not begun":
-        raise ConsilienceError(f"{folder} holds no run with a log")
+        return None
     rate = this_try / (last - began) if last > began else float("nan")
     left = total - done - len(failed)
     return {
