@@ -1060,6 +1060,25 @@ def test_what_other_processes_cannot_have_is_refused_in_a_line(net, place, tmp_p
     assert loaded.spec == "scale_networks:net"
     with pytest.raises(ConsilienceError, match="workers read images themselves"):
         cs.run(loaded, [image], output=tmp_path / "b", how=How(workers=2))
+    other = loaded.using(engine="torch")
+    told = (worker.known_by(other), worker.known_by(loaded))
+    assert told[0] != told[1]
+    folder = str(place / "images")
+    with pytest.raises(ConsilienceError, match="give the options in the spelling"):
+        worker.Maker(
+            worker.Errand(
+                explain.job_from_specs(["gradcam"], ["scale_networks:net"]),
+                explain.LoadOptions(),
+                (folder,),
+                None,
+                str(tmp_path / "d"),
+                "d",
+                1,
+                1,
+                False,
+                networks=told[:1],
+            )
+        )
     errand = worker.Errand(job(), TORCH, (), None, "x", "d", 1, 1, False)
     back = worker.Errand.from_text(errand.as_text())
     assert back == replace(errand.without_built())

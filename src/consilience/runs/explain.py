@@ -26,7 +26,7 @@ from consilience.runs.making import IMAGES_AT_A_TIME, Making, Outcome
 from consilience.runs.merging import APART, finish_run, merge_records, missing_of
 from consilience.runs.reuse import Reuse
 from consilience.runs.sources import Source, source_of
-from consilience.runs.worker import Errand, plugin_files
+from consilience.runs.worker import Errand, known_by, plugin_files
 from consilience.show import words
 from consilience.study import RunColumn
 from consilience.types import (
@@ -233,6 +233,7 @@ def run_explanations(
             asked,
             plugin_files(),
             _devices(options),
+            tuple(map(known_by, models)),
         )
         workers = how.workers
         if how.cluster is not None:

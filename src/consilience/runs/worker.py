@@ -43,6 +43,7 @@ class Errand:
     asked: Any = None
     plugins: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    networks: tuple[tuple[Any, ...], ...] = ()
 
     def without_built(self) -> Errand:
         """With explainers as they are spelled: each worker builds its own."""
@@ -85,6 +86,12 @@ class Maker:
             device = errand.devices[self.number % len(errand.devices)]
             options = replace(options, device=device)
         models = load_models(job, options)
+        for told, model in zip(errand.networks, models, strict=False):
+            if told != known_by(model):
+                raise ConsilienceError(
+                    f"a worker loads {model.spec} as {known_by(model)}, the run has {told}: "
+                    f"give the options in the spelling, or workers=1"
+                )
         after = None
         if errand.asked is not None:
             from consilience.runs.evaluate import scoring_of
@@ -124,6 +131,16 @@ class Maker:
     def make_all(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Outcomes of images, when all are kept."""
         return list(self.make(places))
+
+
+def known_by(model: Any) -> tuple[Any, ...]:
+    """What two processes must have alike of a network: weights, engine, precision, pass."""
+    return (
+        model.id,
+        getattr(model, "engine", None),
+        getattr(model, "precision", None),
+        getattr(model, "batch", None),
+    )
 
 
 # ---- a process
