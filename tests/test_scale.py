@@ -12,7 +12,6 @@ import tarfile
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -404,9 +403,7 @@ def test_an_image_that_ends_its_worker_is_found_and_the_rest_goes_on(place, tmp_
     run = made(
         place,
         tmp_path / "run",
-        How(workers=1, cluster=None, panels=False)
-        if False
-        else How(workers=2, batch=2, panels=False),
+        How(workers=2, batch=2, panels=False),
         ("gradcam",),
         "scale_networks:deadly",
         images,
@@ -471,7 +468,14 @@ def test_many_images_are_put_into_shards_that_read_alike(
     shard.write_bytes(bytes(data))
     said = []
 
-    class Said(plan._Silent):
+    class Said:
+        def start(self, label, total):
+            return 0
+
+        def advance(self, task, steps): ...
+
+        def finish(self, task): ...
+
         def say(self, message):
             said.append(message)
 
@@ -545,6 +549,29 @@ def test_two_processes_do_not_make_one_run(place, tmp_path):
                 pass
     assert (folder / LOCK).exists()
     made(place, folder, by=("gradcam",))
+
+
+def test_a_folder_that_is_being_made_is_not_claimed_by_another_job(tmp_path):
+    """Even while nothing in it is finished."""
+    first = RunFolder(tmp_path / "run", "explanations", {"target": "predicted"})
+    before = (tmp_path / "run" / JOB).read_bytes()
+    with first.locked():
+        with pytest.raises(ConsilienceError, match="is being made by process"):
+            RunFolder(tmp_path / "run", "explanations", {"target": "true"})
+        RunFolder(tmp_path / "run", "explanations", {"target": "predicted"})
+        assert (tmp_path / "run" / JOB).read_bytes() == before
+    RunFolder(tmp_path / "run", "explanations", {"target": "true"})
+
+
+def test_an_image_of_a_table_that_changed_is_another_job(place, tmp_path):
+    shutil.copytree(place / "images", tmp_path / "images")
+    (tmp_path / "list.csv").write_text("image,class\nimages/i1.png,b\n")
+    made(place, tmp_path / "run", by=("gradcam",), images=tmp_path / "list.csv")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(
+        tmp_path / "images" / "i1.png"
+    )
+    with pytest.raises(ConsilienceError, match=r"images: 1 changed \(i1\)"):
+        made(place, tmp_path / "run", by=("gradcam",), images=tmp_path / "list.csv")
 
 
 def test_a_log_tells_where_a_run_stands_through_all_its_tries(tmp_path, monkeypatch):
@@ -811,7 +838,7 @@ def test_a_table_that_is_wrong_is_refused_with_its_row(place, tmp_path, text, sa
         made(place, tmp_path / "run", images=tmp_path / "list.csv")
 
 
-def test_tar_shards_are_a_data_set(place, tmp_path):
+def test_tar_shards_are_a_data_set(place, undisturbed, tmp_path):
     for shard in (0, 1):
         with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
             for number in range(2):
@@ -834,12 +861,11 @@ def test_tar_shards_are_a_data_set(place, tmp_path):
     ]
     said = [one["true"] for one in run.predictions.values()]
     assert said == ["a", "b", "d", "d"]
-    whole = Run(place / "undisturbed") if (place / "undisturbed").exists() else None
-    if whole is not None:
-        assert (
-            run["train-1/0000", "Grad-CAM"].values.tobytes()
-            == whole["i2", "Grad-CAM"].values.tobytes()
-        )
+    whole = Run(place / "undisturbed")
+    assert (
+        run["train-1/0000", "Grad-CAM"].values.tobytes()
+        == whole["i2", "Grad-CAM"].values.tobytes()
+    )
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 300)
     with pytest.raises(ConsilienceError, match="cannot be read as a tar"):
         made(place, tmp_path / "other", images=tmp_path / "bad.tar")
@@ -854,6 +880,8 @@ def test_a_data_set_of_torchvision_by_its_spelling(place, tmp_path):
     data = torchvision.datasets.FakeData(3, (3, 40, 40), 5)
     labels = ["abcde"[int(data[number][1])] for number in range(3)]
     assert [one["true"] for one in run.predictions.values()] == labels
+    command = ["explain", spelled, "-m", "scale_networks:net", "--by", "gradcam"]
+    assert main([*command, "-o", str(tmp_path / "by-flags")]) == 0
     with pytest.raises(ConsilienceError, match="no data set 'Fake'"):
         made(place, tmp_path / "other", images="torchvision:Fake")
 
@@ -1082,5 +1110,3 @@ def test_what_other_processes_cannot_have_is_refused_in_a_line(net, place, tmp_p
     errand = worker.Errand(job(), TORCH, (), None, "x", "d", 1, 1, False)
     back = worker.Errand.from_text(errand.as_text())
     assert back == replace(errand.without_built())
-    assert (tmp_path / "c" / JOB).exists() is False
-    assert Path(worker.__file__).name == "worker.py"

@@ -200,12 +200,14 @@ def _check_specifications(options: dict[str, Any]) -> None:
 
 
 def _check_paths(options: dict[str, Any]) -> None:
-    from consilience.image_files import find_images
+    from consilience.image_files import find_images, is_data_set
 
     if options.get("call") in (explain_verb, evaluate_verb) and options["paths"]:
         is_run = _is_run(options["paths"][0])
         if not (is_run and len(options["paths"]) == 1):
-            find_images(options["paths"])
+            named = [path for path in options["paths"] if not is_data_set(path)]
+            if named:
+                find_images(named)
     job = options.get("job")
     if job is not None and not Path(job).is_file():
         raise ConsilienceError(f"{job} does not exist")

@@ -201,11 +201,23 @@ def read_files(
     leads nowhere, is a failure like any other.
     """
     for file, name in zip(files, names_of(files), strict=True):
-        try:
-            sample = read_image(file, name, channels, value_range)
-            yield labelled(sample, file, truth, classes)
-        except ConsilienceError as error:
-            yield Failure(name, str(error))
+        yield read_file(file, name, truth, classes, channels, value_range)
+
+
+def read_file(
+    file: Path,
+    name: str,
+    truth: TruthTable | None = None,
+    classes: Sequence[str] = (),
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+) -> Sample | Failure:
+    """One file of `read_files`, under its name."""
+    try:
+        sample = read_image(file, name, channels, value_range)
+        return labelled(sample, file, truth, classes)
+    except ConsilienceError as error:
+        return Failure(name, str(error))
 
 
 def labelled(
@@ -294,15 +306,17 @@ def read_truth(path: str | Path, classes: Sequence[str] = ()) -> TruthTable:
     for line, cells in rows[1:]:
         if any(cells):
             row = _record(f"{file}, line {line}", header, cells)
-            index = _class_of(f"{file}, line {line}", row, classes)
+            index = class_of_row(f"{file}, line {line}", row, classes)
             images.setdefault(_image_of(f"{file}, line {line}", row), []).append(
-                (index, _box(file, line, row, index))
+                (index, box_of_row(f"{file}, line {line}", row, index))
             )
     if not images:
         raise ConsilienceError(f"{file} has a header and no rows")
     unused = [name for name in header if name not in TRUTH_COLUMNS]
     notes = (f"columns not used: {', '.join(unused)}",) if unused else ()
-    return TruthTable({name: _known(found) for name, found in images.items()}, notes)
+    return TruthTable(
+        {name: known_of(found) for name, found in images.items()}, notes
+    )
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -341,7 +355,8 @@ def _image_of(where: str, row: Mapping[str, str]) -> str:
     return composed(row["image"].replace("\\", "/").removeprefix("./"))
 
 
-def _class_of(where: str, row: Mapping[str, str], classes: Sequence[str]) -> int:
+def class_of_row(where: str, row: Mapping[str, str], classes: Sequence[str]) -> int:
+    """The class of a row with ``class_index`` or ``class``."""
     number, name = row.get("class_index", ""), row.get("class", "")
     if not number:
         return _class_named(where, name, classes)
@@ -364,7 +379,8 @@ def _class_named(where: str, name: str, classes: Sequence[str]) -> int:
     raise ConsilienceError(f"{where}: {unknown('class', name, classes, limit=12)}")
 
 
-def _box(file: Path, line: int, row: Mapping[str, str], index: int) -> Box | None:
+def box_of_row(where: str, row: Mapping[str, str], index: int) -> Box | None:
+    """The box of a row with its edges ``x0 y0 x1 y1``; None where they are empty."""
     cells = [row.get(edge, "") for edge in EDGES]
     if not any(cells):
         return None
@@ -372,16 +388,17 @@ def _box(file: Path, line: int, row: Mapping[str, str], index: int) -> Box | Non
         x0, y0, x1, y1 = map(float, cells)
     except ValueError:
         raise ConsilienceError(
-            f"{file}, line {line}: a box is four numbers; got {', '.join(cells)}"
+            f"{where}: a box is four numbers; got {', '.join(cells)}"
         ) from None
     if not (all(map(math.isfinite, (x0, y0, x1, y1))) and x0 < x1 and y0 < y1):
         raise ConsilienceError(
-            f"{file}, line {line}: a box has x0 < x1 and y0 < y1; got {', '.join(cells)}"
+            f"{where}: a box has x0 < x1 and y0 < y1; got {', '.join(cells)}"
         )
     return Box(index, x0, y0, x1, y1)
 
 
-def _known(found: Sequence[tuple[int, Box | None]]) -> KnownTruth:
+def known_of(found: Sequence[tuple[int, Box | None]]) -> KnownTruth:
+    """What the rows of one image say of it: the first one's class is its label."""
     label = found[0][0]
     several = len({index for index, _ in found})
     notes = (

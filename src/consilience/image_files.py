@@ -46,6 +46,11 @@ SUFFIXES = frozenset(
 """What is taken for an image inside a folder."""
 
 
+def is_data_set(given: str | Path) -> bool:
+    """Whether it spells a data set (``torchvision:NAME,...``, ``datasets:FOLDER``)."""
+    return str(given).startswith(("torchvision:", "datasets:"))
+
+
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Files behind files, folders and patterns, in the order given, each once.
 

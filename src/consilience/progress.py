@@ -63,6 +63,16 @@ def listening(reporter: Reporter) -> Iterator[None]:
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """Nobody listens to what is inside."""
+    token = _reporter.set(None)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+@contextmanager
 def task(label: str, total: int) -> Iterator[Task]:
     """A task of ``total`` steps, closed whatever happens."""
     reporter = _reporter.get()

@@ -8,10 +8,11 @@ import glob
 import importlib
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from consilience import data, inputs
-from consilience.files import LocalPath, place, read_csv_records, read_table
-from consilience.image_files import SUFFIXES
+from consilience.files import LocalPath, place, read_csv, read_table
+from consilience.image_files import SUFFIXES, is_data_set
 from consilience.runs.folder import file_content
+from consilience.runs.sources import content_of
 from consilience.types import Box, ConsilienceError, Sample
 
 PATH_COLUMNS = ("image", "path", "file", "filepath", "filename")
@@ -41,7 +43,7 @@ def listed_source(
     for anything else.
     """
     text = str(given)
-    if text.startswith(("torchvision:", "datasets:")):
+    if is_data_set(text):
         return Dataset(text, classes, channels)
     lowered = text.lower()
     if lowered.endswith((".csv", ".tsv", ".parquet", ".pq")):
@@ -70,85 +72,95 @@ class Table:
         if not self._file.is_file():
             raise ConsilienceError(f"{file} does not exist")
         rows = _rows(self._file)
-        columns = {name.lower(): name for name in (rows[0] if rows else {})}
-        path = next((columns[name] for name in PATH_COLUMNS if name in columns), None)
+        columns = rows[0] if rows else {}
+        path = next((name for name in PATH_COLUMNS if name in columns), None)
         if path is None:
             there = ", ".join(columns) or "none"
             raise ConsilienceError(
                 f"{file} names no images: it needs a column {' or '.join(PATH_COLUMNS[:2])}; "
                 f"its columns are {there}"
             )
-        self._channels, self._range = channels, value_range
-        self._known: dict[str, tuple[int | None, list[Box]]] = {}
+        self._channels, self._range, self._classes = channels, value_range, classes
+        known: dict[str, list[tuple[int, Box | None]]] = {}
         for number, row in enumerate(rows, 2):
-            self._take(number, row, path, columns, classes)
-        if not self._known:
+            self._take(known, f"{file}, row {number}", row, path)
+        if not known:
             raise ConsilienceError(f"{file} has no rows")
-        self.files = [_beside(self._file, name) for name in self._known]
+        self.files = [_beside(self._file, name) for name in known]
         self.names = data.names_of([Path(str(one)) for one in self.files])
-        self._labels = list(self._known.values())
+        self._labels = list(known.values())
 
     def _take(
         self,
-        number: int,
-        row: dict[str, Any],
+        known: dict[str, list[tuple[int, Box | None]]],
+        where: str,
+        row: Mapping[str, str],
         path: str,
-        columns: dict[str, str],
-        classes: Sequence[str],
     ) -> None:
-        where = f"{self._file}, row {number}"
-        name = str(row[path] or "").strip()
-        if not name:
+        if not row[path]:
             raise ConsilienceError(f"{where} names no image")
-        label = None
-        for column in LABEL_COLUMNS:
-            if column in columns and not _empty(row[columns[column]]):
-                label = label_of(where, row[columns[column]], classes)
-                break
-        known, boxes = self._known.setdefault(name, (label, []))
-        if known is None and label is not None:
-            self._known[name] = (label, boxes)
-        if all(edge in columns for edge in data.EDGES):
-            cells = [row[columns[edge]] for edge in data.EDGES]
-            if not any(map(_empty, cells)):
-                if label is None:
-                    raise ConsilienceError(f"{where} has a box and no class")
-                boxes.append(_box(where, label, cells))
+        found = known.setdefault(row[path], [])
+        named = {
+            "class_index" if cell.isdecimal() else "class": cell
+            for cell in (row.get(key, "") for key in reversed(LABEL_COLUMNS))
+            if cell
+        }
+        if named:
+            label = data.class_of_row(where, named, self._classes)
+            found.append((label, data.box_of_row(where, row, label)))
+        elif any(row.get(edge) for edge in data.EDGES):
+            raise ConsilienceError(f"{where} has a box and no class")
 
     def parts(self) -> dict[str, Any]:
-        """The table's own bytes; every image's digest is in its record."""
-        return {"images": {self._file.name: _digest(self._file)}, "truth": None}
+        """The table's own bytes, and those of the images that it names."""
+        table = {self._file.name: _digest(self._file)}
+        return {
+            "images": {**table, **content_of(self.files, self.names)},
+            "truth": None,
+        }
 
     def read(self, place: int) -> Sample | data.Failure:
         """One of them."""
-        name = self.names[place]
-        label, boxes = self._labels[place]
+        name, labels = self.names[place], self._labels[place]
+        truth = data.TruthTable({name: data.known_of(labels)} if labels else {})
         try:
             sample = data.read_image(
                 self.files[place], name, self._channels, self._range
             )
-            truth = data.TruthTable(
-                {name: data.KnownTruth(label or 0, tuple(boxes))} if boxes else {}
-            )
-            if boxes:
-                return data.labelled(sample, Path(name), truth, ())
-            return replace(sample, label=label)
+            return data.labelled(sample, Path(name), truth, ())
         except ConsilienceError as error:
             return data.Failure(name, str(error))
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(file: Path) -> list[dict[str, str]]:
+    """Rows by the names of the columns in lower case, every cell as text."""
     if file.suffix.lower() in (".parquet", ".pq"):
+        rows = read_table(file).to_dict("records")
         return [
-            {str(key): value for key, value in row.items()}
-            for row in read_table(file).to_dict("records")
+            {str(key).lower(): _text(cell) for key, cell in row.items()}
+            for row in rows
         ]
-    if file.suffix.lower() == ".tsv":
-        from consilience.files import read_csv
+    lines = [row for _, row in read_csv(file, "table", ",;\t") if row]
+    names = [name.strip().lower() for name in lines[0]] if lines else []
+    return [
+        dict(
+            zip_longest(
+                names, (cell.strip() for cell in row[: len(names)]), fillvalue=""
+            )
+        )
+        for row in lines[1:]
+    ]
 
-        lines = [row for _, row in read_csv(file, "table", "\t") if row]
-        return [dict(zip(lines[0], row, strict=False)) for row in lines[1:]]
-    return [dict(row) for row in read_csv_records(file, "table")]
+
+def _text(cell: Any) -> str:
+    """A cell as a table of text has it: nothing for what is missing, whole numbers
+    without a point.
+    """
+    if cell is None or (isinstance(cell, float) and not np.isfinite(cell)):
+        return ""
+    if isinstance(cell, float) and cell == int(cell):
+        return str(int(cell))
+    return str(cell).strip()
 
 
 def _beside(file: Path, name: str) -> Path:
@@ -157,35 +169,11 @@ def _beside(file: Path, name: str) -> Path:
     return named if named.is_absolute() else file.parent / name
 
 
-def _empty(cell: Any) -> bool:
-    return (
-        cell is None
-        or cell == ""
-        or (isinstance(cell, float) and not np.isfinite(cell))
-    )
-
-
 def label_of(where: str, cell: Any, classes: Sequence[str]) -> int:
     """A class by its number or name."""
-    text = (
-        str(int(cell)) if isinstance(cell, float) and cell == int(cell) else str(cell)
-    )
-    row = (
-        {"class_index": text} if text.strip().isdecimal() else {"class": text.strip()}
-    )
-    return data._class_of(where, row, classes)
-
-
-def _box(where: str, label: int, cells: Sequence[Any]) -> Box:
-    try:
-        x0, y0, x1, y1 = (float(cell) for cell in cells)
-    except (TypeError, ValueError):
-        raise ConsilienceError(
-            f"{where}: a box is four numbers; got {cells}"
-        ) from None
-    if not (x0 < x1 and y0 < y1):
-        raise ConsilienceError(f"{where}: a box has x0 < x1 and y0 < y1; got {cells}")
-    return Box(label, x0, y0, x1, y1)
+    text = _text(cell)
+    row = {"class_index" if text.isdecimal() else "class": text}
+    return data.class_of_row(where, row, classes)
 
 
 def _digest(file: Path) -> str:

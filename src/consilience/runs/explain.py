@@ -237,8 +237,8 @@ def run_explanations(
         )
         workers = how.workers
         if how.cluster is not None:
-            workers = workers or join_cluster(how.cluster)
-            join_cluster(how.cluster)
+            room = join_cluster(how.cluster)
+            workers = workers or room
         images_made.crew = Crew(errand, workers, how.cluster, how.batch)
     part = "" if how.shard is None else f"{how.shard[0]}-of-{how.shard[1]}"
     with writer.locked(part):

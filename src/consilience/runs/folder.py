@@ -225,6 +225,9 @@ class RunFolder:
                 f"{self.path} is a file; -o names the run's folder"
             )
         known = self.path / JOB
+        if self._is_claimed(known):
+            return
+        self._refuse_held()
         if known.is_file() and _has_work(self.path):
             self._check_same(known)
         elif self.path.is_dir() and not known.is_file() and any(self.path.iterdir()):
@@ -232,6 +235,26 @@ class RunFolder:
                 f"{self.path} is not empty and holds no run; name another folder with -o"
             )
         write_json(known, job)
+
+    def _is_claimed(self, known: Path) -> bool:
+        """Whether the folder is this job's already: then nothing has to be written."""
+        if not known.is_file():
+            return False
+        try:
+            there = read_json(known)
+        except ConsilienceError:
+            return False
+        return (
+            there.get("schema") == SCHEMAS["job"] and there.get("parts") == self.parts
+        )
+
+    def _refuse_held(self) -> None:
+        """A folder that is being made is nobody else's, even if nothing is finished."""
+        if fcntl is None or not isinstance(self.path, LocalPath):
+            return
+        if (self.path / LOCK).is_file():
+            with ExitStack() as held:
+                self._hold(held, LOCK, shared=False)
 
     def _check_same(self, known: Path) -> None:
         """Refuse another job; a job that cannot be read any more is written anew, and

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -346,27 +347,14 @@ def do_work(work: Work, command: str = "") -> list[Any]:
     """
     finished: list[Any] = []
     for folder, job in work.jobs:
-        if work.asked is not None:
-            made: Any = evaluate_images(
-                work.asked,
-                job,
-                work.images,
-                folder,
-                work.truth,
-                work.options,
-                command,
-                work.how,
-            )
-        else:
-            made = run_explanations(
-                job,
-                work.images,
-                folder,
-                work.truth,
-                work.options,
-                command,
-                how=work.how,
-            )
+        make: Callable[..., Any] = (
+            run_explanations
+            if work.asked is None
+            else partial(evaluate_images, work.asked)
+        )
+        made = make(
+            job, work.images, folder, work.truth, work.options, command, how=work.how
+        )
         finished += [made] if made is not None else []
     if work.dissection is not None and (
         work.how.shard is None or work.how.shard[0] == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience import progress
-from consilience.runs.explain import How, channels_of, load_models, run_explanations
+from consilience.runs.explain import channels_of, load_models, run_explanations
 from consilience.runs.jobfile import Work
 from consilience.runs.sources import source_of
 from consilience.types import ConsilienceError, Sample
@@ -58,7 +58,7 @@ def _of_run(work: Work, folder: str, job: Any) -> Estimate:
     samples = _readable(source)
     place = Path(tempfile.mkdtemp(prefix="consilience-probe-"))
     try:
-        with progress.listening(_Silent()):
+        with progress.silent():
             first, _ = _made(work, job, models, samples[:1], place / "first")
             again = samples[1:] or samples[:1]
             seconds, made = _made(work, job, models, again, place / "again")
@@ -111,7 +111,6 @@ def _made(
     how = replace(
         work.how, workers=1, cluster=None, shard=None, reuse=(), panels=False
     )
-    how = How(**{name: getattr(how, name) for name in How.__dataclass_fields__})
     after = None
     if work.asked is not None:
         models, after = scoring_of(work.asked, folder, job, models)
@@ -136,20 +135,3 @@ def _peak_memory() -> int:
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-class _Silent:
-    """A probe says nothing."""
-
-    def start(self, label: str, total: int) -> int:
-        """Nothing."""
-        return 0
-
-    def advance(self, task: int, steps: int) -> None:
-        """Nothing."""
-
-    def finish(self, task: int) -> None:
-        """Nothing."""
-
-    def say(self, message: str) -> None:
-        """Nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,17 +112,6 @@ class Shelf:
             (path for path in self.folder.iterdir() if path.suffix == ".zip"), key=str
         )
 
-    def damaged(self) -> list[Path]:
-        """Shards that do not open."""
-        found = []
-        for shard in self.shards():
-            try:
-                with zipfile.ZipFile(shard.open("rb")):
-                    pass
-            except _DAMAGED:
-                found.append(shard)
-        return found
-
     def names(self) -> list[str]:
         """Names of all records, loose and in shards, in order of their names."""
         loose = (
@@ -175,10 +164,3 @@ class Shelf:
             self.pack(number, names[number * size : (number + 1) * size])
         for shard in self.shards()[count:]:
             shard.unlink()
-
-    def records(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Those of ``names`` that are there, in this order."""
-        for name in names:
-            content = self.read(name)
-            if content is not None:
-                yield name, content

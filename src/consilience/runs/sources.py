@@ -75,24 +75,32 @@ class Files:
 
     def parts(self) -> dict[str, Any]:
         """By name the digest of a file, or of many files one of names and sizes."""
-        if len(self.files) <= MOST_READ:
-            images: dict[str, Any] = dict(files_content(self.files, self.names))
-        else:
-            sizes = [_size(file) for file in self.files]
-            images = {
-                "count": len(sizes),
-                "names and sizes digest": digest_of_data([self.names, sizes]),
-            }
+        images = content_of(self.files, self.names)
         return {"images": images, "truth": file_content(self._truth_file)}
 
     def read(self, place: int) -> Sample | data.Failure:
         """One of them; one that is gone, or a link that leads nowhere, is a failure."""
-        file, name = self.files[place], self.names[place]
-        try:
-            sample = data.read_image(file, name, self._channels, self._range)
-            return data.labelled(sample, file, self._truth, self._classes)
-        except ConsilienceError as error:
-            return data.Failure(name, str(error))
+        return data.read_file(
+            self.files[place],
+            self.names[place],
+            self._truth,
+            self._classes,
+            self._channels,
+            self._range,
+        )
+
+
+def content_of(files: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
+    """Files as part of a job: by name the digest of each; of more than `MOST_READ` one
+    of all names and sizes.
+    """
+    if len(files) <= MOST_READ:
+        return dict(files_content(files, names))
+    sizes = [_size(file) for file in files]
+    return {
+        "count": len(sizes),
+        "names and sizes digest": digest_of_data([list(names), sizes]),
+    }
 
 
 def _size(file: Path) -> int:

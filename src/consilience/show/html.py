@@ -142,6 +142,7 @@ def report_context(run: Reported) -> dict[str, Any]:
         if run.predictions
         else "",
         "wrong": wrong(run),
+        "most_wrong": MOST_WRONG,
         "confusion": words.confusion_rows(run.predictions)[:MOST_CONFUSIONS],
         "verdicts": verdicts(run, summary),
         "matrix": matrix(

@@ -70,10 +70,9 @@ class Runner:
         with self._lock:
             known = self._watch is not None
             if not known or not (self._held or self._watch.same()):  # type: ignore[union-attr]
-                self._watch, self._digest = (
-                    ModuleWatch(module, volatile),
-                    module_digest(module, settings, volatile),
-                )
+                watch = ModuleWatch(module, volatile)
+                self._digest = module_digest(module, settings, volatile)
+                self._watch = watch  # last: who sees it may read the digest
             return self._digest
 
     def facts(self, network: Runnable) -> dict[str, Any]:
