@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import consilience as cs
 from consilience.cli import main
 from consilience.runs.folder import Run
 
@@ -291,7 +292,7 @@ def test_a_plugin_is_found_listed_and_run(images, factory, tmp_path, capsys):
         )
         assert code == 0
         item = Run(out).load("one").items[0]
-        view = load.load_model(factory).view(item.explanation.sample)
+        view = cs.load_model(factory).view(item.explanation.sample)
         np.testing.assert_allclose(item.values, view.rgb.mean(axis=2) * 2, atol=1e-6)
         shown = Run(out).load("one").image.astype(float)  # for people, as a WebP
         assert np.abs(shown - 255 * view.rgb).mean() < 4
