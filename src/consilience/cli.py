@@ -1115,7 +1115,8 @@ def run_verb(arguments: argparse.Namespace) -> int:
     told = _how_told(arguments)
     work = jobfile.read_job(arguments.job, output=arguments.output, **told)
     if arguments.dry_run:
-        found = plan.estimate(work)
+        with console.progress_bars():
+            found = plan.estimate(work)
         if arguments.json:
             print(json.dumps([vars(one) for one in found]))
         else:

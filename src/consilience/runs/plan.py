@@ -19,6 +19,7 @@ from consilience import progress
 from consilience.runs.explain import channels_of, load_models, run_explanations
 from consilience.runs.jobfile import Work
 from consilience.runs.sources import source_of
+from consilience.show import words
 from consilience.types import ConsilienceError, Sample
 
 PROBED = 8
@@ -27,7 +28,7 @@ PROBED = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run will take: ``seconds`` with the workers that were asked for,
+    """What one run will take: ``seconds`` of making (tables and report come after) with the workers that were asked for,
     ``passes`` through the network, ``memory`` bytes of one process, ``disk`` bytes in
     all; ``probed`` images were made in ``took`` seconds.
     """
@@ -57,11 +58,15 @@ def _of_run(work: Work, folder: str, job: Any) -> Estimate:
     )
     samples = _readable(source)
     place = Path(tempfile.mkdtemp(prefix="consilience-probe-"))
+    probed = words.count_of(len(samples), "image")
+    progress.say(f"{folder}: a probe with {probed} of {len(source.names)}")
+    start = time.perf_counter()
     try:
         with progress.silent():
-            first, _ = _made(work, job, models, samples[:1], place / "first")
+            _made(work, job, models, samples[:1], place / "first")
             again = samples[1:] or samples[:1]
-            seconds, made = _made(work, job, models, again, place / "again")
+            made = _made(work, job, models, again, place / "again")
+        seconds = float(made.manifest["seconds"])
         passes = float(made.explanations["passes"].sum()) / len(again)
         kept = sum(
             file.stat().st_size
@@ -83,7 +88,7 @@ def _of_run(work: Work, folder: str, job: Any) -> Estimate:
         _peak_memory(),
         int(kept / len(again) * count),
         len(samples),
-        first + seconds,
+        time.perf_counter() - start,
     )
 
 
@@ -105,7 +110,7 @@ def _readable(source: Any) -> list[Sample]:
 
 def _made(
     work: Work, job: Any, models: Any, samples: Sequence[Sample], folder: Path
-) -> tuple[float, Any]:
+) -> Any:
     from consilience.runs.evaluate import scoring_of
 
     how = replace(
