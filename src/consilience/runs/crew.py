@@ -322,7 +322,7 @@ class Crew:
                 one.left.clear()
                 if place in left:
                     left.discard(place)
-                    reason = f"a worker {_ended(why)} on it, {TRIES} times"
+                    reason = f"a worker {_ended(why)} each time that it was tried"
                     yield Outcome(place, self._names[place], 0.0, reason)
             elif order == 0 and one.tries >= 2 and len(one.left) > 1:
                 for place in sorted(one.left):

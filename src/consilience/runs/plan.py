@@ -54,7 +54,11 @@ def estimate(work: Work) -> list[Estimate]:
 def _of_run(work: Work, folder: str, job: Any) -> Estimate:
     models = load_models(job, work.options)
     source = source_of(
-        work.images, work.truth, models[0].classes, channels_of(models), None
+        work.images,
+        work.truth,
+        models[0].classes,
+        channels_of(models),
+        value_range=job.value_range,
     )
     samples = _readable(source)
     place = Path(tempfile.mkdtemp(prefix="consilience-probe-"))
