@@ -17,6 +17,7 @@ from typing import Any
 
 from consilience import progress
 from consilience.runs.explain import channels_of, load_models, run_explanations
+from consilience.runs.folder import Run
 from consilience.runs.jobfile import Work
 from consilience.runs.sources import source_of
 from consilience.show import words
@@ -28,9 +29,11 @@ PROBED = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run will take: ``seconds`` of making (tables and report come after) with the workers that were asked for,
-    ``passes`` through the network, ``memory`` bytes of one process, ``disk`` bytes in
-    all; ``probed`` images were made in ``took`` seconds.
+    """What one run will take.
+
+    ``seconds`` of making with the workers that were asked for (tables and report come
+    after), ``passes`` through the network, ``memory`` bytes of one process, ``disk``
+    bytes in all; ``probed`` images were made in ``took`` seconds.
     """
 
     folder: str
@@ -114,7 +117,7 @@ def _readable(source: Any) -> list[Sample]:
 
 def _made(
     work: Work, job: Any, models: Any, samples: Sequence[Sample], folder: Path
-) -> Any:
+) -> Run:
     from consilience.runs.evaluate import scoring_of
 
     how = replace(
@@ -123,7 +126,6 @@ def _made(
     after = None
     if work.asked is not None:
         models, after = scoring_of(work.asked, folder, job, models)
-    start = time.perf_counter()
     made = run_explanations(
         job,
         samples,
@@ -133,7 +135,8 @@ def _made(
         after=after,
         how=how,
     )
-    return time.perf_counter() - start, made
+    assert made is not None, "a whole run, not a part"
+    return made
 
 
 def _peak_memory() -> int:
