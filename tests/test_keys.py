@@ -9,7 +9,7 @@ from test_what_a_network_says import SAMPLE, net, wrapped
 
 import consilience as cs
 from consilience import api, registry
-from consilience.dissection.measure import DissectionOptions, _Job, _layers
+from consilience.dissection.measure import DissectionOptions, Job, layers_of
 from consilience.evaluation import columns
 from consilience.runs import evaluate
 from consilience.types import Box
@@ -170,7 +170,7 @@ def test_every_option_of_a_dissection_is_in_its_key(model, name):
     from consilience.dissection.concepts import load_concepts
 
     concepts = load_concepts("drawn:images=20,size=32")
-    layers = _layers(model, [model.layers()[0].name])
+    layers = layers_of(model, [model.layers()[0].name])
     base = DissectionOptions()
     value = OTHER.get(name)
     other = replace(
@@ -178,11 +178,11 @@ def test_every_option_of_a_dissection_is_in_its_key(model, name):
     )
 
     def of(options, layers=layers, concepts=concepts, model=model):
-        return _Job(model, layers, concepts, options, None).key
+        return Job(model, layers, concepts, options, None).key
 
     assert of(base) == of(DissectionOptions())
     assert of(other) != of(base)
     if name == "seed":
-        assert of(base, layers=_layers(model, [model.layers()[1].name])) != of(base)
+        assert of(base, layers=layers_of(model, [model.layers()[1].name])) != of(base)
         assert of(base, concepts=load_concepts("drawn:images=21,size=32")) != of(base)
         assert of(base, model=other_weights()) != of(base)

@@ -1093,8 +1093,8 @@ def test_what_other_processes_cannot_have_is_refused_in_a_line(net, place, tmp_p
     assert told[0] != told[1]
     folder = str(place / "images")
     with pytest.raises(ConsilienceError, match="give the options in the spelling"):
-        worker.Maker(
-            worker.Errand(
+        worker.ImagesMaker(
+            worker.ImagesErrand(
                 explain.job_from_specs(["gradcam"], ["scale_networks:net"]),
                 explain.LoadOptions(),
                 (folder,),
@@ -1107,6 +1107,6 @@ def test_what_other_processes_cannot_have_is_refused_in_a_line(net, place, tmp_p
                 networks=told[:1],
             )
         )
-    errand = worker.Errand(job(), TORCH, (), None, "x", "d", 1, 1, False)
+    errand = worker.ImagesErrand(job(), TORCH, (), None, "x", "d", 1, 1, False)
     back = worker.Errand.from_text(errand.as_text())
-    assert back == replace(errand.without_built())
+    assert back == replace(errand.to_send())

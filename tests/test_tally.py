@@ -2,6 +2,7 @@
 something.
 """
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +22,8 @@ from scipy import stats as scipy_stats
 from torch.nn import functional
 
 from consilience.dissection.concepts import load_concepts
-from consilience.dissection.measure import _Job, dissect
-from consilience.dissection.quantiles import TailSketch
+from consilience.dissection.measure import Job, dissect
+from consilience.dissection.quantiles import FloorError, TailSketch
 from consilience.dissection.result import Dissection, largest_iou
 from consilience.dissection.tally import Tops, unit_masks
 from consilience.models.features import Features
@@ -114,6 +115,114 @@ def test_a_sketch_goes_on_from_its_state():
         abs(int((row > value).sum()) - second.rank) <= off
         for row, value, off in zip(rows[:4], values, bound, strict=False)
     )
+
+
+def parts_of(maps, q, capacity, cuts, least=None):
+    """Sketches of consecutive parts of a stream."""
+    total = len(maps) * maps.shape[2] * maps.shape[3]
+    for low, high in itertools.pairwise([0, *cuts, len(maps)]):
+        part = TailSketch(maps.shape[1], total, q, capacity, least)
+        for start in range(low, high, 16):
+            part.add(torch.from_numpy(maps[start : min(start + 16, high)]))
+        yield part
+
+
+def merged(parts, kept=lambda part: part):
+    first, *others = map(kept, parts)
+    for other in others:
+        first.merge(other)
+    return first
+
+
+@pytest.mark.parametrize("cuts", [[30], [1, 2, 30, 31, 200]])
+def test_merged_sketches_that_fit_are_exact(cuts):
+    maps = streams(300)
+    values, bound = merged(parts_of(maps, 0.98, 5000, cuts)).result()
+    rows = maps.transpose(1, 0, 2, 3).reshape(6, -1).astype(np.float64)
+    assert (
+        values.tolist() == np.quantile(rows, 0.98, axis=1).astype(np.float32).tolist()
+    )
+    assert not bound.any()
+
+
+@pytest.mark.parametrize("capacity", [256, 2048])
+@pytest.mark.parametrize("count", [2, 5, 64])
+def test_merged_sketches_are_off_by_no_more_ranks_than_they_say(capacity, count):
+    maps = streams(4000)
+    cuts = [number * 4000 // count for number in range(1, count)]
+    parts = list(parts_of(maps, 0.95, capacity, cuts))
+    apart = sum(part.error for part in parts)
+    sketch = merged(parts)
+    assert not sketch.exact
+    assert sketch.seen == sketch.total
+    assert (sketch.error >= apart).all()
+    values, bound = sketch.result()
+    rows = maps.transpose(1, 0, 2, 3).reshape(6, -1)
+    for unit, row in enumerate(rows):
+        above, not_below = (
+            int((row > values[unit]).sum()),
+            int((row >= values[unit]).sum()),
+        )
+        assert above - bound[unit] < sketch.rank <= not_below + bound[unit]
+    assert bound[0] < 0.25 * sketch.rank if capacity == 2048 else bound[0] > 0
+
+
+@pytest.mark.parametrize("capacity", [256, 10_000])
+def test_values_below_a_floor_change_nothing(capacity):
+    maps = streams(1000)
+    rows = maps.transpose(1, 0, 2, 3).reshape(6, -1)
+    # every twentieth value and more; in the flat row, and that of ties, the quantile
+    # itself is the floor
+    floor = np.sort(rows, axis=1)[:, -int(0.08 * rows.shape[1])]
+    floor[5] = np.quantile(rows[5], 0.95)
+    assert floor[4] == 0
+    sketch = merged(parts_of(maps, 0.95, capacity, [100, 500], floor))
+    values, bound = sketch.result()
+    if sketch.exact:
+        exact = np.quantile(rows.astype(np.float64), 0.95, axis=1)
+        assert values.tolist() == exact.astype(np.float32).tolist()
+        return
+    assert values[4] == 0
+    for unit, row in enumerate(rows):
+        above, not_below = (
+            int((row > values[unit]).sum()),
+            int((row >= values[unit]).sum()),
+        )
+        assert above - bound[unit] < sketch.rank <= not_below + bound[unit]
+
+
+@pytest.mark.parametrize("capacity", [256, 10_000])
+def test_a_floor_that_was_too_high_is_noticed(capacity):
+    maps = streams(1000)
+    rows = maps.transpose(1, 0, 2, 3).reshape(6, -1)
+    floor = np.sort(rows, axis=1)[:, -int(0.08 * rows.shape[1])]
+    floor[[1, 3]] = np.sort(rows, axis=1)[[1, 3], -int(0.02 * rows.shape[1])]
+    with pytest.raises(FloorError, match="2 units have fewer") as caught:
+        merged(parts_of(maps, 0.95, capacity, [100, 500], floor)).result()
+    assert caught.value.units.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("least", [None, np.full(6, -0.5)])
+def test_a_part_comes_back_from_its_state(least):
+    maps = streams(1000)
+
+    def kept(part):
+        again = TailSketch(6, part.total, part.q, 256, least)
+        again.restore(part.state())
+        return again
+
+    plain = merged(parts_of(maps, 0.95, 256, [100, 500], least))
+    again = merged(parts_of(maps, 0.95, 256, [100, 500], least), kept)
+    for one, other in zip(plain.result(), again.result(), strict=True):
+        assert one.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize("capacity", [64, 5000])
+def test_a_single_value_that_is_no_number_is_found(capacity):
+    maps = streams(300)
+    maps[7, 2, 1, 1] = np.nan
+    with pytest.raises(ConsilienceError, match="not finite"):
+        merged(parts_of(maps, 0.95, capacity, [40])).result()
 
 
 def test_a_sketch_refuses_what_it_cannot_say():
@@ -367,7 +476,7 @@ def test_a_killed_dissection_goes_on(tmp_path, monkeypatch, last):
     whole = dissect(small_model(), ["act", "clip"], concepts, **options)
     monkeypatch.setattr("consilience.dissection.measure.KEEP_EVERY", 0.0)
     seen = []
-    once = _Job._keep
+    once = Job._keep
 
     def dying(self):
         once(self)
@@ -375,7 +484,7 @@ def test_a_killed_dissection_goes_on(tmp_path, monkeypatch, last):
         if len(seen) == last:
             raise KilledError
 
-    monkeypatch.setattr(_Job, "_keep", dying)
+    monkeypatch.setattr(Job, "_keep", dying)
     state = tmp_path / "state"
     with pytest.raises(KilledError):
         dissect(small_model(), ["act", "clip"], concepts, state=state, **options)

@@ -398,14 +398,18 @@ def _add_explain(verbs: Any) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
-def _add_how(add: Callable[..., Any]) -> None:
-    """How a run is made, which changes nothing of what comes out."""
+def _add_workers(add: Callable[..., Any]) -> None:
     add("--workers", type=int, metavar="N", help="processes that share the images")
     add(
         "--cluster",
         metavar="A",
         help="make it on a Ray cluster: auto, or an address (extra ray)",
     )
+
+
+def _add_how(add: Callable[..., Any]) -> None:
+    """How a run is made, which changes nothing of what comes out."""
+    _add_workers(add)
     add(
         "--shard",
         metavar="I/N",
@@ -429,13 +433,12 @@ def _how(arguments: argparse.Namespace) -> Any:
 def _how_told(arguments: argparse.Namespace) -> dict[str, Any]:
     from consilience.runs.jobfile import shard_of
 
-    told = {
-        "workers": arguments.workers,
-        "cluster": arguments.cluster,
-        "shard": None if arguments.shard is None else shard_of(arguments.shard),
-        "batch": arguments.batch,
-        "reuse": tuple(arguments.reuse) if arguments.reuse else None,
-    }
+    names = ("workers", "cluster", "shard", "batch", "reuse")
+    told = {name: getattr(arguments, name, None) for name in names}
+    if told["shard"] is not None:
+        told["shard"] = shard_of(told["shard"])
+    if told["reuse"] is not None:
+        told["reuse"] = tuple(told["reuse"])
     if told["cluster"] is not None and told["workers"] is None:
         told["workers"] = 0  # as many as there is room for
     return {name: value for name, value in told.items() if value is not None}
@@ -656,6 +659,7 @@ def _add_dissect(verbs: Any) -> None:
         metavar="N",
         help="exchanges of labels behind p (default 999; 0 makes no null)",
     )
+    _add_workers(add)
     add(
         "--against",
         choices=("random",),
@@ -932,6 +936,7 @@ def dissect_verb(arguments: argparse.Namespace) -> int:
             arguments.output or _dated(),
             _loading(arguments),
             arguments.command,
+            _how(arguments),
         )
     if arguments.json:
         print(json.dumps(console.dissection_as_json(finished), ensure_ascii=False))

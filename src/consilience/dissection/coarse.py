@@ -222,6 +222,10 @@ class Gatherer:
             annotated=self._annotated.all,
         )
 
+    def merge(self, other: Gatherer) -> None:
+        """Take in what was gathered of a part that comes after."""
+        self.restore(other.state())
+
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
         return {
@@ -231,7 +235,7 @@ class Gatherer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`, behind what is there."""
         for rows, kept in (
             (self._covered, "covered"),
             (self._shown, "shown"),

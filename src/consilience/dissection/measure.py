@@ -2,10 +2,15 @@
 of layers, then the null.
 
 The first pass finds the quantile of every unit and its top images, the second counts.
-Images are read ahead by two threads. Memory: `SKETCHES` bytes of quantile sketches,
-counts (units x concepts), one batch of maps, two batches of images, and what the null
-gathers; none of it but the last grows with the number of images, and that ends at
-``null_images``.
+Both go through the images in pieces that depend on their number alone; what is found of
+a piece is merged in the order of the pieces, whoever made it, so that one process and
+many workers end in the same numbers. Sums, top images and exact quantiles are the same
+however the images are cut; a sketch that is not exact is merged within its bound.
+
+Images are read ahead by two threads. Memory: twice `SKETCHES` bytes of quantile
+sketches, counts (units x concepts), one batch of maps, two batches of images, and what
+the null gathers; none of it but the last grows with the number of images, and that ends
+at ``null_images``.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +39,12 @@ from consilience.dissection.concepts import (
     load_concepts,
 )
 from consilience.dissection.nulls import results, with_random_weights
-from consilience.dissection.quantiles import LEAST_VALUES, TailSketch
+from consilience.dissection.quantiles import (
+    EMPTY,
+    LEAST_VALUES,
+    FloorError,
+    TailSketch,
+)
 from consilience.dissection.result import (
     ConceptFacts,
     Dissection,
@@ -51,6 +61,7 @@ from consilience.dissection.tally import (
     Upsample,
 )
 from consilience.files import write_atomically
+from consilience.models.engines.threads import steady_threads
 from consilience.models.features import Features
 from consilience.registry import option, unknown
 from consilience.types import (
@@ -68,6 +79,18 @@ SKETCHES = 96 << 20
 READERS = 2
 KEEP_EVERY = 30.0
 """Seconds between two writings of the resume state."""
+
+PIECE_IMAGES, MOST_PIECES = 64, 64
+"""A piece has so many images at least, and there are so many pieces at most."""
+PILOT_IMAGES, PILOT_TIMES = 256, 8
+"""Pieces that stand alone leave out what lies below a floor: of so many images at most,
+the value that is passed so many times as often as the quantile."""
+
+PASSES = ("quantiles", "counting")
+State = dict[str, Array]
+Share = Callable[["Job", str, Sequence[int]], Iterator[tuple[int, State]]]
+"""Has pieces made elsewhere: the job, the pass and the numbers of the pieces, to the state
+of each in the order of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,7 @@ def dissect(
     *,
     against: Literal["random"] | None = None,
     state: str | Path | None = None,
+    share: Share | None = None,
     **options: Any,
 ) -> Dissection:
     """Which unit of ``layers`` detects which concept: Network Dissection (Bau et al.,
@@ -136,6 +160,7 @@ def dissect(
     ``options`` are the fields of `Options`. ``against="random"`` dissects the same
     architecture with random weights too, for comparison. ``state`` names a file (under
     200 MB) from which a dissection that was killed goes on; it is removed at the end.
+    ``share`` has the pieces made elsewhere.
     Raises `ConsilienceError` for what cannot be dissected, `NotApplicable` for a model
     that cannot be opened.
     """
@@ -147,25 +172,25 @@ def dissect(
     names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
     file = Path(state) if state is not None else None
     whole, found = found, without_unreadable(found, _skipped(file))
-    job = _Job(model, _layers(model, names), found, chosen, file)
+    job = Job(model, layers_of(model, names), found, chosen, file)
     try:
-        result = job.run()
-    except _UnreadableError:
+        result = job.run(share)
+    except UnreadableError:
         # rare enough that nothing is looked at twice where all is well
         found = without_unreadable(whole, unreadable(whole, model, chosen.view))
-        job = _Job(model, _layers(model, names), found, chosen, file)
+        job = Job(model, layers_of(model, names), found, chosen, file)
         job.begin_again()
-        result = job.run()
+        result = job.run(share)
     if against is None:
         return result
     blank = with_random_weights(model, chosen.seed)
     plain = replace(chosen, permutations=0)
     return replace(
-        result, random=_Job(blank, _layers(blank, names), found, plain, None).run()
+        result, random=Job(blank, layers_of(blank, names), found, plain, None).run()
     )
 
 
-class _UnreadableError(ConsilienceError):
+class UnreadableError(ConsilienceError):
     """An image or its labels that cannot be read, found on the way."""
 
 
@@ -218,7 +243,7 @@ def _skipped(file: Path | None) -> dict[int, str]:
     """Images that an earlier try of this dissection left out."""
     if file is None or not file.is_file():
         return {}
-    arrays = _arrays(file)
+    arrays = read_state(file)
     reasons = json.loads(str(arrays.get("reasons", "{}")))
     return {int(index): str(reason) for index, reason in reasons.items()}
 
@@ -238,7 +263,8 @@ def _options(given: Mapping[str, Any]) -> DissectionOptions:
     return DissectionOptions(**given)
 
 
-def _layers(model: Network, names: Sequence[str]) -> tuple[Layer, ...]:
+def layers_of(model: Network, names: Sequence[str]) -> tuple[Layer, ...]:
+    """Layers by name. Raises `ConsilienceError` for none, and for one there is not."""
     known = {layer.name: layer for layer in model.layers()}
     if not names:
         raise ConsilienceError("dissect: name at least one layer")
@@ -268,10 +294,10 @@ def batches(
     size: int,
     view: ViewMode,
     labels: bool,
-    start: int = 0,
+    indices: Sequence[int],
 ) -> Iterator[Batch]:
-    """All images from ``start`` on, ``size`` at a time; one batch is read while one is
-    looked at.
+    """The images ``indices``, ``size`` at a time; one batch is read while one is looked
+    at.
     """
 
     def one(index: int) -> tuple[Tensor, Labels | None]:
@@ -280,23 +306,23 @@ def batches(
             geometry = seen.geometry if view == "crop" else None
             return seen.pixels, concepts.labels(index, geometry) if labels else None
         except ConsilienceError as error:
-            raise _UnreadableError(str(error)) from error
+            raise UnreadableError(str(error)) from error
 
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[Future[tuple[Tensor, Labels | None]]] = deque()
-        ahead = iter(range(start, len(concepts)))
+        ahead = iter(indices)
         try:
-            for first in range(start, len(concepts), size):
+            for start in range(0, len(indices), size):
                 waiting.extend(
                     pool.submit(one, index)
                     for index in itertools.islice(ahead, 2 * size - len(waiting))
                 )
                 read = [
                     waiting.popleft().result()
-                    for _ in range(min(size, len(concepts) - first))
+                    for _ in range(min(size, len(indices) - start))
                 ]
                 yield Batch(
-                    first,
+                    indices[start],
                     torch.cat([pixels for pixels, _ in read]),
                     tuple(one for _, one in read if one is not None),
                 )
@@ -308,9 +334,9 @@ def batches(
 # ---- the work
 
 
-class _Job:
-    """One dissection: what is kept between batches, so that it can be put down and
-    taken up.
+class Job:
+    """One dissection, piece by piece, so that it can be put down and taken up, and
+    pieces made elsewhere.
     """
 
     def __init__(
@@ -337,54 +363,37 @@ class _Job:
             options,
         )
         self.seconds: dict[str, float] = {}
-        self.done = {"quantiles": 0, "counting": 0}
         count = len(concepts)
-        totals = [
-            count * (layer.spatial[0] * layer.spatial[1] if layer.spatial else 1)
-            for layer in layers
+        size = max(PIECE_IMAGES, -(-count // MOST_PIECES))
+        self.pieces = [
+            range(start, min(start + size, count)) for start in range(0, count, size)
         ]
-        room = max(
-            LEAST_VALUES, SKETCHES // (4 * sum(layer.channels for layer in layers))
-        )
-        self.sketches = [
-            TailSketch(layer.channels, total, options.quantile, room)
-            for layer, total in zip(layers, totals, strict=True)
-        ]
-        self.tops = [
-            Tops(layer.channels, min(options.top, count)) for layer in layers
-        ]
-        self.labels = LabelCounts(concepts)
+        self.done = dict.fromkeys(PASSES, 0)
+        self.floors: list[Array | None] = [None] * len(layers)
+        self.cuts: list[Array] = []
         starts = np.concatenate(
             [[0], np.cumsum([layer.channels for layer in layers])]
         )
         self.slices = [
             slice(int(low), int(high)) for low, high in itertools.pairwise(starts)
         ]
-        chosen = chosen_images(
+        self.chosen = chosen_images(
             count if options.permutations else 0, options.null_images, options.seed
         )
-        kinds = len(concepts.concepts), len(concepts.categories)
-        self.gatherer = Gatherer(
-            concepts.grid,
-            int(starts[-1]),
-            *kinds,
-            chosen,
-            self._null_grid(int(starts[-1]), len(chosen)),
-        )
-        self.counts: list[Counts] = []
+        self.null_grid = self._null_grid(int(starts[-1]), len(self.chosen))
+        self.parts: dict[str, Any] = self._fresh("quantiles")
 
-    def run(self) -> Dissection:
+    def run(self, share: Share | None = None) -> Dissection:
         """Both passes, the null, and what was found."""
-        kept = self._kept()
-        self._timed("quantiles", lambda: self._pass("quantiles", self._quantiles))
-        read = [sketch.result() for sketch in self.sketches]
-        self.counts = [
-            Counts(cuts, self.concepts, self.options.upsample, self.options.union)
-            for cuts, _ in read
-        ]
-        if kept is not None:
-            self._restore_counts(kept)
-        self._timed("counting", lambda: self._pass("counting", self._counting))
+        self._restore()
+        alone = share is not None or not all(one.exact for one in self._sketches)
+        if alone and not self.done["quantiles"]:
+            self._set_floors(self._timed("pilot", self._pilot))
+        read = self._timed("quantiles", lambda: self._quantiles(share))
+        if not self.done["counting"]:
+            self.cuts = [cuts for cuts, _ in read]
+            self.parts |= self._fresh("counting")
+        self._timed("counting", lambda: self._pass("counting", share))
         self.features.release()
         facts = self._concept_facts()
         found = [self._layer(place, facts) for place in range(len(self.layers))]
@@ -412,6 +421,58 @@ class _Job:
             self._facts([bound for _, bound in read]),
         )
 
+    # -- what is kept of a pass
+
+    def _fresh(self, name: str) -> dict[str, Any]:
+        """What a pass, or a piece of it, fills."""
+        layers, options, concepts = self.layers, self.options, self.concepts
+        count = len(concepts)
+        if name == "quantiles":
+            units = sum(layer.channels for layer in layers)
+            room = max(LEAST_VALUES, SKETCHES // (4 * units))
+            parts: dict[str, Any] = {}
+            for place, layer in enumerate(layers):
+                cells = layer.spatial[0] * layer.spatial[1] if layer.spatial else 1
+                parts[f"sketch{place}"] = TailSketch(
+                    layer.channels,
+                    count * cells,
+                    options.quantile,
+                    room,
+                    self.floors[place],
+                )
+                parts[f"tops{place}"] = Tops(layer.channels, min(options.top, count))
+            return parts
+        gatherer = Gatherer(
+            concepts.grid,
+            self.slices[-1].stop,
+            len(concepts.concepts),
+            len(concepts.categories),
+            self.chosen,
+            self.null_grid,
+        )
+        return {"labels": LabelCounts(concepts), "gatherer": gatherer} | {
+            f"counts{place}": Counts(cuts, concepts, options.upsample, options.union)
+            for place, cuts in enumerate(self.cuts)
+        }
+
+    def _each(self, name: str) -> list[Any]:
+        return [self.parts[f"{name}{place}"] for place in range(len(self.layers))]
+
+    @property
+    def _sketches(self) -> list[TailSketch]:
+        return self._each("sketch")
+
+    @property
+    def _filled_by(self) -> dict[str, list[str]]:
+        """The names of what each pass fills."""
+        numbers = range(len(self.layers))
+        return {
+            "quantiles": [
+                f"{name}{n}" for n in numbers for name in ("sketch", "tops")
+            ],
+            "counting": ["labels", "gatherer", *(f"counts{n}" for n in numbers)],
+        }
+
     def _null_grid(self, units: int, images: int) -> tuple[int, int]:
         pixels, side = self.concepts.grid, self.options.null_grid
         if side:
@@ -432,60 +493,179 @@ class _Job:
 
     # -- the two passes
 
-    def _pass(self, name: str, take: Any) -> None:
-        total, kept = len(self.concepts), time.monotonic()
-        label = {"quantiles": "finding thresholds", "counting": "counting pixels"}[
-            name
-        ]
-        with progress.task(label, total) as running, torch.no_grad():
-            running.advance(self.done[name])
-            size, start = self.features.batch, self.done[name]
-            for batch in batches(
-                self.model,
-                self.concepts,
-                size,
-                self.options.view,
-                name == "counting",
-                start,
-            ):
-                take(batch, self.features(batch.pixels))
-                self.done[name] = batch.first + len(batch.pixels)
+    def _pass(self, name: str, share: Share | None) -> None:
+        """All pieces that are left, merged in order."""
+        label = {"quantiles": "finding thresholds", "counting": "counting pixels"}
+        left = range(self.done[name], len(self.pieces))
+        kept = time.monotonic()
+        with progress.task(label[name], len(self.concepts)) as running:
+            running.advance(sum(len(one) for one in self.pieces[: left.start]))
+            made = (
+                self._made_here(name, left, running.advance)
+                if share is None
+                else self._made_there(share, name, left, running.advance)
+            )
+            for number, parts in made:
+                for key in self._filled_by[name]:
+                    if parts[key] is not self.parts[key]:
+                        self.parts[key].merge(parts[key])
+                self.done[name] = number + 1
                 if self.file is not None and time.monotonic() - kept > KEEP_EVERY:
                     self._keep()
                     kept = time.monotonic()
-                running.advance(len(batch.pixels))
 
-    def _quantiles(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
-        for layer, sketch, tops in zip(
-            self.layers, self.sketches, self.tops, strict=True
-        ):
+    def _made_here(
+        self, name: str, numbers: Sequence[int], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Pieces made by this process, straight into the whole where that is the same."""
+        for number in numbers:
+            parts = dict(self.parts)
+            fresh = self._fresh(name) if name == "quantiles" else {}
+            parts |= {
+                key: part
+                for key, part in fresh.items()
+                if isinstance(part, TailSketch) and not part.exact
+            }
+            self.look(name, number, parts, advance)
+            yield number, parts
+
+    def _made_there(
+        self,
+        share: Share,
+        name: str,
+        numbers: Sequence[int],
+        advance: Callable[[int], None],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, arrays in share(self, name, numbers):
+            advance(len(self.pieces[number]))
+            yield number, self._restored(self._fresh(name), arrays)
+
+    def told(self, name: str) -> State:
+        """What a piece of a pass needs that only the whole has: floors, thresholds."""
+        several = self.floors if name == "quantiles" else self.cuts
+        return {
+            f"{name}{place}": one
+            for place, one in enumerate(several)
+            if one is not None
+        }
+
+    def piece(self, name: str, number: int, told: State) -> State:
+        """A piece as its state, made from `told`."""
+        several = [told.get(f"{name}{place}") for place in range(len(self.layers))]
+        if name == "quantiles":
+            self.floors = several
+        else:
+            self.cuts = [one for one in several if one is not None]
+        parts = self._fresh(name)
+        self.look(name, number, parts, lambda count: None)
+        return _state(parts)
+
+    def look(
+        self,
+        name: str,
+        number: int,
+        parts: Mapping[str, Any],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Fill ``parts`` with the images of a piece."""
+        with torch.no_grad(), steady_threads():
+            for batch in self._batches(name == "counting", self.pieces[number]):
+                maps = self.features(batch.pixels)
+                take = self._take_values if name == "quantiles" else self._count
+                take(batch, maps, parts)
+                advance(len(batch.pixels))
+
+    def _batches(self, labels: bool, indices: Sequence[int]) -> Iterator[Batch]:
+        size, view = self.features.batch, self.options.view
+        return batches(self.model, self.concepts, size, view, labels, indices)
+
+    def _take_values(
+        self, batch: Batch, maps: Mapping[str, Tensor], parts: Mapping[str, Any]
+    ) -> None:
+        for place, layer in enumerate(self.layers):
             peaks = maps[layer.name].amax(dim=(2, 3))
-            sketch.add(maps[layer.name], peaks)
-            tops.add(batch.first, peaks)
+            parts[f"sketch{place}"].add(maps[layer.name], peaks)
+            parts[f"tops{place}"].add(batch.first, peaks)
 
-    def _counting(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
+    def _count(
+        self, batch: Batch, maps: Mapping[str, Tensor], parts: Mapping[str, Any]
+    ) -> None:
         peaks = {name: values.amax(dim=(2, 3)) for name, values in maps.items()}
-        for place, labels in enumerate(batch.labels):
-            index = batch.first + place
+        gatherer = parts["gatherer"]
+        for order, labels in enumerate(batch.labels):
+            index = batch.first + order
             shown = ShownLabels.of(labels, batch.pixels.device)
-            self.labels.add(labels)
-            self.gatherer.add_labels(index, labels)
-            for layer, counts, units in zip(
-                self.layers, self.counts, self.slices, strict=True
-            ):
-                watch = self.gatherer.watch(index, units.start)
-                counts.add(
-                    maps[layer.name][place], peaks[layer.name][place], shown, watch
+            parts["labels"].add(labels)
+            gatherer.add_labels(index, labels)
+            for place, layer in enumerate(self.layers):
+                watch = gatherer.watch(index, self.slices[place].start)
+                parts[f"counts{place}"].add(
+                    maps[layer.name][order], peaks[layer.name][order], shown, watch
                 )
+
+    # -- thresholds
+
+    def _quantiles(self, share: Share | None) -> list[tuple[Array, Array]]:
+        """Thresholds and their bounds; once more without the floors that were too high."""
+        while True:
+            self._pass("quantiles", share)
+            lacking = {}
+            read = []
+            for place, sketch in enumerate(self._sketches):
+                try:
+                    read.append(sketch.result())
+                except FloorError as error:
+                    lacking[place] = error.units
+            if not lacking:
+                return read
+            for place, units in lacking.items():
+                floor = self.floors[place]
+                assert floor is not None
+                floor[units] = EMPTY
+            self._set_floors(self.floors)
+
+    def _set_floors(self, floors: list[Array | None]) -> None:
+        """Begin the first pass with floors."""
+        self.floors, self.done = floors, dict.fromkeys(PASSES, 0)
+        self.parts = self._fresh("quantiles")
+
+    def _pilot(self) -> list[Array | None]:
+        """Of images spread over the set, the values (U,) of each layer that are passed
+        `PILOT_TIMES` as often as its quantile; None where too few pass them to tell.
+        """
+        count, share = len(self.concepts), PILOT_TIMES * (1 - self.options.quantile)
+        looked = min(PILOT_IMAGES, count // 16)
+        if looked < 1 or share > 0.5:
+            return [None] * len(self.layers)
+        spread = np.linspace(0, count - 1, looked).round().astype(int).tolist()
+        tails = [torch.zeros(layer.channels, 0) for layer in self.layers]
+        sizes = [
+            int(share * looked * (layer.spatial[0] * layer.spatial[1]))
+            if layer.spatial
+            else int(share * looked)
+            for layer in self.layers
+        ]
+        with torch.no_grad(), steady_threads():
+            for batch in self._batches(False, spread):
+                maps = self.features(batch.pixels)
+                for place, layer in enumerate(self.layers):
+                    new = maps[layer.name].transpose(0, 1).flatten(1).float().cpu()
+                    both = torch.cat([tails[place], new], dim=1)
+                    most = min(sizes[place], both.shape[1])
+                    tails[place] = both.topk(most, dim=1).values
+        return [
+            tail[:, -1].numpy().copy() if size >= LEAST_VALUES else None
+            for tail, size in zip(tails, sizes, strict=True)
+        ]
 
     # -- what was found
 
     def _concept_facts(self) -> tuple[ConceptFacts, ...]:
-        units = np.concatenate([counts.unit_pixels for counts in self.counts])
+        units = np.concatenate([one.unit_pixels for one in self._each("counts")])
         return concept_facts(
             self.concepts.concepts,
-            self.labels.pixels,
-            self.labels.images,
+            self.parts["labels"].pixels,
+            self.parts["labels"].images,
             units[:, self.concepts.category_of],
             area=len(self.concepts) * self.concepts.grid[0] * self.concepts.grid[1],
             least=self.options.min_images,
@@ -493,7 +673,8 @@ class _Job:
         )
 
     def _layer(self, place: int, facts: tuple[ConceptFacts, ...]) -> LayerResult:
-        layer, counts, tops = self.layers[place], self.counts[place], self.tops[place]
+        layer, counts = self.layers[place], self.parts[f"counts{place}"]
+        tops = self.parts[f"tops{place}"]
         pixels = np.array([one.pixels for one in facts])
         return LayerResult(
             layer.name,
@@ -514,7 +695,7 @@ class _Job:
         )
         options = self.options
         return results(
-            self.gatherer.gathered(),
+            self.parts["gatherer"].gathered(),
             eligible,
             self.concepts.category_of,
             self.slices,
@@ -530,17 +711,16 @@ class _Job:
             layer.name: int(bound.max(initial=0))
             for layer, bound in zip(self.layers, bounds, strict=True)
         }
-        chosen = self.gatherer.chosen
         return {
             **asdict(self.options),
             "grid": list(self.concepts.grid),
             "quantile_rank_error": ranks,
             "quantile_error": {
                 layer.name: ranks[layer.name] / sketch.total
-                for layer, sketch in zip(self.layers, self.sketches, strict=True)
+                for layer, sketch in zip(self.layers, self._sketches, strict=True)
             },
-            "null_images": len(chosen),
-            "null_grid": list(self.gatherer.grid),
+            "null_images": len(self.chosen),
+            "null_grid": list(self.null_grid),
             "engine": dict(self.features.facts),
             "seconds": dict(self.seconds),
             "notes": list(self.concepts.notes),
@@ -548,56 +728,61 @@ class _Job:
 
     # -- putting down and taking up
 
-    def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"labels": self.labels, "gatherer": self.gatherer}
-        for name, several in (
-            ("sketch", self.sketches),
-            ("tops", self.tops),
-            ("counts", self.counts),
-        ):
-            parts |= {f"{name}{place}": one for place, one in enumerate(several)}
-        return parts
-
     def _keep(self) -> None:
         """Write the resume state, whole or not at all."""
         assert self.file is not None
-        arrays = {
-            f"{name}.{key}": value
-            for name, part in self._parts().items()
-            for key, value in part.state().items()
-        }
-        content = io.BytesIO()
-        done = np.array([self.done["quantiles"], self.done["counting"]])
+        done = np.array([self.done[name] for name in PASSES])
         reasons = np.array(json.dumps(dict(self.concepts.skipped)))
-        key = np.array(self.key)
-        np.savez(content, key=key, done=done, reasons=reasons, **arrays)
-        write_atomically(self.file, lambda file: file.write(content.getbuffer()))
+        told = self.told("quantiles") | self.told("counting")
+        write_state(
+            self.file,
+            {"key": np.array(self.key), "done": done, "reasons": reasons}
+            | {f"told.{key}": value for key, value in told.items()}
+            | _state(self.parts),
+        )
 
-    def _kept(self) -> dict[str, Array] | None:
-        """The state of an earlier try of this very job, taken over as far as it does
-        not need the thresholds.
-        """
+    def _restore(self) -> None:
+        """Go on from the state of an earlier try of this very job."""
         if self.file is None or not self.file.is_file():
-            return None
-        arrays = _arrays(self.file)
+            return
+        arrays = read_state(self.file)
         if str(arrays.get("key")) != self.key:
             raise ConsilienceError(
                 f"{self.file} is the state of another dissection; name another file, or "
                 f"remove it"
             )
-        self.done = {
-            "quantiles": int(arrays["done"][0]),
-            "counting": int(arrays["done"][1]),
-        }
-        for name, part in self._parts().items():
-            part.restore(_of(arrays, name))
-        return arrays
+        told = _of(arrays, "told")
+        places = range(len(self.layers))
+        self.floors = [told.get(f"quantiles{place}") for place in places]
+        self.cuts = [
+            told[f"counting{place}"] for place in places if f"counting{place}" in told
+        ]
+        self.done = dict(zip(PASSES, map(int, arrays["done"]), strict=True))
+        self.parts = self._restored(self._fresh("quantiles"), arrays)
+        if self.done["counting"]:
+            self.parts |= self._restored(self._fresh("counting"), arrays)
 
-    def _restore_counts(self, arrays: dict[str, Array]) -> None:
-        for place, counts in enumerate(self.counts):
-            state = _of(arrays, f"counts{place}")
-            if state:
-                counts.restore(state)
+    def _restored(
+        self, parts: dict[str, Any], arrays: Mapping[str, Array]
+    ) -> dict[str, Any]:
+        for name, part in parts.items():
+            part.restore(_of(arrays, name))
+        return parts
+
+
+def _state(parts: Mapping[str, Any]) -> State:
+    return {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        for key, value in part.state().items()
+    }
+
+
+def write_state(file: Path, arrays: State) -> None:
+    """Arrays as a file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(file, lambda stream: stream.write(content.getbuffer()))
 
 
 def _of(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
@@ -608,7 +793,8 @@ def _of(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
     }
 
 
-def _arrays(file: Path) -> dict[str, Array]:
+def read_state(file: Path) -> State:
+    """Inverse of `write_state`. Raises `ConsilienceError` for any other file."""
     try:
         with np.load(file, allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}

@@ -8,6 +8,11 @@ interpolated as numpy does. Beyond, values are halved as they come in (Munro & P
 stays and counts for two, and so on up to a top buffer that keeps the largest. Halving a
 buffer whose values count for w moves the rank of any value by at most w, so the error
 of the result is known: `TailSketch.error`.
+
+Sketches of parts of a stream are merged level by level: of two buffers that wait at one
+level one is made, which goes up as any other. The errors of both are added to those of
+the halvings that the merge does, so the bound holds for every order of parts; an exact
+sketch stays exact.
 """
 
 from __future__ import annotations
@@ -26,15 +31,36 @@ LEAST_VALUES = 64
 EMPTY = -math.inf
 
 
+class FloorError(ConsilienceError):
+    """Values that were left out would have been needed, for the rows ``units``."""
+
+    def __init__(self, units: Array) -> None:
+        super().__init__(
+            f"{len(units)} units have fewer values above the floor than their quantile needs"
+        )
+        self.units = units
+
+
 class TailSketch:
     """The quantile ``q`` of each of ``units`` rows of a stream of ``total`` values a
     row, with room for ``capacity`` a row.
+
+    Values below ``least`` (U,) are left out and values equal to it only counted: it is
+    a guess at what cannot matter, and where it was too high `result` raises
+    `FloorError`.
 
     State: at most 1.5 times ``capacity`` values a row and as many that wait, whatever
     ``total`` is.
     """
 
-    def __init__(self, units: int, total: int, q: float, capacity: int) -> None:
+    def __init__(
+        self,
+        units: int,
+        total: int,
+        q: float,
+        capacity: int,
+        least: Array | None = None,
+    ) -> None:
         if not 0 < q < 1:
             raise ConsilienceError(f"a quantile lies between 0 and 1; got {q:g}")
         if capacity < LEAST_VALUES or total < 1:
@@ -61,14 +87,18 @@ class TailSketch:
         self._waiting: list[tuple[Array, Array]] = []
         self._counts = np.zeros(units, dtype=np.int64)
         self.error = np.zeros(units, dtype=np.int64)
+        self.least = None if least is None else least.astype(np.float32)
+        self.equal = np.zeros(units, dtype=np.int64)
+        self.strange = False
         self.seen = 0
 
     @property
     def floor(self) -> Array:
         """Values (U,) at or below which nothing can matter any more: the lowest that
-        the top still holds.
+        the top still holds, or the guess.
         """
-        return self._top[:, -1]
+        held = self._top[:, -1]
+        return held if self.least is None else np.maximum(held, self.least)
 
     @property
     def exact(self) -> bool:
@@ -82,13 +112,19 @@ class TailSketch:
         (N, U): their maxima, where known.
         """
         self.seen += len(maps) * maps.shape[2] * maps.shape[3]
-        if self.exact and self.floor.min() == EMPTY:  # nothing can be left out yet
+        if self.least is not None:
+            same = maps == torch.tensor(self.least, device=maps.device)[:, None, None]
+            self.equal += same.sum(dim=(0, 2, 3)).cpu().numpy()
+        peaks = maps.amax(dim=(2, 3)) if peaks is None else peaks
+        self.strange |= bool(torch.isnan(peaks).any())
+        if (
+            self.exact and self.least is None and self.floor.min() == EMPTY
+        ):  # nothing can be left out yet
             dense = maps.transpose(0, 1).flatten(1).float().cpu().numpy()
             self._top = _largest(
                 np.concatenate([self._top, dense], axis=1), self._top.shape[1]
             )
             return
-        peaks = maps.amax(dim=(2, 3)) if peaks is None else peaks
         rows, values = _above(
             maps, peaks, torch.tensor(self.floor, device=maps.device)
         )
@@ -134,6 +170,36 @@ class TailSketch:
         ordered = -np.sort(-block, axis=1)
         return np.ascontiguousarray(ordered[:, first::2])
 
+    def merge(self, other: TailSketch) -> None:
+        """Take in a sketch of other values of the stream, made with the same
+        arguments; ``other`` is used up.
+        """
+        self.seen += other.seen
+        self.strange |= other.strange
+        self.error += other.error
+        self.equal += other.equal
+        self._top = _largest(
+            np.concatenate([self._top, other._top], axis=1), self._top.shape[1]
+        )
+        carried: Array | None = None
+        for level in range(self._levels):
+            there = (carried, self._half[level], other._half[level])
+            held = [one for one in there if one is not None]
+            carried = None
+            if len(held) > 1:
+                carried = np.concatenate(held[:2], axis=1)
+                held = held[2:]
+                if level + 1 < self._levels:
+                    carried = self._halved(carried, level + 1)
+            self._half[level] = held[0] if held else None
+        if carried is not None:
+            self._top = _largest(
+                np.concatenate([self._top, carried], axis=1), self._top.shape[1]
+            )
+        self._waiting += other._waiting
+        self._counts += other._counts
+        self._merge(last=False)
+
     # -- reading
 
     def result(self) -> tuple[Array, Array]:
@@ -141,7 +207,7 @@ class TailSketch:
         where it is exact.
 
         Raises `ConsilienceError` where fewer values came than were announced, or values
-        that are not finite.
+        that are not finite; `FloorError` where too many were left out.
         """
         if self.seen != self.total:
             raise ConsilienceError(
@@ -149,13 +215,19 @@ class TailSketch:
             )
         self._merge(last=True)
         values, bound = self._exact() if self.exact else self._estimated()
-        if not np.isfinite(values).all():
+        if self.strange or not np.isfinite(values).all():
             raise ConsilienceError(
                 "activations are not finite: a quantile of them says nothing"
             )
         return values, bound
 
     def _exact(self) -> tuple[Array, Array]:
+        if self.least is not None:
+            missing = (self._top == EMPTY).sum(axis=1)
+            self._check(missing - self.equal)
+            rows = np.flatnonzero(missing)
+            empty = self._top[rows] == EMPTY
+            self._top[rows] = np.where(empty, self.least[rows, None], self._top[rows])
         # the floor-th value from below is the last of the top, the next one stands
         # before it
         low = self._top[:, -1].astype(np.float64)
@@ -177,11 +249,21 @@ class TailSketch:
         )
         order = np.argsort(-values, axis=1, kind="stable")
         ranks = np.cumsum(weights[order], axis=1)
+        bound = self.error + 2**self._levels
         place = np.argmax(ranks >= self.rank, axis=1)
         found = np.take_along_axis(
             values, np.take_along_axis(order, place[:, None], axis=1), axis=1
         )[:, 0]
-        return found, self.error + 2**self._levels
+        if self.least is not None:
+            above = (weights * (values > EMPTY)).sum(axis=1)
+            self._check(self.rank - above - self.equal - bound)
+            found = np.where(above < self.rank, self.least, found)
+        return found, bound
+
+    def _check(self, lacking: Array) -> None:
+        """No unit may lack values."""
+        if (lacking > 0).any():
+            raise FloorError(np.flatnonzero(lacking > 0))
 
     # -- keeping
 
@@ -200,18 +282,30 @@ class TailSketch:
         }
         plain = {
             "seen": np.array(self.seen),
+            "strange": np.array(self.strange),
             "error": self.error,
+            "equal": self.equal,
             "turn": np.array(self._turn),
         }
-        return {"top": self._top, "rows": rows, "values": values, **plain, **halves}
+        if self.least is not None:
+            plain["least"] = self.least
+        filled = int((self._top != EMPTY).any(axis=0).sum())
+        return {
+            "top": self._top[:, :filled],
+            "rows": rows,
+            "values": values,
+            **plain,
+            **halves,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state` of a sketch made alike."""
-        self._top, self.error, self.seen = (
-            state["top"],
-            state["error"],
-            int(state["seen"]),
-        )
+        held = state["top"]
+        self._top[:, : held.shape[1]] = held
+        self._top[:, held.shape[1] :] = EMPTY
+        self.error, self.seen = state["error"], int(state["seen"])
+        self.equal, self.least = state["equal"], state.get("least")
+        self.strange = bool(state["strange"])
         self._turn = [int(turn) for turn in state["turn"]]
         self._half = [state.get(f"half{level}") for level in range(self._levels)]
         self._waiting = [(state["rows"], state["values"])]

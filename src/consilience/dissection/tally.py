@@ -190,6 +190,11 @@ class Counts:
         )
         return unions
 
+    def merge(self, other: Counts) -> None:
+        """Take in the counts of other images."""
+        self.intersections += other.intersections
+        self.unit_pixels += other.unit_pixels
+
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
         return {"intersections": self.intersections, "unit_pixels": self.unit_pixels}
@@ -221,6 +226,12 @@ class LabelCounts:
         self.pixels[list(labels.whole)] += self.area
         self.images[list(labels.whole)] += 1
         self.annotated += labels.annotated
+
+    def merge(self, other: LabelCounts) -> None:
+        """Take in the counts of other images."""
+        self.pixels += other.pixels
+        self.images += other.images
+        self.annotated += other.annotated
 
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
@@ -255,17 +266,22 @@ class Tops:
         """Take in maxima (N, U) of images ``first`` and on; of equal ones the earlier
         stays.
         """
+        places = np.arange(first, first + len(peaks))
         new = peaks.T.float().cpu().numpy()
+        self._take(np.broadcast_to(places, new.shape), new)
+
+    def merge(self, other: Tops) -> None:
+        """Take in the top images of a part that comes after."""
+        self._take(other.indices, other.values)
+
+    def _take(self, places: Array, new: Array) -> None:
         better = (
             np.flatnonzero((new > self.values[:, -1:]).any(axis=1))
             if self.values.shape[1]
             else np.zeros(0, int)
         )
         values = np.concatenate([self.values[better], new[better]], axis=1)
-        places = np.broadcast_to(
-            np.arange(first, first + new.shape[1]), (len(better), new.shape[1])
-        )
-        indices = np.concatenate([self.indices[better], places], axis=1)
+        indices = np.concatenate([self.indices[better], places[better]], axis=1)
         order = np.argsort(-values, axis=1, kind="stable")[:, : self.values.shape[1]]
         self.values[better] = np.take_along_axis(values, order, axis=1)
         self.indices[better] = np.take_along_axis(indices, order, axis=1)

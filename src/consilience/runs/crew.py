@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from consilience import progress
 from consilience.runs.making import Outcome
-from consilience.runs.worker import Errand, Maker, cores_of
+from consilience.runs.worker import Errand, Remote, cores_of
 from consilience.types import ConsilienceError
 
 TRIES = 3
@@ -135,10 +135,10 @@ class Actor:
         import ray
 
         self._ray, self.number, self._events = ray, number, events
-        remote: Any = ray.remote(Maker).options(
+        remote: Any = ray.remote(Remote).options(
             num_cpus=1, num_gpus=gpus, max_restarts=0
         )
-        self._actor: Any = remote.remote(errand.without_built(), number)
+        self._actor: Any = remote.remote(errand.to_send(), number)
         self._told: Any = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 

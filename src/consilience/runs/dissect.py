@@ -8,6 +8,7 @@ again, so that a killed run goes on where it was. ``run.json`` is written last.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from consilience.dissection import knockout, words
 from consilience.dissection.class_groups import read_groups
 from consilience.dissection.concepts import ConceptSet, load_concepts
 from consilience.dissection.encoders import Encoder, load_encoder
-from consilience.dissection.measure import dissect
+from consilience.dissection.measure import Share, dissect
 from consilience.dissection.result import Dissection
 from consilience.files import (
     digest_of_data,
@@ -35,6 +36,7 @@ from consilience.files import (
     write_table,
 )
 from consilience.models.load import load_model
+from consilience.runs.explain import How
 from consilience.runs.folder import (
     RunFolder,
     file_content,
@@ -42,6 +44,8 @@ from consilience.runs.folder import (
     read_manifest,
     run_kind,
 )
+from consilience.runs.pieces import PIECES, Shared
+from consilience.runs.worker import check_shared
 from consilience.show import dissection_page as page
 from consilience.show.unit_tiles import draw_tiles
 from consilience.types import ConsilienceError, Model, Network, Sample
@@ -50,7 +54,7 @@ WORDS, KNOCKOUT, HURT, STATE = (
     "words.parquet",
     "knockout.parquet",
     "hurt.parquet",
-    "state.part",
+    "state.npz",
 )
 DISSECTED = "dissection.json"
 HURT_CLASSES = 5
@@ -107,9 +111,11 @@ def run_dissection(
     folder: str | Path,
     model_options: Mapping[str, Any] | None = None,
     command: str = "",
+    how: How | None = None,
 ) -> DissectionRun:
     """Do a job, or what an earlier try left of it; writes the report; returns the
-    finished run.
+    finished run. The passes over the images are shared out as ``how`` says; one process,
+    several and a cluster end in the same numbers.
     """
     start = time.perf_counter()
     model = load_model(job.model, **dict(model_options or {}))
@@ -124,43 +130,49 @@ def run_dissection(
     parts = describe_dissection(job, model, concepts, layers, encoder)
     claimed = RunFolder(folder, "dissection", parts, {"command": command})
     place = claimed.path
-    found = _dissected(job, model, layers, concepts, place)
-    concepts = concepts.only(found.images)  # without what could not be read
-    named = _named(job, model, layers, concepts, encoder, place)
-    hurt = _knocked_out(job, model, found, concepts, place)
-    shown = draw_tiles(model, found, concepts, place)
-    manifest = {
-        "version": version("consilience"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "title": f"What the units of {model.id.partition('@')[0]} detect",
-        "model": {
-            "spec": model.spec,
-            "id": model.id,
-            "facts": model.facts,
-            "classes_count": len(model.classes),
-        },
-        "concepts": {
-            "spec": job.concepts,
-            "id": concepts.id,
-            "images": len(concepts),
-        },
-        "layers": list(layers),
-        "counts": {name: found.counts(name) for name in layers},
-        "left_out": [
-            note
-            for note in found.facts.get("notes", ())
-            if note.startswith("left out")
-        ],
-        "words": named,
-        "knockout": hurt,
-        "tiles": shown,
-        "seconds": time.perf_counter() - start,
-    }
-    claimed.finish(manifest)
-    finished = DissectionRun(place)
-    page.write_dissection_report(finished)
-    return finished
+    share = None
+    if how is not None and how.several:
+        check_shared(model, place)
+        loading = dict(model_options or {})
+        share = Shared(job.model, loading, job.concepts, place / PIECES, how)
+    with claimed.locked():
+        found = _dissected(job, model, layers, concepts, place, share)
+        concepts = concepts.only(found.images)  # without what could not be read
+        named = _named(job, model, layers, concepts, encoder, place)
+        hurt = _knocked_out(job, model, found, concepts, place)
+        shown = draw_tiles(model, found, concepts, place)
+        manifest = {
+            "version": version("consilience"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "title": f"What the units of {model.id.partition('@')[0]} detect",
+            "model": {
+                "spec": model.spec,
+                "id": model.id,
+                "facts": model.facts,
+                "classes_count": len(model.classes),
+            },
+            "concepts": {
+                "spec": job.concepts,
+                "id": concepts.id,
+                "images": len(concepts),
+            },
+            "layers": list(layers),
+            "counts": {name: found.counts(name) for name in layers},
+            "left_out": [
+                note
+                for note in found.facts.get("notes", ())
+                if note.startswith("left out")
+            ],
+            "words": named,
+            "knockout": hurt,
+            "tiles": shown,
+            "seconds": time.perf_counter() - start,
+        }
+        claimed.finish(manifest)
+        finished = DissectionRun(place)
+        page.write_dissection_report(finished)
+        return finished
 
 
 def describe_dissection(
@@ -227,11 +239,17 @@ def _dissected(
     layers: Sequence[str],
     concepts: ConceptSet,
     folder: Path,
+    share: Share | None,
 ) -> Dissection:
     if (folder / DISSECTED).is_file():
         return Dissection.read(folder)
     found = dissect(
-        model, list(layers), concepts, state=folder / STATE, **dict(job.options)
+        model,
+        list(layers),
+        concepts,
+        state=folder / STATE,
+        share=share,
+        **dict(job.options),
     )
     if not any(one.eligible for one in found.concepts):
         most = max(found.concepts, key=lambda one: one.images)
@@ -240,6 +258,7 @@ def _dissected(
             f"{most.why}"
         )
     found.write(folder)
+    shutil.rmtree(folder / PIECES, ignore_errors=True)
     return found
 
 

@@ -26,7 +26,13 @@ from consilience.runs.making import IMAGES_AT_A_TIME, Making, Outcome
 from consilience.runs.merging import APART, finish_run, merge_records, missing_of
 from consilience.runs.reuse import Reuse
 from consilience.runs.sources import Source, source_of
-from consilience.runs.worker import Errand, known_by, plugin_files
+from consilience.runs.worker import (
+    ImagesErrand,
+    check_shared,
+    devices_of,
+    known_by,
+    plugin_files,
+)
 from consilience.show import words
 from consilience.study import RunColumn
 from consilience.types import (
@@ -219,7 +225,7 @@ def run_explanations(
     images_made = _Images(job, models, source, writer, how, after, units)
     if how.several:
         _refuse_unshared(models, images, again, writer, how)
-        errand = Errand(
+        errand = ImagesErrand(
             job,
             options or LoadOptions(),
             tuple(str(one) for one in images),
@@ -232,7 +238,7 @@ def run_explanations(
             how.reuse,
             asked,
             plugin_files(),
-            _devices(options),
+            devices_of(options.device if options is not None else None),
             tuple(map(known_by, models)),
         )
         workers = how.workers
@@ -407,29 +413,11 @@ def _refuse_unshared(
 ) -> None:
     """What other processes cannot have."""
     for model in models:
-        if model.spec is None:
-            raise ConsilienceError(
-                f"workers load the network by its spelling; {model.id} was made in Python: "
-                f"give load_model's spelling (package.module:factory), or workers=1"
-            )
+        check_shared(model, writer.path)
     if again is not None or any(isinstance(one, Sample) for one in images):
         raise ConsilienceError(
             "workers read images themselves: give files, folders, tables or shards, or workers=1"
         )
-    if str(writer.path).startswith("memory:"):
-        raise ConsilienceError(
-            f"{writer.path} is the memory of one process; workers need a folder or storage"
-        )
-
-
-def _devices(options: LoadOptions | None) -> tuple[str, ...]:
-    """Accelerators that workers share, where there are several."""
-    import torch
-
-    asked = options.device if options is not None else None
-    if asked not in (None, "auto") or not torch.cuda.is_available():
-        return ()
-    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
 def merge_run(folder: str | Path, command: str = "") -> Run:

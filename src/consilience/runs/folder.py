@@ -341,7 +341,7 @@ def _has_work(folder: Path) -> bool:
         and path.parent.name != FAILED
         and not path.name.endswith(PART)
         for path in folder.rglob("*")
-    ) or any(folder.glob("state.part"))
+    )
 
 
 def write_manifest(folder: Path, kind: str, manifest: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -360,5 +360,6 @@ def do_work(work: Work, command: str = "") -> list[Any]:
         work.how.shard is None or work.how.shard[0] == 1
     ):
         job_of, folder = work.dissection
-        finished.append(run_dissection(job_of, folder, {}, command))
+        loading = asdict(work.options)
+        finished.append(run_dissection(job_of, folder, loading, command, work.how))
     return finished

@@ -12,14 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 
 from consilience import api, data, progress, registry, targets
 from consilience.agreement.audit import seen_of
@@ -27,6 +26,7 @@ from consilience.agreement.masks import default_cutter
 from consilience.agreement.overlap import compared
 from consilience.dissection.units import explain_by_units
 from consilience.files import CannotWriteError, digest_of_data, file_stem, write_bytes
+from consilience.models.engines.threads import steady_threads
 from consilience.models.gathering import Gathering, can_gather
 from consilience.models.layers import plain_torch
 from consilience.runs.folder import MAPS, PANELS, ImageResult, KeptExplanation, Writer
@@ -428,24 +428,6 @@ class _Chunk:
         if key not in self._said:
             self._said[key] = said_of(model, self.samples, view)
         return self._said[key]
-
-
-STEADY_THREADS = 2
-"""Threads of a torch pass in a run, on every machine: how sums are split, and so their last
-bits, depends on it. A matrix product of numpy has one, since several images are fitted
-beside each other. More cores are used by more workers."""
-
-
-@contextmanager
-def steady_threads() -> Iterator[None]:
-    """The same threads inside a pass whatever the machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(STEADY_THREADS)
-    try:
-        with threadpool_limits(limits=1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def pass_size(model: Model) -> int:

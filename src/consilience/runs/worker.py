@@ -1,9 +1,9 @@
-"""One worker of a run: loads the networks once, makes images by their place, says what
-became of each.
+"""One worker of a run: loads the networks once, makes images by their place (or pieces of
+a dissection), says what became of each.
 
 A worker of this machine is a process that reads lines of JSON and answers with such
-(``python -m consilience.runs.worker``); one of a cluster is an actor around `Maker`. Both
-write records straight into the run's folder and give back only outcomes.
+(``python -m consilience.runs.worker``); one of a cluster is an actor, `Remote`. Both write
+what they make straight into the run's folder and give back only outcomes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,57 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from consilience import progress, registry
 from consilience.types import ConsilienceError
 
 
-@dataclass(frozen=True)
+class Maker(Protocol):
+    """Makes what a worker is given, by place."""
+
+    def make(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Outcomes, as each is kept."""
+
+
 class Errand:
-    """What a worker is told: the job, how its networks are loaded, where the images are,
+    """What a worker is told; kinds of it say what is made."""
+
+    devices: tuple[str, ...] = ()
+
+    def maker(self, number: int) -> Maker:
+        """Who does it, as worker ``number``."""
+        raise NotImplementedError
+
+    def to_send(self) -> Errand:
+        """Without what each worker builds for itself."""
+        return self
+
+    def as_text(self) -> str:
+        """For a worker of ours, on a pipe of ours."""
+        return base64.b64encode(pickle.dumps(self.to_send())).decode()
+
+    @staticmethod
+    def from_text(text: str) -> Errand:
+        """Inverse of `as_text`."""
+        made: Errand = pickle.loads(base64.b64decode(text))
+        return made
+
+
+class Remote:
+    """A worker of a cluster."""
+
+    def __init__(self, errand: Errand, number: int) -> None:
+        self._maker = errand.maker(number)
+
+    def make_all(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Outcomes, when all are kept."""
+        return list(self._maker.make(places))
+
+
+@dataclass(frozen=True)
+class ImagesErrand(Errand):
+    """Explanations of images: the job, how its networks are loaded, where the images are,
     which folder the records go to.
     """
 
@@ -45,27 +87,21 @@ class Errand:
     devices: tuple[str, ...] = ()
     networks: tuple[tuple[Any, ...], ...] = ()
 
-    def without_built(self) -> Errand:
+    def maker(self, number: int) -> ImagesMaker:
+        """Who makes the images."""
+        return ImagesMaker(self, number)
+
+    def to_send(self) -> ImagesErrand:
         """With explainers as they are spelled: each worker builds its own."""
         columns = tuple(replace(one, built=None) for one in self.job.columns)
         return replace(self, job=replace(self.job, columns=columns))
 
-    def as_text(self) -> str:
-        """For a worker of ours, on a pipe of ours."""
-        return base64.b64encode(pickle.dumps(self.without_built())).decode()
-
-    @classmethod
-    def from_text(cls, text: str) -> Errand:
-        """Inverse of `as_text`."""
-        made: Errand = pickle.loads(base64.b64decode(text))
-        return made
-
 
 @dataclass(eq=False)
-class Maker:
+class ImagesMaker:
     """Makes images of an errand; networks and images are found once."""
 
-    errand: Errand
+    errand: ImagesErrand
     number: int = 0
     _making: Any = field(init=False)
     _source: Any = field(init=False)
@@ -87,11 +123,7 @@ class Maker:
             options = replace(options, device=device)
         models = load_models(job, options)
         for told, model in zip(errand.networks, models, strict=False):
-            if told != known_by(model):
-                raise ConsilienceError(
-                    f"a worker loads {model.spec} as {known_by(model)}, the run has {told}: "
-                    f"give the options in the spelling, or workers=1"
-                )
+            check_known(model, told)
         after = None
         if errand.asked is not None:
             from consilience.runs.evaluate import scoring_of
@@ -128,10 +160,6 @@ class Maker:
         for outcome in self._making.images(self._source, places):
             yield asdict(outcome)
 
-    def make_all(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """Outcomes of images, when all are kept."""
-        return list(self.make(places))
-
 
 def known_by(model: Any) -> tuple[Any, ...]:
     """What two processes must have alike of a network: weights, engine, precision, pass."""
@@ -141,6 +169,37 @@ def known_by(model: Any) -> tuple[Any, ...]:
         getattr(model, "precision", None),
         getattr(model, "batch", None),
     )
+
+
+def check_known(model: Any, told: tuple[Any, ...]) -> None:
+    """Raise `ConsilienceError` where a worker's network is another than the run's."""
+    if told != known_by(model):
+        raise ConsilienceError(
+            f"a worker loads {model.spec} as {known_by(model)}, the run has {told}: "
+            f"give the options in the spelling, or workers=1"
+        )
+
+
+def check_shared(model: Any, folder: Any) -> None:
+    """Raise `ConsilienceError` for what other processes cannot have."""
+    if model.spec is None:
+        raise ConsilienceError(
+            f"workers load the network by its spelling; {model.id} was made in Python: "
+            f"give load_model's spelling (package.module:factory), or workers=1"
+        )
+    if str(folder).startswith("memory:"):
+        raise ConsilienceError(
+            f"{folder} is the memory of one process; workers need a folder or storage"
+        )
+
+
+def devices_of(device: str | None) -> tuple[str, ...]:
+    """Accelerators that workers share, where there are several and none was asked for."""
+    import torch
+
+    if device not in (None, "auto") or not torch.cuda.is_available():
+        return ()
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
 # ---- a process
@@ -183,7 +242,7 @@ def main() -> int:
     blocks = _Blocks()
     with progress.listening(lines):
         try:
-            maker = Maker(Errand.from_text(first["errand"]), first["number"])
+            maker = Errand.from_text(first["errand"]).maker(first["number"])
             lines.send(ready=True)
             for block, places in blocks:
                 for outcome in maker.make(places):
