@@ -202,6 +202,27 @@ def test_a_floor_that_was_too_high_is_noticed(capacity):
     assert caught.value.units.tolist() == [1, 3]
 
 
+def test_halvings_of_a_merge_are_counted():
+    """Two parts, each with one buffer of values that count for two: of both, halved once
+    more, values count for four, and ranks move by two more.
+    """
+    rng = np.random.default_rng(0)
+    sketch = TailSketch(1, 100_000, 0.99, 64)
+    width, levels = sketch._width, sketch._levels
+    assert levels > 2
+    parts = []
+    for _ in range(2):
+        part = TailSketch(1, 100_000, 0.99, 64)
+        part.add(torch.from_numpy(rng.random((1, 1, 1, width), np.float32)))
+        assert part.error.tolist() == [1]
+        assert part._half[0].shape == (1, width // 2)
+        parts.append(part)
+    whole = merged(parts)
+    assert whole._half[0] is None
+    assert whole._half[1].shape == (1, width // 2)
+    assert whole.error.tolist() == [1 + 1 + 2]
+
+
 @pytest.mark.parametrize("least", [None, np.full(6, -0.5)])
 def test_a_part_comes_back_from_its_state(least):
     maps = streams(1000)
@@ -218,9 +239,10 @@ def test_a_part_comes_back_from_its_state(least):
 
 
 @pytest.mark.parametrize("capacity", [64, 5000])
-def test_a_single_value_that_is_no_number_is_found(capacity):
+@pytest.mark.parametrize("place", [7, 200])
+def test_a_single_value_that_is_no_number_is_found(capacity, place):
     maps = streams(300)
-    maps[7, 2, 1, 1] = np.nan
+    maps[place, 2, 1, 1] = np.nan
     with pytest.raises(ConsilienceError, match="not finite"):
         merged(parts_of(maps, 0.95, capacity, [40])).result()
 

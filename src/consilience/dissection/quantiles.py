@@ -197,7 +197,6 @@ class TailSketch:
                 np.concatenate([self._top, carried], axis=1), self._top.shape[1]
             )
         self._waiting += other._waiting
-        self._counts += other._counts
         self._merge(last=False)
 
     # -- reading

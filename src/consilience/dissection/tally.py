@@ -208,15 +208,12 @@ class Counts:
 
 
 class LabelCounts:
-    """Of every concept its pixels and images (C,), of every category the images
-    annotated for it (K,).
-    """
+    """Of every concept its pixels and images (C,)."""
 
     def __init__(self, concepts: ConceptSet) -> None:
         self.area = concepts.grid[0] * concepts.grid[1]
         self.pixels = np.zeros(len(concepts.concepts), dtype=np.int64)
         self.images = np.zeros(len(concepts.concepts), dtype=np.int64)
-        self.annotated = np.zeros(len(concepts.categories), dtype=np.int64)
 
     def add(self, labels: Labels) -> None:
         """Count an image's labels."""
@@ -225,29 +222,19 @@ class LabelCounts:
         self.images[labels.present] += sizes > 0
         self.pixels[list(labels.whole)] += self.area
         self.images[list(labels.whole)] += 1
-        self.annotated += labels.annotated
 
     def merge(self, other: LabelCounts) -> None:
         """Take in the counts of other images."""
         self.pixels += other.pixels
         self.images += other.images
-        self.annotated += other.annotated
 
     def state(self) -> dict[str, Array]:
         """Arrays that `restore` takes."""
-        return {
-            "pixels": self.pixels,
-            "images": self.images,
-            "annotated": self.annotated,
-        }
+        return {"pixels": self.pixels, "images": self.images}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        self.pixels, self.images, self.annotated = (
-            state["pixels"],
-            state["images"],
-            state["annotated"],
-        )
+        self.pixels, self.images = state["pixels"], state["images"]
 
 
 # ---- top images
