@@ -220,22 +220,24 @@ def test_workers_find_the_same_and_one_that_dies_is_replaced(
 @pytest.fixture
 def made(monkeypatch):
     """Pieces made by a worker in this process; their numbers."""
-    numbers, plain = [], pieces.Shared._crew
+    numbers, plain = [], pieces.Shared._hired
 
     class Here:
         def __init__(self, errand):
             self.maker = errand.from_text(errand.as_text()).maker(0)
 
-        def make(self, places, names):
+        def make(self, places, names, last):
             for place in places:
                 numbers.append(place)
                 for outcome in self.maker.make([place]):
                     yield pieces.Outcome(**outcome)
 
-    def here(self, job, step, key):
-        return Here(plain(self, job, step, key).errand)
+        def end(self):
+            numbers.append("end")
 
-    monkeypatch.setattr(pieces.Shared, "_crew", here)
+    monkeypatch.setattr(
+        pieces.Shared, "_hired", lambda self, job: Here(plain(self, job).errand)
+    )
     return numbers
 
 
@@ -268,7 +270,7 @@ def test_what_a_killed_try_left_is_taken(alone, tmp_path, monkeypatch, made):
     run = found_by(tmp_path / "run", How(workers=2))
     assert kept[1] == {"quantiles": 2, "counting": 0}
     assert kept[4] == {"quantiles": 4, "counting": 1}
-    assert made == [0, 1, 3, 0, 1, 2, 3]
+    assert made == [0, 1, 3, 4, 5, 6, 7, "end"]
     assert_same(alone.dissection, run.dissection)
 
 

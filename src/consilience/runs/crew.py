@@ -202,26 +202,42 @@ class Crew:
     _ready: set[int] = field(default_factory=set)
     _took: list[float] = field(default_factory=list)
     _deaths: int = 0
+    _started: int = 0
 
-    def make(self, places: Sequence[int], names: Sequence[str]) -> Iterator[Outcome]:
-        """Outcomes of all images, as they come, each once."""
+    def make(
+        self, places: Sequence[int], names: Sequence[str], last: bool = True
+    ) -> Iterator[Outcome]:
+        """Outcomes of all images, as they come, each once; ``last`` says that workers are
+        not needed any more.
+        """
         self._names = names
         self._share_out(places)
         try:
-            for number in range(min(self.workers, len(self._blocks))):
+            for number in range(
+                len(self._hands), min(self.workers, len(self._queue))
+            ):
                 self._start(number)
-            left = {place for block in self._blocks for place in block.places}
+            left = set(places)
             while left:
                 yield from self._next(left)
-            for hand in self._hands.values():
-                hand.end()
         except BaseException:
             for hand in self._hands.values():
                 hand.stop()
+            self._wait()
             raise
-        finally:
-            for hand in self._hands.values():
-                hand.wait(PATIENCE)
+        if last:
+            self.end()
+
+    def end(self) -> None:
+        """Let the workers go."""
+        for hand in self._hands.values():
+            hand.end()
+        self._wait()
+
+    def _wait(self) -> None:
+        for hand in self._hands.values():
+            hand.wait(PATIENCE)
+        self._hands.clear()
 
     def _share_out(self, places: Sequence[int]) -> None:
         """Blocks in order; smaller ones where there would be too few to go round."""
@@ -231,8 +247,9 @@ class Crew:
             self._queue.append(len(self._blocks))
             self._blocks.append(_Block(part, left=set(part)))
 
-    def _start(self, number: int) -> None:
-        slot = number % self.workers
+    def _start(self, slot: int) -> None:
+        number = slot + self.workers * self._started
+        self._started += 1
         if self.cluster is not None:
             gpus = 1.0 if self.errand.devices else 0.0
             self._hands[number] = Actor(self.errand, number, self._events, gpus)
@@ -333,7 +350,7 @@ class Crew:
                 self._queue.appendleft(block)
         if left:
             progress.say(f"a worker {_ended(why)}; another one goes on")
-            self._start(number + self.workers)
+            self._start(number % self.workers)
 
 
 def _ended(why: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from consilience import registry
 from consilience.dissection.concepts import concept_digest, load_concepts
 from consilience.dissection.measure import (
+    PASSES,
     DissectionOptions,
     Job,
     State,
@@ -32,7 +33,6 @@ from consilience.runs.making import Outcome
 from consilience.runs.worker import (
     Errand,
     check_known,
-    check_shared,
     devices_of,
     known_by,
     plugin_files,
@@ -46,8 +46,9 @@ UNREADABLE = "unreadable: "
 
 @dataclass(frozen=True)
 class PiecesErrand(Errand):
-    """Pieces of one pass over the images of a concept set; ``told`` is the file that says
-    what all of them need, ``key`` of which dissection and pass they are.
+    """Pieces of the passes over the images of a concept set. Places count those of the
+    first pass, then those of the second; what all pieces of a pass need is in a file of
+    the folder.
     """
 
     model: str
@@ -57,8 +58,6 @@ class PiecesErrand(Errand):
     options: DissectionOptions
     skipped: tuple[tuple[int, str], ...]
     folder: str
-    step: str
-    key: str
     network: tuple[Any, ...]
     plugins: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -75,7 +74,6 @@ class PiecesMaker:
     errand: PiecesErrand
     number: int = 0
     _job: Job = field(init=False)
-    _told: State = field(init=False)
 
     def __post_init__(self) -> None:
         errand, loading = self.errand, dict(self.errand.loading)
@@ -90,25 +88,30 @@ class PiecesMaker:
         opened: Any = model
         layers = layers_of(opened, errand.layers)
         self._job = Job(opened, layers, concepts, errand.options, None)
-        self._told = read_state(Path(errand.folder) / f"{errand.step}.npz")
-        if key_of(self._job, errand.step, self._told) != errand.key:
-            raise ConsilienceError(
-                f"a worker finds another set of images at {errand.concepts} than the run has"
-            )
 
     def make(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Outcomes of pieces, as each is kept."""
-        errand = self.errand
         for place in places:
             start, reason = time.perf_counter(), None
+            turn, number = divmod(place, len(self._job.pieces))
             try:
-                found = self._job.piece(errand.step, place, self._told)
-                file = _file(errand.folder, errand.step, place)
-                write_state(file, {**found, "key": np.array(errand.key)})
+                self._make(PASSES[turn], number)
             except UnreadableError as error:
                 reason = f"{UNREADABLE}{error}"
-            name, seconds = f"piece {place + 1}", time.perf_counter() - start
+            name, seconds = f"piece {number + 1}", time.perf_counter() - start
             yield asdict(Outcome(place, name, seconds, reason))
+
+    def _make(self, step: str, number: int) -> None:
+        folder = Path(self.errand.folder)
+        told = read_state(folder / f"{step}.npz")
+        key = told.pop("key")
+        if key_of(self._job, step, told) != str(key):
+            raise ConsilienceError(
+                f"a worker finds another set of images at {self.errand.concepts} than the "
+                f"run has"
+            )
+        found = self._job.piece(step, number, told)
+        write_state(_file(folder, step, number), {**found, "key": key})
 
 
 def key_of(job: Job, step: str, told: State) -> str:
@@ -121,7 +124,7 @@ def _file(folder: str | Path, step: str, number: int) -> Path:
     return Path(folder) / f"{step}-{number:03d}.npz"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Shared:
     """Has the pieces of a dissection made by workers, in a folder that they share."""
 
@@ -130,6 +133,7 @@ class Shared:
     concepts: str
     folder: Path
     how: How
+    _crew: Crew | None = None
 
     def __call__(
         self, job: Job, step: str, numbers: Sequence[int]
@@ -137,21 +141,29 @@ class Shared:
         """The state of each piece, in order; what an earlier try left there is taken."""
         told = job.told(step)
         key = key_of(job, step, told)
-        write_state(self.folder / f"{step}.npz", told)
-        left = [one for one in numbers if not self._is_there(step, one, key)]
-        there = set(numbers) - set(left)
-        waiting = list(numbers)
+        write_state(self.folder / f"{step}.npz", {**told, "key": np.array(key)})
+        there = {one for one in numbers if self._is_there(step, one, key)}
+        made = self._made(job, step, [one for one in numbers if one not in there])
+        for number in numbers:
+            while number not in there:
+                there.add(next(made))
+            file = _file(self.folder, step, number)
+            yield number, read_state(file)
+            file.unlink(missing_ok=True)
+        if step == PASSES[-1] and self._crew is not None:
+            self._crew.end()
+            self._crew = None
 
-        def ready() -> Iterator[tuple[int, State]]:
-            while waiting and waiting[0] in there:
-                file = _file(self.folder, step, waiting[0])
-                yield waiting.pop(0), read_state(file)
-                file.unlink(missing_ok=True)
-
-        yield from ready()
-        if left:
-            names = [f"piece {number + 1}" for number in range(max(left) + 1)]
-            for outcome in self._crew(job, step, key).make(left, names):
+    def _made(self, job: Job, step: str, left: Sequence[int]) -> Iterator[int]:
+        """Numbers of pieces as workers make them; the workers stay for the next pass."""
+        if not left:
+            return
+        first = PASSES.index(step) * len(job.pieces)
+        names = [f"piece {one + 1}" for _ in PASSES for one in range(len(job.pieces))]
+        self._crew = self._crew or self._hired(job)
+        places = [first + number for number in left]
+        try:
+            for outcome in self._crew.make(places, names, last=False):
                 if outcome.reason is not None:
                     kind = (
                         UnreadableError
@@ -159,8 +171,10 @@ class Shared:
                         else ConsilienceError
                     )
                     raise kind(outcome.reason.removeprefix(UNREADABLE))
-                there.add(outcome.place)
-                yield from ready()
+                yield outcome.place - first
+        except BaseException:
+            self._crew = None
+            raise
 
     def _is_there(self, step: str, number: int, key: str) -> bool:
         file = _file(self.folder, step, number)
@@ -169,11 +183,11 @@ class Shared:
         except ConsilienceError:
             return False
 
-    def _crew(self, job: Job, step: str, key: str) -> Crew:
-        check_shared(job.model, self.folder)
+    def _hired(self, job: Job) -> Crew:
         workers = self.how.workers
         if self.how.cluster is not None:
-            workers = workers or join_cluster(self.how.cluster)
+            room = join_cluster(self.how.cluster)
+            workers = workers or room
         errand = PiecesErrand(
             self.model,
             tuple(self.loading.items()),
@@ -182,8 +196,6 @@ class Shared:
             job.options,
             tuple(job.concepts.skipped.items()),
             str(self.folder),
-            step,
-            key,
             known_by(job.model),
             plugin_files(),
             devices_of(self.loading.get("device")),
