@@ -197,7 +197,7 @@ PLANES = ":planes"
 """What the name of an array ends with that is kept as `planes`."""
 
 
-ROWS = 4
+ROWS = 16
 """Which rows of a map tell whether `planes` makes it smaller."""
 
 

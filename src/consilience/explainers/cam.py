@@ -154,6 +154,7 @@ class LayerMaps(OnLayers):
     )
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers"})
+    reads_target_in_its_pass: ClassVar[bool] = True
 
     def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """(N, C, h, w) twice to (N, h, w), before any ReLU."""

@@ -47,7 +47,7 @@ from consilience.types import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-VIEWS = 64
+VIEWS = 96
 """Views that are kept while a run works with a network, 600 kB each at 224 x 224."""
 PRECISION_OF = {
     torch.float32: "f32",

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -47,7 +47,7 @@ from consilience.types import (
 IMAGES_AT_A_TIME = 32
 PASS = 8
 """Images of a pass forward and back on a CPU: more are no faster."""
-WAITING = 8
+WAITING = 32
 """Images that may wait to be written, beside the one that is."""
 WRITERS = 2
 """Threads that cut, compare and write; drawing is for one."""
@@ -93,7 +93,7 @@ class Making:
         finished and kept.
         """
         readers = 2 if self.threads else 0
-        read = ahead(source, places, depth=2 * self.batch, threads=readers)
+        read = ahead(source, places, self.batch, readers, self._look_at)
         with (
             ExitStack() as held,
             ThreadPoolExecutor(1 if self.panels else WRITERS, "write") as writing,
@@ -108,6 +108,12 @@ class Making:
                 yield from self._written(0)
             finally:
                 read.close()  # type: ignore[attr-defined]
+
+    def _look_at(self, sample: Sample) -> None:
+        """Have the networks' views of an image made, which they keep."""
+        for model, column in zip(self.models, self.columns, strict=True):
+            with suppress(Exception):  # whoever needs it meets it again
+                model.view(sample, column.view)
 
     # -- some images
 
@@ -268,7 +274,9 @@ class _Chunk:
         if self.making.reuse is not None:
             self._reuse()
         for number, column in enumerate(self.making.columns):
-            if any(row[number] is None for row in self._made):
+            if self._asks_before(column) and any(
+                row[number] is None for row in self._made
+            ):
                 self._outputs(self.making.models[number], column.view)
         for number, column in enumerate(self.making.columns):
             explainer = column.explainer
@@ -277,6 +285,10 @@ class _Chunk:
                 row[number] is None for row in self._made
             ):
                 self._together(number, column, model)
+
+    def _asks_before(self, column: RunColumn) -> bool:
+        """Whether a column must know what the model says before its own pass."""
+        return not getattr(column.explainer, "reads_target_in_its_pass", False)
 
     def _reuse(self) -> None:
         assert self.making.reuse is not None
@@ -361,7 +373,8 @@ class _Chunk:
     def _together(self, number: int, column: RunColumn, model: Model) -> None:
         """One column of all images, in passes of one size."""
         target = column.target or self.making.target
-        said = self._outputs(model, column.view)
+        nothing: list[torch.Tensor | None] = [None] * len(self.samples)
+        said = self._said.get((id(model), column.view), nothing)
         groups: dict[tuple[int, ...], list[int]] = {}
         for row, sample in enumerate(self.samples):
             if self._made[row][number] is None:

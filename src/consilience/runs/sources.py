@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import islice
@@ -228,22 +228,34 @@ def source_of(
 
 
 def ahead(
-    source: Source, places: Sequence[int], depth: int, threads: int
+    source: Source,
+    places: Sequence[int],
+    depth: int,
+    threads: int,
+    then: Callable[[Sample], object] = lambda sample: None,
 ) -> Iterator[tuple[int, Sample | data.Failure]]:
     """Images in the order of ``places``, read by ``threads`` while others are explained;
     ``depth`` are in memory at most. Without threads each is read when it is asked for.
+    ``then`` is done with each image by the thread that read it.
     """
     if threads < 1 or not _by_place(source):
         for place in places:
             yield place, source.read(place)
         return
+
+    def read(place: int) -> Sample | data.Failure:
+        sample = source.read(place)
+        if isinstance(sample, Sample):
+            then(sample)
+        return sample
+
     waiting: deque[Any] = deque()
     left = iter(places)
     with ThreadPoolExecutor(threads, "read") as pool:
         try:
             while True:
                 for following in islice(left, depth - len(waiting)):
-                    task = pool.submit(copy_context().run, source.read, following)
+                    task = pool.submit(copy_context().run, read, following)
                     waiting.append((following, task))
                 if not waiting:
                     return

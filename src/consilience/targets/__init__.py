@@ -11,7 +11,7 @@ any other.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,6 +132,49 @@ def ask_where_read(model: Model, view: View, target: Target) -> tuple[Model, Tar
         return model, target
     network = network_of(model, target)
     return read_again(network, target.reading(network, view)), Bound(target)
+
+
+class Waiting:
+    """The target of one image that is known when a pass over it has said something:
+    `read`, or the first question, settles it.
+
+    ``goal`` is the target then, ``outputs`` (1, K) float32 are what was said.
+    """
+
+    index: None = None
+    name: str = "the prediction of the same pass"
+    score: str = "mixed"
+
+    def __init__(self, resolve: Callable[[Tensor], Target]) -> None:
+        self._resolve = resolve
+        self._settled: tuple[Target, Tensor] | None = None
+
+    def read(self, outputs: Tensor) -> Target:
+        """Settle it by outputs (1, K), once."""
+        if self._settled is None:
+            said = outputs.detach().float().cpu()
+            self._settled = self._resolve(said), said
+        return self._settled[0]
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Scores (1,) of the outputs (1, K) that settle it."""
+        return self.read(outputs).of(outputs)
+
+    @property
+    def goal(self) -> Target:
+        """The target; `ConsilienceError` before anything was said."""
+        return self._known[0]
+
+    @property
+    def outputs(self) -> Tensor:
+        """What was said (1, K)."""
+        return self._known[1]
+
+    @property
+    def _known(self) -> tuple[Target, Tensor]:
+        if self._settled is None:
+            raise ConsilienceError("no pass has said yet what the target is")
+        return self._settled
 
 
 class ReadElsewhere:
