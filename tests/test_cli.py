@@ -294,7 +294,7 @@ def test_a_plugin_is_found_listed_and_run(images, factory, tmp_path, capsys):
         item = Run(out).load("one").items[0]
         view = cs.load_model(factory).view(item.explanation.sample)
         np.testing.assert_allclose(item.values, view.rgb.mean(axis=2) * 2, atol=1e-6)
-        shown = Run(out).load("one").image.astype(float)  # for people, as a WebP
+        shown = Run(out).load("one").image.astype(float)  # for people, as a JPEG
         assert np.abs(shown - 255 * view.rgb).mean() < 4
     finally:
         registry.explainers._entries.pop("brightness", None)

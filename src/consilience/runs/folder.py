@@ -535,7 +535,9 @@ def result_bytes(result: ImageResult, job: str = "", half: bool = False) -> byte
         "items": rows,
         "found": result.found,
     }
-    return arrays_as_bytes(_image_coded(arrays), meta)
+    coded = _image_coded(arrays)
+    packed = ("image",) if coded is not arrays else ()
+    return arrays_as_bytes(coded, meta, packed)
 
 
 def times_of(result: ImageResult) -> dict[str, dict[str, Any]]:
@@ -549,27 +551,27 @@ def times_of(result: ImageResult) -> dict[str, dict[str, Any]]:
 
 
 LOSSY_FROM = 1 << 14
-"""Bytes from which what the model was shown is kept as a WebP of quality 90: it is for
+"""Bytes from which what the model was shown is kept as a JPEG of quality 90: it is for
 people, the maps are not touched."""
 
 
 def _image_coded(arrays: dict[str, Array]) -> dict[str, Array]:
     image = arrays["image"]
-    if image.nbytes < LOSSY_FROM or max(image.shape) > WEBP_SIDE:
+    if image.nbytes < LOSSY_FROM or max(image.shape) > JPEG_SIDE:
         return arrays
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "WEBP", quality=90, method=0)
+    Image.fromarray(image).save(file, "JPEG", quality=90)
     coded = np.frombuffer(file.getvalue(), dtype=np.uint8)
     return {**arrays, "image": coded}
 
 
-WEBP_SIDE = 16_383
+JPEG_SIDE = 65_500
 
 
 def _image_decoded(image: Array) -> Array:
     if image.ndim == 3:
         return image
-    with Image.open(io.BytesIO(image.tobytes()), formats=["WEBP"]) as file:
+    with Image.open(io.BytesIO(image.tobytes()), formats=["JPEG", "WEBP"]) as file:
         return np.asarray(file.convert("RGB"))
 
 
