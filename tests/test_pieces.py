@@ -235,6 +235,9 @@ def made(monkeypatch):
         def end(self):
             numbers.append("end")
 
+        def stop(self):
+            numbers.append("stop")
+
     monkeypatch.setattr(
         pieces.Shared, "_hired", lambda self, job: Here(plain(self, job).errand)
     )
@@ -270,7 +273,7 @@ def test_what_a_killed_try_left_is_taken(alone, tmp_path, monkeypatch, made):
     run = found_by(tmp_path / "run", How(workers=2))
     assert kept[1] == {"quantiles": 2, "counting": 0}
     assert kept[4] == {"quantiles": 4, "counting": 1}
-    assert made == [0, 1, 3, 4, 5, 6, 7, "end"]
+    assert made == [0, 1, "stop", 3, 4, "stop", 5, 6, 7, "end"]
     assert_same(alone.dissection, run.dissection)
 
 
@@ -309,3 +312,13 @@ def test_the_command_has_workers(alone, tmp_path, made, flags):
 def test_what_workers_cannot_have_is_one_line(tmp_path):
     with pytest.raises(ConsilienceError, match="memory of one process"):
         found_by("memory://a/run", How(workers=2))
+
+
+def test_a_dissection_lies_on_any_storage(alone):
+    pytest.importorskip("upath")
+    run = found_by("memory://dissected/run")
+    assert_same(alone.dissection, run.dissection)
+    names = {file.name for file in run.folder.iterdir()}
+    assert names >= {"units.parquet", "act.csv", "run.json", "report.html"}
+    assert not {"pieces", STATE} & names
+    assert_same(alone.dissection, DissectionRun("memory://dissected/run").dissection)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consilience import progress
+from consilience import files, progress
 from consilience.dissection.coarse import Gatherer, chosen_images, finest_grid
 from consilience.dissection.concepts import (
     ConceptSet,
@@ -170,7 +170,7 @@ def dissect(
     if against not in (None, "random"):
         raise ConsilienceError(f"against is random or nothing; got {against!r}")
     names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
-    file = Path(state) if state is not None else None
+    file = files.place(state) if state is not None else None
     whole, found = found, without_unreadable(found, _skipped(file))
     job = Job(model, layers_of(model, names), found, chosen, file)
     try:
@@ -796,7 +796,7 @@ def _of(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
 def read_state(file: Path) -> State:
     """Inverse of `write_state`. Raises `ConsilienceError` for any other file."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}
     except (OSError, ValueError, EOFError) as error:
         raise ConsilienceError(

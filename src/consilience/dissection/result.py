@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from consilience import files
 from consilience.files import (
     json_ready,
     read_json,
@@ -436,7 +437,7 @@ class Dissection:
         """Everything into a folder: tables as Parquet, a CSV a layer in NetDissect's
         columns, the manifest last.
         """
-        into = Path(folder)
+        into = files.place(folder)
         write_table(into / UNITS, self.table())
         write_table(into / CONCEPTS, self.concept_table())
         write_table(into / TOP, self.top())
@@ -475,7 +476,7 @@ class Dissection:
     @staticmethod
     def read(folder: str | Path) -> Dissection:
         """What `write` wrote."""
-        file = Path(folder) / MANIFEST
+        file = files.place(folder) / MANIFEST
         try:
             told = read_json(file)
         except ConsilienceError as error:
@@ -486,7 +487,7 @@ class Dissection:
                 f"{DISSECTION_SCHEMA}"
             )
         tables = {
-            name: read_table(Path(folder) / name)
+            name: read_table(files.place(folder) / name)
             for name in (UNITS, SCORES, TOP, CONCEPTS)
         }
         rows = tables[CONCEPTS].rename(columns={"concept": "name"}).to_dict("records")
@@ -498,7 +499,11 @@ class Dissection:
             _restored(one, tables, concepts, told["categories"])
             for one in told["layers"]
         )
-        random = Dissection.read(Path(folder) / "random") if told["random"] else None
+        random = (
+            Dissection.read(files.place(folder) / "random")
+            if told["random"]
+            else None
+        )
         return Dissection(
             told["model_id"],
             told["model_spec"],

@@ -221,9 +221,7 @@ class Crew:
             while left:
                 yield from self._next(left)
         except BaseException:
-            for hand in self._hands.values():
-                hand.stop()
-            self._wait()
+            self.stop()
             raise
         if last:
             self.end()
@@ -232,6 +230,12 @@ class Crew:
         """Let the workers go."""
         for hand in self._hands.values():
             hand.end()
+        self._wait()
+
+    def stop(self) -> None:
+        """Have the workers end at once; what they kept is whole."""
+        for hand in self._hands.values():
+            hand.stop()
         self._wait()
 
     def _wait(self) -> None:

@@ -8,9 +8,9 @@ again, so that a killed run goes on where it was. ``run.json`` is written last.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +30,7 @@ from consilience.dissection.measure import Share, dissect
 from consilience.dissection.result import Dissection
 from consilience.files import (
     digest_of_data,
+    place,
     read_json,
     read_table,
     write_json,
@@ -129,18 +130,22 @@ def run_dissection(
     encoder = load_encoder(job.words.encoder) if job.words else None
     parts = describe_dissection(job, model, concepts, layers, encoder)
     claimed = RunFolder(folder, "dissection", parts, {"command": command})
-    place = claimed.path
+    where = claimed.path
     share = None
     if how is not None and how.several:
-        check_shared(model, place)
+        check_shared(model, where)
         loading = dict(model_options or {})
-        share = Shared(job.model, loading, job.concepts, place / PIECES, how)
+        share = Shared(job.model, loading, job.concepts, where / PIECES, how)
     with claimed.locked():
-        found = _dissected(job, model, layers, concepts, place, share)
+        try:
+            found = _dissected(job, model, layers, concepts, where, share)
+        finally:
+            if share is not None:
+                share.close()
         concepts = concepts.only(found.images)  # without what could not be read
-        named = _named(job, model, layers, concepts, encoder, place)
-        hurt = _knocked_out(job, model, found, concepts, place)
-        shown = draw_tiles(model, found, concepts, place)
+        named = _named(job, model, layers, concepts, encoder, where)
+        hurt = _knocked_out(job, model, found, concepts, where)
+        shown = draw_tiles(model, found, concepts, where)
         manifest = {
             "version": version("consilience"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -170,7 +175,7 @@ def run_dissection(
             "seconds": time.perf_counter() - start,
         }
         claimed.finish(manifest)
-        finished = DissectionRun(place)
+        finished = DissectionRun(where)
         page.write_dissection_report(finished)
         return finished
 
@@ -258,8 +263,17 @@ def _dissected(
             f"{most.why}"
         )
     found.write(folder)
-    shutil.rmtree(folder / PIECES, ignore_errors=True)
+    _remove(folder / PIECES)
     return found
+
+
+def _remove(folder: Path) -> None:
+    """A folder of files, wherever it is."""
+    if folder.is_dir():
+        for file in list(folder.iterdir()):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # other storage has no folders
+            folder.rmdir()
 
 
 def _named(
@@ -423,7 +437,7 @@ class DissectionRun:
     """A finished dissection, read from its folder as far as it is asked for."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = place(folder)
         self.manifest = read_manifest(self.folder, "dissection")
         """What was asked and what ran."""
 

@@ -26,6 +26,7 @@ from consilience.dissection.measure import (
     without_unreadable,
     write_state,
 )
+from consilience.files import place
 from consilience.models.load import load_model
 from consilience.runs.crew import Crew, join_cluster
 from consilience.runs.explain import How
@@ -91,18 +92,18 @@ class PiecesMaker:
 
     def make(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Outcomes of pieces, as each is kept."""
-        for place in places:
+        for which in places:
             start, reason = time.perf_counter(), None
-            turn, number = divmod(place, len(self._job.pieces))
+            turn, number = divmod(which, len(self._job.pieces))
             try:
                 self._make(PASSES[turn], number)
             except UnreadableError as error:
                 reason = f"{UNREADABLE}{error}"
             name, seconds = f"piece {number + 1}", time.perf_counter() - start
-            yield asdict(Outcome(place, name, seconds, reason))
+            yield asdict(Outcome(which, name, seconds, reason))
 
     def _make(self, step: str, number: int) -> None:
-        folder = Path(self.errand.folder)
+        folder = place(self.errand.folder)
         told = read_state(folder / f"{step}.npz")
         key = told.pop("key")
         if key_of(self._job, step, told) != str(key):
@@ -121,7 +122,7 @@ def key_of(job: Job, step: str, told: State) -> str:
 
 
 def _file(folder: str | Path, step: str, number: int) -> Path:
-    return Path(folder) / f"{step}-{number:03d}.npz"
+    return place(folder) / f"{step}-{number:03d}.npz"
 
 
 @dataclass(eq=False)
@@ -152,6 +153,12 @@ class Shared:
             file.unlink(missing_ok=True)
         if step == PASSES[-1] and self._crew is not None:
             self._crew.end()
+            self._crew = None
+
+    def close(self) -> None:
+        """Stop workers that are still there."""
+        if self._crew is not None:
+            self._crew.stop()
             self._crew = None
 
     def _made(self, job: Job, step: str, left: Sequence[int]) -> Iterator[int]:
