@@ -760,10 +760,49 @@ def test_a_run_goes_to_storage_that_fsspec_knows(place, undisturbed):
     assert run["i3", "LIME"].values.tobytes() == whole["i3", "LIME"].values.tobytes()
     again = made(place, "memory://bucket/run")
     assert again.manifest["record"]["tries"][0]["images"] == 0
+    found = log.status_of(run.folder)
+    assert (found["state"], found["images"], found["done"]) == (
+        "finished",
+        COUNT,
+        COUNT,
+    )
+    assert found["failed"] == 0
+    assert list(log.follow(run.folder)) == []
+    with pytest.raises(
+        ConsilienceError, match="holds no run with a log; a dissection"
+    ):
+        log.status_of(run.folder / "maps")
     with pytest.raises(ConsilienceError, match="holds another job"):
         made(place, "memory://bucket/run", by=("gradcam",))
     with pytest.raises(ConsilienceError, match="memory of one process"):
         made(place, "memory://bucket/other", How(workers=2))
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [(False, "1 image took 20 s; 9 more images may take 3 min 0 s"), (True, None)],
+)
+def test_an_estimate_does_not_count_how_workers_begin(monkeypatch, workers, said):
+    """Twenty seconds to the first image, one to each of the others."""
+    now, heard = [0.0], []
+    monkeypatch.setattr(explain.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(
+        explain.progress, "say", lambda line: heard.append(line.replace("\xa0", " "))
+    )
+    estimate = explain._Estimate(10, start_with_first=workers)
+    now[0] = 20.0
+    for _ in range(10):
+        estimate.another()
+        now[0] += 1.0
+    assert heard == ([said] if said else [])
+    slow = explain._Estimate(100, start_with_first=workers)
+    now[0] += 20.0
+    heard.clear()
+    for _ in range(100):
+        slow.another()
+        now[0] += 10.0
+    if workers:
+        assert heard == ["1 image took 10 s; 98 more images may take 16 min 20 s"]
 
 
 def test_an_address_of_unknown_storage_is_refused_in_a_line():

@@ -291,7 +291,7 @@ class _Images:
             places, total = [place for place in mine if place in left], len(mine)
         done = total - len(places)
         log.begin(total, len(places), self.how.record())
-        estimate = _Estimate(len(places))
+        estimate = _Estimate(len(places), start_with_first=self.how.several)
         cores = os.cpu_count() or 1
         if self.crew is None and len(places) > APART and cores >= IDLE_CORES:
             progress.say(
@@ -463,14 +463,21 @@ SHOWN_MISSING = 3
 
 
 class _Estimate:
-    """How long the rest may take, said once, as soon as it can be told."""
+    """How long the rest may take, said once, as soon as it can be told; workers'
+    beginnings, until the first image is there, are not counted.
+    """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, start_with_first: bool = False) -> None:
         self._total, self._done, self._said = total, 0, False
         self._start = time.perf_counter()
+        self._begins = start_with_first
 
     def another(self) -> None:
         """One more image is done."""
+        if self._begins:
+            self._begins, self._start = False, time.perf_counter()
+            self._total -= 1
+            return
         self._done += 1
         spent, left = time.perf_counter() - self._start, self._total - self._done
         if self._said or spent < SOON or not left:

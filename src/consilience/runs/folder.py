@@ -388,7 +388,7 @@ def _hint(folder: Path) -> str:
 
 def run_kind(folder: str | Path) -> str | None:
     """What a folder's run is of (explanations, dissection); None where it is none."""
-    path = Path(folder) / MANIFEST
+    path = place(folder) / MANIFEST
     if not path.is_file():
         return None
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience.files import LocalPath
-from consilience.runs.folder import LOG
+from consilience.runs.folder import LOG, Run, run_kind
 from consilience.types import ConsilienceError
 
 
@@ -104,6 +104,8 @@ def follow(folder: Path, every: float = 0.5) -> Iterator[dict[str, Any]]:
     for a page as `as_sse`.
     """
     file, rest = folder / LOG, ""
+    if not file.is_file():  # a finished run that kept none
+        return
     with file.open(encoding="utf-8", errors="replace") as stream:
         while True:
             rest += stream.read()
@@ -136,9 +138,32 @@ def status_of(folder: Path) -> dict[str, Any]:
     if parts and not (folder / LOG).is_file():
         return _together([_status(events_of(folder, name)) for name in parts])
     found = _status(events_of(folder))
+    if found is None and run_kind(folder) == "explanations":
+        return _of_finished(Run(folder))
     if found is None:
-        raise ConsilienceError(f"{folder} holds no run with a log")
+        raise ConsilienceError(
+            f"{folder} holds no run with a log; a dissection keeps none, nor does a run "
+            f"on other than local storage until it is finished"
+        )
     return found
+
+
+def _of_finished(run: Run) -> dict[str, Any]:
+    """Of a finished run that kept no log."""
+    failed = {
+        one["name"]: one["reason"] for one in run.manifest.get("failures") or ()
+    }
+    made = len(run.samples)
+    return {
+        "state": "finished",
+        "images": made + len(failed),
+        "done": made,
+        "failed": len(failed),
+        "reasons": failed,
+        "rate": float("nan"),
+        "seconds_left": float("nan"),
+        "quiet": float("nan"),
+    }
 
 
 def _together(parts: list[dict[str, Any] | None]) -> dict[str, Any]:
