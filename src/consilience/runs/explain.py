@@ -291,7 +291,9 @@ class _Images:
             places, total = [place for place in mine if place in left], len(mine)
         done = total - len(places)
         log.begin(total, len(places), self.how.record())
-        estimate = _Estimate(len(places), start_with_first=self.how.several)
+        # the first of many comes when all that are taken together have been passed
+        begins = self.how.several or len(places) > self.how.batch
+        estimate = _Estimate(len(places), start_with_first=begins)
         cores = os.cpu_count() or 1
         if self.crew is None and len(places) > APART and cores >= IDLE_CORES:
             progress.say(
@@ -463,8 +465,8 @@ SHOWN_MISSING = 3
 
 
 class _Estimate:
-    """How long the rest may take, said once, as soon as it can be told; workers'
-    beginnings, until the first image is there, are not counted.
+    """How long the rest may take, said once, as soon as it can be told; what goes
+    before the first image is not counted where it stands for more than one.
     """
 
     def __init__(self, total: int, start_with_first: bool = False) -> None:
