@@ -264,6 +264,13 @@ def small_model(side=32, seed=0, **how):
     )
 
 
+def assert_within(rows, values, bounds, rank):
+    """Every value is off the one at ``rank`` from the top by no more ranks than bound."""
+    for row, value, bound in zip(rows, values, bounds, strict=True):
+        above, not_below = int((row > value).sum()), int((row >= value).sum())
+        assert above - bound < rank <= not_below + bound
+
+
 CELL = 8
 PLANTED = ("red", "striped", "cross", "nothing")
 

@@ -4,11 +4,12 @@ that dies or a try that was killed, the numbers are those of one stream.
 
 import os
 import signal
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from oracles_dissection import small_broden, small_model
+from oracles_dissection import assert_within, small_broden, small_model
 
 from consilience.cli import main
 from consilience.dissection import measure
@@ -68,11 +69,13 @@ def assert_same(one, other):
     for layer, again in zip(one.layers, other.layers, strict=True):
         for name in ("thresholds", "intersections", "unions", "unit_pixels"):
             assert np.array_equal(getattr(layer, name), getattr(again, name)), name
-        for name in ("p", "q"):
-            if layer.null is not None and hasattr(layer.null, name):
-                assert np.array_equal(
-                    getattr(layer.null, name), getattr(again.null, name)
+        assert (layer.null is None) == (again.null is None)
+        if layer.null is not None:
+            for field in fields(layer.null):
+                said = (
+                    getattr(null, field.name) for null in (layer.null, again.null)
                 )
+                assert np.array_equal(*said), field.name
     assert one.concepts == other.concepts
     drop = ("seconds", "engine")
     facts, others = (
@@ -127,9 +130,8 @@ def test_pieces_whose_sketches_are_not_exact_are_too(drawn, tmp_path, crowded):
         assert bound > 0
         rows = maps[name].transpose(0, 1).flatten(1).numpy()
         rank = rows.shape[1] - int(np.floor((rows.shape[1] - 1) * ASKED["quantile"]))
-        for row, cut in zip(rows, whole.layer(name).thresholds, strict=True):
-            above, not_below = int((row > cut).sum()), int((row >= cut).sum())
-            assert above - bound < rank <= not_below + bound
+        cuts = whole.layer(name).thresholds
+        assert_within(rows, cuts, [bound] * len(rows), rank)
         assert bound < 0.5 * rank
 
 

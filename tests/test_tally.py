@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from oracles_dissection import (
+    assert_within,
     enlarged,
     literal,
     planted_broden,
@@ -80,12 +81,7 @@ def test_a_quantile_that_does_not_fit_is_off_by_no_more_ranks_than_it_says(capac
     rows = maps.transpose(1, 0, 2, 3).reshape(6, -1)
     assert not sketch.exact
     assert (bound > 0).all()
-    for unit, row in enumerate(rows):
-        above, not_below = (
-            int((row > values[unit]).sum()),
-            int((row >= values[unit]).sum()),
-        )
-        assert above - bound[unit] < sketch.rank <= not_below + bound[unit]
+    assert_within(rows, values, bound, sketch.rank)
     assert bound[0] < 0.2 * sketch.rank if capacity == 2048 else bound[0] > 0
 
 
@@ -158,12 +154,7 @@ def test_merged_sketches_are_off_by_no_more_ranks_than_they_say(capacity, count)
     assert (sketch.error >= apart).all()
     values, bound = sketch.result()
     rows = maps.transpose(1, 0, 2, 3).reshape(6, -1)
-    for unit, row in enumerate(rows):
-        above, not_below = (
-            int((row > values[unit]).sum()),
-            int((row >= values[unit]).sum()),
-        )
-        assert above - bound[unit] < sketch.rank <= not_below + bound[unit]
+    assert_within(rows, values, bound, sketch.rank)
     assert bound[0] < 0.25 * sketch.rank if capacity == 2048 else bound[0] > 0
 
 
@@ -183,12 +174,7 @@ def test_values_below_a_floor_change_nothing(capacity):
         assert values.tolist() == exact.astype(np.float32).tolist()
         return
     assert values[4] == 0
-    for unit, row in enumerate(rows):
-        above, not_below = (
-            int((row > values[unit]).sum()),
-            int((row >= values[unit]).sum()),
-        )
-        assert above - bound[unit] < sketch.rank <= not_below + bound[unit]
+    assert_within(rows, values, bound, sketch.rank)
 
 
 @pytest.mark.parametrize("capacity", [256, 10_000])
