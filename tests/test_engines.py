@@ -146,7 +146,7 @@ def test_openvino_in_bf16_runs_as_f32_where_the_cpu_has_none(monkeypatch):
     for count in (4, 32):
         with plan.recorded_passes() as ran:
             scores = model.scores(images(count))
-        assert ran == {("torch" if count == 4 else "openvino", "f32")}
+        assert ran == {plan.Ran("torch" if count == 4 else "openvino", "f32")}
         torch.testing.assert_close(
             scores, oracle(make(), images(count)), atol=2e-6, rtol=1e-4
         )
@@ -267,10 +267,13 @@ def test_passes_are_recorded_as_they_ran():
     with plan.recorded_passes() as ran:
         assert not ran
         model.scores(images(40))
-        assert ran == {("openvino", "f32"), ("torch", "f32")}  # 32, and a rest of 8
+        assert ran == {
+            plan.Ran("openvino", "f32"),
+            plan.Ran("torch", "f32"),
+        }  # 32, and a rest of 8
     with plan.recorded_passes() as ran:
         model.activations(images(1), ["0"])
-    assert ran == {("torch", "f32")}
+    assert ran == {plan.Ran("torch", "f32")}
     model.logits(images(1))
     assert len(ran) == 1
 
@@ -413,10 +416,10 @@ def test_one_image_a_batch_works():
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / "own"))
-    assert openvino.cache_folder() == tmp_path / "own"
+    assert plan.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("CONSILIENCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert openvino.cache_folder() == tmp_path / "xdg" / "consilience"
+    assert plan.cache_folder() == tmp_path / "xdg" / "consilience"
 
 
 def test_architecture_tells_what_a_repr_does_not():

@@ -14,6 +14,7 @@ from torch import nn
 from consilience import api, registry
 from consilience.explainers import gradients, integrated
 from consilience.explainers.xrai import regions, taken
+from consilience.models import backward
 from consilience.models.engines import plan
 from consilience.models.network import wrap
 from consilience.perturb.superpixels import Felzenszwalb, segment
@@ -721,7 +722,7 @@ def test_a_pass_is_as_large_as_memory_allows():
     one = 1_000_000 + 4 * (3 * 1000 + 1800)
     assert plan.backward_batch_within(5 * one, 1_000_000, 1000, frame, cpu) == 5
     assert plan.backward_batch_within(one - 1, 1_000_000, 1000, frame, cpu) == 1
-    assert plan.backward_batch_within(1 << 40, 90_000_000, 1000, frame, cpu) == 2
+    assert plan.backward_batch_within(1 << 40, 90_000_000, 1000, frame, cpu) == 5
     assert plan.backward_batch_within(1 << 40, 1_000_000, 1000, frame, cuda) == 128
 
 
@@ -741,6 +742,7 @@ def test_no_more_images_stand_than_allowed(curved, sample, monkeypatch):
         "backward_batch_within",
         lambda memory, *_: 3 if memory == 1 << 20 else 8,
     )
+    monkeypatch.setattr(backward, "_rate", lambda _network, one, _run: one.batch)
     explained(small, sample, "integrated-gradients:steps=10,baseline=black+white")
     assert seen == [3] * 6 + [2]
 

@@ -609,17 +609,17 @@ def explainer_spelling(by: str | Explainer) -> str:
     return registry.spell(registry.explainers.build(by), full=True)
 
 
-def engines_that_ran(ran: set[tuple[str, str]]) -> dict[str, str]:
-    """Engines and precisions that an explanation was made with; nothing where no pass
+def engines_that_ran(ran: set[plan.Ran]) -> dict[str, Any]:
+    """Engines and precisions that an explanation was made with, how gradients ran where
+    that was chosen by trial, and how far low precision moved them; nothing where no pass
     was seen.
     """
-    if not ran:
-        return {}
-    names, precisions = zip(*ran, strict=True)
-    return {
-        "engine": "+".join(sorted({*names})),
-        "precision": "+".join(sorted({*precisions})),
-    }
+    found: dict[str, Any] = {}
+    for key in ("engine", "precision", "gradients"):
+        names = sorted({getattr(one, key) for one in ran} - {""})
+        found |= {key: "+".join(names)} if names else {}
+    shifts = [one.shift for one in ran if one.shift is not None]
+    return found | ({"gradient_shift": max(shifts)} if shifts else {})
 
 
 def read_as_explained(target: Target, explainer: Explainer) -> Target:
@@ -657,6 +657,11 @@ def finish_explanation(
         )
     notes = [*heat.facts.get("notes", ()), *view.notes]
     notes += _doubts(model, explainer, values)
+    if (shift := facts.get("gradient_shift")) is not None:
+        notes.append(
+            f"gradients in {facts['precision']}: those measured are {shift:.2%} of their "
+            f"size away from f32's"
+        )
     provenance = {
         **model.facts,
         **heat.facts,

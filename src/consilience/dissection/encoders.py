@@ -27,7 +27,7 @@ from consilience import progress, registry
 from consilience.files import digest_of_data, write_atomically
 from consilience.models import digest
 from consilience.models import weights as files
-from consilience.models.engines import openvino, plan
+from consilience.models.engines import plan
 from consilience.registry import Registry, option
 from consilience.types import Array, ConsilienceError, Sample
 
@@ -385,7 +385,7 @@ class Store:
     def folder(self) -> Path:
         """Where they are."""
         return (
-            openvino.cache_folder()
+            plan.cache_folder()
             / "embeddings"
             / digest_of_data([self.encoder, self.what])
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from consilience import progress
 from consilience.explainers.cam import EachOwn
+from consilience.models.engines import plan
 from consilience.perturb.fills import Fill, NeutralFill
 from consilience.registry import explainers, option
 from consilience.types import (
@@ -64,13 +65,43 @@ def traces_in_batches(
     At most ``model.gradient_batch`` images stand at a time. ``target`` may depend on
     the rows.
     """
+    exact, model = model, _fastest(model, count)
     size = batch_of(model)
+    middle = size * (-(-count // size) // 2) if _is_low(model) else None
     with progress.task(label, count) as running:
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
             goal = target(rows.start, rows.stop) if callable(target) else target
-            yield rows, model.trace(pixels(rows.start, rows.stop), layers, goal)
+            shown = pixels(rows.start, rows.stop)
+            found = model.trace(shown, layers, goal)
+            if start == middle:
+                _record_shift(found, exact.trace(shown, layers, goal), layers)
+            yield rows, found
             running.advance(rows.stop - rows.start)
+
+
+def _is_low(model: Network) -> bool:
+    """Whether gradients are in another precision than the weights."""
+    chosen = getattr(model, "gradient_plan", None)
+    return chosen is not None and chosen.precision in plan.LOW
+
+
+def _record_shift(low: Trace, exact: Trace, layers: Sequence[str]) -> None:
+    """How far the mean gradient of a chunk is from the one in full precision, as a share
+    of that: the largest of the layers.
+    """
+    shifts = []
+    for name in layers:
+        expected = exact.gradients[name].float().mean(dim=0)
+        apart = low.gradients[name].float().mean(dim=0) - expected
+        shifts.append(float(apart.norm() / expected.norm().clamp(min=1e-30)))
+    plan.record_pass("torch", "f32", shift=max(shifts))
+
+
+def _fastest(model: Network, count: int) -> Network:
+    """The model as its passes are fastest, where an adapter can say."""
+    asked = getattr(model, "for_gradients", None)
+    return model if asked is None else asked(count)
 
 
 def batch_of(model: Network) -> int:

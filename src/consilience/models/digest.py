@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import Any
@@ -26,12 +26,42 @@ _weights: WeakKeyDictionary[nn.Module, tuple[list[ref[Tensor]], list[Any], str]]
 _LIBRARIES = ("torch.", "torchvision.", "timm.")
 
 
+class TensorWatch:
+    """Whether tensors are still the same, and what is in them: their place, their
+    version, and up to sixteen of their values, because writes through ``.data`` are not
+    counted anywhere.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._samples: dict[Any, list[Tensor]] = {}
+        for tensor in self._tensors:
+            self._samples.setdefault((tensor.device, tensor.dtype), []).append(
+                _few(tensor)
+            )
+        self._then, self._values = self._now(), self._sampled()
+
+    def same(self) -> bool:
+        """Nothing has changed since."""
+        return self._then == self._now() and all(
+            map(torch.equal, self._values, self._sampled())
+        )
+
+    def _now(self) -> list[tuple[int, int]]:
+        return [
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for tensor in self._tensors
+        ]
+
+    def _sampled(self) -> list[Tensor]:
+        return [torch.cat(samples) for samples in self._samples.values()]
+
+
 class ModuleWatch:
     """Whether a module is still as it was: its parts, their settings, its tensors and
     what is in them.
 
-    A look costs about half a millisecond, a digest twelve. Values are sampled, because
-    writes through ``.data`` are not counted anywhere.
+    A look costs about half a millisecond, a digest twelve.
     """
 
     def __init__(
@@ -58,7 +88,7 @@ class ModuleWatch:
             for name, buffer in module.named_buffers()
             if _key(name) not in volatile
         ]
-        self._tensors = [*module.parameters(), *buffers]
+        self._tensors = TensorWatch([*module.parameters(), *buffers])
         self._settings = [
             (vars(part), dict(self._kept(vars(part)))) for part in self._parts
         ]
@@ -69,12 +99,7 @@ class ModuleWatch:
             if isinstance(value, list)
         ]
         self._lists = [(value, list(value)) for value in lists]
-        self._samples: dict[Any, list[Tensor]] = {}
-        for tensor in self._tensors:
-            self._samples.setdefault((tensor.device, tensor.dtype), []).append(
-                _few(tensor)
-            )
-        self._then, self._values = self._now(), self._sampled()
+        self._then = self._now()
 
     def same(self) -> bool:
         """Nothing has changed since."""
@@ -87,11 +112,7 @@ class ModuleWatch:
             TypeError,
         ):  # arrays among the settings, of which one is another now
             return False
-        return (
-            settings
-            and self._then == self._now()
-            and all(map(torch.equal, self._values, self._sampled()))
-        )
+        return settings and self._then == self._now() and self._tensors.same()
 
     def _kept(self, settings: dict[str, Any]) -> dict[str, Any]:
         """A part's settings without those that a pass changes."""
@@ -100,15 +121,8 @@ class ModuleWatch:
             return settings
         return {key: part for key, part in settings.items() if key not in skipped}
 
-    def _now(self) -> tuple[list[int], list[tuple[int, int]]]:
-        numbers = [id(value) for table in self._tables for value in table.values()]
-        return numbers, [
-            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-            for tensor in self._tensors
-        ]
-
-    def _sampled(self) -> list[Tensor]:
-        return [torch.cat(samples) for samples in self._samples.values()]
+    def _now(self) -> list[int]:
+        return [id(value) for table in self._tables for value in table.values()]
 
 
 def _few(tensor: Tensor) -> Tensor:

@@ -19,9 +19,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from consilience.models.norms import NormPair, PairedNorms
 from consilience.types import ConsilienceError, Layer
 
 MOST_PREFIX_TOKENS = 5
@@ -58,7 +57,7 @@ def _as_written(parts: Sequence[nn.Module]) -> AbstractContextManager[Any]:
     # set_stance takes most of a millisecond, so it is asked for where it is needed
     compiled = any(
         getattr(part, "_compiled_call_impl", None) is not None
-        or hasattr(part, "_orig_mod")
+        or "_orig_mod" in part._modules
         for part in parts
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -120,87 +119,6 @@ def _asked(module: nn.Module, wanted: bool) -> Iterator[None]:
     finally:
         for parameter in others:
             parameter.requires_grad_(not wanted)
-
-
-class PlainNorms(TorchFunctionMode):
-    """While it is on, batch norms that have their statistics are what they are: a scale
-    and a shift of each channel.
-
-    Torch's own keeps its input for the backward pass, which nothing but gradients of the
-    statistics needs.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """``x * scale + shift`` for a batch norm; anything else as it is."""
-        kwargs = kwargs or {}
-        found = (
-            _scale_and_shift(*args, **kwargs)
-            if func is functional.batch_norm
-            else None
-        )
-        return (
-            func(*args, **kwargs)
-            if found is None
-            else torch.addcmul(found[2], found[0], found[1])
-        )
-
-
-def _scale_and_shift(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Input, scale and shift, both shaped to it; None where the statistics are the
-    batch's own, or parameters are asked for.
-    """
-    asked = [one for one in (weight, bias) if one is not None and one.requires_grad]
-    if training or running_mean is None or running_var is None or asked:
-        return None
-    scale = (running_var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    shape = (1, -1, *(1,) * (input.dim() - 2))
-    return input, scale.view(shape), shift.view(shape)
-
-
-def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
-    """Bytes that a pass of ``pixels`` keeps for the backward pass to them: what its
-    operations save, each storage once.
-    """
-    own = {
-        tensor.untyped_storage().data_ptr()
-        for tensor in (*module.parameters(), *module.buffers())
-    }
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    leaf = pixels.detach().clone().requires_grad_()
-    # Nothing saved is freed before the graph goes, so that an address stands for one
-    # storage.
-    with (
-        torch.enable_grad(),
-        PlainNorms(),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        outputs = run(leaf)
-    del outputs
-    return sum(kept.values())
 
 
 @contextmanager
@@ -452,7 +370,7 @@ class Anatomy:
     ``channels_last`` whether the module takes images in that layout: about twice as
     fast on a CPU, but some modules reshape by ``view``, which it breaks. ``volatile``
     are settings and buffers that a pass changes, such as a counter: they are no part
-    of what the model is.
+    of what the model is. ``norms`` are convolutions with a batch norm straight behind.
     """
 
     forms: dict[str, Form]
@@ -461,6 +379,7 @@ class Anatomy:
     largest: int
     channels_last: bool
     volatile: frozenset[str] = frozenset()
+    norms: tuple[NormPair, ...] = ()
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers as data."""
@@ -510,7 +429,8 @@ def _examine(
 
     named = watched_parts(module)
     before = _state(module)
-    with torch.no_grad(), hooked([(part, watch(name)) for name, part in named]):
+    hooks = [(part, watch(name)) for name, part in named]
+    with torch.no_grad(), hooked(hooks), PairedNorms(module) as norms:
         outputs = run(pixels, channels_last)
     if len(outputs) != len(pixels):
         raise ConsilienceError(
@@ -525,7 +445,13 @@ def _examine(
     after = _state(module)
     volatile = frozenset(key for key in after if before.get(key) != after[key])
     return Anatomy(
-        once, repeated, int(outputs.shape[1]), largest, channels_last, volatile
+        once,
+        repeated,
+        int(outputs.shape[1]),
+        largest,
+        channels_last,
+        volatile,
+        norms.pairs(),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -20,15 +20,22 @@ from torch import Tensor, nn
 
 from consilience import images
 from consilience.models import layers as anatomy
+from consilience.models.backward import (
+    AllOutputs,
+    GradientPlan,
+    kept_bytes,
+    plan_gradients,
+)
 from consilience.models.engines import plan, runner
+from consilience.models.engines.torch import autocast
 from consilience.models.layers import (
     Anatomy,
-    PlainNorms,
     asking,
     borrowed,
     frozen,
     hooked,
 )
+from consilience.models.norms import run_folded
 from consilience.models.tail import NetworkTail, TailKind, make_tail
 from consilience.types import (
     PIXELS,
@@ -49,12 +56,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VIEWS = 96
 """Views that are kept while a run works with a network, 600 kB each at 224 x 224."""
+HALF_SCALE = 1024
+"""What a score is multiplied by on its way back in f16, whose smallest number is 6e-8."""
 PRECISION_OF = {
     torch.float32: "f32",
     torch.bfloat16: "bf16",
     torch.float16: "f16",
     torch.float64: "f64",
 }
+MANY_PASSES = 10
+"""From which on it is worth knowing how passes are fastest."""
 _CACHED = ("anatomy", "_target_layer", "_kept", "_gradients_arrive", "randomness")
 
 
@@ -175,6 +186,7 @@ class TorchNetwork:
     assumed: str = ""
     complement: bool = False
     output: str | int | None = None
+    gradient_plan: GradientPlan | None = None
     _runner: runner.Runner = field(default_factory=runner.Runner, repr=False)
 
     can = frozenset({"gradients", "layers", "module"})
@@ -296,7 +308,11 @@ class TorchNetwork:
 
     @property
     def gradient_batch(self) -> int:
-        """How many images a forward and backward pass takes within the memory budget."""
+        """How many images a forward and backward pass takes within the memory budget, or
+        as many as were found to be fastest.
+        """
+        if self.gradient_plan is not None:
+            return self.gradient_plan.batch
         return plan.backward_batch_within(
             self.memory, self._kept, self.largest, self.frame, self.device
         )
@@ -305,7 +321,33 @@ class TorchNetwork:
     def _kept(self) -> int:
         """Bytes that a pass of one image keeps for the backward pass to it."""
         with borrowed(self.module), frozen(self.module):
-            return anatomy.kept_bytes(self.module, self.run, self._blank())
+            return kept_bytes(self.module, self._folded, self._blank())
+
+    def for_gradients(self, count: int) -> TorchNetwork:
+        """The same model, whose `trace` takes the layout, images a pass and precision that
+        are fastest here for ``count`` passes; as it is where they are few.
+
+        The first time on a machine it takes a trial of some seconds.
+        """
+        if count < MANY_PASSES or self.gradient_plan is not None:
+            return self
+        layout = self.anatomy.channels_last
+        start = GradientPlan(layout, 1, self.own_precision)
+        others = [replace(start, channels_last=False)] if layout else []
+        if self.precision in plan.LOW and plan.native_low(
+            self.precision, self.device
+        ):
+            others += [
+                replace(one, precision=self.precision) for one in (start, *others)
+            ]
+        found = plan_gradients(self, self.gradient_batch, start, others, self._timed)
+        return self._planned(found)
+
+    def _planned(self, found: GradientPlan) -> TorchNetwork:
+        return self._hand_over(replace(self, gradient_plan=found))
+
+    def _timed(self, found: GradientPlan, pixels: Tensor) -> object:
+        return self._planned(found).trace(pixels, [PIXELS], AllOutputs())
 
     # -- how it is shown an image
 
@@ -346,7 +388,28 @@ class TorchNetwork:
         """One plain torch pass in the layout that suits the module; the caller has
         borrowed it.
         """
-        return self._run(pixels, self.anatomy.channels_last)
+        return self._run(pixels, self._channels_last)
+
+    @property
+    def _channels_last(self) -> bool:
+        known = self.gradient_plan
+        return self.anatomy.channels_last if known is None else known.channels_last
+
+    def _folded(self, pixels: Tensor) -> Tensor:
+        """A pass with batch norms folded into the convolutions before them, on the way to
+        a gradient.
+        """
+        mode = torch.is_grad_enabled()
+
+        def run() -> Tensor:
+            torch.set_grad_enabled(
+                mode
+            )  # a pass that was given up may have turned it
+            return self.run(pixels)
+
+        last = self._channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
+        return run_folded(self.module, self.anatomy.norms, layout, run)
 
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -461,16 +524,18 @@ class TorchNetwork:
         """
         names = list(raw)
         found: Sequence[Tensor | None] = [None] * len(names)
+        known = self.gradient_plan
+        size = HALF_SCALE if known is not None and known.precision == "f16" else 1
         if score.requires_grad:
             found = torch.autograd.grad(
-                score, [raw[name] for name in names], allow_unused=True
+                score * size, [raw[name] for name in names], allow_unused=True
             )
         for name, grad in zip(names, found, strict=True):
             if grad is None and self._depends(pixels, name, target):
                 what = "the image" if name == PIXELS else f"layer {name!r}"
                 raise ConsilienceError(cut_gradient(self.name, what))
         return {
-            name: torch.zeros_like(raw[name]) if grad is None else grad
+            name: torch.zeros_like(raw[name]) if grad is None else _scaled(grad, size)
             for name, grad in zip(names, found, strict=True)
         }
 
@@ -616,18 +681,17 @@ class TorchNetwork:
 
             return hook
 
-        plan.record_pass("torch", self.own_precision)
+        known = self.gradient_plan if graph else None
+        precision = self.own_precision if known is None else known.precision
+        plan.record_pass("torch", precision, "" if known is None else known.said)
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         hooks = [(part, keep(name)) for name, part in parts.items()]
-        with (
-            borrowed(self.module),
-            frozen(self.module),
-            hooked(hooks),
-            PlainNorms() if graph else nullcontext(),
-        ):
+        low = precision if known is not None else "f32"
+        with borrowed(self.module), frozen(self.module), hooked(hooks):
             try:
-                outputs = self.run(pixels)
+                with autocast(self.device, low):
+                    outputs = self._folded(pixels) if graph else self.run(pixels)
             finally:
                 torch.set_grad_enabled(mode)
         if PIXELS in layers:
@@ -712,6 +776,10 @@ class TorchNetwork:
             weights="given with the module",
             _runner=runner.Runner(),
         )
+
+
+def _scaled(gradient: Tensor, size: float) -> Tensor:
+    return gradient if size == 1 else gradient / size
 
 
 def cut_gradient(model: str, what: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import tempfile
 import warnings
@@ -21,7 +20,7 @@ from consilience.models.engines.openvino_runtime import (
     _openvino,
     _openvino_capabilities,
 )
-from consilience.models.engines.plan import Runnable, filled_batch
+from consilience.models.engines.plan import Runnable, cache_folder, filled_batch
 from consilience.models.layers import borrowed
 from consilience.progress import say
 
@@ -159,19 +158,6 @@ def _write(file: Path, content: bytes) -> None:
         Path(work.name).replace(file)
     except OSError as error:
         say(f"the compiled model cannot be kept: {error}")
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``CONSILIENCE_CACHE``, else ``consilience`` in
-    the user's cache folder.
-    """
-    own = os.environ.get("CONSILIENCE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        / "consilience"
-    )
 
 
 def _version(package: str) -> str:

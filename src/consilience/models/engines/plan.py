@@ -10,13 +10,16 @@ content.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,12 +29,12 @@ from consilience.models.engines.openvino_runtime import _openvino_capabilities
 from consilience.types import ConsilienceError
 
 MEMORY = 1 << 30
-BACKWARD = 215_000_000
+BACKWARD = 460_000_000
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 PRECISIONS = ("f32", "bf16", "f16")
 TINY = 8
 ENGINE_TOLERANCE = {"f32": 1e-4, "bf16": 0.1, "f16": 0.02}
-_LOW = {"bf16": torch.bfloat16, "f16": torch.float16}
+LOW = {"bf16": torch.bfloat16, "f16": torch.float16}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BLOCK = 32 << 20
 
@@ -244,6 +247,11 @@ def native_bf16(device: torch.device) -> bool:
     return any(bool(ask()) for ask in known if ask is not None)
 
 
+def native_low(precision: str, device: torch.device) -> bool:
+    """Whether the device multiplies in that low precision itself."""
+    return device.type != "cpu" if precision == "f16" else native_bf16(device)
+
+
 def batch_within(
     memory: int, largest: int, frame: tuple[int, int], device: torch.device
 ) -> int:
@@ -277,17 +285,41 @@ def backward_batch_within(
     return max(1, min(most, budget // a_image))
 
 
+def cache_folder() -> Path:
+    """Where converted models are kept: ``CONSILIENCE_CACHE``, else ``consilience`` in
+    the user's cache folder.
+    """
+    own = os.environ.get("CONSILIENCE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "consilience"
+    )
+
+
 # ---- what ran
 
-_ran: ContextVar[set[tuple[str, str]] | None] = ContextVar(
-    "consilience_ran", default=None
-)
+
+@dataclass(frozen=True)
+class Ran:
+    """A pass as it ran: ``gradients`` in which layout and batch, where that was chosen;
+    ``shift`` how far a gradient in low precision was from the exact one, as a share of it.
+    """
+
+    engine: str
+    precision: str
+    gradients: str = ""
+    shift: float | None = None
+
+
+_ran: ContextVar[set[Ran] | None] = ContextVar("consilience_ran", default=None)
 
 
 @contextmanager
-def recorded_passes() -> Iterator[set[tuple[str, str]]]:
-    """The (engine, precision) of every pass inside, as it ran."""
-    ran: set[tuple[str, str]] = set()
+def recorded_passes() -> Iterator[set[Ran]]:
+    """What every pass inside ran as."""
+    ran: set[Ran] = set()
     token = _ran.set(ran)
     try:
         yield ran
@@ -295,11 +327,13 @@ def recorded_passes() -> Iterator[set[tuple[str, str]]]:
         _ran.reset(token)
 
 
-def record_pass(engine: str, precision: str) -> None:
+def record_pass(
+    engine: str, precision: str, gradients: str = "", shift: float | None = None
+) -> None:
     """A pass has run."""
     ran = _ran.get()
     if ran is not None:
-        ran.add((engine, precision))
+        ran.add(Ran(engine, precision, gradients, shift))
 
 
 def filled_batch(pixels: Tensor, batch: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consilience.models.engines.plan import (
     _BLOCK,
-    _LOW,
+    LOW,
     ForwardPass,
     Runnable,
     filled_batch,
@@ -32,7 +32,7 @@ class TorchEngine:
         self.facts: dict[str, Any] = planned | {
             "engine": "torch",
             "precision": self._precision
-            if self._precision in _LOW
+            if self._precision in LOW
             else network.own_precision,
             "batch": network.batch,
             "threads": torch.get_num_threads(),
@@ -73,8 +73,8 @@ class TorchEngine:
 def autocast(device: torch.device, precision: str) -> Any:
     """Torch's low precision, where one is asked for."""
     return (
-        torch.autocast(device.type, _LOW[precision])
-        if precision in _LOW
+        torch.autocast(device.type, LOW[precision])
+        if precision in LOW
         else nullcontext()
     )
 

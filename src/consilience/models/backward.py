@@ -1,0 +1,253 @@
+"""How a forward and backward pass runs: what it keeps, and its layout, batch and precision
+by a short trial, once a network and machine.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from consilience import files
+from consilience.models.digest import _hash
+from consilience.models.engines.plan import cache_folder, recorded_passes
+from consilience.models.norms import folded_tensors
+from consilience.progress import say
+from consilience.types import ConsilienceError
+
+ForwardRun = Callable[[Tensor], Tensor]
+
+TRIAL_SECONDS = 3.0
+"""After which a trial tries no larger batch."""
+
+WORTHWHILE = 1.05
+"""How much faster a larger batch or another layout must be: less is noise of the clock."""
+
+# ---- what it keeps
+
+
+def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
+    """Bytes that a pass of ``pixels`` keeps for the backward pass to them: what its
+    operations save, each storage once, weights left out.
+    """
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    leaf = pixels.detach().clone().requires_grad_()
+    # Nothing saved is freed before the graph goes, so that an address stands for one
+    # storage.
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        outputs = run(leaf)
+    del outputs
+    folded = {
+        tensor.untyped_storage().data_ptr() for tensor in folded_tensors(module)
+    }
+    return sum(size for place, size in kept.items() if place not in folded)
+
+
+# ---- layout, batch, precision
+
+
+@dataclass(frozen=True)
+class GradientPlan:
+    """How many forward and backward passes run: layout, images a pass, precision.
+
+    ``rates`` are the passes a second that the trial saw, by layout, precision and batch.
+    """
+
+    channels_last: bool
+    batch: int
+    precision: str = "f32"
+    rates: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def said(self) -> str:
+        """In a few words, for what is kept with a map."""
+        layout = "channels-last" if self.channels_last else "channels-first"
+        return f"{layout}, {self.precision}, {self.batch} a pass"
+
+
+class AllOutputs:
+    """A target for trials: the sum of an image's outputs."""
+
+    index = None
+    name = "all outputs"
+    score = "value"
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """(N, K) to (N,)."""
+        return outputs.sum(dim=1)
+
+
+class Trialled(Protocol):
+    """What a trial needs of a network."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def digest(self) -> str:
+        """Of weights, architecture and normalisation."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of an image."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a pixel."""
+
+
+Timed = Callable[[GradientPlan, Tensor], object]
+"""One forward and backward pass of pixels (N, C, h, w) as a plan says."""
+
+
+def plan_gradients(
+    network: Trialled,
+    most: int,
+    start: GradientPlan,
+    others: list[GradientPlan],
+    run: Timed,
+) -> GradientPlan:
+    """The fastest way on this machine: as it was found before, or by a trial of layouts
+    and precisions with two images a pass, then of larger batches up to ``most``.
+
+    ``start`` is taken unless one of ``others``, or a larger batch, is clearly faster.
+    What was found is kept by network, machine and library; where there is no disk to
+    write on, each process finds out for itself.
+    """
+    file = (
+        cache_folder()
+        / "gradients"
+        / f"{_hash(network.digest, network.frame, most, start, others, machine(network.device))}.json"
+    )
+    known = _read(file, most, [start, *others])
+    if known is not None:
+        return known
+    say(f"timing gradients of {network.name}, once on this machine")
+    with recorded_passes():  # what is tried is no part of what is made
+        found = _trial(network, most, start, others, run)
+    try:
+        files.write_json(file, asdict(found))
+    except (OSError, ConsilienceError) as error:
+        say(f"how gradients run cannot be kept: {error}")
+    return found
+
+
+def _read(file: Path, most: int, allowed: list[GradientPlan]) -> GradientPlan | None:
+    """What was kept, where it is a plan that this network can run."""
+    try:
+        kept: dict[str, Any] = files.read_json(file)
+        plan = GradientPlan(**kept)
+    except (OSError, ConsilienceError, TypeError, ValueError):
+        return None
+    known = any(replace(plan, batch=one.batch) == one for one in allowed)
+    fits = isinstance(plan.batch, int) and 1 <= plan.batch <= most
+    return plan if known and fits else None
+
+
+def _trial(
+    network: Trialled,
+    most: int,
+    start: GradientPlan,
+    others: list[GradientPlan],
+    run: Timed,
+) -> GradientPlan:
+    begun = time.perf_counter()
+    rates: dict[str, float] = {}
+
+    def rate(plan: GradientPlan) -> float:
+        rates[plan.said] = found = _rate(network, plan, run)
+        return found
+
+    small = min(2, most)
+    best = replace(start, batch=small)
+    reached = rate(best)
+    for other in others:
+        one = replace(other, batch=small)
+        if (found := rate(one)) > WORTHWHILE * reached:
+            best, reached = one, found
+    for size in _larger(small, most):
+        if time.perf_counter() - begun > TRIAL_SECONDS:
+            break
+        one = replace(best, batch=size)
+        if (found := rate(one)) > WORTHWHILE * reached:
+            best, reached = one, found
+    return replace(
+        best, rates={said: round(found, 3) for said, found in rates.items()}
+    )
+
+
+def _larger(small: int, most: int) -> Iterator[int]:
+    """Batches to try, each about half as large again."""
+    size = small
+    while size < most:
+        size = min(most, math.ceil(1.5 * size))
+        yield size
+
+
+def _rate(network: Trialled, plan: GradientPlan, run: Timed) -> float:
+    """Passes a second: the better of two after one that warms up."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(
+        plan.batch, network.channels, *network.frame, generator=generator
+    ).to(network.device)
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        run(plan, pixels)
+        if network.device.type == "cuda":
+            torch.cuda.synchronize(network.device)
+        seconds.append(time.perf_counter() - begun)
+    return plan.batch / min(seconds[1:])
+
+
+@cache
+def machine(device: torch.device) -> tuple[str, ...]:
+    """What a time depends on: processor or accelerator, threads, torch."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} {_processor()}"
+    )
+    return name, str(torch.get_num_threads()), torch.__version__
+
+
+def _processor() -> str:
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (
+            line.partition(":")[2].strip()
+            for line in told
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
