@@ -586,40 +586,45 @@ def gradients(full: bool, steps: int = 50, repeats: int = 5) -> Iterator[Row]:
         model = make().using(engine="torch")
         view, normalised = shown(model)
         index = predicted(model, view)
-        best, rates = _best_batch(model, view, index)
+        best, rates = _best_way(model, view, index)
         for method in (_integrated, _smoothed):
             yield from method(
                 name, model, view, normalised, index, steps, repeats, best, rates
             )
 
 
-def _bare(model, view, index: int, count: int, batch: int) -> None:
-    """Forward and backward passes to the pixels and nothing else; parameters ask for no
-    gradient.
+def _bare(model, view, index: int, count: int, way: tuple[int, bool]) -> None:
+    """Forward and backward passes of the plain module to the pixels and nothing else, in
+    a batch and a layout; parameters ask for no gradient.
     """
     from consilience.models.layers import borrowed, frozen
 
+    batch, last = way
     with borrowed(model.module), frozen(model.module):
         for start in range(0, count, batch):
             leaf = view.pixels.repeat(
                 min(batch, count - start), 1, 1, 1
             ).requires_grad_()
-            torch.autograd.grad(model.run(leaf)[:, index].sum(), [leaf])
+            torch.autograd.grad(model._run(leaf, last)[:, index].sum(), [leaf])
 
 
-def _best_batch(model, view, index: int) -> tuple[int, str]:
-    """The batch at which bare passes are fastest, and what was tried."""
-    sizes = (1, 2, 4, 8, 16) if model.device.type == "cpu" else (8, 32, 64, 128)
-    times = interleaved(
-        3,
-        *(
-            lambda size=size: _bare(model, view, index, sizes[-1], size)
-            for size in sizes
-        ),
+def _best_way(model, view, index: int) -> tuple[tuple[int, bool], str]:
+    """The batch and layout at which bare passes are fastest, and what was tried."""
+    sizes = (1, 2, 4, 6, 8, 16) if model.device.type == "cpu" else (8, 32, 64, 128)
+    layouts = (False, True) if model.anatomy.channels_last else (False,)
+    ways = [(size, last) for last in layouts for size in sizes]
+    count = 24 if model.device.type == "cpu" else 128
+    calls = [lambda way=way: _bare(model, view, index, count, way) for way in ways]
+    rates = dict(
+        zip(ways, (count / time for time in interleaved(3, *calls)), strict=True)
     )
-    rates = {size: sizes[-1] / time for size, time in zip(sizes, times, strict=True)}
-    said = ", ".join(f"{size}: {rate:.1f}" for size, rate in rates.items())
-    return max(rates, key=lambda size: rates[size]), f"bare passes/s by batch {said}"
+    named = {False: "channels-first", True: "channels-last"}
+    said = "; ".join(
+        f"{named[last]} "
+        + ", ".join(f"{size}: {rates[size, last]:.1f}" for size in sizes)
+        for last in layouts
+    )
+    return max(rates, key=rates.__getitem__), f"bare passes/s by batch: {said}"
 
 
 def _integrated(
@@ -633,7 +638,11 @@ def _integrated(
 
     def theirs():
         return peer.attribute(
-            normalised, black, target=index, n_steps=steps, internal_batch_size=best
+            normalised,
+            black,
+            target=index,
+            n_steps=steps,
+            internal_batch_size=best[0],
         )
 
     what = f"integrated gradients, {steps} steps, {name}"
@@ -661,7 +670,7 @@ def _smoothed(
     def theirs(noise=spread):
         options = {
             "nt_samples": steps,
-            "nt_samples_batch_size": best,
+            "nt_samples_batch_size": best[0],
             "stdevs": noise,
             "target": index,
             "abs": False,
@@ -696,10 +705,11 @@ def _beside(
         lambda: explainer.explain(model, view, target),
     )
     bare, peer, own = interleaved(repeats, *calls)
-    note = (
-        f"{own / bare:.2f} times bare, in batches of {model.gradient_batch}; {rates}"
+    note = f"ours {model.for_gradients(steps).gradient_plan.said}; {rates}"
+    layout = "channels-last" if best[1] else "channels-first"
+    yield Row(
+        what, f"{steps} bare passes, {layout}, {best[0]} each", bare, own, note=note
     )
-    yield Row(what, f"{steps} bare passes, batch {best}", bare, own, note=note)
     yield Row(what, "captum", peer, own, apart)
 
 

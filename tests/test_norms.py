@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from consilience import explain, wrap
-from consilience.models import backward, norms
+from consilience.models import backward, norms, trials
 from consilience.models.backward import GradientPlan
 from consilience.models.engines import plan
 from consilience.targets.classes import ClassTarget
@@ -273,7 +273,7 @@ def test_what_was_found_is_kept_by_network_and_machine(
     with torch.no_grad():
         network.module.head.bias.add_(1)
     assert trial(network, monkeypatch, rates, most=2)[1] == list(rates)
-    monkeypatch.setattr(backward, "machine", lambda device: ("another",))
+    monkeypatch.setattr(trials, "machine", lambda device: ("another",))
     assert trial(network, monkeypatch, rates, most=2)[1] == list(rates)
 
 

@@ -122,6 +122,7 @@ ELSEWHERE = {
     "attention": "needs attention (tests/test_attention.py)",
     "until": "stops where it is sure (tests/test_lime.py, test_sampling.py)",
     "agreement": "of until=stable (tests/test_sampling.py)",
+    "fidelity": "needs a machine with bf16, or a copy of one's own (tests/test_fidelity.py)",
     "several images": "needs several images (tests/test_evaluation.py)",
     "no effect on this network": "see the module that is named for the metric",
 }
@@ -136,7 +137,7 @@ def no_case(name, option):
         return ELSEWHERE["cam"]
     if option == "relu" and spelling not in RELU_MATTERS:
         return ELSEWHERE["relu"]
-    if option in ("until", "agreement"):
+    if option in ("until", "agreement", "fidelity"):
         return ELSEWHERE[option]
     if name == "grid-pointing":
         return ELSEWHERE["several images"]

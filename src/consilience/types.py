@@ -374,6 +374,18 @@ class Trace:
     gradients: Mapping[str, Tensor]
 
 
+Fidelity = Literal["exact", "auto", "bf16"]
+
+
+@dataclass(frozen=True)
+class Cheaper:
+    """A cheap copy of a network and what a pass of it costs, in passes of the network."""
+
+    kind: str
+    model: Model
+    cost: float
+
+
 @runtime_checkable
 class Target(Protocol):
     """What is explained: a class, a difference, a unit, a box, an embedding's cosine."""

@@ -4,9 +4,10 @@ it is of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from consilience.perturb.designs import Draw, draws, groups
+from consilience.perturb.fidelity import FIDELITY, Asked, ask, asked_facts
 from consilience.perturb.fills import Fill, MeanFill
 from consilience.perturb.probe import Bits, probe
 from consilience.perturb.quickshift import Quickshift
@@ -38,7 +40,15 @@ from consilience.perturb.surrogate import (
     looks,
 )
 from consilience.registry import explainers, option
-from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Fidelity,
+    Heat,
+    Model,
+    Target,
+    View,
+)
 
 AUTO_FORWARD = 6
 """Up to this many features ``auto`` selects forward, above it by weight, as lime does.
@@ -127,6 +137,7 @@ class Lime:
         help="runs of as many seeds, fitted together, and how far their top features agree",
         least=1,
     )
+    fidelity: Fidelity = option("exact", help=FIDELITY)
 
     def __post_init__(self) -> None:
         if not self.seed <= 2**32 - self.repeats:
@@ -171,21 +182,13 @@ class Lime:
             looks(self.samples, on.shape[1]) if self.until == "stable" else (len(on),)
         )
         scores: Array = np.empty(0)
+        asked: list[Asked] = []
         for stop in stops:
             with _timed(seconds, "model_seconds"):
-                scores = np.concatenate(
-                    [
-                        scores,
-                        _scores(
-                            model,
-                            view,
-                            segments,
-                            on[len(scores) : stop],
-                            target,
-                            fill,
-                        ),
-                    ]
-                )
+                more = on[len(scores) : stop]
+                game = partial(_scores, view, segments, more, target, fill)
+                asked.append(self._ask(model, game, more, len(asked)))
+            scores = np.concatenate([one.scores for one in asked])
             with _timed(seconds, "fit_seconds"):
                 whole, told, arrays = fit_surrogate(
                     self.surrogate,
@@ -212,9 +215,21 @@ class Lime:
             and len(scores) >= FIRST_LOOK  # of fewer the variance itself is not known
         )
         values = torch.from_numpy(extras["weights"][segments]).float()
-        return Heat(
-            values, extras, {**self._facts(on, scores, sure, stable), **seconds}
-        )
+        facts = self._facts(on, scores, sure, stable)
+        return Heat(values, extras, {**facts, **asked_facts(asked), **seconds})
+
+    def _ask(
+        self, model: Model, score: Callable[..., Array], on: Array, look: int
+    ) -> Asked:
+        """Scores of draws, most by a cheaper network where ``fidelity`` says so."""
+        number = len(on) // self.repeats
+        together = groups(self.draw, number)
+        runs = [
+            np.where(together < 0, -1, together + place * number)
+            for place in range(self.repeats)
+        ]
+        seed = self.seed + look
+        return ask(self.fidelity, model, score, on, np.concatenate(runs), seed)
 
     def _draws(self, count: int) -> Array:
         """Perturbations (samples * repeats, S) bool, run after run."""
@@ -367,13 +382,17 @@ def stability(
 
 
 def _scores(
-    model: Model, view: View, segments: Array, on: Array, target: Target, fill: Tensor
+    view: View,
+    segments: Array,
+    on: Array,
+    target: Target,
+    fill: Tensor,
+    model: Model,
+    rows: Array,
 ) -> Array:
-    return (
-        probe(model, view, Bits(segments, on), target, fill, "lime")
-        .numpy()
-        .astype(np.float64)
-    )
+    """What a model says of some rows of ``on``."""
+    bits = Bits(segments, on[rows])
+    return probe(model, view, bits, target, fill, "lime").numpy().astype(np.float64)
 
 
 @contextmanager

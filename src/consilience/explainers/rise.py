@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,10 +17,11 @@ from consilience.explainers.soft_masks import (
     _frame,
     correlation,
 )
+from consilience.perturb.fidelity import FIDELITY, Asked, ask, asked_facts
 from consilience.perturb.fills import Fill, NeutralFill
 from consilience.perturb.probe import probe
 from consilience.registry import explainers, option
-from consilience.types import Array, Heat, Model, Target, View
+from consilience.types import Array, Fidelity, Heat, Model, Target, View
 
 # ---- RISE
 
@@ -79,6 +81,7 @@ class Rise:
         above=0,
         below=1,
     )
+    fidelity: Fidelity = option("exact", help=FIDELITY)
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The map, (h, w) float32 in units of the score.
@@ -95,19 +98,15 @@ class Rise:
             else [self.masks]
         )
         scores, looks = np.empty(0), [0.0]
+        asked: list[Asked] = []
         for stop in stops:
             more = drawn.part(len(scores), stop)
-            scores = np.append(
-                scores,
-                probe(
-                    model,
-                    view,
-                    Soft(len(more.on), more.masks),
-                    target,
-                    fill,
-                    self.label,
-                ).double(),
-            )
+            score = partial(self._scores, view, target, fill, more)
+            alone = np.arange(len(more.on))[:, None]
+            nothing: Array = np.empty((len(more.on), 0))
+            seed = self.seed + len(asked)
+            asked.append(ask(self.fidelity, model, score, nothing, alone, seed))
+            scores = np.concatenate([one.scores for one in asked])
             halves = [
                 drawn.part(0, stop, half).summed(scores[half::2]) for half in (0, 1)
             ]
@@ -115,9 +114,22 @@ class Rise:
             if min(looks[-2:]) >= self.agreement:
                 break
         values = (halves[0] + halves[1]) / (len(scores) * self.p)
-        return Heat(
-            torch.from_numpy(values).float(), facts=self._facts(scores, looks)
-        )
+        facts = self._facts(scores, looks) | asked_facts(asked)
+        return Heat(torch.from_numpy(values).float(), facts=facts)
+
+    def _scores(
+        self,
+        view: View,
+        target: Target,
+        fill: Tensor,
+        drawn: Shifted,
+        model: Model,
+        rows: Array,
+    ) -> Array:
+        """What a model says of some masks."""
+        some = replace(drawn, on=drawn.on[rows], shift=drawn.shift[rows])
+        soft = Soft(len(rows), some.masks)
+        return probe(model, view, soft, target, fill, self.label).double().numpy()
 
     def _facts(self, scores: Array, looks: list[float]) -> dict[str, Any]:
         half = looks[-1]

@@ -10,7 +10,7 @@ than its scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import comb
 from typing import Any, ClassVar, Literal
 
@@ -18,12 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consilience.perturb.fidelity import FIDELITY, ask
 from consilience.perturb.fills import Fill, MeanFill
 from consilience.perturb.probe import Bits, probe
 from consilience.perturb.quickshift import Quickshift
 from consilience.perturb.superpixels import Segmenter, segment
 from consilience.registry import explainers, option
-from consilience.types import Array, ConsilienceError, Heat, Model, Target, View
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Fidelity,
+    Heat,
+    Model,
+    Target,
+    View,
+)
 
 # ---- the game
 
@@ -80,6 +89,27 @@ class Game:
         """How many superpixels there are."""
         return int(self.segments.max()) + 1
 
+    def play_drawn(
+        self, drawn: DrawnCoalitions, fidelity: Fidelity, seed: int
+    ) -> Played:
+        """Score nothing, all, and coalitions drawn in pairs, most of them by a cheaper
+        network where ``fidelity`` says so.
+        """
+        on = np.concatenate(
+            [np.repeat([[False], [True]], self.players, axis=1), drawn.on]
+        )
+
+        def score(model: Model, rows: Array) -> Array:
+            bits = Bits(self.segments, on[rows])
+            given = self.view, bits, self.target, self.fill, self.label
+            return probe(model, *given).double().numpy()
+
+        asked = ask(fidelity, self.model, score, on, _pairs(drawn.groups) + 2, seed)
+        none, whole = asked.scores[:2]
+        return Played(
+            self.segments, float(none), float(whole), asked.scores[2:], asked.facts
+        )
+
     def play(self, count: int, rows: Callable[[int, int], Array]) -> Played:
         """Score nothing, all, and ``count`` coalitions; ``rows(start, stop)`` are the
         members of some of them, (b, S) bool.
@@ -110,6 +140,7 @@ class Played:
     none: float
     all: float
     values: Array
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
@@ -127,7 +158,8 @@ class Played:
         if stderr is not None:
             extras["stderr"] = stderr
         known = {name: value for name, value in facts.items() if value is not None}
-        made = {"passes": len(self.values) + 2, "superpixels": len(weights), **known}
+        made = {"passes": len(self.values) + 2, "superpixels": len(weights)}
+        made |= {**known, **self.facts}
         return Heat(torch.from_numpy(weights[self.segments]).float(), extras, made)
 
 
@@ -363,6 +395,7 @@ class KernelShap:
     score: Literal["logit", "probability"] = option(
         "probability", help="which number of the class is shared out"
     )
+    fidelity: Fidelity = option("exact", help=FIDELITY)
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The values painted on the superpixels, (h, w) float32 in units of the score.
@@ -374,12 +407,18 @@ class KernelShap:
         game = Game.of(model, view, target, self.segments, self.fill, self.label)
         players = game.players
         drawn = shapley_draws(players, self.samples - 2, self.seed)
-        played = game.play(len(drawn.on), lambda start, stop: drawn.on[start:stop])
+        played = game.play_drawn(drawn, self.fidelity, self.seed)
         found = efficient(drawn, played.values - played.none, played.gain)
         notes = found.notes(f"{len(drawn.on)} coalitions")
         exact = bool((drawn.groups < 0).all()) and len(drawn.on) == 2**players - 2
         made = {"seed": self.seed, "exact": exact, "notes": notes}
         return played.heat(found.coefficients, found.stderr, **made)
+
+
+def _pairs(groups: Array) -> Array:
+    """Rows (G, 2) of each pair that was drawn."""
+    drawn = np.flatnonzero(groups >= 0)
+    return drawn[np.argsort(groups[drawn], kind="stable")].reshape(-1, 2)
 
 
 def efficient(drawn: DrawnCoalitions, values: Array, gain: float) -> ShapleyFit:

@@ -5,27 +5,21 @@ by a short trial, once a network and machine.
 from __future__ import annotations
 
 import math
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from consilience import files
-from consilience.models.digest import _hash
-from consilience.models.engines.plan import cache_folder, recorded_passes
 from consilience.models.norms import folded_tensors
+from consilience.models.trials import found_once, seconds_of
 from consilience.progress import say
-from consilience.types import ConsilienceError
 
 ForwardRun = Callable[[Tensor], Tensor]
 
-TRIAL_SECONDS = 3.0
+TRIAL_SECONDS = 6.0
 """After which a trial tries no larger batch."""
 
 WORTHWHILE = 1.05
@@ -141,34 +135,32 @@ def plan_gradients(
     What was found is kept by network, machine and library; where there is no disk to
     write on, each process finds out for itself.
     """
-    file = (
-        cache_folder()
-        / "gradients"
-        / f"{_hash(network.digest, network.frame, most, start, others, machine(network.device))}.json"
-    )
-    known = _read(file, most, [start, *others])
-    if known is not None:
-        return known
-    say(f"timing gradients of {network.name}, once on this machine")
-    with recorded_passes():  # what is tried is no part of what is made
+
+    def find() -> tuple[GradientPlan, dict[str, Any]]:
+        say(f"timing gradients of {network.name}, once on this machine")
         found = _trial(network, most, start, others, run)
-    try:
-        files.write_json(file, asdict(found))
-    except (OSError, ConsilienceError) as error:
-        say(f"how gradients run cannot be kept: {error}")
-    return found
+        return found, asdict(found)
+
+    key = (network.digest, network.frame, most, start, others)
+    allowed = [start, *others]
+    return found_once(
+        "gradients",
+        key,
+        network.device,
+        lambda kept: _plan(kept, most, allowed),
+        find,
+    )
 
 
-def _read(file: Path, most: int, allowed: list[GradientPlan]) -> GradientPlan | None:
-    """What was kept, where it is a plan that this network can run."""
-    try:
-        kept: dict[str, Any] = files.read_json(file)
-        plan = GradientPlan(**kept)
-    except (OSError, ConsilienceError, TypeError, ValueError):
-        return None
+def _plan(
+    kept: Mapping[str, Any], most: int, allowed: list[GradientPlan]
+) -> GradientPlan:
+    """What was kept; `ValueError` where it is no plan that this network can run."""
+    plan = GradientPlan(**kept)
     known = any(replace(plan, batch=one.batch) == one for one in allowed)
-    fits = isinstance(plan.batch, int) and 1 <= plan.batch <= most
-    return plan if known and fits else None
+    if not known or not isinstance(plan.batch, int) or not 1 <= plan.batch <= most:
+        raise ValueError(kept)
+    return plan
 
 
 def _trial(
@@ -212,42 +204,10 @@ def _larger(small: int, most: int) -> Iterator[int]:
 
 
 def _rate(network: Trialled, plan: GradientPlan, run: Timed) -> float:
-    """Passes a second: the better of two after one that warms up."""
+    """Passes a second: the better of two, of which the first may still get ready."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(
         plan.batch, network.channels, *network.frame, generator=generator
     ).to(network.device)
-    seconds = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        run(plan, pixels)
-        if network.device.type == "cuda":
-            torch.cuda.synchronize(network.device)
-        seconds.append(time.perf_counter() - begun)
-    return plan.batch / min(seconds[1:])
-
-
-@cache
-def machine(device: torch.device) -> tuple[str, ...]:
-    """What a time depends on: processor or accelerator, threads, torch."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} {_processor()}"
-    )
-    return name, str(torch.get_num_threads()), torch.__version__
-
-
-def _processor() -> str:
-    try:
-        told = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (
-            line.partition(":")[2].strip()
-            for line in told
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
+    seconds = seconds_of(lambda: run(plan, pixels), network.device)
+    return plan.batch / seconds

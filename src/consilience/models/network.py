@@ -26,6 +26,7 @@ from consilience.models.backward import (
     kept_bytes,
     plan_gradients,
 )
+from consilience.models.cheap import cheaper_copy
 from consilience.models.engines import plan, runner
 from consilience.models.engines.torch import autocast
 from consilience.models.layers import (
@@ -39,7 +40,9 @@ from consilience.models.norms import run_folded
 from consilience.models.tail import NetworkTail, TailKind, make_tail
 from consilience.types import (
     PIXELS,
+    Cheaper,
     ConsilienceError,
+    Fidelity,
     Layer,
     Outputs,
     Sample,
@@ -443,6 +446,12 @@ class TorchNetwork:
         return torch.zeros(
             1, self.recipe.channels, *self.recipe.size, device=self.device
         )
+
+    def cheaper(self, fidelity: Fidelity) -> Cheaper | str:
+        """A copy in low precision for most of many draws, with the cost of a pass in
+        passes of this one, found by a trial once on a machine; or why there is none.
+        """
+        return cheaper_copy(self, fidelity)
 
     # -- how it is opened
 
