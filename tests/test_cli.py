@@ -86,6 +86,7 @@ def test_explain_keeps_a_run_and_prints_what_it_found(
             "1",
             "--engine",
             "torch",
+            "--panels",
             "-o",
             out,
         )

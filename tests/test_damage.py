@@ -98,6 +98,7 @@ def job(folder, images):
         folder,
         None,
         explain.LoadOptions(engine="torch"),
+        how=explain.How(panels=True),
     )
 
 

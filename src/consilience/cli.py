@@ -417,6 +417,12 @@ def _add_how(add: Callable[..., Any]) -> None:
     )
     add("--batch", type=int, metavar="N", help="images taken at a time (default 32)")
     add(
+        "--panels",
+        action="store_true",
+        default=None,
+        help="draw each image with its maps, as a PNG in RUN/panels",
+    )
+    add(
         "--reuse",
         action="append",
         metavar="RUN",
@@ -431,11 +437,11 @@ def _how(arguments: argparse.Namespace) -> Any:
 
 
 def _how_told(arguments: argparse.Namespace) -> dict[str, Any]:
-    from consilience.runs.jobfile import shard_of
-
-    names = ("workers", "cluster", "shard", "batch", "reuse")
+    names = ("workers", "cluster", "shard", "batch", "panels", "reuse")
     told = {name: getattr(arguments, name, None) for name in names}
     if told["shard"] is not None:
+        from consilience.runs.jobfile import shard_of
+
         told["shard"] = shard_of(told["shard"])
     if told["reuse"] is not None:
         told["reuse"] = tuple(told["reuse"])

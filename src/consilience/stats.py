@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from consilience.types import Array, ConsilienceError
 
@@ -92,7 +92,7 @@ def _unbounded(x: Array, level: float, method: str) -> Interval:
 def _student(x: Array, level: float) -> Interval:
     mean = float(x.mean())
     half = (
-        float(stats.t.ppf((1 + level) / 2, x.size - 1))
+        float(scipy.stats.t.ppf((1 + level) / 2, x.size - 1))
         * float(x.std(ddof=1))
         / math.sqrt(x.size)
     )
@@ -155,7 +155,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
         )
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0, "no values", level)
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -374,7 +374,7 @@ def rank_stability(
     """
     x = _table("rank_stability", values) * (1 if higher_is_better else -1)
     means = _resampled_means(x, seed, resamples)
-    ranks = stats.rankdata(-means, axis=1)
+    ranks = scipy.stats.rankdata(-means, axis=1)
     low, high = np.quantile(ranks, (0.025, 0.975), axis=0)
     return RankStability(
         ranks.mean(axis=0), low, high, _kept(means, x.mean(axis=0)), len(x), resamples
@@ -446,14 +446,14 @@ def critical_difference(
         raise ConsilienceError(
             f"critical_difference: an order needs two methods; got {k}"
         )
-    ranks = stats.rankdata(-x if higher_is_better else x, axis=1)
+    ranks = scipy.stats.rankdata(-x if higher_is_better else x, axis=1)
     mean_ranks = ranks.mean(axis=0)
     difference = float(
-        stats.studentized_range.ppf(1 - alpha, k, np.inf) / math.sqrt(2)
+        scipy.stats.studentized_range.ppf(1 - alpha, k, np.inf) / math.sqrt(2)
     ) * math.sqrt(k * (k + 1) / (6 * n))
     chi2 = _friedman(ranks)
     f = _iman_davenport(chi2, n, k)
-    p = float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))) if n > 1 else math.nan
+    p = float(scipy.stats.f.sf(f, k - 1, (k - 1) * (n - 1))) if n > 1 else math.nan
     return CriticalDifference(
         mean_ranks, chi2, f, p, difference, _groups(mean_ranks, difference), n, alpha
     )
@@ -530,7 +530,9 @@ def metric_correlation(
 
 def _spearman(a: Array, b: Array) -> float:
     both = np.isfinite(a) & np.isfinite(b)
-    x, y = (stats.rankdata(values[both]) - (both.sum() + 1) / 2 for values in (a, b))
+    x, y = (
+        scipy.stats.rankdata(values[both]) - (both.sum() + 1) / 2 for values in (a, b)
+    )
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if both.sum() >= 3 and scale else math.nan
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import fft, stats
+import scipy
+from scipy import fft
 
 from consilience.agreement.masks import Cutter, Mask, build_cutter, frame, matched
 from consilience.stats import (
@@ -191,7 +192,8 @@ def spearman(a: Array, b: Array) -> float:
     """
     _same_frame(a, b)
     x, y = (
-        stats.rankdata(values, axis=None) - (values.size + 1) / 2 for values in (a, b)
+        scipy.stats.rankdata(values, axis=None) - (values.size + 1) / 2
+        for values in (a, b)
     )
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale else math.nan

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
+import scipy
 
 from consilience.agreement.overlap import expected_iou
 from consilience.types import ConsilienceError
@@ -193,7 +193,7 @@ class Comparison:
             expected_iou(pool or 1, len(mine), len(other)) if known else math.nan
         )
         p = (
-            float(distributions.hypergeom.sf(shared - 1, pool, len(mine), len(other)))
+            float(scipy.stats.hypergeom.sf(shared - 1, pool, len(mine), len(other)))
             if known
             else math.nan
         )

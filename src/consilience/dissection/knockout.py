@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
+import scipy
 from torch import Tensor
 
 from consilience import progress, stats
@@ -167,7 +167,7 @@ class Knockout:
         order = np.argsort(-means, kind="stable")[:most]
         half = np.full(len(order), math.nan)
         if count > 1:
-            quantile = distributions.t.ppf(
+            quantile = scipy.stats.t.ppf(
                 1 - (1 - LEVEL) / (2 * len(means)), count - 1
             )
             half = quantile * self.deviations[place][order] / math.sqrt(count)

@@ -23,8 +23,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 from scipy import sparse
-from scipy.stats import false_discovery_control
 
 from consilience import progress
 from consilience.dissection.coarse import Gathered
@@ -236,7 +236,7 @@ def results(
     return [
         NullResult(
             p[units],
-            false_discovery_control(p[units]),
+            scipy.stats.false_discovery_control(p[units]),
             expected[units],
             over[place],
             tuple(several[units.start : units.stop]),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import qmc
 from torch import Tensor
 
 from consilience.explainers.soft_masks import (
@@ -58,9 +58,9 @@ class Sobol:
             raise ConsilienceError(
                 f"sobol: design is a power of two; got {self.design}"
             )
-        if 2 * self.grid**2 > qmc.Sobol.MAXDIM:
+        if 2 * self.grid**2 > scipy.stats.qmc.Sobol.MAXDIM:
             raise ConsilienceError(
-                f"sobol: grid is at most {int((qmc.Sobol.MAXDIM / 2) ** 0.5)}; got {self.grid}"
+                f"sobol: grid is at most {int((scipy.stats.qmc.Sobol.MAXDIM / 2) ** 0.5)}; got {self.grid}"
             )
 
     def explain(self, model: Model, view: View, target: Target) -> Heat:
@@ -98,7 +98,7 @@ class Sobol:
 
 def sobol_design(variables: int, points: int, seed: int) -> tuple[Array, Array]:
     """Two samples A and B, (points, variables) in [0, 1)."""
-    both = qmc.Sobol(
+    both = scipy.stats.qmc.Sobol(
         2 * variables, scramble=True, rng=np.random.default_rng(seed)
     ).random(points)
     return both[:, :variables], both[:, variables:]
@@ -187,7 +187,7 @@ def hypercube(variables: int, points: int, seed: int) -> Array:
     """Bits (points, variables), each variable on in half of the points (one more off
     where their number is odd).
     """
-    drawn: Array = qmc.LatinHypercube(
+    drawn: Array = scipy.stats.qmc.LatinHypercube(
         variables, rng=np.random.default_rng(seed)
     ).random(points)
     return drawn > 0.5

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from scipy import ndimage, stats
+import scipy
+from scipy import ndimage
 
 from consilience.registry import metrics, option
 from consilience.types import (
@@ -541,7 +542,7 @@ class Auc(Located):
             raise NotApplicable(
                 code="object-fills-frame", image=explanation.sample.name
             )
-        ranks = stats.rankdata(
+        ranks = scipy.stats.rankdata(
             part_of(explanation.values, self.part), axis=None
         ).reshape(place.on.shape)
         wins = float(ranks[place.on].sum()) - inside * (inside + 1) / 2

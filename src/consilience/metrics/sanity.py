@@ -16,8 +16,8 @@ from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from consilience.metrics.explained_again import (
@@ -396,7 +396,7 @@ def histogram_entropy(values: Array, bins: int) -> float:
     if values.min() == values.max():
         return 0.0
     counts, _ = np.histogram(values.astype(np.float64), bins=bins)
-    return float(stats.entropy(counts))
+    return float(scipy.stats.entropy(counts))
 
 
 def output_entropy(model: Any, view: View) -> float:
@@ -406,7 +406,7 @@ def output_entropy(model: Any, view: View) -> float:
     if model.outputs == "values":
         return float("nan")
     p = as_probabilities(row, model.outputs)
-    return float(stats.entropy(p.cpu().numpy()))
+    return float(scipy.stats.entropy(p.cpu().numpy()))
 
 
 # ---- another class

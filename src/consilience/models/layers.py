@@ -647,9 +647,10 @@ def _inside_attention(name: str, parts: dict[str, nn.Module]) -> bool:
 
 def _reached(maps: list[_Call], outputs: Tensor, anatomy: Anatomy) -> list[_Call]:
     able = [call for call in maps if call.output.requires_grad]
-    nan = torch.full_like(outputs, math.nan)
+    # of one number, for which torch need not import what it reckons with symbols by
+    total = (outputs * torch.full_like(outputs, math.nan)).sum()
     gradients = torch.autograd.grad(
-        outputs, [call.output for call in able], nan, allow_unused=True
+        total, [call.output for call in able], allow_unused=True
     )
     return [
         call

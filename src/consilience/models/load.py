@@ -21,6 +21,7 @@ from consilience import registry
 from consilience.models import weights as files
 from consilience.models.callable import BlackBox, wrap_callable
 from consilience.models.engines import plan, runner
+from consilience.models.importing import import_libraries
 from consilience.models.network import (
     Recipe,
     TorchNetwork,
@@ -83,6 +84,9 @@ class Origin:
 # ---- the one function
 
 
+_OF_TIMM = ("timm", "efficientnet_lite0")
+
+
 def load_model(
     spec: str,
     *,
@@ -125,6 +129,7 @@ def load_model(
         return load(merged)
     parsed, options = _options(merged)
     there = plan.resolve_device(options.get("device", "auto"))
+    import_libraries("torchvision", *(["timm"] if parsed.name in _OF_TIMM else []))
     network = _load_spec(parsed, options)
     source = registry.render(Spec(parsed.name, parsed.args, tuple(options.items())))
     return _configured(network, options, there, source)

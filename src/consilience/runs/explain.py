@@ -89,15 +89,15 @@ class How:
     ``batch`` images are taken at a time, ``threads`` ask for scores beside each other,
     ``workers`` processes share the images, or the actors of a Ray ``cluster`` (``auto``
     or an address; 0 workers: as many as it has room for); ``shard`` ``(i, n)`` makes the
-    i-th of n parts, which `merge_run` puts together; ``panels`` draws every image (None:
-    where there are few); ``reuse`` are runs whose explanations are taken where nothing
+    i-th of n parts, which `merge_run` puts together; ``panels`` draws every image;
+    ``reuse`` are runs whose explanations are taken where nothing
     that they depend on has changed.
     """
 
     batch: int = IMAGES_AT_A_TIME
     threads: int = 2
     workers: int = 1
-    panels: bool | None = None
+    panels: bool = False
     reuse: tuple[str, ...] = ()
     cluster: str | None = None
     shard: tuple[int, int] | None = None
@@ -234,7 +234,7 @@ def run_explanations(
             writer.digest,
             how.batch,
             how.threads,
-            images_made.panels,
+            how.panels,
             how.reuse,
             asked,
             plugin_files(),
@@ -273,13 +273,6 @@ class _Images:
     after: Callable[[Sample, Sequence[Explanation]], None] | None
     units: Any
     crew: Crew | None = None
-
-    @property
-    def panels(self) -> bool:
-        """Whether each image is drawn."""
-        if self.how.panels is not None:
-            return self.how.panels
-        return len(self.source.names) <= APART
 
     def make(self, log: Log) -> None:
         """Make what is missing; every outcome is said, and stands in the log."""
@@ -334,7 +327,7 @@ class _Images:
             self.after,
             self.how.batch,
             0 if self.after is not None else self.how.threads,
-            self.panels,
+            self.how.panels,
             Reuse.of(self.how.reuse, self.writer.path) if self.how.reuse else None,
         )
         return making.images(self.source, places)

@@ -32,7 +32,7 @@ from consilience.models.layers import plain_torch
 from consilience.runs.folder import MAPS, PANELS, ImageResult, KeptExplanation, Writer
 from consilience.runs.reuse import Reuse
 from consilience.runs.sources import Source, ahead
-from consilience.show import figures, words
+from consilience.show import words
 from consilience.study import RunColumn
 from consilience.types import (
     Array,
@@ -179,6 +179,10 @@ class Making:
         try:
             result = self._result(sample, explanations)
             if self.panels:
+                from consilience.show import (
+                    figures,  # draws, which takes a second to load
+                )
+
                 panel = self.writer.path / PANELS / f"{file_stem(sample.name)}.png"
                 write_bytes(panel, figures.panel(result), durable=False)
             self.writer.put(result)

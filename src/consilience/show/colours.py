@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import matplotlib
 import numpy as np
 from scipy.ndimage import distance_transform_edt
-from skimage.segmentation import find_boundaries
 
 from consilience.types import Array, ConsilienceError
 
@@ -115,6 +113,8 @@ def limits(values: Array, signed: bool | None = None) -> Scale:
 @cache
 def shades_of(signed: bool) -> Array:
     """The colours of a scale from low to high, (511, 3) uint8."""
+    import matplotlib
+
     table = matplotlib.colormaps[DIVERGING if signed else SEQUENTIAL].resampled(
         SHADES
     )
@@ -194,7 +194,7 @@ def superpixels(
     painted = overlay(
         image, weights[segments], alpha, limits(weights[segments], signed=True)
     )
-    lines = find_boundaries(segments, mode="inner", background=-1)
+    lines = _boundaries(segments, mode="inner", background=-1)
     painted = _blend(painted, np.array(CONTOUR), 0.55 * lines[..., None])
     painted[np.isin(segments, unsure) & _hatch(segments.shape)] = CONTOUR
     return _outlined(painted, segments, sure)
@@ -222,13 +222,20 @@ def _outlined(painted: Array, segments: Array, sure: Array) -> Array:
     return painted
 
 
+def _boundaries(of: Array, mode: str, background: int) -> Array:
+    from skimage.segmentation import find_boundaries
+
+    found: Array = find_boundaries(of, mode=mode, background=background)
+    return found
+
+
 def mask(image: Array, on: Array) -> Array:
     """What a mask (h, w) bool keeps of the image: inside untouched, outside grey and
     dim, a contour just outside.
     """
     _same_frame(image, on)
     shown = np.where(on[..., None], image, _muted(image))
-    shown[find_boundaries(on, mode="outer", background=0) & ~on] = CONTOUR
+    shown[_boundaries(on, mode="outer", background=0) & ~on] = CONTOUR
     return shown.astype(np.uint8)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from consilience import images
 from consilience.files import write_atomically
 from consilience.progress import printable
-from consilience.show import colours, evaluation_page, figures, words
+from consilience.show import colours, words
 from consilience.show.tiles import Tile, tiles
 from consilience.types import Array
 
@@ -137,7 +137,7 @@ def report_context(run: Reported) -> dict[str, Any]:
             hashlib.sha256(script.encode()).digest()
         ).decode(),
         "asked": run_terms(run),
-        "evaluation": evaluation_page.evaluation_context(run.folder, anchors(run)),
+        "evaluation": _evaluation(run),
         "answer": words.prediction_sentence(run.predictions)
         if run.predictions
         else "",
@@ -268,11 +268,7 @@ def verdicts(run: Reported, summary: Sequence[PairMapping]) -> list[Verdict]:
 def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Verdict:
     which = row["verdict"]
     pair = (str(row["a"]), str(row["b"]))
-    plot = (
-        figures.agreement_plot(run.agreement, run.summary, pair)
-        if with_plot and row["n"]
-        else None
-    )
+    plot = _plot(run, pair) if with_plot and row["n"] else None
     alt = f"IoU of {pair[0]} and {pair[1]} on each image against its chance level; the numbers are in the table of all pairs"
     why = "" if which == "untestable" else words.verdict_reason(row)
     return Verdict(
@@ -285,6 +281,21 @@ def _verdict(run: Reported, row: PairMapping, pairs: int, with_plot: bool) -> Ve
         plot,
         alt,
     )
+
+
+def _evaluation(run: Reported) -> dict[str, Any] | None:
+    """What the template is given of an evaluation, which alone loads what draws it."""
+    if not (run.folder / "evaluation.json").is_file():
+        return None
+    from consilience.show import evaluation_page
+
+    return evaluation_page.evaluation_context(run.folder, anchors(run))
+
+
+def _plot(run: Reported, pair: tuple[str, str]) -> Markup:
+    from consilience.show import figures  # draws, which takes a second to load
+
+    return Markup(figures.agreement_plot(run.agreement, run.summary, pair))
 
 
 TONES = {
