@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
+import torch
 from lime.wrappers.scikit_image import SegmentationAlgorithm
 from oracles_lime import textured
-from skimage import data, segmentation, transform
+from skimage import color, data, segmentation, transform
 
 from consilience import registry
 from consilience.perturb import quickshift as quickshift_module
@@ -160,10 +163,23 @@ def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatc
     )
 
 
-def test_quickshifts_densities_are_the_sums_of_the_window():
+@pytest.mark.parametrize("part", [7, 1 << 16])
+@pytest.mark.parametrize("how", ["all", "settled"])
+def test_quickshifts_densities_are_the_sums_of_the_window(how, part, monkeypatch):
+    monkeypatch.setattr(quickshift_module, "PART", part)
     image = IMAGE[:9, :8]
     field = quickshift_module._Field.of(image, 3)
-    found = field.inner(quickshift_module._density(field, 1.0))
+    if how == "all":
+        found = field.inner(quickshift_module._sums(field, 1.0, torch.float64))
+    else:
+        monkeypatch.setattr(quickshift_module, "MANY", 2.0)
+        made = quickshift_module._Densities.of(field, 1.0, np.zeros((9, 8)))
+        apart = np.abs(made.values[field.pixels()])
+        made._settle(field.pixels())
+        apart = np.abs(made.values[field.pixels()] - apart)
+        assert 0 < apart.max() < 1e-4  # float32 before
+        assert made.exact.all()
+        found = field.inner(made.values)
     for y in range(9):
         for x in range(8):
             total = 0.0
@@ -180,6 +196,39 @@ def test_quickshifts_densities_are_the_sums_of_the_window():
             )
 
 
+@pytest.mark.parametrize("kernel_size", [1.0, 3.0, 4.0, 8.0])
+@pytest.mark.parametrize("ratio", [0.2, 1.0])
+def test_densities_in_float32_are_further_from_doubt_than_from_the_sum(
+    kernel_size, ratio
+):
+    """Two errors of half of it would have to add up before an order is wrong."""
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.normal(size=(60, 50, 3)), axis=0) % 1
+    for image in (rng.random((60, 50, 3)), smooth, np.full((60, 50, 3), 0.4), IMAGE):
+        field = quickshift_module._Field.of(
+            color.rgb2lab(image) * ratio, math.ceil(3 * kernel_size)
+        )
+        exact, low = (
+            field.inner(quickshift_module._sums(field, kernel_size, dtype))
+            for dtype in (torch.float64, torch.float32)
+        )
+        assert (np.abs(low - exact) / exact).max() < quickshift_module.DOUBT / 2
+
+
+@pytest.mark.parametrize("many", [0.0, 0.1, 2.0])
+def test_flat_images_have_the_labels_of_scikit_image(many, monkeypatch):
+    """Where everything is in doubt, whether sums are taken anew for all or one by one."""
+    monkeypatch.setattr(quickshift_module, "MANY", many)
+    image = np.full((40, 30, 3), 0.4)
+    image[:, 20:] = 0.41
+    np.testing.assert_array_equal(
+        Quickshift().labels(image),
+        relabelled(
+            segmentation.quickshift(image, kernel_size=4, max_dist=200, ratio=0.2)
+        ),
+    )
+
+
 @pytest.mark.parametrize("peaks", [0.05, 1.0])
 @pytest.mark.parametrize(
     "levels", [(0.0, 1.0, 2.0), (0.0, 0.1, 0.3, 0.7), (0.0, 1.0, 3.0, 5.0)]
@@ -194,9 +243,11 @@ def test_quickshifts_links_are_those_of_the_loop(levels, peaks):
         rng.random((14, 11)) < peaks, rng.random((14, 11)), 0.0
     )  # few peaks: long links
     field = quickshift_module._Field.of(image, reach)
-    links, distance, gap = quickshift_module._links(
-        field, field.padded(density, -np.inf)
+    padded = field.padded(density, -np.inf)
+    known = quickshift_module._Densities(
+        field, 1.0, padded, padded, np.ones(len(padded), dtype=bool)
     )
+    links, distance, gap = quickshift_module._links(field, known)
     links, distance, closest = field.inner(links), field.inner(distance), np.inf
     for y in range(14):
         for x in range(11):
