@@ -7,20 +7,29 @@ and draws, in one run.
 Times are medians of interleaved repetitions with warm engines. A peer that would take
 many minutes is stopped after some of its batches and its time scaled by their number,
 which the table says. Ratios are within a row only.
+
+Beside each number stands the limit: as long as the row's forward passes, or forward and
+backward passes, take bare, at the layout, batch and engine that are fastest in this run,
+which are printed first. *Share* is the limit's part of our time; above 1 we are faster than
+the plain network can be, by folding or by asking for fewer passes. *Peak* is what one call
+adds to the resident memory at most.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import platform
+import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +57,8 @@ class Row:
     ours: float
     difference: str = ""
     note: str = ""
+    limit: float | None = None
+    peak: float | None = None
 
     def cells(self) -> list[str]:
         """As printed."""
@@ -58,12 +69,93 @@ class Row:
             seconds(self.theirs),
             seconds(self.ours),
             ratio,
+            "" if self.limit is None else seconds(self.limit),
+            "" if self.limit is None else f"{self.limit / self.ours:.2f}",
+            "" if self.peak is None else f"{self.peak:.0f} MB",
             self.difference,
             self.note,
         ]
 
 
-HEAD = ["what", "peer", "theirs", "ours", "ratio", "largest difference", "note"]
+HEAD = ["what", "peer", "theirs", "ours", "ratio", "limit", "share", "peak"]
+HEAD += ["largest difference", "note"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Passes a second of a bare network at its best, and how that was."""
+
+    forward: float
+    backward: float
+    said: str
+
+    def seconds(self, forward: int, backward: int = 0) -> float:
+        """How long so many passes take."""
+        return forward / self.forward + backward / self.backward
+
+
+@cache
+def limit(name: str) -> Limit:
+    """The fastest of engines, layouts and batches, tried in turn."""
+    model = MODELS[name][0]()
+    view, _ = shown(model)
+    pixels = view.pixels.expand(64, -1, -1, -1).contiguous()
+    ways = {f"{model.facts['engine']}, 32": lambda: model.scores(pixels)}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for batch in (1, 8, 32):
+            said = "last" if layout is torch.channels_last else "first"
+            ways[f"torch, channels-{said}, {batch}"] = partial(
+                _bare_forward, model, pixels.contiguous(memory_format=layout), batch
+            )
+    rates = dict(
+        zip(ways, (64 / one for one in interleaved(3, *ways.values())), strict=True)
+    )
+    best = max(rates, key=rates.__getitem__)
+    eager = model.using(engine="torch")
+    way, _ = _best_way(eager, view, 0)
+    count = 24
+    backward = count / interleaved(3, lambda: _bare(eager, view, 0, count, way))[0]
+    layout = "channels-last" if way[1] else "channels-first"
+    told = f"{name}: {rates[best]:.1f} forward passes a second ({best}), "
+    told += f"{backward:.1f} forward and back ({layout}, {way[0]})"
+    print(f"<!-- {told} -->", flush=True)
+    return Limit(rates[best], backward, told)
+
+
+def _bare_forward(model, pixels, batch: int) -> None:
+    with torch.inference_mode():
+        for part in pixels.split(batch):
+            model.module(part)
+
+
+def beside_limit(
+    row: Row, call: Callable[[], object], name: str, forward: int, backward: int = 0
+) -> Row:
+    """The row with the limit of its passes and the memory that a call adds."""
+    return replace(row, limit=limit(name).seconds(forward, backward), peak=peak(call))
+
+
+def peak(call: Callable[[], object]) -> float:
+    """MB that a call adds to the resident memory at most, looked at every 2 ms."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    gc.collect()
+    before, found, done = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            found[0] = max(found[0], resident())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watching.join()
+    return max(0, found[0] - before) * resource.getpagesize() / 1e6
 
 
 def seconds(value: float) -> str:
@@ -257,7 +349,7 @@ def gradcam(full: bool) -> Iterator[Row]:
 
         gap = np.abs(scaled(ours().values) - theirs()).max()
         peer, own = interleaved(9, theirs, ours)
-        yield Row(
+        row = Row(
             f"Grad-CAM, {name} {layer}",
             "grad-cam",
             peer,
@@ -265,6 +357,7 @@ def gradcam(full: bool) -> Iterator[Row]:
             f"{gap:.1e}",
             "ours includes view and prediction",
         )
+        yield beside_limit(row, ours, name, 0, 1)
         yield from _captum(name, model, layer, normalised, index, ours)
         yield from _torchcam(name, model, layer, normalised, index, ours)
 
@@ -362,7 +455,7 @@ def ablation(full: bool) -> Iterator[Row]:
                 f"peer scaled from {(batches + 1) * 32} of {channels} channels",
             )
         own = interleaved(7, ours)[0]
-        yield Row(
+        row = Row(
             f"Ablation-CAM, {name} {layer} ({channels})",
             "grad-cam",
             peer,
@@ -370,6 +463,7 @@ def ablation(full: bool) -> Iterator[Row]:
             gap,
             note,
         )
+        yield beside_limit(row, ours, name, channels + 1)
 
 
 def score(full: bool) -> Iterator[Row]:
@@ -400,9 +494,9 @@ def score(full: bool) -> Iterator[Row]:
                 ),
                 ours,
             )
-            yield Row(
-                f"Score-CAM, {name} {layer} ({channels})", "grad-cam", peer, own, gap
-            )
+            what = f"Score-CAM, {name} {layer} ({channels})"
+            row = Row(what, "grad-cam", peer, own, gap)
+            yield beside_limit(row, ours, name, channels + 2)
         else:
             ours()
             peers, owns = [], []
@@ -498,7 +592,7 @@ def lime(full: bool) -> Iterator[Row]:
     )
     share = own / (bare + cut)
     note = f"same ten superpixels: {same}; {share:.2f} times bare forward ({bare:.2f} s) plus segmentation ({cut:.2f} s)"
-    yield Row(
+    row = Row(
         "LIME, 700 draws, EfficientNet-Lite0",
         "lime",
         peer_time,
@@ -506,17 +600,99 @@ def lime(full: bool) -> Iterator[Row]:
         f"{gap:.1e} on weights",
         note,
     )
-    paired = f"lime:samples=500,{STUDY},fill=percentile(20),seed=1"
-    peer_time, own = interleaved(
-        3,
-        theirs,
-        lambda: api.explain(model, image(), paired, target=index, view="squash"),
-    )
-    note = "ours with 500 draws of orthogonal arrays, whose top ten are closer to the limit's (docs/lime.md)"
-    yield Row(
-        "LIME, EfficientNet-Lite0", "lime, 700 draws", peer_time, own, note=note
-    )
+    yield beside_limit(row, ours, "EfficientNet-Lite0", 700)
+    note = "500 draws, whose top ten are closer to the limit's than lime's 700 (docs/lime.md)"
+    options = f"samples=500,{STUDY},fill=percentile(20),seed=1"
+    ways = {
+        "antithetic": f"lime:{options}",
+        "hadamard": f"lime:{options},draw=hadamard",
+        "fidelity=auto": f"lime:{options},fidelity=auto",
+    }
+    calls = {
+        way: partial(api.explain, model, image(), spec, target=index, view="squash")
+        for way, spec in ways.items()
+    }
+    peer_time, *owns = interleaved(3, theirs, *calls.values())
+    for (way, call), own in zip(calls.items(), owns, strict=True):
+        ran = call().provenance.get("fidelity", {})
+        said = f"{note}; {ran['kind']}: {ran.get('why', '')}" if ran else note
+        what = f"LIME, 500 draws, {way}, EfficientNet-Lite0"
+        row = Row(what, "lime, 700 draws", peer_time, own, note=said)
+        yield beside_limit(row, call, "EfficientNet-Lite0", 500)
     yield from _lime_without_model()
+
+
+def shap(full: bool, samples: int = 512) -> Iterator[Row]:
+    """Kernel SHAP of the same superpixels and as many coalitions."""
+    import shap as peer_package
+
+    model = lite0()
+    view = model.view(image())
+    index = predicted(model, view)
+    by = f"kernelshap:samples={samples},segments=grid(5),fill=grey"
+
+    def ours():
+        return api.explain(model, image(), by, target=index)
+
+    segments = torch.from_numpy(ours().extras["segments"].astype(np.int64))
+
+    def earned(rows: np.ndarray) -> np.ndarray:
+        keep = torch.from_numpy(rows > 0.5)[:, segments.ravel()]
+        keep = keep.reshape(-1, 1, *segments.shape)
+        found = []
+        with torch.inference_mode():
+            for part in keep.split(32):
+                shown_part = torch.where(part, view.pixels, 0.5)
+                outputs = model.module(model.recipe.normalised(shown_part))
+                found.append(outputs.softmax(dim=1)[:, index])
+        return torch.cat(found).numpy().astype(float)
+
+    explainer = peer_package.KernelExplainer(earned, np.zeros((1, 25)))
+
+    def theirs():
+        with quiet():
+            return explainer.shap_values(
+                np.ones((1, 25)), nsamples=samples, l1_reg=False, silent=True
+            )[0]
+
+    spread = np.abs(theirs() - ours().extras["weights"]).max()
+    peer_time, own = interleaved(3, theirs, ours)
+    row = Row(
+        f"Kernel SHAP, {samples} coalitions, EfficientNet-Lite0",
+        "shap",
+        peer_time,
+        own,
+        f"{spread:.1e} on values",
+        "other coalitions are drawn; the values of all are the same (tests)",
+    )
+    yield beside_limit(row, ours, "EfficientNet-Lite0", samples)
+
+
+def quantus(full: bool) -> Iterator[Row]:
+    """Region perturbation of one map; more metrics are in `metrics.py`."""
+    import metrics as beside
+
+    model = lite0()
+    arguments = argparse.Namespace(regions=50, subsets=50)
+    samples = beside.images(2)
+    views = [model.view(one) for one in samples]
+    given = [api.explain(model, one, "gradcam") for one in samples]
+    for case in beside.of_passes(model, views, given, arguments):
+
+        def ours(case=case):
+            if hasattr(case.ours, "score_batch"):
+                return case.ours.score_batch(model, views, given)
+            pairs = zip(views, given, strict=True)
+            return [case.ours.score(model, view, one) for view, one in pairs]
+
+        gap = case.gap(ours(), case.theirs())
+        peer_time, own = interleaved(3, case.theirs, ours)
+        row = Row(f"{case.what}, 2 images", "quantus", peer_time, own, f"{gap:.1e}")
+        passes = 2 * 51 if "IROF" not in case.what else 0
+        if passes:
+            yield beside_limit(row, ours, "EfficientNet-Lite0", passes)
+        else:  # as many as there are superpixels
+            yield replace(row, peak=peak(ours))
 
 
 def _lime_without_model() -> Iterator[Row]:
@@ -707,10 +883,12 @@ def _beside(
     bare, peer, own = interleaved(repeats, *calls)
     note = f"ours {model.for_gradients(steps).gradient_plan.said}; {rates}"
     layout = "channels-last" if best[1] else "channels-first"
-    yield Row(
+    row = Row(
         what, f"{steps} bare passes, {layout}, {best[0]} each", bare, own, note=note
     )
-    yield Row(what, "captum", peer, own, apart)
+    added = peak(calls[-1])
+    yield replace(row, limit=bare, peak=added)
+    yield Row(what, "captum", peer, own, apart, limit=bare, peak=added)
 
 
 GROUPS = {
@@ -720,6 +898,8 @@ GROUPS = {
     "ablation": ablation,
     "score": score,
     "lime": lime,
+    "shap": shap,
+    "quantus": quantus,
 }
 
 
