@@ -99,22 +99,22 @@ def limit(name: str) -> Limit:
     """The fastest of engines, layouts and batches, tried in turn."""
     model = MODELS[name][0]()
     view, _ = shown(model)
-    pixels = view.pixels.expand(64, -1, -1, -1).contiguous()
+    pixels = view.pixels.expand(32, -1, -1, -1).contiguous()
     ways = {f"{model.facts['engine']}, 32": lambda: model.scores(pixels)}
     for layout in (torch.contiguous_format, torch.channels_last):
-        for batch in (1, 8, 32):
+        for batch in (8, 32):
             said = "last" if layout is torch.channels_last else "first"
             ways[f"torch, channels-{said}, {batch}"] = partial(
                 _bare_forward, model, pixels.contiguous(memory_format=layout), batch
             )
     rates = dict(
-        zip(ways, (64 / one for one in interleaved(3, *ways.values())), strict=True)
+        zip(ways, (32 / one for one in interleaved(2, *ways.values())), strict=True)
     )
     best = max(rates, key=rates.__getitem__)
     eager = model.using(engine="torch")
     way, _ = _best_way(eager, view, 0)
-    count = 24
-    backward = count / interleaved(3, lambda: _bare(eager, view, 0, count, way))[0]
+    count = 12
+    backward = count / interleaved(2, lambda: _bare(eager, view, 0, count, way))[0]
     layout = "channels-last" if way[1] else "channels-first"
     told = f"{name}: {rates[best]:.1f} forward passes a second ({best}), "
     told += f"{backward:.1f} forward and back ({layout}, {way[0]})"
@@ -786,13 +786,13 @@ def _bare(model, view, index: int, count: int, way: tuple[int, bool]) -> None:
 
 def _best_way(model, view, index: int) -> tuple[tuple[int, bool], str]:
     """The batch and layout at which bare passes are fastest, and what was tried."""
-    sizes = (1, 2, 4, 6, 8, 16) if model.device.type == "cpu" else (8, 32, 64, 128)
+    sizes = (1, 2, 4, 6, 8) if model.device.type == "cpu" else (8, 32, 64, 128)
     layouts = (False, True) if model.anatomy.channels_last else (False,)
     ways = [(size, last) for last in layouts for size in sizes]
-    count = 24 if model.device.type == "cpu" else 128
+    count = 12 if model.device.type == "cpu" else 128
     calls = [lambda way=way: _bare(model, view, index, count, way) for way in ways]
     rates = dict(
-        zip(ways, (count / time for time in interleaved(3, *calls)), strict=True)
+        zip(ways, (count / time for time in interleaved(2, *calls)), strict=True)
     )
     named = {False: "channels-first", True: "channels-last"}
     said = "; ".join(

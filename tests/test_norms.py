@@ -341,3 +341,32 @@ def test_a_planned_network_runs_as_planned(network):
     assert shapes == [False, True]
     assert planned.gradient_batch == 2
     assert planned.for_gradients(1000) is planned
+
+
+def test_a_run_finds_out_before_its_images_are_made(network, monkeypatch):
+    """Threads and workers find what is kept; methods of one pass ask for no trial."""
+    from consilience.runs import explain as runs
+
+    monkeypatch.setattr(backward, "_rate", lambda _network, one, _run: one.batch)
+    asked = []
+    ask = type(network).for_gradients
+    monkeypatch.setattr(
+        type(network),
+        "for_gradients",
+        lambda self, count: asked.append(count) or ask(self, count),
+    )
+    job = runs.job_from_specs(
+        [
+            "gradcam:b",
+            "smoothgrad:samples=20",
+            "integrated-gradients:steps=30",
+            "lime",
+        ],
+        ["my:net"],
+        "red",
+    )
+    runs._find_out_first(job, [network] * 4)
+    assert asked == [0, 20, 30]
+    monkeypatch.setattr(backward, "_rate", lambda *_: pytest.fail("found out again"))
+    with runs.steady_threads():
+        assert network.for_gradients(20).gradient_plan.batch == network.gradient_batch

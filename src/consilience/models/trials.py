@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from consilience.progress import say
 from consilience.types import ConsilienceError
 
 T = TypeVar("T")
+_one_at_a_time = RLock()
 
 
 def found_once(
@@ -35,17 +37,18 @@ def found_once(
     """
     name = _hash(key, machine(device))
     file = cache_folder() / kind / f"{name}.json"
-    try:
-        return read(files.read_json(file))
-    except (OSError, ConsilienceError, TypeError, ValueError, KeyError):
-        pass
-    with recorded_passes():  # what is tried is no part of what is made
-        found, kept = find()
-    try:
-        files.write_json(file, kept)
-    except (OSError, ConsilienceError) as error:
-        say(f"what was found out of {kind} cannot be kept: {error}")
-    return found
+    with _one_at_a_time:  # times of two trials beside each other would be neither's
+        try:
+            return read(files.read_json(file))
+        except (OSError, ConsilienceError, TypeError, ValueError, KeyError):
+            pass
+        with recorded_passes():  # what is tried is no part of what is made
+            found, kept = find()
+        try:
+            files.write_json(file, kept)
+        except (OSError, ConsilienceError) as error:
+            say(f"what was found out of {kind} cannot be kept: {error}")
+        return found
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:

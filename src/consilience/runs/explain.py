@@ -18,6 +18,7 @@ from consilience import api, inputs, progress, registry, study, targets
 from consilience.dissection.result import UNITS
 from consilience.dissection.units import known_units
 from consilience.files import digest_of_data, place, read_json
+from consilience.models.engines.threads import steady_threads
 from consilience.models.load import as_model, load_model
 from consilience.runs.crew import Crew, join_cluster
 from consilience.runs.folder import JOB, Run, Writer, file_content
@@ -222,6 +223,7 @@ def run_explanations(
     )
     job = replace(job, columns=seeded(job.columns))
     how = how or How()
+    _find_out_first(job, models)
     images_made = _Images(job, models, source, writer, how, after, units)
     if how.several:
         _refuse_unshared(models, images, again, writer, how)
@@ -259,6 +261,19 @@ def run_explanations(
         )
         log.event("finished")
         return finished
+
+
+def _find_out_first(job: ExplanationJob, models: Sequence[Model]) -> None:
+    """Let networks find out how many gradients are fastest before images are made beside
+    each other, so that threads and workers do not each find out something else.
+    """
+    for column, model in zip(job.columns, models, strict=True):
+        explainer = column.explainer
+        passes = max(getattr(explainer, name, 0) for name in ("steps", "samples"))
+        ask = getattr(model, "for_gradients", None)
+        if ask is not None and "gradients" in explainer.needs:
+            with steady_threads():
+                ask(passes)
 
 
 @dataclass(eq=False)
