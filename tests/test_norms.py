@@ -152,17 +152,30 @@ def test_a_layer_says_what_it_says_itself(layer):
     assert_torchs(model)
 
 
-def test_somebodys_hooks_see_the_convolution_itself():
+@pytest.mark.parametrize("how", ["hook", "norm's hook", "norm's pre-hook"])
+def test_somebodys_hooks_see_the_convolution_itself(how):
     net, seen = made(), []
-    net.a.register_forward_hook(
-        lambda _part, _given, said: seen.append(said.detach())
-    )
+    if how == "hook":
+        net.a.register_forward_hook(
+            lambda _part, _given, said: seen.append(said.clone())
+        )
+    elif how == "norm's hook":
+        net.a_norm.register_forward_hook(
+            lambda _part, given, _said: seen.append(given[0].clone())
+        )
+    else:
+        net.a_norm.register_forward_pre_hook(
+            lambda _part, given: seen.append(given[0].clone())
+        )
     model = model_of(net)
-    _ = model.anatomy, model._gradients_arrive
+    assert model._gradients_arrive
     seen.clear()
     model.trace(PIXEL_ROWS, [PIXELS], TARGET)
     with torch.no_grad():
-        torch.testing.assert_close(seen[0], net.a(PIXEL_ROWS), rtol=1e-5, atol=1e-6)
+        expected = nn.functional.conv2d(
+            PIXEL_ROWS, net.a.weight, net.a.bias, padding=1
+        )
+    torch.testing.assert_close(seen[0].detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_change_are_folded_anew():

@@ -212,12 +212,13 @@ class UnfoldedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class FoldedConvolution:
-    """Weight and bias of a convolution ``part`` with the norm behind it; ``bias_of`` and
-    ``norm`` are what the two are called with.
+    """Weight and bias of a convolution ``part`` with the norm behind it, ``norm_part``;
+    ``bias_of`` and ``norm`` are what the two are called with.
     """
 
     name: str
     part: nn.Module
+    norm_part: nn.Module
     weight: Tensor
     bias: Tensor
     bias_of: Tensor | None
@@ -297,7 +298,7 @@ def run_folded(
     run: Callable[[], Tensor],
 ) -> Tensor:
     """What ``run`` returns with pairs of ``module`` as one convolution each, but for those
-    whose convolution somebody has hooks on: they expect what it says itself.
+    that somebody has hooks on: they expect what lies between.
 
     The caller has borrowed and frozen the module. Memory: the folded weights, as much
     again as those convolutions have, kept as long as the module.
@@ -307,7 +308,8 @@ def run_folded(
         folded = {
             number: one
             for number, one in _folded(module, pairs, layout).items()
-            if one.name not in apart and not _is_hooked(one.part)
+            if one.name not in apart
+            and not any(map(_is_hooked, (one.part, one.norm_part)))
         }
         try:
             with FoldedNorms(folded):
@@ -317,7 +319,8 @@ def run_folded(
 
 
 def _is_hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._backward_hooks)
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks
+    return any(hooks)
 
 
 def folded_tensors(module: nn.Module) -> list[Tensor]:
@@ -336,6 +339,7 @@ def _folded(
     kept = _folds.setdefault(module, {})
     made = kept.get(layout)
     if made is None or not made.same():
+        kept.clear()  # one layout at a time: the weights are large
         made = kept[layout] = _fold(module, pairs, layout)
     return made.convolutions
 
@@ -366,6 +370,7 @@ def _fold(
         one = FoldedConvolution(
             name,
             part,
+            norm,
             (weight * scale.view(-1, 1, 1, 1)).contiguous(memory_format=layout),
             shift.to(weight.dtype),
             bias,
