@@ -96,10 +96,10 @@ def torchs(net, layers=()):
 def assert_torchs(model, layers=()):
     outputs, gradients, kept = torchs(model.module, layers)
     found = model.trace(PIXEL_ROWS, [PIXELS, *layers], TARGET)
-    torch.testing.assert_close(found.outputs.double(), outputs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.outputs.double(), outputs, rtol=1e-4, atol=1e-5)
     for name, expected in gradients.items():
         torch.testing.assert_close(
-            found.gradients[name].double(), expected, rtol=1e-4, atol=1e-6
+            found.gradients[name].double(), expected, rtol=1e-4, atol=1e-5
         )
     for name in layers:
         torch.testing.assert_close(
@@ -175,7 +175,7 @@ def test_somebodys_hooks_see_the_convolution_itself(how):
         expected = nn.functional.conv2d(
             PIXEL_ROWS, net.a.weight, net.a.bias, padding=1
         )
-    torch.testing.assert_close(seen[0].detach(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[0].detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_change_are_folded_anew():

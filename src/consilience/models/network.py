@@ -536,8 +536,10 @@ class TorchNetwork:
         known = self.gradient_plan
         size = HALF_SCALE if known is not None and known.precision == "f16" else 1
         if score.requires_grad:
+            with torch.enable_grad():  # the caller may stand where it is off
+                score = score if size == 1 else score * size
             found = torch.autograd.grad(
-                score * size, [raw[name] for name in names], allow_unused=True
+                score, [raw[name] for name in names], allow_unused=True
             )
         for name, grad in zip(names, found, strict=True):
             if grad is None and self._depends(pixels, name, target):
