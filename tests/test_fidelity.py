@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from consilience import explain, wrap
+from consilience.explainers import shapley
 from consilience.models import cheap as cheap_module
 from consilience.models import trials
 from consilience.models.engines import plan
@@ -275,6 +276,19 @@ def test_kernelshap_still_sums_to_the_exact_gain():
     gain = float(plain.extras["all"] - plain.extras["none"])
     assert found.extras["weights"].sum() == pytest.approx(gain, abs=1e-7)
     assert (found.extras["stderr"] > plain.extras["stderr"]).mean() > 0.9
+
+
+def test_kernelshaps_pairs_are_asked_as_one(monkeypatch):
+    """What stands together are complements; nothing, all and whole sizes stand alone."""
+    seen = []
+    monkeypatch.setattr(
+        shapley, "ask", lambda *given: seen.append(given) or fidelity.ask(*given)
+    )
+    explain(pair()[0], IMAGE, "kernelshap:samples=600,segments=grid(5)", target=1)
+    ((_, _, _, on, together, _),) = seen
+    np.testing.assert_array_equal(on[together[:, 0]], ~on[together[:, 1]])
+    alone = np.setdiff1d(np.arange(len(on)), together)
+    assert sorted(set(on[alone].sum(axis=1))) == [0, 1, 24, 25]
 
 
 def test_until_stable_adds_up_what_each_look_asked():
