@@ -275,8 +275,7 @@ def backward_batch_within(
     An image needs the ``kept`` bytes that the backward pass needs, the gradients of the
     largest operation's input and output and its workspace (``largest`` floats each),
     and six times its own ``frame``. On a CPU a few images at a time are as fast as
-    many, so no more than `BACKWARD` is taken: with what torch needs beside it, 300 MB
-    are enough.
+    many, so no more than `BACKWARD` is taken: with what torch needs beside it, 540 MB.
     """
     a_image = kept + 4 * (3 * largest + 6 * 3 * frame[0] * frame[1])
     budget, most = (
