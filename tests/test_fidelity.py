@@ -345,6 +345,16 @@ def test_a_copys_cost_is_measured_once(monkeypatch, tmp_path):
     assert model.cheaper("bf16").cost == 0.25
 
 
+def test_what_ran_instead_is_a_note(monkeypatch):
+    monkeypatch.setattr(plan, "native_bf16", lambda device: False)
+    by = "lime:samples=300,segments=grid(4),fidelity=bf16"
+    found = explain(small(), IMAGE, by, target=1).provenance
+    said = (
+        "every draw was asked of the network itself: this cpu has no bf16 arithmetic"
+    )
+    assert said in found["notes"]
+
+
 def test_an_unknown_fidelity_is_named():
     with pytest.raises(ValueError, match="fidelity"):
         explain(small(), IMAGE, "lime:fidelity=half", target=1)

@@ -657,6 +657,9 @@ def finish_explanation(
         )
     notes = [*heat.facts.get("notes", ()), *view.notes]
     notes += _doubts(model, explainer, values)
+    asked_of = heat.facts.get("fidelity") or {}
+    if asked_of.get("kind") == "exact":
+        notes.append(f"every draw was asked of the network itself: {asked_of['why']}")
     if (shift := facts.get("gradient_shift")) is not None:
         notes.append(
             f"gradients in {facts['precision']}: those measured are {shift:.2%} of their "
