@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from consilience import explain, wrap
-from consilience.explainers import shapley
+from consilience.explainers import lime, shapley
 from consilience.models import cheap as cheap_module
 from consilience.models import trials
 from consilience.models.engines import plan
@@ -289,6 +289,20 @@ def test_kernelshaps_pairs_are_asked_as_one(monkeypatch):
     np.testing.assert_array_equal(on[together[:, 0]], ~on[together[:, 1]])
     alone = np.setdiff1d(np.arange(len(on)), together)
     assert sorted(set(on[alone].sum(axis=1))) == [0, 1, 24, 25]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_limes_own_first_row_is_the_image_and_no_draw(monkeypatch, repeats):
+    seen = []
+    monkeypatch.setattr(
+        lime, "ask", lambda *given: seen.append(given) or fidelity.ask(*given)
+    )
+    by = f"lime:samples=300,segments=grid(4),draw=lime,repeats={repeats}"
+    explain(pair()[0], IMAGE, by, target=1)
+    ((_, _, _, on, together, _),) = seen
+    alone = np.setdiff1d(np.arange(len(on)), together)
+    assert alone.tolist() == [0, 300][:repeats]
+    assert on[alone].all()
 
 
 def test_until_stable_adds_up_what_each_look_asked():

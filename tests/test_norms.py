@@ -141,6 +141,8 @@ def test_a_folded_pass_runs_no_norm(monkeypatch):
     )
     model = model_of(made())
     model.trace(PIXEL_ROWS, [PIXELS], TARGET)
+    calls.clear()  # folding has taken each pair's
+    model.trace(PIXEL_ROWS, [PIXELS], TARGET)
     # seen_norm, one, two and own_norm; a_norm, b_norm and both of twice_norm are folded
     assert len(calls) == 4
 
@@ -364,6 +366,8 @@ def test_a_planned_network_runs_as_planned(network):
     assert shapes == [False, True]
     assert planned.gradient_batch == 2
     assert planned.for_gradients(1000) is planned
+    assert planned.using(engine="torch").gradient_plan is None
+    assert planned.with_module(made()).gradient_plan is None
 
 
 def test_a_run_finds_out_before_its_images_are_made(network, monkeypatch):

@@ -224,6 +224,8 @@ class Lime:
         """Scores of draws, most by a cheaper network where ``fidelity`` says so."""
         number = len(on) // self.repeats
         together = groups(self.draw, number)
+        if self.draw == "lime" and look == 0:
+            together = together[1:]  # the image itself is there in every draw
         runs = [
             np.where(together < 0, -1, together + place * number)
             for place in range(self.repeats)

@@ -8,13 +8,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from consilience.models.norms import folded_tensors
-from consilience.models.trials import found_once, seconds_of
+from consilience.models.trials import Tried, found_once, seconds_of
 from consilience.progress import say
 
 ForwardRun = Callable[[Tensor], Tensor]
@@ -93,36 +93,12 @@ class AllOutputs:
         return outputs.sum(dim=1)
 
 
-class Trialled(Protocol):
-    """What a trial needs of a network."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def digest(self) -> str:
-        """Of weights, architecture and normalisation."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-
-    @property
-    def frame(self) -> tuple[int, int]:
-        """Height and width of an image."""
-
-    @property
-    def channels(self) -> int:
-        """Numbers of a pixel."""
-
-
 Timed = Callable[[GradientPlan, Tensor], object]
 """One forward and backward pass of pixels (N, C, h, w) as a plan says."""
 
 
 def plan_gradients(
-    network: Trialled,
+    network: Tried,
     most: int,
     start: GradientPlan,
     others: list[GradientPlan],
@@ -164,7 +140,7 @@ def _plan(
 
 
 def _trial(
-    network: Trialled,
+    network: Tried,
     most: int,
     start: GradientPlan,
     others: list[GradientPlan],
@@ -203,7 +179,7 @@ def _larger(small: int, most: int) -> Iterator[int]:
         yield size
 
 
-def _rate(network: Trialled, plan: GradientPlan, run: Timed) -> float:
+def _rate(network: Tried, plan: GradientPlan, run: Timed) -> float:
     """Passes a second: the better of two, of which the first may still get ready."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(

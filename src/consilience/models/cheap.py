@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consilience.models.engines import plan
-from consilience.models.trials import found_once, seconds_of
+from consilience.models.trials import Tried, found_once, seconds_of
 from consilience.progress import say
 from consilience.types import Cheaper, Fidelity
 
@@ -17,44 +17,8 @@ DIGITS = 2
 """Of a cost: it decides how draws are shared out, and must not follow the clock's noise."""
 
 
-class Copied(Protocol):
+class Copied(Tried, Protocol):
     """What is needed of a network."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def digest(self) -> str:
-        """Of weights, architecture and normalisation."""
-
-    @property
-    def engine(self) -> str:
-        """The engine asked for."""
-
-    @property
-    def precision(self) -> str:
-        """The precision asked for."""
-
-    @property
-    def own_precision(self) -> str:
-        """Of the weights."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-
-    @property
-    def batch(self) -> int:
-        """Images a pass."""
-
-    @property
-    def frame(self) -> tuple[int, int]:
-        """Height and width of an image."""
-
-    @property
-    def channels(self) -> int:
-        """Numbers of a pixel."""
 
     def scores(self, pixels: Tensor) -> Tensor:
         """Raw outputs."""

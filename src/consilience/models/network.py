@@ -766,7 +766,7 @@ class TorchNetwork:
         there = plan.resolve_device(device) if device is not None else self.device
         if there != self.device:
             changes["module"] = copy.deepcopy(self.module).to(there)
-        same = replace(self, _runner=runner.Runner(), **changes)
+        same = replace(self, gradient_plan=None, _runner=runner.Runner(), **changes)
         return self._hand_over(same) if there == self.device else same
 
     def _hand_over(self, other: TorchNetwork) -> TorchNetwork:
@@ -785,6 +785,7 @@ class TorchNetwork:
             module=module,
             source=None,
             weights="given with the module",
+            gradient_plan=None,
             _runner=runner.Runner(),
         )
 

@@ -63,7 +63,9 @@ class PlainNorms(TorchFunctionMode):
             call = _Call(*args, **kwargs)
             found = _scale_and_shift(call)
             if found is not None:
-                return torch.addcmul(found[1], call.input, found[0])
+                shape = (1, -1, *(1,) * (call.input.dim() - 2))
+                scale, shift = (one.view(shape) for one in found)
+                return torch.addcmul(shift, call.input, scale)
         return func(*args, **kwargs)
 
 
@@ -82,8 +84,8 @@ class _Call:
 
 
 def _scale_and_shift(call: _Call) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift of a norm, both shaped to its input; None where the statistics are
-    the batch's own, or parameters are asked for.
+    """Scale and shift (C,) of a norm; None where the statistics are the batch's own, or
+    parameters are asked for.
     """
     mean, var, weight, bias = (
         call.running_mean,
@@ -97,8 +99,7 @@ def _scale_and_shift(call: _Call) -> tuple[Tensor, Tensor] | None:
     scale = (var + call.eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (1, -1, *(1,) * (call.input.dim() - 2))
-    return scale.view(shape), shift.view(shape)
+    return scale, shift
 
 
 # ---- which norm is whose
@@ -222,13 +223,13 @@ class FoldedConvolution:
     weight: Tensor
     bias: Tensor
     bias_of: Tensor | None
-    norm: tuple[Any, ...]
+    norm: _Call
 
     def is_norm(self, call: _Call) -> bool:
         """Whether a batch norm is called as this one's."""
-        tensors = (call.running_mean, call.running_var, call.weight, call.bias)
-        same = all(one is own for one, own in zip(tensors, self.norm, strict=False))
-        return same and not call.training and call.eps == self.norm[4]
+        names = ("running_mean", "running_var", "weight", "bias")
+        same = all(getattr(call, one) is getattr(self.norm, one) for one in names)
+        return same and not call.training and call.eps == self.norm.eps
 
 
 class FoldedNorms(PlainNorms):
@@ -352,32 +353,24 @@ def _fold(
     for name, norm_name in pairs:
         part: Any = module.get_submodule(name)
         norm: Any = module.get_submodule(norm_name)
-        called = (
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-        )
-        weight, bias = part.weight.detach(), part.bias
-        if weight.dim() != 4 or called[0] is None or called[1] is None:
+        weight, bias = part.weight, part.bias
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        call = _Call(weight, *statistics, eps=norm.eps)
+        found = _scale_and_shift(call)
+        if found is None:
             continue
-        scale = (called[1] + called[4]).rsqrt()
-        scale = scale if called[2] is None else scale * called[2].detach()
-        before = called[0] if bias is None else called[0] - bias.detach()
-        shift = -before * scale
-        shift = shift if called[3] is None else called[3].detach() + shift
+        scale, shift = found
         one = FoldedConvolution(
             name,
             part,
             norm,
             (weight * scale.view(-1, 1, 1, 1)).contiguous(memory_format=layout),
-            shift.to(weight.dtype),
+            shift if bias is None else shift + bias * scale,
             bias,
-            called,
+            call,
         )
         if bool(one.weight.isfinite().all() and one.bias.isfinite().all()):
-            folded[id(part.weight)] = one
-            tensors = (part.weight, bias, *called[:4])
+            folded[id(weight)] = one
+            tensors = (weight, bias, *statistics)
             watched += [tensor for tensor in tensors if tensor is not None]
     return _Folds(TensorWatch(watched), folded)

@@ -8,17 +8,27 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from consilience import files
 from consilience.models.digest import _hash
-from consilience.models.engines.plan import cache_folder, recorded_passes
+from consilience.models.engines.plan import Runnable, cache_folder, recorded_passes
 from consilience.progress import say
 from consilience.types import ConsilienceError
 
 T = TypeVar("T")
+
+
+class Tried(Runnable, Protocol):
+    """A network that something is found out about."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+
 _one_at_a_time = RLock()
 
 

@@ -135,7 +135,7 @@ def _of_both(
             "tried": cheap.kind,
         }
         return Asked(exact, {"fidelity": {**facts, "relative_time": round(gain, 3)}})
-    count = max(pilot, math.ceil(share * len(together)))
+    count = math.ceil(share * len(together))
     ask_exact(order[pilot:count])
     fixed = np.setdiff1d(np.arange(len(on)), drawn)
     if len(fixed):
@@ -198,8 +198,6 @@ def _best_share(
         for share in SHARES
         if share * len(together) >= PILOT / together.shape[1]
     }
-    if not times:
-        times = {1 / 2: (s2 + 2 * e2) * (cost + 1 / 2) / (s2 + e2)}
     best = min(times, key=times.__getitem__)
     return best, times[best]
 
