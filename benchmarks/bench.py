@@ -22,7 +22,6 @@ import copy
 import ctypes
 import gc
 import json
-import platform
 import resource
 import statistics
 import threading
@@ -37,6 +36,7 @@ import numpy as np
 import torch
 
 from consilience import api, images
+from consilience.models import trials
 from consilience.models.load import load_model
 from consilience.models.network import wrap
 from consilience.types import Sample
@@ -912,16 +912,8 @@ GROUPS = {
 
 
 def machine() -> str:
-    name = platform.processor() or platform.machine()
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines()
-        if Path("/proc/cpuinfo").exists()
-        else ()
-    ):
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    name, threads, version = trials.machine(torch.device("cpu"))
+    return f"{name}, {threads} threads, torch {version}"
 
 
 def main() -> None:

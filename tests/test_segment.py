@@ -163,10 +163,11 @@ def test_quickshift_asks_scikit_image_where_a_comparison_is_too_close(monkeypatc
     )
 
 
-@pytest.mark.parametrize("part", [7, 1 << 16])
+@pytest.mark.parametrize("pairs", [50, 1 << 21])
 @pytest.mark.parametrize("how", ["all", "settled"])
-def test_quickshifts_densities_are_the_sums_of_the_window(how, part, monkeypatch):
-    monkeypatch.setattr(quickshift_module, "PART", part)
+def test_quickshifts_densities_are_the_sums_of_the_window(how, pairs, monkeypatch):
+    monkeypatch.setattr(quickshift_module, "PAIRS", pairs)
+    monkeypatch.setattr(quickshift_module, "STRIP", pairs)
     image = IMAGE[:9, :8]
     field = quickshift_module._Field.of(image, 3)
     if how == "all":

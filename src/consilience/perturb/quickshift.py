@@ -25,8 +25,8 @@ DOUBT = 1e-5
 below 4e-6."""
 MANY = 0.1
 """Share of places in doubt from which on it is faster to sum all of them in float64."""
-PART = 1 << 16
-"""Places at a time: 13 MB a buffer with lime's window."""
+PAIRS = 1 << 21
+"""Pairs of places whose weights are held at a time: two buffers of 17 MB in float64."""
 BESIDE = 2
 """Squared length up to which a link is sought for all places at once."""
 STRIP = 32768
@@ -157,9 +157,10 @@ def _sums(field: _Field, kernel_size: float, dtype: torch.dtype) -> Array:
     reach, stride = field.reach, field.stride
     total = torch.zeros(planes.shape[1], dtype=torch.float64)
     first, last = reach * stride, (reach + field.size[0]) * stride
-    buffers = torch.empty(2, (2 * reach + 1) * min(PART, last - first), dtype=dtype)
-    for start in range(first, last, PART):
-        size = min(PART, last - start)
+    most = min(max(1, PAIRS // (2 * reach + 1)), last - first)
+    buffers = torch.empty(2, (2 * reach + 1) * most, dtype=dtype)
+    for start in range(first, last, most):
+        size = min(most, last - start)
         for down in range(reach + 1):
             across = torch.arange(1 if down == 0 else -reach, reach + 1)
             way = start + down * stride + int(across[0])
@@ -241,7 +242,7 @@ class _Densities:
         steps = ways[:, 0] * self.field.stride + ways[:, 1]
         near = ways[:, 2].double()
         planes = torch.from_numpy(self.field.planes)
-        for some in torch.split(torch.from_numpy(places), max(1, PART // len(ways))):
+        for some in torch.split(torch.from_numpy(places), max(1, STRIP // len(ways))):
             apart, there = near.expand(len(some), -1).clone(), some[:, None] + steps
             for plane in planes:
                 step = plane.take(there).sub_(plane[some][:, None])
