@@ -26,7 +26,12 @@ PALETTE = ("#2f80c2", "#d9640c", "#1a936f", "#b5489b", "#b58900", "#6a5acd")
 GREY = "#8a939d"
 TEXT = 13
 """Pixels of a letter."""
-CHART_WIDTH = 640
+CHART_WIDTH = 360
+"""As wide as a phone shows without scaling the letters down; what needs more is wider
+and can be moved sideways.
+"""
+NAMES = 150
+"""Pixels for the names of rows."""
 
 
 # ---- pages and axes
@@ -101,7 +106,7 @@ def _legend(figure: Figure, place: Any, columns: int) -> None:
         text.set_parse_math(False)
 
 
-def _name_rows(axes: Axes, labels: Sequence[str], room: float = 230) -> None:
+def _name_rows(axes: Axes, labels: Sequence[str], room: float = NAMES) -> None:
     axes.set_yticks(range(len(labels)))
     axes.set_yticklabels(
         [shortened(label, room, TEXT) for label in labels],
@@ -168,8 +173,7 @@ def forest_figure(bars: Sequence[Bar], title: str) -> Figure | None:
 
 def curves_with_bands(lines: Sequence[CurveLine], title: str) -> Figure:
     """Mean curves with their 95 % bands; controls are thin and dashed, without bands."""
-    rows = math.ceil(len(lines) / 2)
-    figure, axes = _plot(280 + 20 * rows, title)
+    figure, axes = _plot(240 + 20 * len(lines), title)
     axes.grid(axis="y", color=CURRENT, alpha=0.13, linewidth=0.8)
     for line in sorted(lines, key=lambda one: not one.control):
         mean = np.asarray(line.mean, dtype=float)
@@ -186,10 +190,10 @@ def curves_with_bands(lines: Sequence[CurveLine], title: str) -> Figure:
             color=line.colour,
             linestyle=style[0],
             linewidth=style[1],
-            label=shortened(line.label, CHART_WIDTH / 2 - 60, TEXT),
+            label=shortened(line.label, CHART_WIDTH - 70, TEXT),
         )
     axes.margins(x=0)
-    _legend(figure, "outside lower center", 2)
+    _legend(figure, "outside lower center", 1)
     return figure
 
 
@@ -203,7 +207,7 @@ def critical_difference_figure(
     (Demsar 2006, figure 1).
     """
     order = sorted(range(len(labels)), key=lambda i: ranks[i])
-    count, left, right = len(labels), 190.0, CHART_WIDTH - 190.0
+    count, left, right = len(labels), 120.0, CHART_WIDTH - 120.0
     half, line = (count + 1) // 2, 46.0
     below = line + 10 + 9 * len(groups)
 
@@ -231,7 +235,9 @@ def critical_difference_figure(
         path = ([x, x, edge], [line, y - 4, y - 4])
         axes.plot(*path, color=CURRENT, alpha=0.45, linewidth=1)
         align, beside = ("right", edge - 6) if on_left else ("left", edge + 6)
-        name = shortened(f"{labels[i]} {ranks[i]:.2f}", 180, TEXT)
+        mean = f"{ranks[i]:.2f}"
+        room = left - 12 - width_of(mean, TEXT)
+        name = f"{shortened(labels[i], room, TEXT)} {mean}"
         _text(axes, beside, y, name, align)
     return figure
 
@@ -352,7 +358,7 @@ def bars_figure(
         )
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    _name_rows(axes, labels, 220)
+    _name_rows(axes, labels)
     _legend(figure, "outside upper left", 1)
     return figure
 
@@ -377,14 +383,15 @@ def heat_figure(
     colour, with the number in it.
     """
     label_room = min(
-        200.0, max((width_of(row, TEXT) for row in rows), default=0) + 12
+        120.0, max((width_of(row, TEXT) for row in rows), default=0) + 12
     )
     sides = list(dict.fromkeys(side for side, _ in columns))
     colours = dict(zip(sides, (A, B), strict=False))
-    cell = min(90.0, (CHART_WIDTH - label_room) / max(len(columns), 1))
+    cell = min(90.0, max(44.0, (CHART_WIDTH - label_room) / max(len(columns), 1)))
+    width = max(CHART_WIDTH, label_room + cell * len(columns))
     top = 20 * len(sides) + 34
     largest = max((value for row in values for value in row), default=0) or 1
-    figure, axes = _page(top + 24 * len(rows) + 4, title)
+    figure, axes = _page(top + 24 * len(rows) + 4, title, width)
     _key(axes, [(colours[side], side) for side in sides], 0)
     for place, (_, layer) in enumerate(columns):
         middle = label_room + cell * (place + 0.5)
@@ -446,7 +453,7 @@ class Placed:
 
 
 def laid_out(
-    words: Sequence[tuple[str, float]], room: tuple[float, float] = (CHART_WIDTH, 300)
+    words: Sequence[tuple[str, float]], room: tuple[float, float] = (CHART_WIDTH, 420)
 ) -> list[Placed]:
     """Words (text, weight) placed without overlap, the heaviest in the middle, areas as
     the weights; what finds no room is left out. Nothing is drawn at random: the same
@@ -485,7 +492,7 @@ def cloud_figure(
     name: str,
     words: Sequence[tuple[str, float]],
     colour: str,
-    room: tuple[float, float] = (CHART_WIDTH, 300),
+    room: tuple[float, float] = (CHART_WIDTH, 420),
 ) -> Figure:
     """Words sized by weight; how many found no room is said below."""
     placed = laid_out(words, room)

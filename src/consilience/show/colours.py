@@ -194,10 +194,32 @@ def superpixels(
     painted = overlay(
         image, weights[segments], alpha, limits(weights[segments], signed=True)
     )
-    lines = _boundaries(segments, mode="inner", background=-1)
-    painted = _blend(painted, np.array(CONTOUR), 0.55 * lines[..., None])
-    painted[np.isin(segments, unsure) & _hatch(segments.shape)] = CONTOUR
-    return _outlined(painted, segments, sure)
+    drawn = superpixel_marks(segments, sure, unsure)
+    painted = _blend(painted, np.array(CONTOUR), 0.55 * (drawn == BORDER)[..., None])
+    painted[drawn == BRIGHT] = CONTOUR
+    painted[drawn == DARK] = (0, 0, 0)
+    return painted
+
+
+BORDER, BRIGHT, DARK = 1, 2, 3
+"""What `superpixel_marks` marks: a border, and pixels that are white or black."""
+
+
+def superpixel_marks(
+    segments: Array, sure: Array = NONE, unsure: Array = NONE
+) -> Array:
+    """What is drawn on superpixels besides their colours (h, w) uint8: `BORDER` between
+    them, hatching and thick borders `BRIGHT`, the lining of those `DARK`, elsewhere 0.
+    """
+    drawn = np.zeros(segments.shape, np.uint8)
+    drawn[_boundaries(segments, mode="inner", background=-1)] = BORDER
+    drawn[np.isin(segments, unsure) & _hatch(segments.shape)] = BRIGHT
+    width = max(2, round(min(segments.shape) / 110))
+    for number in sure:  # just inside, so that it shows on any colour
+        depth = distance_transform_edt(np.pad(segments == number, 1))[1:-1, 1:-1]
+        drawn[(depth > 0) & (depth <= width + 1)] = DARK
+        drawn[(depth > 0) & (depth <= width)] = BRIGHT
+    return drawn
 
 
 def _hatch(shape: tuple[int, ...]) -> Array:
@@ -208,18 +230,6 @@ def _hatch(shape: tuple[int, ...]) -> Array:
     y, x = np.indices(shape)
     hatch: Array = (x + y) % step == 0
     return hatch
-
-
-def _outlined(painted: Array, segments: Array, sure: Array) -> Array:
-    """A thick border just inside each of the superpixels ``sure``, so that it shows on
-    any colour: white, lined with black.
-    """
-    width = max(2, round(min(segments.shape) / 110))
-    for number in sure:
-        depth = distance_transform_edt(np.pad(segments == number, 1))[1:-1, 1:-1]
-        painted[(depth > 0) & (depth <= width + 1)] = (0, 0, 0)
-        painted[(depth > 0) & (depth <= width)] = CONTOUR
-    return painted
 
 
 def _boundaries(of: Array, mode: str, background: int) -> Array:

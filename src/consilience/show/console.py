@@ -534,7 +534,7 @@ def _show_knockout(rows: Any, console: Console, most: int = 10) -> None:
         "layer",
         "unit",
         "concept",
-        "predicted class loses",
+        "loss of the predicted class",
         "95 %",
         "predictions that change",
     )

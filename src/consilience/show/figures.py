@@ -52,6 +52,8 @@ page.
 DPI = 100
 HINTED = 1.04
 """Letters on whole pixels are up to so much wider than measured."""
+LEAST_SCALE, MOST_SCALE = 0.925, 1.25
+"""How far a figure is scaled on a page: its letters of 13 pixels are never below 12."""
 FONT = "DejaVu Sans"
 PANEL_INCHES = 3.2
 TABLE_ROWS = 30
@@ -131,7 +133,8 @@ def figure_png(figure: Figure, dpi: int = DPI) -> bytes:
 
 def figure_svg(figure: Figure) -> Markup:
     """A figure as SVG that is the same for the same figure: no date, no random ids, no
-    metadata. Its label is its alternative text; `CURRENT` becomes ``currentColor``.
+    metadata. Its label is its alternative text; `CURRENT` becomes ``currentColor``. It
+    follows the page's width as far as its letters stay readable.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -141,6 +144,11 @@ def figure_svg(figure: Figure) -> Markup:
     text = text.replace(f"'{FONT}'", f"'{FONT}', system-ui, sans-serif")
     text = _stable_ids(text[text.index("<svg") :])
     text = re.sub(r' xmlns:xlink="[^"]*"', "", text).replace("xlink:href", "href")
+    width = figure.get_figwidth() * DPI
+    kept = (
+        f"min-width:{LEAST_SCALE * width:.0f}px;max-width:{MOST_SCALE * width:.0f}px"
+    )
+    text = text.replace("<svg ", f'<svg style="{kept}" ', 1)
     label = escape(printable(str(figure.get_label())))
     if label:
         text = text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
@@ -636,7 +644,7 @@ def _figure(rows: pd.DataFrame, mean: Mapping[Any, Any], left_out: int) -> Figur
     named = len(rows) <= _NAMED
     step = 0.235 if named else 6.0 / len(rows)
     figure = Figure(
-        figsize=(4.6, 1.55 + step * len(rows) + (0.2 if left_out else 0)),
+        figsize=(3.6, 1.75 + step * len(rows) + (0.2 if left_out else 0)),
         layout="constrained",
     )
     figure.patch.set_alpha(0)
@@ -727,7 +735,7 @@ def _draw_mean(axes: Axes, mean: Mapping[Any, Any]) -> None:
 def _label_rows(axes: Axes, rows: pd.DataFrame, heights: Array, named: bool) -> None:
     interval = "mean, 95 %" if len(rows) > 1 else "mean"
     if named:
-        labels = [interval, *(_short(str(name)) for name in rows["sample"])]
+        labels = [interval, *short_names([str(name) for name in rows["sample"]])]
         axes.set_yticks([0, *heights])
     else:
         labels = [interval, f"{len(rows)} images"]
@@ -772,7 +780,7 @@ def _dress(
         axes.spines[side].set_visible(False)
     axes.figure.legend(
         loc="outside upper left",
-        ncols=2,
+        ncols=1,
         fontsize=9.5,
         frameon=False,
         handletextpad=0.3,
@@ -804,11 +812,18 @@ def _float(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _short(name: str, longest: int = 26) -> str:
-    """A name that fits; the middle goes, since files often share their beginning and
-    differ at the end.
+def short_names(names: Sequence[str], longest: int = 20) -> list[str]:
+    """Names that fit, no two alike: the middle goes, since files often share their
+    beginning and differ at the end; where that leaves two alike, their number is added.
     """
-    name = printable(name)
+    shown = [_short(printable(name), longest) for name in names]
+    return [
+        name if shown.count(name) == 1 else f"{_short(name, longest - 4)} #{place}"
+        for place, name in enumerate(shown, 1)
+    ]
+
+
+def _short(name: str, longest: int) -> str:
     if len(name) <= longest:
         return name
     return f"{name[: longest // 2]}…{name[-(longest - longest // 2 - 1) :]}"

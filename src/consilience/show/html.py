@@ -5,32 +5,37 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import math
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from consilience import images
 from consilience.files import write_atomically
+from consilience.perturb.surrogate import settled
 from consilience.progress import printable
-from consilience.show import colours, words
+from consilience.show import colours, levels, words
 from consilience.show.tiles import Tile, tiles
 from consilience.types import Array
 
 REPORT = "report.html"
 MAX_IMAGES = 200
 """So many images are shown; the tables hold all."""
-MAX_TILES = 1200
-"""Drawings in all, of about 13 kB each: runs of many columns show fewer images."""
+MAX_MAPS = 320
+"""Maps in all, of 1 to 130 kB each with their drawing: runs of many columns show fewer
+images.
+"""
 MAX_PLOTS = 6
 MAX_PAIR_TILES = 6
 MOST_WRONG = 50
@@ -118,7 +123,18 @@ def _environment() -> Environment:
     )
     environment.filters["measured"] = words.format_number
     environment.filters["visible"] = lambda text: printable(str(text))
+    environment.filters["breakable"] = breakable
+    environment.filters["loss"] = words.loss_clause
     return environment
+
+
+def breakable(text: Any) -> Markup:
+    """A name that a narrow page may break after its ``_``, ``-``, ``/`` and ``.``, and
+    nowhere else while it fits.
+    """
+    return Markup(
+        re.sub(r"([_/.-])(?=\w)", r"\1<wbr>", str(escape(printable(str(text)))))
+    )
 
 
 # ---- what the template is given
@@ -128,15 +144,19 @@ def report_context(run: Reported) -> dict[str, Any]:
     """Everything the template shows, in the order of the page."""
     rows = run.agreement.to_dict("records")
     summary = run.summary.to_dict("records")
-    script = _part("report.js")
+    script = _part("report.js") + _part("viewer.js") + _part("gallery.js")
+    names = [str(column["name"]) for column in run.manifest["columns"]]
     return {
         "manifest": run.manifest,
-        "style": Markup(_part("report.css") + _ramps()),
+        "style": Markup(_part("report.css") + _part("viewer.css") + _ramps()),
+        "ramps": ramps(),
+        "viewer": viewer(run, names),
         "script": Markup(script),
         "script_digest": base64.b64encode(
             hashlib.sha256(script.encode()).digest()
         ).decode(),
         "asked": run_terms(run),
+        "random_weights": random_weights(run.manifest),
         "evaluation": _evaluation(run),
         "answer": words.prediction_sentence(run.predictions)
         if run.predictions
@@ -145,13 +165,9 @@ def report_context(run: Reported) -> dict[str, Any]:
         "most_wrong": MOST_WRONG,
         "confusion": words.confusion_rows(run.predictions)[:MOST_CONFUSIONS],
         "verdicts": verdicts(run, summary),
-        "matrix": matrix(
-            [column["name"] for column in run.manifest["columns"]], summary
-        ),
-        "findings": sorted(
-            run.audit,
-            key=lambda finding: ("error", "warning", "note").index(finding.severity),
-        ),
+        "matrix": matrix(names, summary),
+        "findings": by_kind(run.audit),
+        "errors": sum(one.severity == "error" for one in run.audit),
         "failures": run.manifest.get("failures") or [],
         "drawn": (run.folder / "panels").is_dir(),
         "images": shown_images(run, rows),
@@ -183,6 +199,40 @@ def _ramps() -> str:
         )
         + "\n"
     )
+
+
+def ramps() -> Markup:
+    """The two colour scales as JSON, for what is drawn in the browser."""
+    return Markup(
+        json.dumps(
+            {
+                "plain": colours.colour_stops(signed=False, count=65),
+                "signed": colours.colour_stops(signed=True, count=65),
+            }
+        )
+    )
+
+
+def viewer(run: Reported, names: Sequence[str]) -> dict[str, Any]:
+    """What the viewer of maps offers: the columns, the numbers to order images by,
+    whether there are several and whether their true classes are known.
+    """
+    pairs = len(names) > 1 and len(run.agreement) > 0
+    return {
+        "columns": names,
+        "numbers": [
+            ("probability", "probability"),
+            *(
+                [(one.key, one.heading) for one in TABLE_NUMBERS[:9] if pairs]
+                if pairs
+                else []
+            ),
+        ],
+        "many": len(run.samples) > 1,
+        "truth": any(
+            said.get("right") is not None for said in run.predictions.values()
+        ),
+    }
 
 
 def run_terms(run: Reported) -> list[tuple[str, str]]:
@@ -225,6 +275,16 @@ def run_terms(run: Reported) -> list[tuple[str, str]]:
         ("Library", f"consilience {manifest.get('version', '')}"),
     ]
     return [(term, printable(said)) for term, said in terms if said]
+
+
+def random_weights(manifest: Mapping[str, Any]) -> str:
+    """The models of a run whose weights are random; nothing where none is."""
+    models = manifest.get("models") or [manifest["model"]]
+    return " and ".join(
+        str(one["spec"] or one["id"])
+        for one in models
+        if str((one.get("facts") or {}).get("weights") or "").startswith("random")
+    )
 
 
 def _engine(facts: Mapping[str, Any]) -> str:
@@ -298,6 +358,17 @@ def _plot(run: Reported, pair: tuple[str, str]) -> Markup:
     return Markup(figures.agreement_plot(run.agreement, run.summary, pair))
 
 
+def by_kind(findings: Sequence[Any]) -> list[list[Any]]:
+    """Findings, the gravest first, those of one code together."""
+    graded = sorted(
+        findings, key=lambda one: ("error", "warning", "note").index(one.severity)
+    )
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for one in graded:
+        kinds.setdefault((one.severity, one.code), []).append(one)
+    return list(kinds.values())
+
+
 TONES = {
     "shown": "better",
     "not-shown": "even",
@@ -330,6 +401,7 @@ class PairCell:
     what: str
     value: Any
     mismatch: bool = False
+    pair: str = ""
 
 
 def matrix(
@@ -355,7 +427,8 @@ def _cell(
     if i == j or row is None:
         return None
     key, what = ("iou_mean", "mean IoU") if i < j else ("excess_mean", "mean excess")
-    return PairCell(what, row.get(key), bool(row.get("mismatch")))
+    pair = f"{min(i, j)}-{max(i, j)}"
+    return PairCell(what, row.get(key), bool(row.get("mismatch")), pair)
 
 
 # ---- numbers of a pair on an image
@@ -476,7 +549,7 @@ def _shown(row: PairMapping, number: Number) -> ShownNumber:
 @dataclass(frozen=True, eq=False)
 class Embedded:
     """A tile with its image as a data URI, and why the numbers under it should not be
-    compared.
+    compared; of a map also the place of its column and what a browser draws it from.
     """
 
     tile: Tile
@@ -484,6 +557,8 @@ class Embedded:
     width: int
     height: int
     mismatch: str = ""
+    column: int | None = None
+    data: Markup | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -497,6 +572,8 @@ class ShownImage:
     tiles: tuple[Embedded, ...]
     lines: tuple[PairRow, ...]
     notes: tuple[str, ...]
+    numbers: str
+    """What images are ordered by, as JSON."""
 
 
 def shown(run: Reported) -> list[str]:
@@ -504,12 +581,11 @@ def shown(run: Reported) -> list[str]:
     first of the others.
     """
     columns = len(run.manifest["columns"])
-    tiles = 1 + 2 * columns + min(math.comb(columns, 2), MAX_PAIR_TILES)
     said = run.predictions
     wrong_first = sorted(
         run.samples, key=lambda name: said.get(name, {}).get("right") is not False
     )
-    return wrong_first[: min(MAX_IMAGES, max(1, MAX_TILES // tiles))]
+    return wrong_first[: min(MAX_IMAGES, max(1, MAX_MAPS // columns))]
 
 
 def wrong(run: Reported) -> list[dict[str, Any]]:
@@ -545,8 +621,11 @@ def _image(
     names = [item.column for item in stored.items]
     pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))
     doubts = {(row["a"], row["b"]): str(row.get("mismatch") or "") for row in rows}
+    order = [str(column["name"]) for column in run.manifest["columns"]]
     embedded = tuple(
-        embed(tile, doubts) for tile in tiles(stored, pairs[:MAX_PAIR_TILES])
+        _embedded(tile, doubts, stored, order)
+        for tile in tiles(stored, pairs[:MAX_PAIR_TILES])
+        if tile.kind != "mask"  # cut in the browser from the map
     )
     lines = tuple(line(row, anchor) for row in rows)
     return ShownImage(
@@ -557,7 +636,81 @@ def _image(
         embedded,
         lines,
         tuple(getattr(stored, "notes", ())),
+        _sortable(said, rows, order),
     )
+
+
+def _sortable(
+    said: PairMapping, rows: Sequence[PairMapping], order: Sequence[str]
+) -> str:
+    """The numbers of an image that it can be ordered by, as JSON; pairs by the places of
+    their columns.
+    """
+    pairs = {}
+    for row in rows:
+        if row["a"] in order and row["b"] in order:
+            places = sorted((order.index(row["a"]), order.index(row["b"])))
+            pairs["{}-{}".format(*places)] = {
+                one.key: float(row[one.key])
+                for one in TABLE_NUMBERS[:9]
+                if not words.missing(row.get(one.key))
+            }
+    facts: dict[str, Any] = {"pairs": pairs}
+    if not words.missing(said.get("probability")):
+        facts["probability"] = float(said["probability"])
+    if said.get("right") is not None:
+        facts["right"] = int(said["right"])
+    return json.dumps(facts)
+
+
+def _embedded(
+    tile: Tile,
+    doubts: Mapping[tuple[str, str], str],
+    stored: Any,
+    order: Sequence[str],
+) -> Embedded:
+    made = embed(tile, doubts)
+    if tile.kind != "map":
+        return made
+    item = next(one for one in stored.items if one.column == tile.column)
+    column = order.index(tile.column) if tile.column in order else 0
+    return replace(made, column=column, data=viewer_data(item))
+
+
+def viewer_data(item: Any) -> Markup:
+    """What a browser draws and cuts a map from, as JSON that holds no markup: its
+    levels, its scale, the mask that was cut and, for superpixels, their weights. See
+    `levels` for the coding.
+    """
+    values = item.values
+    superpixels = None
+    segments, weights = item.extras.get("segments"), item.extras.get("weights")
+    scale = colours.limits(values)
+    if segments is not None and weights is not None:
+        scale = colours.limits(weights[segments], signed=True)
+        sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
+        drawn = colours.superpixel_marks(segments, sure, np.setdiff1d(top, sure))
+        stderr = item.extras.get("stderr")
+        superpixels = {
+            "segments": levels.packed(segments.astype(np.uint16)),
+            "weights": levels.floats(weights),
+            "stderr": None if stderr is None else levels.floats(stderr),
+            "marks": levels.packed_bytes(drawn),
+        }
+    coded = levels.levels_of(values)
+    data = {
+        "h": values.shape[0],
+        "w": values.shape[1],
+        "levels": levels.packed(coded.levels),
+        "knots": levels.floats(coded.knots),
+        "signed": scale.signed,
+        "flat": scale.flat,
+        "low": scale.low,
+        "high": scale.high,
+        "mask": None if item.mask is None else levels.packed_mask(item.mask),
+        "superpixels": superpixels,
+    }
+    return Markup(json.dumps(data))  # base64 and numbers: nothing to escape
 
 
 def embed(tile: Tile, doubts: Mapping[tuple[str, str], str]) -> Embedded:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -72,8 +72,8 @@ class Tile:
     """An image with its words: ``image`` (h, w, 3) uint8, a title, lines under it, a
     scale or a key to its colours.
 
-    ``pair`` names the two columns whose masks it holds against each other, where it
-    does.
+    ``kind`` is what it shows; ``column`` names the column of a map or mask, ``pair`` the
+    two whose masks it holds against each other.
     """
 
     image: Array
@@ -83,6 +83,8 @@ class Tile:
     scale: Scale | None = None
     key: tuple[tuple[str, str], ...] = ()
     pair: tuple[str, str] | None = None
+    kind: Literal["image", "map", "mask", "pair"] = "image"
+    column: str = ""
 
 
 def tiles(
@@ -149,6 +151,8 @@ def map_tile(base_image: Array, item: DrawnExplanation) -> Tile:
             item.column,
             f"{item.column}: a flat map",
             (f"flat: every value is {value:.3g}",),
+            kind="map",
+            column=item.column,
         )
     return Tile(
         image,
@@ -156,6 +160,8 @@ def map_tile(base_image: Array, item: DrawnExplanation) -> Tile:
         f"{item.column}: {what} over the image",
         _certainty(item),
         scale=painted,
+        kind="map",
+        column=item.column,
     )
 
 
@@ -181,7 +187,12 @@ def mask_tile(base_image: Array, item: DrawnExplanation) -> Tile:
     area = f"{100 * item.mask.mean():.3g} % of the frame"
     image = mask(_in_frame(base_image, item.mask), item.mask)
     return Tile(
-        image, f"{item.column} mask", f"mask of {item.column}: {area}", (area,)
+        image,
+        f"{item.column} mask",
+        f"mask of {item.column}: {area}",
+        (area,),
+        kind="mask",
+        column=item.column,
     )
 
 
@@ -206,6 +217,7 @@ def pair_tile(base_image: Array, a: DrawnExplanation, b: DrawnExplanation) -> Ti
         (line,),
         key=key,
         pair=(a.column, b.column),
+        kind="pair",
     )
 
 

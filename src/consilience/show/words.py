@@ -51,8 +51,30 @@ def format_share(value: Any) -> str:
 
 
 def format_percent(value: Any) -> str:
-    """A share as per cent, three significant digits."""
-    return DASH if missing(value) else f"{100 * value:.3g}{NBSP}%".replace("-", "−")
+    """A share as per cent, three significant digits: 92.0, 4.17, 100."""
+    if missing(value):
+        return DASH
+    shown = (
+        f"{100 * value:#.3g}"
+        if 0.0001 <= abs(value) < 0.9995
+        else f"{100 * value:.3g}"
+    )
+    return f"{shown}{NBSP}%".replace("-", "−")
+
+
+def loss_clause(row: SummaryRow) -> str:
+    """``loses 1.20 % (0.80 to 1.60 %)``, or ``gains`` where less is more: a change never
+    has the sign and the word for it both.
+    """
+    mean, ends = row["lost"], (row["lost_low"], row["lost_high"])
+    if missing(mean):
+        return f"loses {DASH}"
+    verb, sign = ("loses", 1) if mean >= 0 else ("gains", -1)
+    span = ""
+    if not any(missing(end) for end in ends):
+        low, high = sorted(sign * end for end in ends)
+        span = f" ({format_percent(low)} to {format_percent(high)})"
+    return f"{verb} {format_percent(abs(mean))}{span}"
 
 
 def format_p(value: Any) -> str:

@@ -1,4 +1,4 @@
-// Choose and order the units that are shown; the page reads the same without this.
+// Choose and order the units that are shown, a dozen first; the page reads the same without this.
 for (const form of document.querySelectorAll("form.choose")) {
   const grid = document.getElementById(form.dataset.grid);
   const said = form.querySelector("output");
@@ -20,16 +20,27 @@ for (const form of document.querySelectorAll("form.choose")) {
     concept: (a, b) => a.dataset.concept.localeCompare(b.dataset.concept),
     unit: (a, b) => a.dataset.layer.localeCompare(b.dataset.layer) || number(a, "unit") - number(b, "unit"),
   };
+  const A_DOZEN = 12, more = document.getElementById("more-units");
+  let room = A_DOZEN;
   const show = () => {
     const key = field("order").value;
     const last = (card) => key in card.dataset && card.dataset[key] === "";
     const sorted = [...cards].sort((a, b) => last(a) - last(b) || (last(a) ? 0 : orders[key](a, b)));
     const fitting = sorted.filter(fits);
-    grid.replaceChildren(...fitting);
-    said.textContent = `${fitting.length} of ${cards.length} units`;
+    grid.replaceChildren(...fitting.slice(0, room));
+    more.hidden = fitting.length <= room;
+    said.textContent = `${Math.min(room, fitting.length)} of ${fitting.length} units${fitting.length < cards.length ? ` (${cards.length} in all)` : ""}`;
   };
+  more.addEventListener("click", () => {
+    const first = room;
+    room += 2 * A_DOZEN;
+    show();
+    grid.children[first].tabIndex = -1;
+    grid.children[first].focus();
+  });
+  addEventListener("beforeprint", () => { room = Infinity; show(); });
   form.hidden = false;
-  form.addEventListener("input", show);
+  form.addEventListener("input", () => { room = A_DOZEN; show(); });
   form.addEventListener("submit", (event) => event.preventDefault());
   show();
 }
