@@ -25,7 +25,7 @@ from consilience import images
 from consilience.files import write_atomically
 from consilience.perturb.surrogate import settled
 from consilience.progress import printable
-from consilience.show import colours, levels, words
+from consilience.show import citations, colours, levels, words
 from consilience.show.tiles import Tile, tiles
 from consilience.types import Array
 
@@ -177,6 +177,7 @@ def report_context(run: Reported) -> dict[str, Any]:
         "numbers": _wanted(rows[0]) if rows else TABLE_NUMBERS,
         "table": table(run, rows),
         "several": len(summary) > 1,
+        "methods": methods(run, len(rows) > 0),
         "versions": sorted((run.manifest.get("versions") or {}).items()),
     }
 
@@ -350,6 +351,25 @@ def _evaluation(run: Reported) -> dict[str, Any] | None:
     from consilience.show import evaluation_page
 
     return evaluation_page.evaluation_context(run.folder, anchors(run))
+
+
+def methods(run: Reported, compared: bool) -> dict[str, str]:
+    """The paragraph of a paper's methods, and its works as BibTeX."""
+    explained = [
+        str(column.get("full") or column["explainer"])
+        for column in run.manifest["columns"]
+    ]
+    path = run.folder / "evaluation.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    measured = [str(metric["spec"]) for metric in told.get("metrics", ())]
+    version = str(run.manifest.get("version", ""))
+    keys = citations.keys_of([*explained, *measured])
+    return {
+        "paragraph": citations.methods_paragraph(
+            explained, measured, compared, version
+        ),
+        "bibtex": citations.bibtex([*keys, *(["holm1979"] if compared else [])]),
+    }
 
 
 def _plot(run: Reported, pair: tuple[str, str]) -> Markup:
