@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_BY = ("gradcam", "lime")
 VERBS = (
     *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
-    *("run", "merge", "status", "query"),
+    *("run", "merge", "status", "query", "serve"),
 )
 LISTS = (
     "models",
@@ -102,6 +102,11 @@ VERB_EXAMPLES = {
         'consilience query run "SELECT * FROM findings"',
         'consilience query run "SELECT a, b, avg(iou) FROM agreement GROUP BY a, b"',
         'consilience query run "SELECT sample, score FROM explanations" --csv > scores.csv',
+    ),
+    "serve": (
+        "consilience serve",
+        "consilience serve runs/* --images photos/ -m resnet50",
+        "consilience serve --plugin my_method.py --port 9000",
     ),
     "list": (
         "consilience list explainers",
@@ -259,6 +264,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_merge(verbs)
     _add_status(verbs)
     _add_query(verbs)
+    _add_serve(verbs)
     return parser
 
 
@@ -503,6 +509,50 @@ def _add_query(verbs: Any) -> None:
     add("sql", metavar="SQL", help="a query over explanations, agreement, scores ...")
     add("--csv", action="store_true", help="print CSV instead of a table")
     add("--json", action="store_true", help="print a list of rows as JSON")
+
+
+def _add_serve(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "serve",
+        serve_verb,
+        "Open the workbench: explain, compare and doubt in a browser (extra web).",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        metavar="RUN",
+        nargs="*",
+        help="folders of runs and dissections to show",
+    )
+    add(
+        *("-m", "--model"),
+        action="append",
+        metavar="SPEC",
+        help="a network that pages may ask, repeatable; none other can be asked for",
+    )
+    add("--images", metavar="FOLDER", help="images to look through for failures")
+    add("--labels", metavar="FILE", help="names of the classes, one a line")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default cpu)")
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file of your own methods, loaded anew when it is saved",
+        dest="plugins",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen (default 127.0.0.1); any other than loopback needs a token",
+    )
+    add("--port", type=int, default=8765, metavar="PORT", help="default 8765; 0: any")
+    add(
+        "--token",
+        metavar="TEXT",
+        help="what a browser must know; made at random where --host is not loopback",
+    )
 
 
 def _add_evaluate(verbs: Any) -> None:
@@ -1233,6 +1283,13 @@ def query_verb(arguments: argparse.Namespace) -> int:
     else:
         console.show_frame(answer, console.output())
     return 0
+
+
+def serve_verb(arguments: argparse.Namespace) -> int:
+    """Serve the workbench until Ctrl-C."""
+    from consilience.web import serve
+
+    return serve(arguments)
 
 
 def report_verb(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from consilience.models.load import as_model, load_model
 from consilience.runs.crew import Crew, join_cluster
 from consilience.runs.folder import JOB, Run, Writer, file_content
 from consilience.runs.log import Log
-from consilience.runs.making import IMAGES_AT_A_TIME, Making, Outcome
+from consilience.runs.making import IMAGES_AT_A_TIME, Made, Making, Outcome
 from consilience.runs.merging import APART, finish_run, merge_records, missing_of
 from consilience.runs.reuse import Reuse
 from consilience.runs.sources import Source, source_of
@@ -197,13 +197,15 @@ def run_explanations(
     again: inputs.Again | None = None,
     how: How | None = None,
     asked: Any = None,
+    made: Made | None = None,
 ) -> Run | None:
     """Explain every one of ``images`` (files, folders, globs, samples) and keep
     everything in ``folder``.
 
     An image that fails is named in the manifest and the rest is done. ``command`` is
     what was typed, for the report; ``models`` are the columns' own where they are
-    loaded already, ``after`` is called with each image and its explanations. Memory
+    loaded already, ``after`` is called with each image and its explanations, ``made``
+    with each explanation as soon as it is there. Memory
     does not grow with the number of images beyond a table row and one packed mask (6
     kB) an explanation, which the permutation of images needs.
     """
@@ -224,7 +226,7 @@ def run_explanations(
     job = replace(job, columns=seeded(job.columns))
     how = how or How()
     _find_out_first(job, models)
-    images_made = _Images(job, models, source, writer, how, after, units)
+    images_made = _Images(job, models, source, writer, how, after, units, made)
     if how.several:
         _refuse_unshared(models, images, again, writer, how)
         errand = ImagesErrand(
@@ -287,6 +289,7 @@ class _Images:
     how: How
     after: Callable[[Sample, Sequence[Explanation]], None] | None
     units: Any
+    made: Made | None = None
     crew: Crew | None = None
 
     def make(self, log: Log) -> None:
@@ -344,6 +347,7 @@ class _Images:
             0 if self.after is not None else self.how.threads,
             self.how.panels,
             Reuse.of(self.how.reuse, self.writer.path) if self.how.reuse else None,
+            self.made,
         )
         return making.images(self.source, places)
 

@@ -64,13 +64,18 @@ class Outcome:
     reason: str | None = None
 
 
+Made = Callable[[Sample, str, Explanation], None]
+"""Called with each explanation as soon as it is made."""
+
+
 @dataclass(eq=False)
 class Making:
     """Makes the columns of a job for images of a source.
 
     ``batch`` images are taken at a time; ``threads`` ask for scores beside each other
     (0: one image after the other, as an evaluation that goes with it needs, which is
-    ``after``); ``panels`` draws each image.
+    ``after``); ``panels`` draws each image; ``made`` is told of each explanation as soon
+    as it is made, by its image and the column's label, maybe in another thread.
     """
 
     columns: Sequence[RunColumn]
@@ -84,6 +89,7 @@ class Making:
     threads: int = 2
     panels: bool = True
     reuse: Reuse | None = None
+    made: Made | None = None
     _waiting: deque[Future[Outcome]] = field(default_factory=deque)
 
     def images(self, source: Source, places: Sequence[int]) -> Iterator[Outcome]:
@@ -372,7 +378,14 @@ class _Chunk:
                     column.view,
                     said,
                 )
+                self._tell(row, number)
         return cast(list[_Made], self._made[row])
+
+    def _tell(self, row: int, number: int) -> None:
+        one = self._made[row][number]
+        if self.making.made is not None and isinstance(one, Explanation):
+            label = self.making.columns[number].label
+            self.making.made(self.samples[row], label, one)
 
     def _together(self, number: int, column: RunColumn, model: Model) -> None:
         """One column of all images, in passes of one size."""
@@ -394,6 +407,7 @@ class _Chunk:
                     strict=True,
                 ):
                     self._made[row][number] = one
+                    self._tell(row, number)
 
     def _pass(
         self,

@@ -20,7 +20,7 @@ from consilience.files import file_stem, write_atomically
 from consilience.progress import printable
 from consilience.show import charts, words
 from consilience.show.figures import figure_svg
-from consilience.show.html import REPORT, _environment, _part
+from consilience.show.html import REPORT, environment, part
 
 MAX_ROWS = 4000
 """So many units are in the table of all units; the files beside the page hold every
@@ -85,7 +85,7 @@ def write_dissection_report(run: Dissected) -> Path:
 def dissection_page(run: Dissected) -> str:
     """A dissection as one HTML document."""
     return (
-        _environment()
+        environment()
         .get_template("dissection.html.j2")
         .render(dissection_context(run))
     )
@@ -150,9 +150,9 @@ def _tone(summary: Sequence[UnitRow], has_null: bool) -> str:
 
 
 def _style_and_script() -> dict[str, Any]:
-    script = _part("report.js") + _part("dissection.js")
+    script = part("report.js") + part("dissection.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = _part("report.css") + _part("dissection.css")
+    style = part("report.css") + part("dissection.css")
     return {"style": Markup(style), "script": Markup(script), "script_digest": digest}
 
 
@@ -374,7 +374,7 @@ def comparison_page(
 ) -> str:
     """Two dissections compared as one HTML document."""
     given = comparison_context(compared, title, about, version, command)
-    return _environment().get_template("comparison.html.j2").render(given)
+    return environment().get_template("comparison.html.j2").render(given)
 
 
 def comparison_context(

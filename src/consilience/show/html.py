@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -97,13 +97,19 @@ def write_report(run: Reported) -> Path:
 
 def report_page(run: Reported) -> str:
     """The report as one HTML document that loads nothing from anywhere."""
-    return _environment().get_template("report.html.j2").render(report_context(run))
+    return environment().get_template("report.html.j2").render(report_context(run))
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of every page, with the filters they use."""
     environment = Environment(
-        loader=PackageLoader("consilience", "show/templates"),
+        loader=ChoiceLoader(
+            [
+                PackageLoader("consilience", "show/templates"),
+                PackageLoader("consilience", "web/templates"),
+            ]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -144,11 +150,11 @@ def report_context(run: Reported) -> dict[str, Any]:
     """Everything the template shows, in the order of the page."""
     rows = run.agreement.to_dict("records")
     summary = run.summary.to_dict("records")
-    script = _part("report.js") + _part("viewer.js") + _part("gallery.js")
+    script = part("report.js") + part("viewer.js") + part("gallery.js")
     names = [str(column["name"]) for column in run.manifest["columns"]]
     return {
         "manifest": run.manifest,
-        "style": Markup(_part("report.css") + _part("viewer.css") + _ramps()),
+        "style": Markup(part("report.css") + part("viewer.css") + ramp_styles()),
         "ramps": ramps(),
         "viewer": viewer(run, names),
         "script": Markup(script),
@@ -182,13 +188,14 @@ def report_context(run: Reported) -> dict[str, Any]:
     }
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A style sheet or script of the pages."""
     return (files("consilience") / "show" / "templates" / name).read_text(
         encoding="utf-8"
     )
 
 
-def _ramps() -> str:
+def ramp_styles() -> str:
     """The two colour scales as CSS backgrounds, so that legends show what the maps are
     drawn with.
     """
@@ -738,16 +745,30 @@ def embed(tile: Tile, doubts: Mapping[tuple[str, str], str]) -> Embedded:
     are the mismatches of pairs.
     """
     pixels = _at_most(tile.image, TILE)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=2)
-    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     return Embedded(
         tile,
-        uri,
+        _as_uri(pixels),
         pixels.shape[1],
         pixels.shape[0],
         doubts.get(tile.pair, "") if tile.pair else "",
     )
+
+
+def picture_uri(pixels: Array, longest: int) -> str:
+    """An image (h, w, 3) uint8 as WebP in a data URI, at most so many pixels long."""
+    return _as_uri(_at_most(pixels, longest))
+
+
+def _as_uri(pixels: Array) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=2)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def tile_html(item: Embedded) -> str:
+    """One tile as the report shows it."""
+    module = environment().get_template("tile.html.j2").module
+    return str(module.tile(item))  # type: ignore[attr-defined]
 
 
 def _at_most(pixels: Array, longest: int) -> Array:

@@ -15,7 +15,7 @@ from consilience.registry import parse
 from consilience.show import charts
 from consilience.show.charts import GREY, PALETTE, Bar
 from consilience.show.figures import figure_svg
-from consilience.show.html import _environment, _part, embed
+from consilience.show.html import embed, environment, part
 from consilience.show.tiles import Tile
 from consilience.types import Array
 
@@ -27,7 +27,7 @@ PlantedRow = Mapping[str, Any]
 def planted_page(found: PlantedRow, version: str, command: str = "") -> str:
     """The suite's results as one HTML document that loads nothing from anywhere."""
     return (
-        _environment()
+        environment()
         .get_template("planted.html.j2")
         .render(planted_context(found, version, command))
     )
@@ -38,7 +38,7 @@ def planted_context(found: PlantedRow, version: str, command: str) -> dict[str, 
     return {
         "version": version,
         "command": command,
-        "style": Markup(_part("report.css")),
+        "style": Markup(part("report.css")),
         "images": found["images"],
         "worlds": found["worlds"],
         "tiles": [

@@ -1,11 +1,12 @@
 // The images of a page: their order, which are shown, and how their maps are drawn.
-(() => {
+const Gallery = (() => {
   "use strict";
   const tools = document.getElementById("tools"), list = document.querySelector(".images");
-  if (!tools || !list) return;
+  if (!tools || !list) return null;
   const A_PAGE = 12;
   const all = [...list.children];
-  const facts = new Map(all.map((one) => [one, JSON.parse(one.dataset.numbers || "{}")]));
+  const factsOf = (one) => JSON.parse(one.dataset.numbers || "{}");
+  const facts = new Map(all.map((one) => [one, factsOf(one)]));
   const visible = new Set();
   let page = 0, queued = false, kept = all;
   const field = (name) => tools.elements[name];
@@ -146,4 +147,13 @@
   Viewer.wireLarge();
   arrange();
   follow();
+  return {
+    redraw,
+    add(one) {  // an image that comes later
+      all.push(one);
+      facts.set(one, factsOf(one));
+      watcher.observe(one);
+      arrange();
+    },
+  };
 })();

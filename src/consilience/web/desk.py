@@ -1,0 +1,353 @@
+"""The desk: worker processes, the queue before them, and what became of every task.
+
+Two workers: one for jobs, which take seconds to minutes, one for questions, which must
+answer while a person waits. A worker that dies or takes too long is replaced, and its
+task says so.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from consilience.types import ConsilienceError
+
+QUEUE = 16
+"""Tasks that may wait; more are refused."""
+KEPT = 64
+"""Finished tasks that are remembered."""
+LIMIT = 1800.0
+"""Seconds that a job may take."""
+PATIENCE = 60.0
+"""Seconds that a question may take."""
+START = 180.0
+"""Seconds that a worker may take to load its networks."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a worker is started with: networks by their spelling, plug-in files, and the
+    folder of images that a page may look through.
+    """
+
+    models: tuple[str, ...]
+    plugins: tuple[str, ...] = ()
+    images: str | None = None
+    labels: str | None = None
+    device: str | None = None
+
+
+class FullError(Exception):
+    """Too much waits already."""
+
+
+@dataclass(eq=False)
+class Task:
+    """One task, its events in order, and its latest progress (which has no place among
+    them) with how often it was told.
+    """
+
+    number: str
+    asked: dict[str, Any]
+    limit: float
+    state: str = "waiting"
+    events: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, Any] | None = None
+    told: int = 0
+    answer: dict[str, Any] | None = None
+    reason: str = ""
+    asked_at: float = field(default_factory=time.time)
+    begun_at: float | None = None
+    ended_at: float | None = None
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("done", "failed", "cancelled")
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Add an event; lines of progress replace one another."""
+        with self._changed:
+            if event["kind"] == "progress":
+                self.events = [
+                    one for one in self.events if one["kind"] != "progress"
+                ]
+                event = {**event, "serial": time.monotonic()}
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def end(
+        self, state: str, answer: dict[str, Any] | None, reason: str = ""
+    ) -> None:
+        """Close the task; later calls change nothing."""
+        with self._changed:
+            if self.over:
+                return
+            self.answer, self.reason = answer, reason
+            self.ended_at = time.time()
+            self.state = state
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> None:
+        """Until something changes, or the time is over."""
+        with self._changed:
+            if not self.over:
+                self._changed.wait(timeout)
+
+    def result(self, timeout: float) -> dict[str, Any]:
+        """Its answer; `ConsilienceError` with the reason where there is none."""
+        end = time.monotonic() + timeout
+        while not self.over and time.monotonic() < end:
+            self.wait(max(0.0, end - time.monotonic()))
+        if self.state != "done":
+            raise ConsilienceError(self.reason or "this took too long")
+        return self.answer or {}
+
+
+class Hand:
+    """One worker process and its queue."""
+
+    def __init__(self, name: str, setting: Setting, limit: float) -> None:
+        self.name, self.setting, self.limit = name, setting, limit
+        self.catalogue: dict[str, Any] = {}
+        self.broken = ""
+        self.restarts = 0
+        self._queue: deque[Task] = deque()
+        self._now: Task | None = None
+        self._lock = threading.Condition()
+        self._closed = False
+        self._ready = threading.Event()
+        self._plugins = _times(setting)
+        self._process: Any = None
+        self._connection: Any = None
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    # -- from any thread
+
+    def put(self, task: Task) -> None:
+        """Queue a task; `FullError` where the queue is full."""
+        with self._lock:
+            if len(self._queue) >= QUEUE:
+                raise FullError
+            self._queue.append(task)
+            self._lock.notify_all()
+
+    def cancel(self, task: Task) -> None:
+        """Drop a waiting task; have a running one stop at its next step, and end its
+        process if it does not within five seconds.
+        """
+        with self._lock:
+            if task in self._queue:
+                self._queue.remove(task)
+                task.end("cancelled", None, "cancelled")
+                return
+            if self._now is not task:
+                return
+            task.limit = min(task.limit, time.time() - (task.begun_at or 0) + 5)
+            with suppress(OSError, ValueError):
+                self._connection.send({"do": "stop", "task": task.number})
+
+    def waiting(self, task: Task) -> int:
+        """How many stand before a task."""
+        with self._lock:
+            ahead = list(self._queue)
+            return ahead.index(task) + bool(self._now) if task in ahead else 0
+
+    def ready(self, timeout: float) -> bool:
+        """Whether the networks are loaded."""
+        return self._ready.wait(timeout)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, for those who look after it."""
+        return self._process.pid if self._process is not None else None
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        self._end_process()
+
+    # -- its own thread
+
+    def _work(self) -> None:
+        while not self._closed:
+            if self._process is None or not self._process.is_alive():
+                self._start()
+            with self._lock:
+                if not self._queue and not self._closed:
+                    self._lock.wait(1.0)
+                if self._closed:
+                    break
+                if not self._queue:
+                    continue
+                task = self._queue.popleft()
+                self._now = task
+            if _times(self.setting) != self._plugins:  # saved since it was loaded
+                self._end_process()
+                self._start()
+            self._do(task)
+            with self._lock:
+                self._now = None
+        self._end_process()
+
+    def _start(self) -> None:
+        from consilience.web import worker
+
+        self._ready.clear()
+        self._plugins = _times(self.setting)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=worker.serve, args=(theirs, self.setting), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._connection = ours
+        end = time.monotonic() + START
+        self.broken = "the worker did not start"
+        try:
+            while time.monotonic() < end and not self._closed:
+                if not ours.poll(0.2):
+                    if not self._process.is_alive():
+                        break
+                    continue
+                event = ours.recv()
+                if event["kind"] == "ready":
+                    self.catalogue, self.broken = event["catalogue"], ""
+                    break
+                if event["kind"] == "broken":
+                    self.broken = event["reason"]
+                    break
+        except (EOFError, OSError):
+            pass
+        self._ready.set()
+
+    def _do(self, task: Task) -> None:
+        if self.broken:
+            task.end("failed", None, self.broken)
+            self._end_process()
+            time.sleep(0.5)
+            return
+        task.state, task.begun_at = "running", time.time()
+        try:
+            self._connection.send({**task.asked, "task": task.number})
+            while True:
+                if task.begun_at + task.limit < time.time():
+                    self._replace(task, "stopped: it took too long")
+                    return
+                if not self._connection.poll(0.2):
+                    if not self._process.is_alive():
+                        raise EOFError
+                    continue
+                event = self._connection.recv()
+                if event.get("task") != task.number:
+                    continue
+                if event["kind"] == "done":
+                    task.end("done", event["answer"])
+                    return
+                if event["kind"] == "failed":
+                    state = "cancelled" if event.get("cancelled") else "failed"
+                    task.end(state, None, event["reason"])
+                    return
+                task.tell(event)
+        except (EOFError, OSError):
+            self._replace(
+                task, "the worker process ended; another one takes its place"
+            )
+
+    def _replace(self, task: Task, reason: str) -> None:
+        self.restarts += 1
+        self._end_process()
+        stopped = task.limit < self.limit  # somebody asked for it
+        state = "cancelled" if stopped else "failed"
+        task.end(state, None, "cancelled" if stopped else reason)
+
+    def _end_process(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        if self._connection is not None:
+            self._connection.close()
+        process.terminate()
+        process.join(2)
+        if process.is_alive():
+            process.kill()
+            process.join(5)
+        self._process = None
+
+
+def _times(setting: Setting) -> dict[str, float]:
+    """When each plug-in file was saved last."""
+    found = {}
+    for path in setting.plugins:
+        try:
+            found[path] = Path(path).stat().st_mtime
+        except OSError:
+            found[path] = 0.0
+    return found
+
+
+class Desk:
+    """Takes tasks, keeps what became of them."""
+
+    def __init__(self, setting: Setting, limit: float = LIMIT) -> None:
+        self.limit = limit
+        self._jobs = Hand("jobs", setting, limit)
+        self._questions = Hand("questions", setting, PATIENCE)
+        self.tasks: OrderedDict[str, Task] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def hands(self) -> tuple[Hand, Hand]:
+        """The worker of jobs and that of questions."""
+        return self._jobs, self._questions
+
+    def start(self, asked: Mapping[str, Any], number: str | None = None) -> Task:
+        """Queue a job."""
+        task = Task(number or secrets.token_urlsafe(8), dict(asked), self.limit)
+        self._jobs.put(task)
+        with self._lock:
+            self.tasks[task.number] = task
+            over = [one for one in self.tasks.values() if one.over]
+            for one in over[: max(0, len(over) - KEPT)]:
+                del self.tasks[one.number]
+        return task
+
+    def question(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask and wait for the answer."""
+        task = Task(secrets.token_urlsafe(8), dict(asked), PATIENCE)
+        self._questions.put(task)
+        return task.result(PATIENCE + START)
+
+    def cancel(self, task: Task) -> None:
+        """Stop a job."""
+        self._jobs.cancel(task)
+
+    def waiting(self, task: Task) -> int:
+        """How many jobs stand before this one."""
+        return self._jobs.waiting(task)
+
+    def catalogue(self) -> dict[str, Any]:
+        """What forms are made from, as the workers know it now."""
+        if not self._questions.ready(START) or self._questions.broken:
+            raise ConsilienceError(
+                self._questions.broken or "the workers do not start"
+            )
+        return self._questions.catalogue
+
+    def close(self) -> None:
+        """End both workers."""
+        for hand in self.hands:
+            hand.close()
