@@ -9,6 +9,7 @@ import ipaddress
 import secrets
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from consilience.types import DEFAULT_MODEL, ConsilienceError
@@ -66,7 +67,8 @@ def serve(arguments: argparse.Namespace) -> int:
     config = uvicorn.Config(
         app, log_level="warning", server_header=False, timeout_graceful_shutdown=2
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    with suppress(KeyboardInterrupt):  # which uvicorn raises anew when all is closed
+        uvicorn.Server(config).run(sockets=[bound])
     return 0
 
 
@@ -86,6 +88,7 @@ def _bound(host: str, port: int) -> socket.socket:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         one.bind((host, port))
+        one.listen(2048)  # from now on who connects waits instead of being refused
     except (OSError, OverflowError) as error:
         one.close()
         reason = getattr(error, "strerror", None) or error

@@ -30,6 +30,8 @@ PATIENCE = 60.0
 """Seconds that a question may take."""
 START = 180.0
 """Seconds that a worker may take to load its networks."""
+AGAIN = 30.0
+"""Seconds before a worker that broke at its start is tried anew."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,12 @@ class Task:
         return self.state in ("done", "failed", "cancelled")
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Add an event; lines of progress replace one another."""
+        """Add an event."""
         with self._changed:
             if event["kind"] == "progress":
-                self.events = [
-                    one for one in self.events if one["kind"] != "progress"
-                ]
-                event = {**event, "serial": time.monotonic()}
-            self.events.append(event)
+                self.progress, self.told = event, self.told + 1
+            else:
+                self.events.append(event)
             self._changed.notify_all()
 
     def end(
@@ -125,6 +125,7 @@ class Hand:
         self._now: Task | None = None
         self._lock = threading.Condition()
         self._closed = False
+        self._again = 0.0
         self._ready = threading.Event()
         self._plugins = _times(setting)
         self._process: Any = None
@@ -172,18 +173,22 @@ class Hand:
         """Of the process, for those who look after it."""
         return self._process.pid if self._process is not None else None
 
-    def close(self) -> None:
-        """End the process."""
+    def shut(self) -> None:
+        """Take nothing more."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
-        self._end_process()
+
+    def close(self) -> None:
+        """Wait until the process has ended, which its thread sees to."""
+        self.shut()
+        self._thread.join(15)
 
     # -- its own thread
 
     def _work(self) -> None:
         while not self._closed:
-            if self._process is None or not self._process.is_alive():
+            if not self._is_alive() and not self._is_hopeless():
                 self._start()
             with self._lock:
                 if not self._queue and not self._closed:
@@ -196,11 +201,22 @@ class Hand:
                 self._now = task
             if _times(self.setting) != self._plugins:  # saved since it was loaded
                 self._end_process()
+            if not self._is_alive() and not self._is_hopeless():
                 self._start()
             self._do(task)
             with self._lock:
                 self._now = None
         self._end_process()
+
+    def _is_alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def _is_hopeless(self) -> bool:
+        """Whether it broke at its start and nothing has been saved since; what is broken
+        for another reason is tried anew after a while.
+        """
+        same = _times(self.setting) == self._plugins
+        return bool(self.broken) and same and time.monotonic() < self._again
 
     def _start(self) -> None:
         from consilience.web import worker
@@ -232,18 +248,19 @@ class Hand:
                     break
         except (EOFError, OSError):
             pass
+        if self.broken:
+            self._end_process()
+            self._again = time.monotonic() + AGAIN
         self._ready.set()
 
     def _do(self, task: Task) -> None:
         if self.broken:
             task.end("failed", None, self.broken)
-            self._end_process()
-            time.sleep(0.5)
             return
         task.state, task.begun_at = "running", time.time()
         try:
             self._connection.send({**task.asked, "task": task.number})
-            while True:
+            while not self._closed:
                 if task.begun_at + task.limit < time.time():
                     self._replace(task, "stopped: it took too long")
                     return
@@ -262,6 +279,7 @@ class Hand:
                     task.end(state, None, event["reason"])
                     return
                 task.tell(event)
+            task.end("failed", None, "the workbench was closed")
         except (EOFError, OSError):
             self._replace(
                 task, "the worker process ended; another one takes its place"
@@ -349,5 +367,7 @@ class Desk:
 
     def close(self) -> None:
         """End both workers."""
+        for hand in self.hands:
+            hand.shut()
         for hand in self.hands:
             hand.close()

@@ -319,7 +319,16 @@ def _of_run(run: Run) -> dict[str, Any]:
     return {
         "folder": str(run.folder),
         "summary": run.manifest["summary"],
-        "findings": run.manifest["audit"],
+        "findings": [
+            {
+                "code": one.code,
+                "severity": one.severity,
+                "message": one.message,
+                "advice": one.advice,
+                "where": one.where,
+            }
+            for one in run.audit
+        ],
         "failures": run.manifest.get("failures") or [],
         "samples": run.samples,
         "columns": [column["name"] for column in run.manifest["columns"]],
@@ -446,7 +455,7 @@ def units(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
     if not hasattr(model, "activations"):
         raise ConsilienceError("this model shows no units")
     view = worker.view(task, model)
-    layer = task["layer"] or model.target_layer
+    layer = task["layer"] or model.target_layer()
     with torch.inference_mode():
         maps = model.activations(view.pixels, [layer])[layer][0].float()
     if maps.ndim != 3:
@@ -465,7 +474,7 @@ def units(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
 
     found = []
     for unit in best:
-        values = images.resize(maps[unit].numpy(), base.shape[:2])
+        values = images.enlarge(maps[unit], base.shape[:2]).numpy()
         found.append(
             {
                 "unit": unit,
@@ -598,6 +607,18 @@ TASKS: dict[str, Callable[[Worker, Mapping[str, Any], Any], dict[str, Any]]] = {
 }
 
 
+def warm(worker: Worker) -> None:
+    """Have every network find its engines and its fastest gradients before somebody waits
+    for it.
+    """
+    plain = Sample("plain", np.full((64, 64, 3), 127, np.uint8))
+    for name in worker.setting.models:
+        with suppress(Exception):  # whoever needs it meets it again
+            model = worker.model(name)
+            api.explain(model, plain, "gradcam")
+            _probabilities(model, model.view(plain))
+
+
 def serve(connection: Connection, setting: Setting) -> None:
     """The worker's process: tasks from the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server stops its workers
@@ -635,6 +656,7 @@ def serve(connection: Connection, setting: Setting) -> None:
         send({"kind": "broken", "reason": reason})
         return
     send({"kind": "ready", "catalogue": known})
+    warm(worker)
     Thread(target=listen, daemon=True).start()
     while (told := waiting.get()) is not None:
         try:

@@ -57,7 +57,6 @@ const Gallery = (() => {
     }
     redraw();
   }, { rootMargin: "200px" });
-  all.forEach((one) => watcher.observe(one));
 
   // ---- order and filter
 
@@ -89,6 +88,8 @@ const Gallery = (() => {
     page = Math.min(page, Math.max(0, Math.ceil(kept.length / A_PAGE) - 1));
     list.replaceChildren(...kept.slice(page * A_PAGE, (page + 1) * A_PAGE));
     visible.clear();
+    watcher.disconnect();  // what is put back at its place would not be seen anew
+    for (const one of list.children) watcher.observe(one);
     pager.hidden = kept.length <= A_PAGE && kept.length === all.length;
     where.textContent = kept.length ? `images ${page * A_PAGE + 1} to ${Math.min(kept.length, (page + 1) * A_PAGE)} of ${kept.length}${kept.length < all.length ? ` (${all.length} in all)` : ""}` : `no image fits; there are ${all.length}`;
     back.disabled = page === 0;
@@ -152,7 +153,6 @@ const Gallery = (() => {
     add(one) {  // an image that comes later
       all.push(one);
       facts.set(one, factsOf(one));
-      watcher.observe(one);
       arrange();
     },
   };

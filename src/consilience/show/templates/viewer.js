@@ -270,7 +270,7 @@ const Viewer = (() => {
 
   const short = (value, digits = 3) => Number.isFinite(value) ? String(Number(value.toPrecision(digits))).replace("-", "\u2212") : "\u2013";
   const share = (value) => Number.isFinite(value) ? value.toFixed(3).replace("-", "\u2212") : "\u2013";
-  const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}\u00a0%`;
+  const percent = (value) => !Number.isFinite(value) ? "\u2013" : `${value >= 0.9995 ? "100" : value < 0.0001 ? Number((100 * value).toPrecision(3)) : (100 * value).toPrecision(3)}\u00a0%`;
 
   function read(map, x, y) {
     const i = y * map.w + x, level = map.levels[i], least = map.above[level];

@@ -5,6 +5,13 @@
   const byId = (id) => document.getElementById(id);
   const made = (tag, text, more = {}) => Object.assign(document.createElement(tag), { textContent: text ?? "" }, more);
 
+  // A name that may be broken after its marks, and nowhere else while it fits.
+  function named(tag, text, more = {}) {
+    const one = made(tag, "", more);
+    for (const part of text.split(/(?<=[_./-])/)) one.append(part, document.createElement("wbr"));
+    return one;
+  }
+
   async function call(method, path, body, headers = {}) {
     const json = body !== undefined && !(body instanceof Blob);
     const answer = await fetch(path, {
@@ -31,11 +38,11 @@
   function home() {
     const form = byId("asking"), chosen = byId("chosen"), go = byId("go"), said = byId("said"), drop = byId("drop");
     const images = [];
-    const named = (header) => unescape(encodeURIComponent(header)).replace(/[\r\n]/g, " ").slice(0, 300);
+    const header = (name) => unescape(encodeURIComponent(name)).replace(/[\r\n]/g, " ").slice(0, 300);
 
     function line(name) {
       const item = made("li"), picture = made("img", "", { alt: "" });
-      item.append(picture, made("span", name));
+      item.append(picture, named("span", name));
       chosen.append(item);
       return item;
     }
@@ -54,7 +61,7 @@
       for (const file of files) {
         const item = line(file.name || "pasted");
         try {
-          take(await call("POST", "/api/images", file, { "X-Name": named(file.name || "pasted") }), item);
+          take(await call("POST", "/api/images", file, { "X-Name": header(file.name || "pasted") }), item);
           if (files.length === 1 && images.length === 1 && form.elements["at-once"].checked && spelled().length) await start();
         } catch (error) {
           item.querySelector("img").remove();
@@ -151,7 +158,7 @@
       one.className = "card image";
       one.id = `image-${told.image + 1}`;
       one.dataset.numbers = JSON.stringify({ probability: told.probability });
-      const head = made("header"), heading = made("h3", told.name);
+      const head = made("header"), heading = named("h3", told.name);
       head.append(heading);
       if (told.predicted) {
         const line = made("p", "predicted ");
@@ -215,7 +222,17 @@
     const rows = answer.findings.filter((one) => one.severity !== "note"), rest = answer.findings.length - rows.length;
     card.append(made("h2", "What to doubt"));
     if (!rows.length) card.append(made("p", "The audit has no error and no warning."));
-    for (const one of rows) card.append(made("p", `${one.severity}: ${one.message}. ${one.advice}`, { className: "verdict-line" }));
+    const kinds = Map.groupBy ? Map.groupBy(rows, (one) => one.code) : new Map(rows.map((one) => [one.code + one.where, [one]]));
+    for (const [first, ...others] of kinds.values()) {
+      const line = made("div", "", { className: "verdict-line" });
+      line.append(made("p", `${first.severity}: ${first.message}. ${first.advice}`));
+      if (others.length) {
+        const more = made("details");
+        more.append(made("summary", `${others.length} more of this kind`), ...others.map((one) => made("p", `${one.message}.`)));
+        line.append(more);
+      }
+      card.append(line);
+    }
     if (rest) card.append(made("p", `${rest} more in the report.`, { className: "soft" }));
     const links = made("p", "Panels for print: ", { className: "soft" });
     answer.samples.forEach((name, place_) => { for (const form of ["png", "svg", "pdf"]) links.append(made("a", `${name}.${form}`, { href: `/runs/${number}/panels/${place_}.${form}` }), " "); });
@@ -321,9 +338,10 @@
       list.replaceChildren(made("li", "looking …"));
       try {
         const told = await call("POST", "/api/units", { image: state.image, region: packed(), height: h, width: w, model: value("model"), layer: byId("layer").value.trim() });
+        byId("units-said").textContent = `Units of ${told.layer}; the number says by how many standard deviations of its map a unit is higher in the painted part.`;
         list.replaceChildren(...told.units.map((one) => {
           const item = made("li");
-          item.append(made("img", "", { src: one.image, alt: `map of unit ${one.unit}` }), made("span", `${told.layer} unit ${one.unit}: ${one.contrast.toFixed(2)} standard deviations higher in the painted part`));
+          item.append(made("img", "", { src: one.image, alt: `map of unit ${one.unit}` }), made("span", `unit ${one.unit}: +${one.contrast.toFixed(2)}`));
           return item;
         }));
       } catch (error) { list.replaceChildren(made("li", error.message)); }
@@ -383,7 +401,7 @@
         box.setAttribute("aria-label", `pick ${row.name}`);
         box.addEventListener("change", () => { if (box.checked) picked.add(row.place); else picked.delete(row.place); byId("explain-picked").disabled = !picked.size; });
         cell.append(box);
-        line.append(cell, made("th", row.name, { scope: "row" }), made("td", row.true || "\u2013"), made("td", row.predicted), made("td", Viewer.share(row.probability), { className: "n" }));
+        line.append(cell, named("th", row.name, { scope: "row" }), made("td", row.true || "\u2013"), made("td", row.predicted), made("td", Viewer.share(row.probability), { className: "n" }));
         return line;
       }));
     }
