@@ -400,6 +400,7 @@ def test_a_plugin_is_loaded_anew_when_it_is_saved(bench, folder):
         (folder / "own.py").write_text(DOUBLE.replace("VALUE", value))
         os.utime(folder / "own.py", (time.time() + int(value),) * 2)
         _, events = bench.explained(images=[number], by=["own-constant"])
+        assert events[-1][1]["state"] == "done", events[-1][1]["reason"]
         tile = next(e for kind, e in events if kind == "tile")
         assert map_of(tile).max() == pytest.approx(float(value), rel=1e-3)
 

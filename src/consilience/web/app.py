@@ -644,6 +644,10 @@ def _add_pages(app: FastAPI, bench: Bench) -> None:
             raise HTTPException(404, "there is no such file")
         return Response(_static(name), media_type=SCRIPTS[name][0])
 
+    @app.get("/favicon.ico", **hidden)  # type: ignore[arg-type]
+    def icon() -> Response:
+        return Response(status_code=204)
+
     @app.get("/", **hidden)  # type: ignore[arg-type]
     def home() -> Response:
         known = bench.desk.catalogue()

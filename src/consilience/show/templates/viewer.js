@@ -407,7 +407,10 @@ const Viewer = (() => {
     const left = pick("left"), right = pick("right") || left, how = Viewer.how;
     const scale = Math.max(1, Math.ceil(640 / Math.max(left.w, left.h)));
     canvas.width = left.w * scale; canvas.height = left.h * scale;
-    const context = canvas.getContext("2d"), meet = Number(dialog.querySelector("[name=meet]").value) / 100;
+    const context = canvas.getContext("2d"), flickers = dialog.querySelector("[name=flicker]").checked;
+    const meet = flickers ? Number(shownLarge.second = !shownLarge.second) : Number(dialog.querySelector("[name=meet]").value) / 100;
+    clearTimeout(shownLarge.again);
+    if (flickers) shownLarge.again = setTimeout(() => { if (dialog.open) drawLarge(); }, 600);
     const part = document.createElement("canvas");
     const draw = (map, from, to) => {
       if (to <= from) return;
@@ -437,6 +440,7 @@ const Viewer = (() => {
     if (!dialog) return;
     const canvas = dialog.querySelector("canvas");
     dialog.addEventListener("input", drawLarge);
+    dialog.addEventListener("close", () => { clearTimeout(shownLarge.again); dialog.querySelector("[name=flicker]").checked = false; });
     canvas.addEventListener("pointermove", (event) => readLarge(...placeIn(canvas, event, shownLarge.maps[0])));
     canvas.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
@@ -446,7 +450,7 @@ const Viewer = (() => {
       const [x, y] = shownLarge.at || [map.w >> 1, map.h >> 1];
       const inside = (value, count) => Math.min(count - 1, Math.max(0, value));
       readLarge(inside(x + far * step[0], map.w), inside(y + far * step[1], map.h));
-      drawLarge();
+      if (!dialog.querySelector("[name=flicker]").checked) drawLarge();
       const scale = canvas.width / map.w, context = canvas.getContext("2d");
       context.strokeStyle = "#fff"; context.lineWidth = 2;
       context.strokeRect((shownLarge.at[0] - 2) * scale, (shownLarge.at[1] - 2) * scale, 5 * scale, 5 * scale);
