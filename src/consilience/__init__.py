@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from consilience.runs.explain import How, merge_run, run
     from consilience.runs.folder import Run
     from consilience.runs.jobfile import run_job
+    from consilience.show.notebook import show, slider
     from consilience.types import (
         Box,
         ConsilienceError,
@@ -51,6 +52,8 @@ _HOME = {
     "merge_run": "runs.explain",
     "run": "runs.explain",
     "run_job": "runs.jobfile",
+    "show": "show.notebook",
+    "slider": "show.notebook",
     "wrap": "models.network",
     "wrap_callable": "models.callable",
     "wrap_detector": "models.tasks",
@@ -79,6 +82,8 @@ __all__ = [
     "read_image",
     "run",
     "run_job",
+    "show",
+    "slider",
     "wrap",
     "wrap_callable",
     "wrap_detector",

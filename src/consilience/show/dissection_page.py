@@ -20,7 +20,7 @@ from consilience.files import file_stem, write_atomically
 from consilience.progress import printable
 from consilience.show import charts, words
 from consilience.show.figures import figure_svg
-from consilience.show.html import REPORT, environment, part
+from consilience.show.html import REPORT, environment, page_style, part
 
 MAX_ROWS = 4000
 """So many units are in the table of all units; the files beside the page hold every
@@ -152,7 +152,7 @@ def _tone(summary: Sequence[UnitRow], has_null: bool) -> str:
 def _style_and_script() -> dict[str, Any]:
     script = part("report.js") + part("dissection.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = part("report.css") + part("dissection.css")
+    style = page_style() + part("dissection.css")
     return {"style": Markup(style), "script": Markup(script), "script_digest": digest}
 
 

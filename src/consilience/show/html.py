@@ -154,13 +154,11 @@ def report_context(run: Reported) -> dict[str, Any]:
     names = [str(column["name"]) for column in run.manifest["columns"]]
     return {
         "manifest": run.manifest,
-        "style": Markup(part("report.css") + part("viewer.css") + ramp_styles()),
+        "style": Markup(page_style() + part("viewer.css") + ramp_styles()),
         "ramps": ramps(),
         "viewer": viewer(run, names),
         "script": Markup(script),
-        "script_digest": base64.b64encode(
-            hashlib.sha256(script.encode()).digest()
-        ).decode(),
+        "script_digest": digest_of(script),
         "asked": run_terms(run),
         "random_weights": random_weights(run.manifest),
         "evaluation": _evaluation(run),
@@ -193,6 +191,16 @@ def part(name: str) -> str:
     return (files("consilience") / "show" / "templates" / name).read_text(
         encoding="utf-8"
     )
+
+
+def page_style() -> str:
+    """The styles that every page has, with those of tiles."""
+    return part("report.css") + part("tiles.css")
+
+
+def digest_of(script: str) -> str:
+    """A script's digest, as a page's policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def ramp_styles() -> str:

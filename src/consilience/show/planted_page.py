@@ -15,7 +15,7 @@ from consilience.registry import parse
 from consilience.show import charts
 from consilience.show.charts import GREY, PALETTE, Bar
 from consilience.show.figures import figure_svg
-from consilience.show.html import embed, environment, part
+from consilience.show.html import embed, environment, page_style
 from consilience.show.tiles import Tile
 from consilience.types import Array
 
@@ -38,7 +38,7 @@ def planted_context(found: PlantedRow, version: str, command: str) -> dict[str, 
     return {
         "version": version,
         "command": command,
-        "style": Markup(part("report.css")),
+        "style": Markup(page_style()),
         "images": found["images"],
         "worlds": found["worlds"],
         "tiles": [

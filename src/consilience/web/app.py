@@ -620,7 +620,7 @@ def _state(**facts: Any) -> Markup:
 
 SCRIPTS: dict[str, tuple[str, Sequence[str]]] = {
     "bench.js": ("text/javascript", ("viewer.js", "gallery.js")),
-    "bench.css": ("text/css", ("report.css", "viewer.css")),
+    "bench.css": ("text/css", ("report.css", "tiles.css", "viewer.css")),
 }
 
 

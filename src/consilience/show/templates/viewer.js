@@ -22,9 +22,10 @@ const Viewer = (() => {
     return levels;
   }
 
+  let stopsOf = null;
   function ramp(signed) {
     if (!ramps) {
-      ramps = JSON.parse(document.getElementById("ramps").textContent);
+      ramps = stopsOf || JSON.parse(document.getElementById("ramps").textContent);
       for (const name of ["plain", "signed"]) {
         const stops = ramps[name].map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
         ramps[name] = Array.from({ length: SHADES }, (_, i) => {
@@ -386,6 +387,7 @@ const Viewer = (() => {
   let shownLarge = null;
   function enlarge(element, column) {
     const dialog = document.getElementById("large"), known = article.get(element);
+    if (!dialog) return;
     const heading = element.querySelector("h3");
     dialog.querySelector("h2").textContent = heading ? heading.textContent : known.maps.get(column).name;
     for (const select of dialog.querySelectorAll("select")) {
@@ -457,5 +459,5 @@ const Viewer = (() => {
     });
   }
 
-  return { open, paint, unpack, overlap, maskOf, chance, read, wireLarge, share, percent, short, article, how: { map: true, mask: false, outline: true, opacity: 0.75, cut: "run", at: 0.2, a: 0, b: 1 } };
+  return { ramps(stops) { stopsOf = stops; }, open, paint, unpack, overlap, maskOf, chance, read, wireLarge, share, percent, short, article, how: { map: true, mask: false, outline: true, opacity: 0.75, cut: "run", at: 0.2, a: 0, b: 1 } };
 })();
