@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from consilience.agreement.masks import build_cutter
 from consilience.agreement.overlap import expected_iou, iou
+from consilience.registry import explainers
 from consilience.show import figures, html
 from consilience.show.tiles import Tile, map_tile
 from consilience.types import Array, ConsilienceError, Explanation, NotApplicable
@@ -125,7 +126,7 @@ def _labels(made: Sequence[Explanation]) -> list[str]:
     """Titles that tell the maps of an image apart: the method's name where that does, else
     as it was spelled, with the class where that differs.
     """
-    names = [one.name for one in made]
+    names = [_title(one) for one in made]
     if len(set(names)) < len(names):
         names = [one.explainer for one in made]
     if len(set(names)) < len(names):
@@ -137,6 +138,14 @@ def _labels(made: Sequence[Explanation]) -> list[str]:
         name if names.count(name) == 1 else f"{name} #{place}"
         for place, name in enumerate(names, 1)
     ]
+
+
+def _title(made: Explanation) -> str:
+    try:
+        cls = explainers.get(made.name)
+    except ConsilienceError:  # a map that was made elsewhere
+        return made.name
+    return str(getattr(cls, "label", made.name))
 
 
 def _item(label: str, made: Explanation) -> Item:
