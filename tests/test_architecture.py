@@ -37,6 +37,7 @@ ORDER = (
     "evaluation",
     "show",
     "runs",
+    "web",
     "demo",
     "cli",
     "__main__",
