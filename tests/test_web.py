@@ -152,6 +152,36 @@ def test_the_quick_suite_tests_a_job(bench):
     assert b'id="evaluation"' in page
 
 
+def test_two_classes_and_a_planted_test_of_the_methods(bench, model):
+    number = bench.give(CAT)
+    job, events = bench.explained(
+        images=[number], by=["gradcam", "centre"], also_targets=["second"]
+    )
+    tiles = {e["column"]: e for kind, e in events if kind == "tile"}
+    assert events[-1][1]["state"] == "done", events[-1][1]["reason"]
+    assert events[-1][1]["answer"]["columns"] == [
+        "Grad-CAM (predicted)",
+        "centre (predicted)",
+        "Grad-CAM (second)",
+        "centre (second)",
+    ]
+    for column, target in ((0, "predicted"), (2, "second")):
+        wanted = cs.explain(model, str(CAT), "gradcam", target).values
+        got = map_of(tiles[column])
+        assert np.abs(got - wanted).max() <= np.ptp(wanted) / 128
+    many = {"images": [number], "by": ["gradcam"] * 7, "also_targets": ["second"]}
+    status, told = bench.call("POST", "/api/explanations", many)
+    assert (status, "more than 12 columns" in told["error"]) == (400, True)
+    status, told = bench.call("POST", f"/api/jobs/{job}/planted", {})
+    end = bench.events(told["job"])[-1][1]
+    assert end["state"] == "done", end["reason"]
+    rows = {row["method"]: row for row in end["answer"]["planted"]}
+    assert rows["gradcam"]["mean"] > rows["random"]["high"]
+    assert (
+        rows["gradcam"]["low"] <= rows["gradcam"]["mean"] <= rows["gradcam"]["high"]
+    )
+
+
 @pytest.mark.parametrize("mode", ["remove", "keep"])
 def test_asking_is_the_networks_own_answer(bench, model, mode):
     number = bench.give(CAT)

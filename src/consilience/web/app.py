@@ -36,6 +36,7 @@ from starlette.exceptions import HTTPException
 from consilience.runs.folder import run_kind
 from consilience.show import html
 from consilience.types import ConsilienceError
+from consilience.web.columns import titles
 from consilience.web.desk import LIMIT, Desk, FullError, Setting, Task
 from consilience.web.guard import LOOPBACK, Guard
 from consilience.web.shelter import Shelter, TooMuchError, apart
@@ -69,6 +70,12 @@ class Explanations(BaseModel):
         default="predicted",
         description="predicted, a class's name or number, or difference:a,b",
         max_length=200,
+    )
+    also_models: list[str] = Field(
+        default=[], description="networks beside the first", max_length=3
+    )
+    also_targets: list[str] = Field(
+        default=[], description="classes beside the first", max_length=3
     )
     view: Literal["crop", "squash"] | None = None
 
@@ -193,12 +200,24 @@ class Bench:
         """Queue a job of explanations."""
         uploads = [self.shelter.get(number) for number in dict.fromkeys(asked.images)]
         names = apart([one.name for one in uploads])
-        model = self.model(asked.model)
+        models = _apart(
+            [self.model(one) for one in (asked.model, *asked.also_models)]
+        )
+        targets = _apart([asked.target, *asked.also_targets])
+        if len(asked.by) * len(models) * len(targets) > COLUMNS:
+            raise ConsilienceError(
+                f"{len(asked.by)} methods, {len(models)} networks and {len(targets)} "
+                f"classes make more than {COLUMNS} columns"
+            )
         number = secrets.token_urlsafe(8)
-        words = ["consilience", "explain", *names, "-m", model]
-        words += [part for by in asked.by for part in ("--by", by)]
-        words += ["--target", asked.target] if asked.target != "predicted" else []
-        words += ["--view", asked.view] if asked.view else []
+        commands = []
+        for model in models:
+            for target in targets:
+                words = ["consilience", "explain", *names, "-m", model]
+                words += [part for by in asked.by for part in ("--by", by)]
+                words += ["--target", target] if target != "predicted" else []
+                words += ["--view", asked.view] if asked.view else []
+                commands.append(shlex.join(words))
         return self.desk.start(
             {
                 "do": "explain",
@@ -208,12 +227,14 @@ class Bench:
                 ],
                 "uploads": [one.number for one in uploads],
                 "by": list(asked.by),
-                "model": model,
-                "target": asked.target,
+                "model": models[0],
+                "models": models,
+                "target": targets[0],
+                "targets": targets,
                 "view": asked.view,
                 "title": ", ".join(names[:3]) + (" …" if names[3:] else ""),
                 "folder": str(self.shelter.job_folder(number)),
-                "command": shlex.join(words),
+                "command": "; ".join(commands),
             },
             number,
         )
@@ -229,7 +250,10 @@ class Bench:
             "waiting": self.desk.waiting(task) if task.state == "waiting" else 0,
             "asked": {
                 key: asked[key]
-                for key in ("by", "model", "target", "view", "title", "command", "of")
+                for key in (
+                    *("by", "model", "models", "target", "targets", "view"),
+                    *("title", "command", "of"),
+                )
                 if key in asked
             },
             "images": [one["name"] for one in asked.get("images", ())],
@@ -259,6 +283,10 @@ class Bench:
             {"number": number, "name": path.name, "kind": run_kind(path) or "?"}
             for number, path in self.runs.items()
         ]
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _slug(name: str) -> str:
@@ -376,6 +404,18 @@ def _add_interface(app: FastAPI, bench: Bench) -> None:
                 }
             )
         )
+
+    @app.post("/api/jobs/{number}/planted", tags=["interface"])
+    def planted(number: str) -> dict[str, Any]:
+        """Score a job's methods where the truth is known: drawn images and networks whose
+        evidence is planted; the answer has a row a method, beside controls.
+        """
+        by = bench.task(number).asked.get("by")
+        if not by:
+            raise ConsilienceError("only a job of explanations has methods to test")
+        folder = str(bench.shelter.job_folder(secrets.token_urlsafe(8)))
+        asked = {"do": "planted", "by": by, "planted_in": folder, "of": number}
+        return _started(desk.start({**asked, "title": "planted evidence"}))
 
     @app.post("/api/ask", tags=["interface"])
     def ask(asked: Question) -> dict[str, Any]:
@@ -667,7 +707,11 @@ def _add_pages(app: FastAPI, bench: Bench) -> None:
     @app.get("/jobs/{number}", **hidden)  # type: ignore[arg-type]
     def job(number: str) -> Response:
         facts = bench.facts(bench.task(number))
-        columns = _labels(bench, facts["asked"].get("by", ()))
+        asked = facts["asked"]
+        labels = _labels(bench, asked.get("by", ()))
+        columns = titles(
+            labels, asked.get("models", [""]), asked.get("targets", [""])
+        )
         viewer = {
             "columns": columns,
             "numbers": [("probability", "probability")],

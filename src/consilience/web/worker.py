@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -44,6 +45,7 @@ from consilience.types import (
     as_probabilities,
     unexpected,
 )
+from consilience.web.columns import titles
 from consilience.web.desk import Setting
 
 EVERY = 0.15
@@ -235,12 +237,10 @@ def look(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
 
 def explain(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
     """A run of uploads, whose maps are sent one by one as they are made."""
-    model = worker.model(task["model"])
     for spelled in task["by"]:
         _refuse_large(spelled)
-    job = runs.job_from_specs(
-        task["by"], [task["model"]], task["target"], task["view"], task["title"]
-    )
+    job, models = _job_of(worker, task)
+    model = models[0]
     channels = Shown.of(model).channels
     samples: list[Sample] = []
     for one in task["images"]:
@@ -287,12 +287,34 @@ def explain(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
         samples,
         task["folder"],
         command=task["command"],
-        models=[model] * len(job.columns),
+        models=models,
         made=made,
     )
     assert run is not None
     run.report()
     return _of_run(run)
+
+
+def _job_of(
+    worker: Worker, task: Mapping[str, Any]
+) -> tuple[runs.ExplanationJob, list[Any]]:
+    """The job of a task with the networks of its columns."""
+    base = runs.job_from_specs(
+        task["by"], None, task["targets"][0], task["view"], task["title"]
+    )
+    several = len(task["targets"]) > 1
+    combined = list(product(task["models"], task["targets"], base.columns))
+    names = titles(
+        [column.label for column in base.columns], task["models"], task["targets"]
+    )
+    columns = tuple(
+        replace(column, label=label, model=model, target=target if several else None)
+        for label, (model, target, column) in zip(names, combined, strict=True)
+    )
+    # put side by side on purpose: what cannot be compared is marked as such
+    mixed = several or len(task["models"]) > 1
+    job = replace(base, columns=columns, allow_mismatch=mixed)
+    return job, [worker.model(model) for model, _, _ in combined]
 
 
 def _image_event(
@@ -366,6 +388,18 @@ def evaluate(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, An
     from consilience.show.console import evaluation_as_json
 
     return {"evaluation": evaluation_as_json(found)}
+
+
+def planted(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
+    """Methods where the truth is known, beside controls, without metrics of metrics."""
+    from consilience.runs.planted import run_planted
+
+    for spelled in task["by"]:
+        _refuse_large(spelled)
+    found, _ = run_planted(
+        list(task["by"]), ["relevance-mass"], task["planted_in"], 0, ""
+    )
+    return {"planted": found["methods"], "worlds": found["worlds"]}
 
 
 def ask(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
@@ -593,6 +627,7 @@ TASKS: dict[str, Callable[[Worker, Mapping[str, Any], Any], dict[str, Any]]] = {
     "look": look,
     "explain": explain,
     "evaluate": evaluate,
+    "planted": planted,
     "ask": ask,
     "frame": frame,
     "units": units,

@@ -23,12 +23,23 @@
     return told;
   }
 
+  // How far each piece of work is, and how long the rest may take at the pace so far.
+  const begun = new Map();
   function bars(place, tasks) {
+    const now = performance.now();
+    const left = ({ label, done, total }) => {
+      const first = begun.get(label);
+      if (!first || first.total !== total || done < first.done) begun.set(label, { done, total, at: now });
+      const { done: from, at } = begun.get(label);
+      if (done <= from || now - at < 1500) return "";
+      const seconds = (now - at) / (done - from) * (total - done) / 1000;
+      return `, about ${seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.round(seconds / 60)} min`} left`;
+    };
     place.replaceChildren(...tasks.map(({ label, done, total }) => {
       const line = made("div", "", { className: "bar" });
       const bar = made("progress", "", { max: total || 1, value: done });
       bar.setAttribute("aria-label", label);
-      line.append(made("span", label), bar, made("span", `${done} of ${total}`));
+      line.append(made("span", label), bar, made("span", `${done} of ${total}${left({ label, done, total })}`));
       return line;
     }));
   }
@@ -100,6 +111,8 @@
         const job = await call("POST", "/api/explanations", {
           images: images.map((one) => one.image), by: spelled(), model: form.elements.model.value,
           target: form.elements.target.value || "predicted", ...(view ? { view } : {}),
+          also_models: form.elements["also-model"]?.value ? [form.elements["also-model"].value] : [],
+          also_targets: form.elements["also-target"].value.trim() ? [form.elements["also-target"].value.trim()] : [],
         });
         location.assign(job.page);
       } catch (error) {
@@ -200,20 +213,50 @@
       if (told.state !== "done") return;
       const number = told.do === "evaluate" ? told.asked.of : told.job;
       if (told.do === "predict") return;
+      if (told.do === "planted") { planted(told.answer); return; }
       byId("after").hidden = false;
       byId("to-report").href = `/runs/${number}/report`;
       byId("to-zip").href = `/runs/${number}/run.zip`;
       byId("to-csv").href = `/runs/${number}/agreement.csv`;
-      byId("trust").hidden = told.do === "evaluate";
+      byId("trust").hidden = byId("planted").hidden = told.do === "evaluate";
       if (told.do === "evaluate") location.assign(`/runs/${number}/report#evaluation`);
       verdicts(told.answer, number);
     });
     source.onerror = () => { if (source.readyState === EventSource.CLOSED) show("lost: reload the page"); };
     cancel.addEventListener("click", async () => { cancel.disabled = true; await call("DELETE", `/api/jobs/${state.job.job}`).catch(() => {}); });
+    byId("planted").addEventListener("click", async () => {
+      try { location.assign((await call("POST", `/api/jobs/${state.job.job}/planted`, {})).page); }
+      catch (error) { notes.append(made("li", error.message)); }
+    });
     byId("trust").addEventListener("click", async () => {
       try { location.assign((await call("POST", `/api/jobs/${state.job.job}/evaluation`, {})).page); }
       catch (error) { notes.append(made("li", error.message)); }
     });
+  }
+
+  function planted(answer) {
+    const card = made("section", "", { className: "card" }), worlds = Object.entries(answer.worlds), table = made("table", "", { className: "stack" });
+    card.append(made("h2", "Does each method find what a network uses?"), made("p", "Drawn images, and networks whose evidence is known by construction: the share of a map that lies on it. The rows at the end look at nothing."));
+    const head = made("tr");
+    head.append(...["method", "mean", "95 %", ...worlds.map(([name]) => name)].map((name) => made("th", name, { scope: "col" })));
+    table.append(made("thead"), made("tbody"));
+    table.tHead.append(head);
+    for (const row of answer.planted) {
+      const line = made("tr");
+      line.append(made("th", row.method, { scope: "row" }));
+      for (const [label, text] of [["mean", Viewer.share(row.mean)], ["95 %", `${Viewer.share(row.low)} to ${Viewer.share(row.high)}`], ...worlds.map(([name]) => [name, Viewer.share(row[name])])]) {
+        const cell = made("td", text);
+        cell.dataset.label = label;
+        line.append(cell);
+      }
+      table.tBodies[0].append(line);
+    }
+    const legend = made("dl", "", { className: "glossary" });
+    for (const [name, what] of worlds) { const part = made("div"); part.append(made("dt", name), made("dd", what)); legend.append(part); }
+    const scroll = made("div", "", { className: "scroll", tabIndex: 0 });
+    scroll.append(table);
+    card.append(scroll, legend);
+    byId("verdicts").replaceChildren(card);
   }
 
   function verdicts(answer, number) {
