@@ -462,7 +462,7 @@ def laid_out(
     placed: list[Placed] = []
     heaviest = max((weight for _, weight in words), default=1)
     for word, weight in sorted(words, key=lambda item: -item[1]):
-        size = max(9.0, 44 * math.sqrt(weight / heaviest))
+        size = max(11.0, 34 * math.sqrt(weight / heaviest))
         found = next(
             (
                 spot
