@@ -422,14 +422,14 @@ def test_words_of_the_cloud_do_not_overlap():
         )
     assert all(
         0 <= spot.x <= charts.CHART_WIDTH - spot.width
-        and 0 <= spot.y <= 300 - spot.height
+        and 0 <= spot.y <= 420 - spot.height
         for spot in placed
     )
     share = {
         word: weight / max(weight for _, weight in words) for word, weight in words
     }
     assert all(
-        math.isclose(spot.size, max(9, 44 * math.sqrt(share[spot.word])))
+        math.isclose(spot.size, max(11, 34 * math.sqrt(share[spot.word])))
         for spot in placed
     )
     left = len(words) - len(placed)
