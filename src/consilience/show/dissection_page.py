@@ -152,7 +152,7 @@ def _tone(summary: Sequence[UnitRow], has_null: bool) -> str:
 def _style_and_script() -> dict[str, Any]:
     script = part("report.js") + part("dissection.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = page_style() + part("dissection.css")
+    style = page_style() + part("viewer.css") + part("dissection.css")
     return {"style": Markup(style), "script": Markup(script), "script_digest": digest}
 
 
