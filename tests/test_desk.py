@@ -123,6 +123,35 @@ def test_a_broken_plugin_says_so_until_it_is_saved_again(place):
         desk.close()
 
 
+def test_the_oldest_finished_jobs_are_forgotten_with_their_folders(monkeypatch):
+    """Three fit, by number and by size; what is not over stays."""
+    import threading
+    from collections import OrderedDict
+
+    from consilience.web import desk as module
+
+    gone = []
+    one = object.__new__(module.Desk)
+    one.tasks, one._lock = OrderedDict(), threading.Lock()
+    one.forget = lambda task: gone.append(task.number)
+    monkeypatch.setattr(module, "KEPT", 3)
+    for number in "abcdef":
+        task = one.tasks[number] = module.Task(number, {}, 1)
+        if number != "b":
+            task.end("done", {})
+    one._forget()
+    assert gone == ["a", "c"]
+    assert list(one.tasks) == list("bdef")
+    one.tasks["f"].tell({"kind": "tile", "html": "x" * 1000})
+    monkeypatch.setattr(module, "ROOM", 1300)
+    one._forget()
+    assert gone == ["a", "c"]
+    one.tasks["d"].tell({"kind": "tile", "html": "x" * 1000})
+    one._forget()
+    assert gone == ["a", "c", "d"]
+    assert list(one.tasks) == list("bef")
+
+
 def test_titles_name_what_there_is_more_than_one_of():
     assert titles(["A", "B"], ["m"], ["t"]) == ["A", "B"]
     assert titles(["A"], ["m", "n"], ["t"]) == ["A (m)", "A (n)"]

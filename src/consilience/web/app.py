@@ -132,7 +132,10 @@ class Options:
 
 def create_app(options: Options) -> Any:
     """The application, with its workers, which start at once and end with it."""
-    desk, shelter = Desk(options.setting, options.limit), Shelter()
+    shelter = Shelter()
+    desk = Desk(
+        options.setting, options.limit, lambda task: shelter.clear(task.number)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -413,9 +416,10 @@ def _add_interface(app: FastAPI, bench: Bench) -> None:
         by = bench.task(number).asked.get("by")
         if not by:
             raise ConsilienceError("only a job of explanations has methods to test")
-        folder = str(bench.shelter.job_folder(secrets.token_urlsafe(8)))
+        own = secrets.token_urlsafe(8)
+        folder = str(shelter.job_folder(own))
         asked = {"do": "planted", "by": by, "planted_in": folder, "of": number}
-        return _started(desk.start({**asked, "title": "planted evidence"}))
+        return _started(desk.start({**asked, "title": "planted evidence"}, own))
 
     @app.post("/api/ask", tags=["interface"])
     def ask(asked: Question) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ from consilience.types import ConsilienceError
 
 QUEUE = 16
 """Tasks that may wait; more are refused."""
-KEPT = 64
-"""Finished tasks that are remembered."""
+KEPT, ROOM = 64, 300_000_000
+"""Finished tasks that are remembered, and letters of their events; the oldest go."""
 LIMIT = 1800.0
 """Seconds that a job may take."""
 PATIENCE = 60.0
@@ -64,6 +64,7 @@ class Task:
     events: list[dict[str, Any]] = field(default_factory=list)
     progress: dict[str, Any] | None = None
     told: int = 0
+    size: int = 0
     answer: dict[str, Any] | None = None
     reason: str = ""
     asked_at: float = field(default_factory=time.time)
@@ -83,6 +84,7 @@ class Task:
                 self.progress, self.told = event, self.told + 1
             else:
                 self.events.append(event)
+                self.size += len(event.get("html", "")) + 200
             self._changed.notify_all()
 
     def end(
@@ -318,10 +320,15 @@ def _times(setting: Setting) -> dict[str, float]:
 
 
 class Desk:
-    """Takes tasks, keeps what became of them."""
+    """Takes tasks, keeps what became of them; ``forget`` is told of those it drops."""
 
-    def __init__(self, setting: Setting, limit: float = LIMIT) -> None:
-        self.limit = limit
+    def __init__(
+        self,
+        setting: Setting,
+        limit: float = LIMIT,
+        forget: Callable[[Task], None] = lambda task: None,
+    ) -> None:
+        self.limit, self.forget = limit, forget
         self._jobs = Hand("jobs", setting, limit)
         self._questions = Hand("questions", setting, PATIENCE)
         self.tasks: OrderedDict[str, Task] = OrderedDict()
@@ -338,10 +345,21 @@ class Desk:
         self._jobs.put(task)
         with self._lock:
             self.tasks[task.number] = task
-            over = [one for one in self.tasks.values() if one.over]
-            for one in over[: max(0, len(over) - KEPT)]:
-                del self.tasks[one.number]
+        self._forget()
         return task
+
+    def _forget(self) -> None:
+        """Drop the oldest finished tasks where there are too many, with what they left."""
+        with self._lock:
+            over = [one for one in self.tasks.values() if one.over]
+            size = sum(one.size for one in self.tasks.values())
+            dropped = []
+            while over and (len(over) > KEPT or size > ROOM):
+                one = over.pop(0)
+                size -= one.size
+                dropped.append(self.tasks.pop(one.number))
+        for one in dropped:
+            self.forget(one)
 
     def question(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Ask and wait for the answer."""

@@ -131,6 +131,10 @@ class Shelter:
         """Where a job's run goes."""
         return self.folder / "jobs" / number
 
+    def clear(self, number: str) -> None:
+        """Remove what a job left."""
+        shutil.rmtree(self.job_folder(number), ignore_errors=True)
+
     def close(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
