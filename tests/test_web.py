@@ -250,6 +250,9 @@ def test_failures_of_a_folder(bench):
     teapot = next(row for name, row in rows.items() if "teapot" in name)
     assert teapot["right"] is False
     assert teapot["true"] == "teapot"
+    shown = {name for name, row in rows.items() if "small" in row}
+    assert shown == {name for name, row in rows.items() if not row["right"]}
+    assert teapot["small"].startswith("data:image/webp;base64,")
     assert answer["right"] == sum(row["right"] for row in rows.values())
     status, taken = bench.call(
         "POST", "/api/folder-images", {"places": [teapot["place"]]}

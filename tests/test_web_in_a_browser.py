@@ -183,6 +183,10 @@ def test_failures_of_a_folder_are_found_and_explained(address):
         page.wait_for_selector("#found:not([hidden])", timeout=60_000)
         assert "of 2 images right" in page.locator("#accuracy").text_content()
         page.click("#confusion button")
+        assert (
+            page.locator("#rows img").count()
+            == page.locator("#rows tbody tr").count()
+        )
         page.check("#rows input")
         shot(page, "workbench-folder")
         page.click("#explain-picked")

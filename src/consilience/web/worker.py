@@ -56,6 +56,8 @@ must not ask for a day of work or all of the memory.
 """
 TOP = 5
 VIEWS = 16
+PICTURES = 500
+"""Images of a folder that are shown small, those that are not right first met."""
 
 
 @dataclass(eq=False)
@@ -527,7 +529,8 @@ def predict(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
     source = source_of(
         [worker.setting.images], None, model.classes, Shown.of(model).channels
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    pictures = 0
     with progress.task("images", len(source.names)) as running:
         for place in range(len(source.names)):
             sample = source.read(place)
@@ -549,6 +552,9 @@ def predict(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
                     "right": None if true is None else true == said.index,
                 }
             )
+            if not rows[-1]["right"] and pictures < PICTURES:
+                pictures += 1
+                rows[-1]["small"] = html.picture_uri(sample.rgb, 96)
             send({"kind": "row", **rows[-1]})
     known = [row for row in rows if row.get("right") is not None]
     return {

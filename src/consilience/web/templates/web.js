@@ -444,7 +444,9 @@
         box.setAttribute("aria-label", `pick ${row.name}`);
         box.addEventListener("change", () => { if (box.checked) picked.add(row.place); else picked.delete(row.place); byId("explain-picked").disabled = !picked.size; });
         cell.append(box);
-        line.append(cell, named("th", row.name, { scope: "row" }), made("td", row.true || "\u2013"), made("td", row.predicted), made("td", Viewer.share(row.probability), { className: "n" }));
+        const head = named("th", row.name, { scope: "row" });
+        if (row.small) head.prepend(made("img", "", { src: row.small, alt: "", className: "thumb", loading: "lazy" }));
+        line.append(cell, head, made("td", row.true || "\u2013"), made("td", row.predicted), made("td", Viewer.share(row.probability), { className: "n" }));
         return line;
       }));
     }
