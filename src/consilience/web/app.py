@@ -107,6 +107,12 @@ class UnitsQuestion(BaseModel):
     layer: str = Field(default="", max_length=200)
 
 
+class PlantedTest(BaseModel):
+    """Methods that are scored where the truth is known."""
+
+    by: list[str] = Field(min_length=1, max_length=COLUMNS)
+
+
 class Predictions(BaseModel):
     """A look through the server's folder of images."""
 
@@ -241,6 +247,15 @@ class Bench:
             },
             number,
         )
+
+    def planted_scores(self) -> dict[str, dict[str, Any]]:
+        """The rows of all planted tests so far, by method and control."""
+        return {
+            row["method"]: row
+            for task in list(self.desk.tasks.values())
+            if task.asked["do"] == "planted" and task.state == "done" and task.answer
+            for row in task.answer["planted"]
+        }
 
     def facts(self, task: Task) -> dict[str, Any]:
         """A job as plain data."""
@@ -408,18 +423,16 @@ def _add_interface(app: FastAPI, bench: Bench) -> None:
             )
         )
 
-    @app.post("/api/jobs/{number}/planted", tags=["interface"])
-    def planted(number: str) -> dict[str, Any]:
-        """Score a job's methods where the truth is known: drawn images and networks whose
-        evidence is planted; the answer has a row a method, beside controls.
+    @app.post("/api/planted", tags=["interface"])
+    def planted(asked: PlantedTest) -> dict[str, Any]:
+        """Score methods where the truth is known: drawn images and networks whose evidence
+        is planted; the answer has a row a method, beside controls.
         """
-        by = bench.task(number).asked.get("by")
-        if not by:
-            raise ConsilienceError("only a job of explanations has methods to test")
         own = secrets.token_urlsafe(8)
         folder = str(shelter.job_folder(own))
-        asked = {"do": "planted", "by": by, "planted_in": folder, "of": number}
-        return _started(desk.start({**asked, "title": "planted evidence"}, own))
+        by = _apart(asked.by)
+        told = {"do": "planted", "by": by, "planted_in": folder}
+        return _started(desk.start({**told, "title": "planted evidence"}, own))
 
     @app.post("/api/ask", tags=["interface"])
     def ask(asked: Question) -> dict[str, Any]:
@@ -701,6 +714,7 @@ def _add_pages(app: FastAPI, bench: Bench) -> None:
             catalogue=known,
             runs=bench.known_runs(),
             jobs=[bench.facts(task) for task in reversed(bench.desk.tasks.values())],
+            planted=bench.planted_scores(),
             state=_state(catalogue=known),
         )
 

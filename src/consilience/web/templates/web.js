@@ -137,6 +137,10 @@
         item.hidden = words.length ? !fits : !(all || usual.has(item) || item.querySelector("[name=by]").checked);
       }
     }
+    byId("score").addEventListener("click", async () => {
+      try { location.assign((await call("POST", "/api/planted", { by: spelled() })).page); }
+      catch (error) { said.textContent = error.message; }
+    });
     byId("find").addEventListener("input", find);
     byId("all-methods").addEventListener("click", (event) => { all = !all; event.target.textContent = all ? "Show fewer methods" : `Show all ${byId("methods").children.length} methods`; find(); });
     const asked = new URLSearchParams(location.search);
@@ -225,7 +229,7 @@
     source.onerror = () => { if (source.readyState === EventSource.CLOSED) show("lost: reload the page"); };
     cancel.addEventListener("click", async () => { cancel.disabled = true; await call("DELETE", `/api/jobs/${state.job.job}`).catch(() => {}); });
     byId("planted").addEventListener("click", async () => {
-      try { location.assign((await call("POST", `/api/jobs/${state.job.job}/planted`, {})).page); }
+      try { location.assign((await call("POST", "/api/planted", { by: state.job.asked.by })).page); }
       catch (error) { notes.append(made("li", error.message)); }
     });
     byId("trust").addEventListener("click", async () => {
