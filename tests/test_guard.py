@@ -147,6 +147,9 @@ def test_a_client_that_asks_too_often_waits(open_to_us, monkeypatch):
     assert ask(open_to_us, client="5.6.7.8")[0] == 200
     now[0] += 0.5  # ten more by then
     assert [ask(open_to_us)[0] for _ in range(11)] == [200] * 10 + [429]
+    now[0] += 1e6  # never more than the burst, however long it was quiet
+    got = [ask(open_to_us)[0] for _ in range(int(guard.BURST) + 1)]
+    assert got == [200] * int(guard.BURST) + [429]
 
 
 def test_clients_are_forgotten_before_they_are_too_many(open_to_us, monkeypatch):

@@ -1,13 +1,15 @@
 """The report in a real browser: what moves on it says what the library says."""
 
 import itertools
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from browser import opened, shot, slide, small_text
 from fakes_report import photographs
 
-from consilience.agreement.masks import matched
+from consilience.agreement.masks import above_cut, matched
 from consilience.agreement.overlap import expected_iou, iou
 from consilience.show import html
 
@@ -205,3 +207,57 @@ def test_on_a_phone_everything_can_be_read(report):
         page.wait_for_timeout(500)
         assert small_text(page) == []
         shot(page, "report-phone")
+
+
+def viewed(values, mask=None, extras=None):
+    """A map as the page gets it."""
+    item = SimpleNamespace(values=values, mask=mask, extras=extras or {})
+    return json.loads(html.viewer_data(item))
+
+
+def test_cuts_of_nine_pixels_by_hand(report):
+    """Nine values in order, and three that are equal at the top: those are left out where
+    the cut falls among them, as `above_cut` leaves them.
+    """
+    ordered = np.arange(1.0, 10.0).reshape(3, 3)
+    tied = np.minimum(ordered, 7.0)
+    cases = [(values, k / 9) for values in (ordered, tied) for k in range(1, 9)]
+    wanted = [int(above_cut(v, round(9 * share))[0].sum()) for v, share in cases]
+    assert wanted[:8] == list(range(1, 9))
+    assert wanted[8:11] == [0, 0, 3]
+    with opened() as page:
+        page.goto(report[1])
+        got = page.evaluate(
+            """async (cases) => {
+              const found = [];
+              for (const [data, share] of cases) {
+                const mask = Viewer.maskOf(await Viewer.unpack(data), 'area', share);
+                found.push(mask.area, mask.on.reduce((sum, one) => sum + one, 0));
+              }
+              return found;
+            }""",
+            [[viewed(values), share] for values, share in cases],
+        )
+    assert got == [area for area in wanted for _ in range(2)]
+
+
+def test_a_superpixels_interval_by_hand(report):
+    segments = np.array([[0, 0], [1, 1]])
+    extras = {
+        "segments": segments,
+        "weights": np.array([0.5, -0.25]),
+        "stderr": np.array([0.1, 0.05]),
+    }
+    data = viewed(extras["weights"][segments], extras=extras)
+    with opened() as page:
+        page.goto(report[1])
+        said = page.evaluate(
+            "async (data) => { const map = await Viewer.unpack(data);"
+            " return [Viewer.read(map, 1, 0), Viewer.read(map, 0, 1)]; }",
+            data,
+        )
+    said = [text.replace("\u00a0", " ").replace("\u2212", "-") for text in said]
+    assert said == [
+        "superpixel 0: weight 0.5, 95 % interval 0.304 to 0.696",
+        "superpixel 1: weight -0.25, 95 % interval -0.348 to -0.152",
+    ]
