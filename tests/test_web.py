@@ -143,11 +143,19 @@ def test_a_job_streams_the_librarys_maps_and_keeps_a_run(bench, model, tmp_path)
 
 
 def test_the_quick_suite_tests_a_job(bench):
-    job, _ = bench.explained(images=[bench.give(CAT)], by=["gradcam", "gradient"])
+    job, made = bench.explained(images=[bench.give(CAT)], by=["gradcam", "gradient"])
+    said = made[-1][1]["answer"]["suite_seconds"]
+    four, _ = bench.explained(
+        images=[bench.give(CAT), bench.give(CUP)],
+        by=["gradcam", "gradient", "centre", "edges"],
+    )
+    twice = bench.call("GET", f"/api/jobs/{four}")[1]["answer"]["suite_seconds"]
+    assert twice == pytest.approx(said * 2 * (4 + 4) / (2 + 4))  # maps and controls
     status, told = bench.call("POST", f"/api/jobs/{job}/evaluation", {})
     assert status == 200
     end = bench.events(told["job"])[-1][1]
     assert end["state"] == "done", end["reason"]
+    assert 0.05 * end["seconds"] < said < 10 * end["seconds"]
     status, page = bench.call("GET", f"/runs/{job}/report", raw=True)
     assert b'id="evaluation"' in page
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from consilience import api, data, images, progress, registry
+from consilience.evaluation.columns import CONTROLS
 from consilience.inputs import Shown
 from consilience.models.load import load_model
 from consilience.runs import explain as runs
@@ -56,6 +57,8 @@ must not ask for a day of work or all of the memory.
 """
 TOP = 5
 VIEWS = 16
+QUICK_PASSES = 24
+"""Forward passes of the quick suite for a map: two curves of ten steps, two masks."""
 PICTURES = 500
 """Images of a folder that are shown small, those that are not right first met."""
 
@@ -120,6 +123,8 @@ class Worker:
     _models: dict[str, Any] = field(default_factory=dict)
     _views: dict[tuple[str, str], Any] = field(default_factory=dict)
     _said: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Passes a second of each network, in batches, as it warmed up."""
     _stop: dict[str, Event] = field(default_factory=dict)
 
     def said(self, task: Mapping[str, Any], model: Any, view: Any) -> torch.Tensor:
@@ -294,7 +299,7 @@ def explain(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
     )
     assert run is not None
     run.report()
-    return _of_run(run)
+    return {**_of_run(run), "suite_seconds": _suite_seconds(worker, task, run)}
 
 
 def _job_of(
@@ -335,6 +340,18 @@ def _image_event(
         "notes": list(sample.notes),
         "html": html.tile_html(html.embed(tile, {})),
     }
+
+
+def _suite_seconds(worker: Worker, task: Mapping[str, Any], run: Run) -> float | None:
+    """How long the quick suite may take on a run, by the passes of its maps and of the
+    controls beside them; None where no rate is known.
+    """
+    rates = [worker.rates.get(name) for name in task["models"]]
+    known = [rate for rate in rates if rate]
+    if not known:
+        return None
+    maps = len(run.samples) * (len(run.manifest["columns"]) + len(CONTROLS))
+    return maps * QUICK_PASSES / min(known)
 
 
 def _of_run(run: Run) -> dict[str, Any]:
@@ -655,7 +672,13 @@ def warm(worker: Worker) -> None:
         with suppress(Exception):  # whoever needs it meets it again
             model = worker.model(name)
             api.explain(model, plain, "gradcam")
-            _probabilities(model, model.view(plain))
+            view = model.view(plain)
+            _probabilities(model, view)
+            batch = view.pixels.expand(QUICK_PASSES, -1, -1, -1).contiguous()
+            model.scores(batch)
+            begun = time.perf_counter()
+            model.scores(batch)
+            worker.rates[name] = QUICK_PASSES / (time.perf_counter() - begun)
 
 
 def serve(connection: Connection, setting: Setting) -> None:

@@ -224,6 +224,8 @@
       byId("to-csv").href = `/runs/${number}/agreement.csv`;
       byId("trust").hidden = byId("planted").hidden = told.do === "evaluate";
       if (told.do === "evaluate") location.assign(`/runs/${number}/report#evaluation`);
+      const seconds = told.answer.suite_seconds;
+      if (seconds) byId("trust").textContent = `Test these explanations (quick suite, about ${seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.round(seconds / 60)} min`})`;
       verdicts(told.answer, number);
     });
     source.onerror = () => { if (source.readyState === EventSource.CLOSED) show("lost: reload the page"); };
