@@ -142,7 +142,10 @@ const Gallery = (() => {
     if (ARRANGES.has(name) || name === "a" || name === "b") arrange(); else redraw();
   });
   tools.addEventListener("submit", (event) => event.preventDefault());
-  addEventListener("beforeprint", () => list.replaceChildren(...kept));
+  addEventListener("beforeprint", () => {
+    list.replaceChildren(...kept);
+    for (const image of list.querySelectorAll("img")) image.loading = "eager";
+  });
   addEventListener("afterprint", arrange);
   for (const one of [tools, document.getElementById("order")]) if (one) one.hidden = false;
   Viewer.wireLarge();
