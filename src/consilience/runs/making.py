@@ -305,6 +305,7 @@ class _Chunk:
         for row, sample in enumerate(self.samples):
             for number, recipe in enumerate(self.making.recipes(sample)):
                 self._made[row][number] = self.making.reuse.find(recipe, sample)
+                self._tell(row, number)
 
     def finished(self) -> Iterator[tuple[int, list[_Made]]]:
         """Images with all their columns, in order."""

@@ -28,6 +28,8 @@ LIMIT = 1800.0
 """Seconds that a job may take."""
 PATIENCE = 60.0
 """Seconds that a question may take."""
+GRACE = 5.0
+"""Seconds that a task may take to stop when it is asked to."""
 START = 180.0
 """Seconds that a worker may take to load its networks."""
 AGAIN = 30.0
@@ -67,8 +69,8 @@ class Task:
     size: int = 0
     answer: dict[str, Any] | None = None
     reason: str = ""
-    asked_at: float = field(default_factory=time.time)
     begun_at: float | None = None
+    stopped_at: float | None = None
     ended_at: float | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -99,6 +101,13 @@ class Task:
             self.state = state
             self._changed.notify_all()
 
+    def is_late(self) -> bool:
+        """Whether its time is over, or it was asked to stop and does not."""
+        now = time.time()
+        if self.stopped_at is not None and now > self.stopped_at + GRACE:
+            return True
+        return self.begun_at is not None and now > self.begun_at + self.limit
+
     def wait(self, timeout: float) -> None:
         """Until something changes, or the time is over."""
         with self._changed:
@@ -118,8 +127,8 @@ class Task:
 class Hand:
     """One worker process and its queue."""
 
-    def __init__(self, name: str, setting: Setting, limit: float) -> None:
-        self.name, self.setting, self.limit = name, setting, limit
+    def __init__(self, name: str, setting: Setting) -> None:
+        self.setting = setting
         self.catalogue: dict[str, Any] = {}
         self.broken = ""
         self.restarts = 0
@@ -147,7 +156,7 @@ class Hand:
 
     def cancel(self, task: Task) -> None:
         """Drop a waiting task; have a running one stop at its next step, and end its
-        process if it does not within five seconds.
+        process if it does not.
         """
         with self._lock:
             if task in self._queue:
@@ -156,9 +165,10 @@ class Hand:
                 return
             if self._now is not task:
                 return
-            task.limit = min(task.limit, time.time() - (task.begun_at or 0) + 5)
-            with suppress(OSError, ValueError):
-                self._connection.send({"do": "stop", "task": task.number})
+            task.stopped_at = time.time()
+            if self._connection is not None:
+                with suppress(OSError):  # it is being replaced
+                    self._connection.send({"do": "stop", "task": task.number})
 
     def waiting(self, task: Task) -> int:
         """How many stand before a task."""
@@ -256,6 +266,9 @@ class Hand:
         self._ready.set()
 
     def _do(self, task: Task) -> None:
+        if task.stopped_at is not None:
+            task.end("cancelled", None, "cancelled")
+            return
         if self.broken:
             task.end("failed", None, self.broken)
             return
@@ -263,7 +276,7 @@ class Hand:
         try:
             self._connection.send({**task.asked, "task": task.number})
             while not self._closed:
-                if task.begun_at + task.limit < time.time():
+                if task.is_late():
                     self._replace(task, "stopped: it took too long")
                     return
                 if not self._connection.poll(0.2):
@@ -290,9 +303,10 @@ class Hand:
     def _replace(self, task: Task, reason: str) -> None:
         self.restarts += 1
         self._end_process()
-        stopped = task.limit < self.limit  # somebody asked for it
-        state = "cancelled" if stopped else "failed"
-        task.end(state, None, "cancelled" if stopped else reason)
+        if task.stopped_at is not None:
+            task.end("cancelled", None, "cancelled")
+        else:
+            task.end("failed", None, reason)
 
     def _end_process(self) -> None:
         process = self._process
@@ -300,6 +314,7 @@ class Hand:
             return
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
         process.terminate()
         process.join(2)
         if process.is_alive():
@@ -329,8 +344,8 @@ class Desk:
         forget: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self.limit, self.forget = limit, forget
-        self._jobs = Hand("jobs", setting, limit)
-        self._questions = Hand("questions", setting, PATIENCE)
+        self._jobs = Hand("jobs", setting)
+        self._questions = Hand("questions", setting)
         self.tasks: OrderedDict[str, Task] = OrderedDict()
         self._lock = threading.Lock()
 

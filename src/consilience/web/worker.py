@@ -233,7 +233,7 @@ def look(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
     """Decode an upload once: its size, what had to be decided, and a small picture."""
     sample = images.read_sample(task["path"], task["name"])
     height, width = sample.pixels.shape[:2]
-    small = html.picture_uri(sample.pixels, 320)
+    small = html.picture_uri(sample.rgb, 320)
     return {
         "height": height,
         "width": width,
@@ -250,14 +250,15 @@ def explain(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
     model = models[0]
     channels = Shown.of(model).channels
     samples: list[Sample] = []
-    for one in task["images"]:
+    places: dict[str, int] = {}  # among those that were asked for
+    for place, one in enumerate(task["images"]):
         try:
             samples.append(images.read_sample(one["path"], one["name"], channels))
+            places[one["name"]] = place
         except ConsilienceError as error:
             send({"kind": "failure", "image": one["name"], "reason": str(error)})
     if not samples:
         raise ConsilienceError("none of the images could be read")
-    places = {sample.name: place for place, sample in enumerate(samples)}
     order = [column.label for column in job.columns]
     by_label = {column.label: column for column in job.columns}
     begun: set[str] = set()
@@ -599,7 +600,7 @@ def fetch(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
         content = Path(sample.source).read_bytes()
         Path(target).write_bytes(content)
         found.append(
-            {"name": sample.name, "small": html.picture_uri(sample.pixels, 320)}
+            {"name": sample.name, "small": html.picture_uri(sample.rgb, 320)}
         )
     return {"images": found}
 
