@@ -12,13 +12,13 @@ import consilience as cs
 from consilience import spec
 from consilience.agreement import audit
 from consilience.agreement.masks import Mask
+from consilience.explanations import KeptExplanation
 from consilience.files import file_stem, json_ready, write_atomically
 from consilience.images import Placement
 from consilience.runs import explain
 from consilience.runs.folder import (
     SCHEMAS,
     ImageResult,
-    KeptExplanation,
     Run,
     RunFolder,
     Writer,

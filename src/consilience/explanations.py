@@ -1,14 +1,52 @@
-"""Many explanations of one call: a sequence, with the images that failed beside it."""
+"""Explanations beside others: in a column with a mask, and many of one call with the images
+that failed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 import pandas as pd
 
+from consilience.agreement.masks import Mask
 from consilience.data import Failure
-from consilience.types import ConsilienceError, Explanation
+from consilience.types import Array, ConsilienceError, Explanation, Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class KeptExplanation:
+    """An explanation beside others: the column it stands in, and the mask cut from it."""
+
+    column: str
+    explanation: Explanation
+    cut: Mask
+
+    @property
+    def mask(self) -> Array:
+        """(h, w) bool, in the model's frame."""
+        return self.cut.on
+
+    @property
+    def values(self) -> Array:
+        """The explanation's raw map."""
+        return self.explanation.values
+
+    @property
+    def extras(self) -> Mapping[str, Array]:
+        """The explanation's."""
+        return self.explanation.extras
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """The explanation's."""
+        return self.explanation.provenance
+
+    @property
+    def geometry(self) -> Geometry:
+        """The explanation's."""
+        return self.explanation.geometry
 
 
 class Explanations(Sequence[Explanation]):

@@ -32,6 +32,7 @@ from consilience import progress
 from consilience.agreement.audit import Finding
 from consilience.agreement.masks import Mask
 from consilience.agreement.overlap import Packed, PairAgreement
+from consilience.explanations import KeptExplanation
 from consilience.files import (
     PART,
     CannotWriteError,
@@ -59,7 +60,7 @@ from consilience.saved import (
     one_line,
     sample_facts,
 )
-from consilience.types import Array, ConsilienceError, Explanation, Geometry, Sample
+from consilience.types import Array, ConsilienceError, Explanation, Sample
 
 MAPS, PANELS, REPORT = "maps", "panels", "report.html"
 TIMES, FAILED, TIMINGS, RECORD = "times", "failed", "timings.parquet", ".npz"
@@ -398,40 +399,6 @@ def run_kind(folder: str | Path) -> str | None:
 
 
 # ---- one image
-
-
-@dataclass(frozen=True, eq=False)
-class KeptExplanation:
-    """An explanation in a run: the column it stands in, and the mask cut from it."""
-
-    column: str
-    explanation: Explanation
-    cut: Mask
-
-    @property
-    def mask(self) -> Array:
-        """(h, w) bool, in the model's frame."""
-        return self.cut.on
-
-    @property
-    def values(self) -> Array:
-        """The explanation's raw map."""
-        return self.explanation.values
-
-    @property
-    def extras(self) -> Mapping[str, Array]:
-        """The explanation's."""
-        return self.explanation.extras
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """The explanation's."""
-        return self.explanation.provenance
-
-    @property
-    def geometry(self) -> Geometry:
-        """The explanation's."""
-        return self.explanation.geometry
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,11 +25,12 @@ from consilience.agreement.audit import seen_of
 from consilience.agreement.masks import default_cutter
 from consilience.agreement.overlap import compared
 from consilience.dissection.units import explain_by_units
+from consilience.explanations import KeptExplanation
 from consilience.files import CannotWriteError, digest_of_data, file_stem, write_bytes
 from consilience.models.engines.threads import steady_threads
 from consilience.models.gathering import Gathering, can_gather
 from consilience.models.layers import plain_torch
-from consilience.runs.folder import MAPS, PANELS, ImageResult, KeptExplanation, Writer
+from consilience.runs.folder import MAPS, PANELS, ImageResult, Writer
 from consilience.runs.reuse import Reuse
 from consilience.runs.sources import Source, ahead
 from consilience.show import words

@@ -175,9 +175,9 @@ def superpixels(
     image: Array,
     segments: Array,
     weights: Array,
-    alpha: float = 0.65,
     sure: Array = NONE,
     unsure: Array = NONE,
+    alpha: float = 0.65,
 ) -> Array:
     """Signed ``weights`` (S,) of superpixels ``segments`` (h, w) int 0..S-1 over the
     image, with the borders drawn.

@@ -32,11 +32,10 @@ from PIL import Image, ImageFont
 
 from consilience import images
 from consilience.images import Placement
-from consilience.perturb.surrogate import settled
 from consilience.progress import printable
 from consilience.show import colours, words
 from consilience.show.colours import Scale
-from consilience.show.tiles import ShownSample, Tile, tiles
+from consilience.show.tiles import ShownSample, Tile, certainty, tiles
 from consilience.types import Array, ConsilienceError, Explanation, Score
 
 if TYPE_CHECKING:
@@ -198,9 +197,9 @@ def painted_map(explanation: Explanation) -> tuple[Array, Scale]:
     if segments is None or weights is None:
         scale = colours.limits(explanation.values)
         return colours.overlay(image, explanation.values, scale=scale), scale
-    sure, top = settled(explanation.extras.get("p_top", np.full(1, np.nan)))
-    unsure = np.setdiff1d(top, sure)
-    drawn = colours.superpixels(image, segments, weights, sure=sure, unsure=unsure)
+    drawn = colours.superpixels(
+        image, segments, weights, *certainty(explanation.extras)
+    )
     return drawn, colours.limits(weights[segments], signed=True)
 
 

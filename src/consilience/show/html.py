@@ -23,10 +23,9 @@ from PIL import Image
 
 from consilience import images
 from consilience.files import write_atomically
-from consilience.perturb.surrogate import settled
 from consilience.progress import printable
 from consilience.show import citations, colours, levels, words
-from consilience.show.tiles import Tile, tiles
+from consilience.show.tiles import Tile, certainty, tiles
 from consilience.types import Array
 
 REPORT = "report.html"
@@ -233,16 +232,12 @@ def viewer(run: Reported, names: Sequence[str]) -> dict[str, Any]:
     """What the viewer of maps offers: the columns, the numbers to order images by,
     whether there are several and whether their true classes are known.
     """
-    pairs = len(names) > 1 and len(run.agreement) > 0
+    pairs = ORDERED_BY if len(run.agreement) else ()
     return {
         "columns": names,
         "numbers": [
             ("probability", "probability"),
-            *(
-                [(one.key, one.heading) for one in TABLE_NUMBERS[:9] if pairs]
-                if pairs
-                else []
-            ),
+            *((one.key, one.heading) for one in pairs),
         ],
         "many": len(run.samples) > 1,
         "truth": any(
@@ -500,6 +495,8 @@ TABLE_NUMBERS = (
     Number("area_a", "area of first", "percent"),
     Number("area_b", "area of second", "percent"),
 )
+ORDERED_BY = TABLE_NUMBERS[:9]
+"""Those that images are ordered and filtered by: all but the areas."""
 PUBLISHED_COLUMN = Number("published_iou", "published IoU", "iou")
 
 
@@ -687,7 +684,7 @@ def _sortable(
             places = sorted((order.index(row["a"]), order.index(row["b"])))
             pairs["{}-{}".format(*places)] = {
                 one.key: float(row[one.key])
-                for one in TABLE_NUMBERS[:9]
+                for one in ORDERED_BY
                 if not words.missing(row.get(one.key))
             }
     facts: dict[str, Any] = {"pairs": pairs}
@@ -723,8 +720,7 @@ def viewer_data(item: Any) -> Markup:
     scale = colours.limits(values)
     if segments is not None and weights is not None:
         scale = colours.limits(weights[segments], signed=True)
-        sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
-        drawn = colours.superpixel_marks(segments, sure, np.setdiff1d(top, sure))
+        drawn = colours.superpixel_marks(segments, *certainty(item.extras))
         stderr = item.extras.get("stderr")
         superpixels = {
             "segments": levels.packed(segments.astype(np.uint16)),

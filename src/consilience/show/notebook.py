@@ -5,47 +5,25 @@ read, and a widget whose slider Python can read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
-from consilience.agreement.masks import build_cutter
-from consilience.agreement.overlap import expected_iou, iou
+from consilience.agreement.masks import Mask, build_cutter
+from consilience.agreement.overlap import excess, expected_iou, iou
+from consilience.explanations import KeptExplanation
 from consilience.registry import explainers
 from consilience.show import figures, html
 from consilience.show.tiles import Tile, map_tile
-from consilience.types import Array, ConsilienceError, Explanation, NotApplicable
+from consilience.types import ConsilienceError, Explanation, NotApplicable
 
 MOST = 60
 """So many maps are shown at most: a notebook keeps what it shows."""
 HEIGHT = 900
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """An explanation as it is drawn, with the mask of the usual cut."""
-
-    column: str
-    explanation: Explanation
-    mask: Array | None
-
-    @property
-    def values(self) -> Array:
-        """The raw map."""
-        return self.explanation.values
-
-    @property
-    def extras(self) -> Mapping[str, Array]:
-        """The explanation's."""
-        return self.explanation.extras
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """The explanation's."""
-        return self.explanation.provenance
 
 
 class Shown:
@@ -148,12 +126,12 @@ def _title(made: Explanation) -> str:
     return str(getattr(cls, "label", made.name))
 
 
-def _item(label: str, made: Explanation) -> Item:
+def _item(label: str, made: Explanation) -> KeptExplanation:
     try:
-        cut = build_cutter(None, made).cut(made).on
-    except NotApplicable:
-        cut = None
-    return Item(label, made, cut)
+        cut = build_cutter(None, made).cut(made)
+    except NotApplicable as reason:
+        cut = Mask(np.zeros(made.values.shape, bool), "none", note=str(reason))
+    return KeptExplanation(label, made, cut)
 
 
 def _tiles(made: Sequence[Explanation], labels: Sequence[str] = ()) -> str:
@@ -226,7 +204,7 @@ def _numbers(made: Sequence[Explanation], columns: Sequence[str]) -> dict[str, A
     ]
     pairs = {}
     for a, b in combinations(items, 2):
-        if a.mask is None or b.mask is None or a.mask.shape != b.mask.shape:
+        if a.mask.shape != b.mask.shape:
             continue
         places = sorted((columns.index(a.column), columns.index(b.column)))
         found = iou(a.mask, b.mask)
@@ -234,7 +212,7 @@ def _numbers(made: Sequence[Explanation], columns: Sequence[str]) -> dict[str, A
         if found == found and chance < 1:
             pairs["{}-{}".format(*places)] = {
                 "iou": found,
-                "excess": (found - chance) / (1 - chance),
+                "excess": excess(found, chance),
             }
     said = (made[0].provenance.get("prediction") or {}).get("probability")
     facts: dict[str, Any] = {"pairs": pairs}

@@ -135,10 +135,7 @@ def map_tile(base_image: Array, item: DrawnExplanation) -> Tile:
     base_image = _in_frame(base_image, item.values)
     segments, weights = item.extras.get("segments"), item.extras.get("weights")
     if segments is not None and weights is not None:
-        sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
-        image = superpixels(
-            base_image, segments, weights, sure=sure, unsure=np.setdiff1d(top, sure)
-        )
+        image = superpixels(base_image, segments, weights, *certainty(item.extras))
         painted = limits(weights[segments], signed=True)
         what = f"weights of {len(weights)} superpixels"
     else:
@@ -165,19 +162,28 @@ def map_tile(base_image: Array, item: DrawnExplanation) -> Tile:
     )
 
 
+def certainty(extras: Mapping[str, Array]) -> tuple[Array, Array]:
+    """The superpixels that are surely among an explanation's top ones, and those of its top
+    that may not be; none where it does not say.
+    """
+    sure, top = settled(extras.get("p_top", np.full(1, np.nan)))
+    return sure, np.setdiff1d(top, sure)
+
+
 def _certainty(item: DrawnExplanation) -> tuple[str, ...]:
     """How sure an explainer is of its top superpixels, and what marks them; nothing
     where it does not say.
     """
     verdict = getattr(item, "provenance", {}).get("verdict")
     lines = [words.stability_sentence(verdict)] if verdict else []
-    sure, top = settled(item.extras.get("p_top", np.full(1, np.nan)))
-    if len(top):
+    sure, unsure = certainty(item.extras)
+    top = len(sure) + len(unsure)
+    if top:
         lines.append(
-            f"thick border: surely among the top {len(top)} ({len(sure)} of them)"
+            f"thick border: surely among the top {top} ({len(sure)} of them)"
         )
-    if len(top) > len(sure):
-        lines.append(f"hatched: may not be among them ({len(top) - len(sure)})")
+    if len(unsure):
+        lines.append(f"hatched: may not be among them ({len(unsure)})")
     return tuple(lines)
 
 

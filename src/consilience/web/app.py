@@ -80,8 +80,8 @@ class Explanations(BaseModel):
     view: Literal["crop", "squash"] | None = None
 
 
-class Question(BaseModel):
-    """A region of an image that is taken away or kept alone."""
+class Region(BaseModel):
+    """A painted region of an image."""
 
     image: str = Field(description="number of an uploaded image", max_length=40)
     region: str = Field(
@@ -91,19 +91,19 @@ class Question(BaseModel):
     height: int = Field(ge=1, le=SIDE)
     width: int = Field(ge=1, le=SIDE)
     model: str = Field(default="", max_length=200)
+
+
+class Question(Region):
+    """A region of an image that is taken away or kept alone."""
+
     mode: Literal["remove", "keep"] = "remove"
     fill: str = Field(default="blur", max_length=80)
     picture: bool = Field(default=False, description="answer with the changed image")
 
 
-class UnitsQuestion(BaseModel):
+class UnitsQuestion(Region):
     """A region whose units are looked for."""
 
-    image: str = Field(max_length=40)
-    region: str = Field(max_length=4_000_000)
-    height: int = Field(ge=1, le=SIDE)
-    width: int = Field(ge=1, le=SIDE)
-    model: str = Field(default="", max_length=200)
     layer: str = Field(default="", max_length=200)
 
 
@@ -246,6 +246,17 @@ class Bench:
                 "command": "; ".join(commands),
             },
             number,
+        )
+
+    def asked_of(self, do: str, asked: Region) -> dict[str, Any]:
+        """The answer to a question about a region."""
+        return self.desk.question(
+            {
+                **asked.model_dump(exclude={"image"}),
+                "do": do,
+                "path": str(self.shelter.get(asked.image).path),
+                "model": self.model(asked.model),
+            }
         )
 
     def planted_scores(self) -> dict[str, dict[str, Any]]:
@@ -437,34 +448,19 @@ def _add_interface(app: FastAPI, bench: Bench) -> None:
     @app.post("/api/ask", tags=["interface"])
     def ask(asked: Question) -> dict[str, Any]:
         """What the network says with a region taken away or kept alone."""
-        return desk.question(
-            {
-                "do": "ask",
-                "path": str(shelter.get(asked.image).path),
-                **asked.model_dump(exclude={"image", "model"}),
-                "model": bench.model(asked.model),
-            }
-        )
+        return bench.asked_of("ask", asked)
 
     @app.get("/api/images/{number}/frame", tags=["interface"])
     def frame(number: str, model: str = "") -> dict[str, Any]:
         """An image as a network sees it."""
-        path = str(shelter.get(number).path)
-        return desk.question(
-            {"do": "frame", "path": path, "model": bench.model(model)}
-        )
+        one = shelter.get(number)
+        asked = {"do": "frame", "path": str(one.path), "model": bench.model(model)}
+        return {"name": one.name, **desk.question(asked)}
 
     @app.post("/api/units", tags=["interface"])
     def units(asked: UnitsQuestion) -> dict[str, Any]:
         """Units of a layer that answer to a region."""
-        return desk.question(
-            {
-                "do": "units",
-                "path": str(shelter.get(asked.image).path),
-                **asked.model_dump(exclude={"image", "model"}),
-                "model": bench.model(asked.model),
-            }
-        )
+        return bench.asked_of("units", asked)
 
     @app.post("/api/predictions", tags=["interface"])
     def predictions(asked: Predictions) -> dict[str, Any]:
@@ -486,7 +482,7 @@ def _add_interface(app: FastAPI, bench: Bench) -> None:
             }
         )
         for one, told in zip(places, found["images"], strict=True):
-            one.name = told["name"]
+            one.name, one.size = told["name"], one.path.stat().st_size
         return {
             "images": [
                 {"image": one.number, "name": one.name, "small": told["small"]}
@@ -592,7 +588,7 @@ def _add_files(app: FastAPI, bench: Bench) -> None:
     ) -> Response:
         """A drawing of one image for print: ``place`` counts the run's images from 0."""
         folder = bench.folder(number)
-        samples = _manifest(folder).get("samples") or _samples(bench, number)
+        samples = _samples(bench, number)
         if not 0 <= place < len(samples):
             raise HTTPException(404, f"the run has {len(samples)} images")
         asked = {"do": "panel", "folder": str(folder), "image": samples[place]}

@@ -49,7 +49,7 @@
   function home() {
     const form = byId("asking"), chosen = byId("chosen"), go = byId("go"), said = byId("said"), drop = byId("drop");
     const images = [];
-    const header = (name) => unescape(encodeURIComponent(name)).replace(/[\r\n]/g, " ").slice(0, 300);
+    const header = (name) => String.fromCharCode(...new TextEncoder().encode(name)).replace(/[\r\n]/g, " ").slice(0, 300);
 
     function line(name) {
       const item = made("li"), picture = made("img", "", { alt: "" });
