@@ -409,7 +409,7 @@ def _add_interface(app: FastAPI, bench: Bench) -> None:
     @app.get("/api/jobs/{number}/events", tags=["interface"])
     async def events(number: str) -> StreamingResponse:
         """A job's events as they come (server-sent events): ``image``, ``tile``,
-        ``progress``, ``said``, ``failure``, ``row`` and, last, ``end``.
+        ``progress``, ``said``, ``failure`` and, last, ``end``.
         """
         return StreamingResponse(
             _stream(bench, bench.task(number)), media_type="text/event-stream"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,8 +31,8 @@ from consilience.inputs import Shown
 from consilience.models.load import load_model
 from consilience.runs import explain as runs
 from consilience.runs.folder import Run
-from consilience.runs.making import kept_explanation
-from consilience.runs.sources import source_of
+from consilience.runs.making import kept_explanation, said_of
+from consilience.runs.sources import ahead, source_of
 from consilience.show import html
 from consilience.show.colours import overlay
 from consilience.show.tiles import Tile, map_tile, tiles
@@ -60,7 +60,9 @@ VIEWS = 16
 QUICK_PASSES = 24
 """Forward passes of the quick suite for a map: two curves of ten steps, two masks."""
 PICTURES = 500
-"""Images of a folder that are shown small, those that are not right first met."""
+"""Wrong images of a folder that are shown small."""
+LOOKED_AT = 32
+"""Images of a folder that are read ahead and asked about together."""
 
 
 @dataclass(eq=False)
@@ -538,8 +540,8 @@ def units(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
 
 
 def predict(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any]:
-    """What a network says of every image of the server's folder: rows as they come, and
-    at the end how many are right.
+    """What a network says of every image of the server's folder, in full passes, and how
+    many are right.
     """
     if worker.setting.images is None:
         raise ConsilienceError("the server was started without --images FOLDER")
@@ -549,37 +551,44 @@ def predict(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
     )
     rows: list[dict[str, Any]] = []
     pictures = 0
+    read = ahead(source, range(len(source.names)), LOOKED_AT, threads=2)
     with progress.task("images", len(source.names)) as running:
-        for place in range(len(source.names)):
-            sample = source.read(place)
-            running.advance()
-            if isinstance(sample, data.Failure):
-                rows.append(
-                    {"place": place, "name": sample.name, "reason": sample.reason}
-                )
-                continue
-            said = api.predict(model, api.raw_outputs(model, model.view(sample)))
-            true = sample.label
-            rows.append(
-                {
-                    "place": place,
-                    "name": sample.name,
-                    "predicted": said.name,
-                    "probability": said.probability,
-                    "true": None if true is None else class_name(model, true),
-                    "right": None if true is None else true == said.index,
-                }
-            )
-            if not rows[-1]["right"] and pictures < PICTURES:
-                pictures += 1
-                rows[-1]["small"] = html.picture_uri(sample.rgb, 96)
-            send({"kind": "row", **rows[-1]})
+        while chunk := list(islice(read, LOOKED_AT)):
+            there = [one for _, one in chunk if isinstance(one, Sample)]
+            told = iter(said_of(model, there, None))
+            for place, sample in chunk:
+                if isinstance(sample, data.Failure):
+                    row = {"name": sample.name, "reason": sample.reason}
+                else:
+                    row = _row(model, sample, next(told))
+                    if not row.get("right") and pictures < PICTURES:
+                        pictures += 1
+                        row["small"] = html.picture_uri(sample.rgb, 96)
+                rows.append({"place": place, **row})
+                running.advance()
     known = [row for row in rows if row.get("right") is not None]
     return {
         "images": len(rows),
         "known": len(known),
         "right": sum(bool(row["right"]) for row in known),
         "rows": rows,
+    }
+
+
+def _row(model: Any, sample: Sample, outputs: torch.Tensor | None) -> dict[str, Any]:
+    """What is said of one image; the reason where nothing can be."""
+    try:
+        if outputs is None:  # no pass of many takes it
+            outputs = api.raw_outputs(model, model.view(sample))
+    except ConsilienceError as error:
+        return {"name": sample.name, "reason": str(error)}
+    said, true = api.predict(model, outputs), sample.label
+    return {
+        "name": sample.name,
+        "predicted": said.name,
+        "probability": said.probability,
+        "true": None if true is None else class_name(model, true),
+        "right": None if true is None else true == said.index,
     }
 
 
