@@ -272,6 +272,27 @@ def test_failures_of_a_folder(bench):
     assert bench.call("POST", "/api/folder-images", {"places": [-1]})[0] == 400
 
 
+def test_every_kind_of_job_has_its_page_and_its_twin(bench):
+    job, _ = bench.explained(images=[bench.give(CAT)], by=["gradcam"])
+    asked = [
+        ("predictions", {}),
+        (f"jobs/{job}/evaluation", {}),
+        ("planted", {"by": ["centre"]}),
+    ]
+    started = [bench.call("POST", f"/api/{path}", body) for path, body in asked]
+    for number in [job, *(told["job"] for _, told in started)]:
+        for when in ("before", "after"):
+            status, page = bench.call("GET", f"/jobs/{number}", raw=True)
+            assert (status, b'id="job-state"' in page) == (200, True), when
+            status, twin = bench.call("GET", f"/jobs/{number}.json")
+            assert (status, twin["job"]) == (200, number)
+            assert bench.events(number)[-1][1]["state"] == "done"
+    status, page = bench.call("GET", "/", raw=True)
+    assert status == 200
+    for number in (told["job"] for _, told in started):
+        assert number.encode() in page
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "said"),
     [

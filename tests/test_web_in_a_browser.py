@@ -120,6 +120,30 @@ def test_methods_are_chosen_compared_and_cut(address):
         shot(page, "workbench-compared")
 
 
+def test_methods_are_tested_where_the_truth_is_known_and_on_the_image(address):
+    with opened() as page:
+        page.goto(address)
+        page.click("#score")
+        page.wait_for_url("**/jobs/*")
+        page.wait_for_selector("#verdicts table", timeout=120_000)
+        rows = page.locator("#verdicts tbody th").all_text_contents()
+        assert "gradcam" in rows
+        assert "random" in rows
+        shot(page, "workbench-planted")
+        page.goto(address)
+        assert (
+            "planted evidence:"
+            in page.locator("li[data-name=gradcam]").text_content()
+        )
+        drop(page, "chelsea.png")
+        page.wait_for_url("**/jobs/*", timeout=60_000)
+        page.wait_for_selector("#after:not([hidden])", timeout=60_000)
+        assert "quick suite, about" in page.locator("#trust").text_content()
+        page.click("#trust")
+        page.wait_for_url("**/report*", timeout=120_000)
+        page.wait_for_selector("#evaluation")
+
+
 def test_painting_moves_the_scores(address):
     with opened() as page:
         page.goto(address)

@@ -35,7 +35,7 @@ from starlette.exceptions import HTTPException
 
 from consilience.runs.folder import run_kind
 from consilience.show import html
-from consilience.types import ConsilienceError
+from consilience.types import ConsilienceError, unexpected
 from consilience.web.columns import titles
 from consilience.web.desk import LIMIT, Desk, FullError, Setting, Task
 from consilience.web.guard import LOOPBACK, Guard
@@ -236,9 +236,7 @@ class Bench:
                 ],
                 "uploads": [one.number for one in uploads],
                 "by": list(asked.by),
-                "model": models[0],
                 "models": models,
-                "target": targets[0],
                 "targets": targets,
                 "view": asked.view,
                 "title": ", ".join(names[:3]) + (" …" if names[3:] else ""),
@@ -278,12 +276,13 @@ class Bench:
             "reason": task.reason,
             "waiting": self.desk.waiting(task) if task.state == "waiting" else 0,
             "asked": {
-                key: asked[key]
-                for key in (
-                    *("by", "model", "models", "target", "targets", "view"),
-                    *("title", "command", "of"),
-                )
-                if key in asked
+                "title": asked["title"],
+                "by": list(asked.get("by", ())),
+                "models": list(asked.get("models", ())) or [asked.get("model", "")],
+                "targets": list(asked.get("targets", ())),
+                "view": asked.get("view"),
+                "command": asked.get("command", ""),
+                "of": asked.get("of", ""),
             },
             "images": [one["name"] for one in asked.get("images", ())],
             "uploads": asked.get("uploads", []),
@@ -343,6 +342,10 @@ def _add_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         return said(422, f"{where}: {first['msg']}" if where else first["msg"])
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> Response:
+        return said(500, f"a fault of the workbench: {unexpected(error)}")
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> Response:
@@ -722,10 +725,8 @@ def _add_pages(app: FastAPI, bench: Bench) -> None:
     def job(number: str) -> Response:
         facts = bench.facts(bench.task(number))
         asked = facts["asked"]
-        labels = _labels(bench, asked.get("by", ()))
-        columns = titles(
-            labels, asked.get("models", [""]), asked.get("targets", [""])
-        )
+        labels = _labels(bench, asked["by"])
+        columns = titles(labels, asked["models"], asked["targets"])
         viewer = {
             "columns": columns,
             "numbers": [("probability", "probability")],

@@ -184,7 +184,7 @@
       }
       if (uploads[told.image]) {
         const offer = made("p", "", { className: "offer" });
-        offer.append(made("a", "ask the network about it", { href: `/ask/${uploads[told.image]}?model=${encodeURIComponent(state.job.asked.model)}` }));
+        offer.append(made("a", "ask the network about it", { href: `/ask/${uploads[told.image]}?model=${encodeURIComponent(state.job.asked.models[0])}` }));
         head.append(offer);
       }
       one.append(head, ...(told.notes.length ? [made("p", told.notes.join("; "), { className: "soft" })] : []), made("ul", "", { className: "tiles" }));
