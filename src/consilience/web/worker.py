@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from consilience import api, data, images, progress, registry
-from consilience.evaluation.columns import CONTROLS
+from consilience.evaluation.columns import columns_of
 from consilience.inputs import Shown
 from consilience.models.load import load_model
 from consilience.runs import explain as runs
@@ -346,15 +346,20 @@ def _image_event(
 
 
 def _suite_seconds(worker: Worker, task: Mapping[str, Any], run: Run) -> float | None:
-    """How long the quick suite may take on a run, by the passes of its maps and of the
-    controls beside them; None where no rate is known.
+    """How long the quick suite may take on a run: the passes of its maps, of the controls
+    beside them and of each method's map of another class, which is made as the first was;
+    None where no rate is known.
     """
     rates = [worker.rates.get(name) for name in task["models"]]
     known = [rate for rate in rates if rate]
     if not known:
         return None
-    maps = len(run.samples) * (len(run.manifest["columns"]) + len(CONTROLS))
-    return maps * QUICK_PASSES / min(known)
+    named = [(one["name"], one["explainer"]) for one in run.manifest["columns"]]
+    columns = columns_of(named)
+    passes = len(run.samples) * len(columns) * QUICK_PASSES
+    times = run.explanations.groupby("column")["seconds"].sum()
+    again = sum(float(times[one.of]) for one in columns if one.of is not None)
+    return passes / min(known) + again
 
 
 def _of_run(run: Run) -> dict[str, Any]:
