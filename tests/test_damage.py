@@ -200,3 +200,38 @@ def test_a_full_disk_or_a_stop_ends_the_run(
     again = job(tmp_path / "run", finished / "images")
     assert again.samples == ["p0", "p1"]
     assert again.manifest["failures"] == []
+
+
+def test_whoever_listens_hears_of_every_explanation_once(tmp_path):
+    import numpy as np
+
+    import consilience as cs
+    from consilience.runs.explain import How, job_from_specs, run_explanations
+
+    def scores(pixels):
+        return np.stack([pixels.mean((1, 2, 3)), 1 - pixels.mean((1, 2, 3))], 1)
+
+    model = cs.wrap_callable(scores, classes=["light", "dark"], size=32)
+    images = [cs.Sample(name, np.full((32, 32, 3), 90, np.uint8)) for name in "ab"]
+    job, heard = job_from_specs(["centre", "edges", "occlusion:window=16"]), []
+
+    def made(sample, label, explanation):
+        heard.append((sample.name, label, explanation.name))
+
+    asked = {"models": [model] * 3, "made": made}
+    run = run_explanations(job, images, tmp_path / "run", **asked)
+    assert sorted(heard) == sorted(
+        (name, column["name"], spec)
+        for name in run.samples
+        for column, spec in zip(
+            run.manifest["columns"], ("centre", "edges", "occlusion"), strict=True
+        )
+    )
+    heard.clear()
+    run_explanations(job, images, tmp_path / "run", **asked)  # all is there
+    assert heard == []
+    reused = How(reuse=(str(tmp_path / "run"),))
+    run_explanations(job, images, tmp_path / "again", how=reused, **asked)
+    assert len(heard) == 6
+    with pytest.raises(cs.ConsilienceError, match="by one process"):
+        run_explanations(job, images, tmp_path / "two", how=How(workers=2), **asked)

@@ -217,6 +217,9 @@ def test_the_shelter_has_room_for_so_much(tmp_path, monkeypatch):
     held.put("b.png", PNG)
     with pytest.raises(shelter.TooMuchError):
         held.put("c.png", PNG)
+    held.reserve("e", "").size = 100
+    with pytest.raises(shelter.TooMuchError):
+        held.reserve("f", "")
     monkeypatch.setattr(shelter, "UPLOAD", 50)
     with pytest.raises(ConsilienceError, match="MB"):
         held.put("d.png", PNG)

@@ -642,3 +642,9 @@ def test_long_names_are_told_apart():
     assert shown[0] != shown[1]
     assert all(len(name) <= 20 for name in shown)
     assert shown[2] == "short"
+
+
+def test_names_may_break_after_their_marks_and_stay_escaped():
+    assert html.breakable("n01_a-b.png") == "n01_<wbr>a-<wbr>b.<wbr>png"
+    assert html.breakable("<b>_&amp") == "&lt;b&gt;_&amp;amp"
+    assert html.breakable("_x_") == "_<wbr>x_"

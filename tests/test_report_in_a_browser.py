@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,9 +108,14 @@ def test_sliding_hovering_enlarging_and_swiping(report):
         ].iloc[0]
         said = page.locator(".live-pair .numbers-line").first
         assert f"IoU {row['iou']:.3f}" in said.inner_text()
-        assert (
-            page.locator("output.mean").inner_text().startswith("mean over 5 images")
-        )
+        told = page.locator("output.mean").inner_text()
+        assert told.startswith("mean over 5 images here:")
+        of = run.agreement[
+            (run.agreement["a"] == "Grad-CAM") & (run.agreement["b"] == "LIME")
+        ]
+        numbers = [float(one) for one in re.findall(r"\d\.\d{3}", told)]
+        means = [of[key].mean() for key in ("iou", "expected_iou", "excess")]
+        assert numbers == pytest.approx(means, abs=2e-3)
         page.check("input[value=area]")
         texts = []
         for level in (10, 30):
@@ -163,6 +169,9 @@ def test_hover_reads_the_maps_value(report):
     assert got == pytest.approx(
         value, abs=float(np.ptp(item.values) / 128 + 0.005 * value)
     )
+    share = (item.values >= value).mean()
+    shown = float(re.search(r"; ([\d.]+)\u00a0% of the map", plain)[1])
+    assert shown == pytest.approx(100 * share, abs=0.1)
     segment = lime.extras["segments"][70, 30]
     assert superpixel.startswith(f"superpixel {segment}: weight")
     shown = float(superpixel.rsplit(" ", 1)[1].replace("−", "-"))

@@ -205,7 +205,7 @@ def run_explanations(
     An image that fails is named in the manifest and the rest is done. ``command`` is
     what was typed, for the report; ``models`` are the columns' own where they are
     loaded already, ``after`` is called with each image and its explanations, ``made``
-    with each explanation as soon as it is there. Memory
+    with each explanation as soon as it is there (by this process alone). Memory
     does not grow with the number of images beyond a table row and one packed mask (6
     kB) an explanation, which the permutation of images needs.
     """
@@ -225,6 +225,8 @@ def run_explanations(
     )
     job = replace(job, columns=seeded(job.columns))
     how = how or How()
+    if made is not None and how.several:
+        raise ConsilienceError("made= is told by one process; got several workers")
     _find_out_first(job, models)
     images_made = _Images(job, models, source, writer, how, after, units, made)
     if how.several:

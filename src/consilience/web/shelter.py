@@ -80,10 +80,7 @@ class Shelter:
             )
         suffix = suffix_of(content)
         with self._lock:
-            self._expire()
-            room = sum(one.size for one in self._uploads.values())
-            if len(self._uploads) >= UPLOADS or room + len(content) > ROOM:
-                raise TooMuchError("the workbench holds too many images; try later")
+            self._refuse_more(len(content))
             number = secrets.token_urlsafe(9)
             path = self.folder / "uploads" / f"{number}{suffix}"
             path.write_bytes(content)
@@ -97,7 +94,7 @@ class Shelter:
         path = self.folder / "uploads" / f"{number}{suffix}"
         one = Upload(number, clean_name(name), path, 0)
         with self._lock:
-            self._expire()
+            self._refuse_more(0)
             self._uploads[number] = one
         return one
 
@@ -119,6 +116,12 @@ class Shelter:
             one = self._uploads.pop(number, None)
         if one is not None:
             one.path.unlink(missing_ok=True)
+
+    def _refuse_more(self, size: int) -> None:
+        self._expire()
+        room = sum(one.size for one in self._uploads.values())
+        if len(self._uploads) >= UPLOADS or room + size > ROOM:
+            raise TooMuchError("the workbench holds too many images; try later")
 
     def _expire(self) -> None:
         end = time.time() - EXPIRES
