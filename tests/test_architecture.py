@@ -26,6 +26,7 @@ ORDER = (
     "targets",
     "saved",
     "perturb",
+    "marks",
     "explainers",
     "agreement",
     "metrics",

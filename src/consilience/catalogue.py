@@ -83,10 +83,15 @@ def _classes(kind: str) -> dict[str, ListedClass]:
     """Every class in the modules of a registry, by its own name."""
     builder = BUILDERS[kind]
     assert isinstance(builder, Registry)
-    variable = {"explainer": "explainers", "metric": "metrics", "fill": "fills"}
-    name = variable.get(
-        kind, {"segmenter": "segmenters", "mask": "cutters"}.get(kind, "")
-    )
+    variable = {
+        "explainer": "explainers",
+        "metric": "metrics",
+        "fill": "fills",
+        "segmenter": "segmenters",
+        "mask": "cutters",
+        "mark": "marks",
+    }
+    name = variable.get(kind, "")
     return {
         node.name: _read_class(node, name)
         for file in _files(builder)

@@ -31,6 +31,7 @@ DEFAULT_BY = ("gradcam", "lime")
 VERBS = (
     *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
     *("run", "merge", "status", "query", "serve"),
+    *("shortcuts",),
 )
 LISTS = (
     "models",
@@ -38,6 +39,7 @@ LISTS = (
     "segmenters",
     "fills",
     "masks",
+    "marks",
     "presets",
     "layers",
     "metrics",
@@ -107,6 +109,11 @@ VERB_EXAMPLES = {
         "consilience serve",
         "consilience serve runs/* --images photos/ -m resnet50",
         "consilience serve --plugin my_method.py --port 9000",
+    ),
+    "shortcuts": (
+        "consilience shortcuts photos/",
+        "consilience shortcuts photos/ -m resnet50 --mark stamp --mark text:cyrillic",
+        "consilience shortcuts photos/ --mark png:logo.png,size=0.2 --class carton -o marks",
     ),
     "list": (
         "consilience list explainers",
@@ -265,6 +272,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(verbs)
     _add_query(verbs)
     _add_serve(verbs)
+    _add_shortcuts(verbs)
     return parser
 
 
@@ -553,6 +561,68 @@ def _add_serve(verbs: Any) -> None:
         metavar="TEXT",
         help="what a browser must know; made at random where --host is not loopback",
     )
+
+
+def _add_shortcuts(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "shortcuts",
+        shortcuts_verb,
+        "Plant marks in images: does the network take one for a class?",
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="IMAGES", help="images, folders or globs")
+    add(*("-m", "--model"), metavar="MODEL", help=f"default {DEFAULT_MODEL}")
+    add(
+        "--mark",
+        action="append",
+        metavar="SPEC",
+        help="a mark as name[:value][,key=value...], repeatable (default: every drawn one)",
+    )
+    add(
+        "--by",
+        action="append",
+        metavar="SPEC",
+        help="explainers whose maps of the mark are looked at (default: gradcam)",
+    )
+    add(
+        "--class",
+        action="append",
+        dest="classes",
+        metavar="C",
+        help="test these classes alone (name or number), repeatable",
+    )
+    add(
+        "--least",
+        type=float,
+        default=0.5,
+        metavar="SD",
+        help="what counts as a shortcut, in standard deviations of the class's score "
+        "(default %(default)s)",
+    )
+    add(
+        "--closer",
+        type=int,
+        default=3,
+        metavar="N",
+        help="findings looked at closely",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of scattered pixels and tests",
+    )
+    _add_loading(add)
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file of your marks",
+    )
+    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_evaluate(verbs: Any) -> None:
@@ -979,6 +1049,42 @@ def _evaluate_planted(arguments: argparse.Namespace) -> int:
     else:
         console.show_planted(found, page, console.output())
     return 0
+
+
+def shortcuts_verb(arguments: argparse.Namespace) -> int:
+    """Plant marks in images."""
+    from consilience.runs import shortcuts
+    from consilience.show import console
+
+    asked = shortcuts.Asked(
+        tuple(arguments.mark or ()),
+        tuple(arguments.by or ("gradcam",)),
+        tuple(arguments.classes or ()),
+        arguments.least,
+        seed=arguments.seed,
+        closer=arguments.closer,
+    )
+    with console.progress_bars():
+        found, page = shortcuts.run_shortcuts(
+            asked,
+            _one_model(arguments),
+            arguments.paths,
+            arguments.output or _dated(),
+            arguments.command,
+        )
+    if arguments.json:
+        told = {**shortcuts.as_dict(found), "report": str(page)}
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        console.show_shortcuts(found, page, console.output())
+    return 0
+
+
+def _one_model(arguments: argparse.Namespace) -> Any:
+    """The network of a diagnosis."""
+    from consilience.models.load import load_model
+
+    return load_model(arguments.model or DEFAULT_MODEL, **_loading(arguments))
 
 
 def dissect_verb(arguments: argparse.Namespace) -> int:

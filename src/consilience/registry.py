@@ -162,6 +162,7 @@ fills = Registry(
 cutters = Registry(
     "mask", "consilience.agreement.masks", "consilience.study", contract=("cut",)
 )
+marks = Registry("mark", "consilience.marks", contract=("paint", "doses"))
 
 
 def summary_of(cls: type) -> str:
@@ -174,7 +175,7 @@ def has_plugins() -> bool:
     """Whether anything comes, or has come, from outside the program."""
     registered = (
         made.__module__
-        for registry in (explainers, metrics, segmenters, fills, cutters)
+        for registry in (explainers, metrics, segmenters, fills, cutters, marks)
         for made in registry._entries.values()
     )
     return bool(entry_points(group=ENTRY_POINTS)) or any(

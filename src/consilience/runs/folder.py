@@ -83,6 +83,7 @@ MANIFESTS = {
     "evaluation": "evaluation.json",
     "comparison": "comparison.json",
     "planted": "planted.json",
+    "shortcuts": "shortcuts.json",
 }
 """Where each kind of run says what it did, written last."""
 SCHEMAS = {
@@ -92,6 +93,7 @@ SCHEMAS = {
     "evaluation": 2,
     "comparison": 1,
     "planted": 1,
+    "shortcuts": 1,
 }
 CALLED = {
     "explanations": "run of explanations",
@@ -99,6 +101,7 @@ CALLED = {
     "evaluation": "evaluation",
     "comparison": "comparison",
     "planted": "planted suite",
+    "shortcuts": "search for shortcuts",
 }
 NAMES_SHOWN = 3
 try:

@@ -25,7 +25,7 @@ from rich.table import Table
 from consilience import progress, registry
 from consilience.files import json_ready
 from consilience.show import words
-from consilience.show.words import format_number
+from consilience.show.words import count_of, format_number, format_p
 from consilience.show.words import missing as is_missing
 from consilience.types import ConsilienceError, Network
 
@@ -753,6 +753,43 @@ def _ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def show_shortcuts(found: Any, page: Any, console: Console) -> None:
+    """What was found, the largest classes, and where the page is."""
+    from consilience.show import shortcuts_page
+
+    table = Table(
+        *("mark", "class", "verdict", "shift", "rank", "beyond", "95 %", "SD", "p"),
+        title="The class that each mark moves most",
+        title_justify="left",
+    )
+    rows = found.table().drop_duplicates("mark")
+    for row in rows.to_dict("records"):
+        table.add_row(
+            escape(row["mark"]),
+            escape(row["class"]),
+            row["verdict"],
+            f"{row['shift']:+.2f}",
+            str(row["rank"]),
+            f"{row['excess']:+.2f} ({row['nearest']})",
+            f"{row['low']:+.2f} to {row['high']:+.2f}",
+            f"{row['size']:+.1f}",
+            format_p(row["p"]),
+        )
+    console.print(table)
+    console.print()
+    said = [shortcuts_page.headline(found), *shortcuts_page.sentences(found)]
+    for line in said:
+        console.print(escape(line), highlight=False)
+    if found.failures:
+        name, why = found.failures[0]
+        count = len(found.failures)
+        console.print(
+            escape(f"{count_of(count, 'image')} could not be read: {name}: {why}"),
+            highlight=False,
+        )
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
 # ---- lists
 
 
@@ -788,6 +825,7 @@ def listing(what: str, model: str) -> list[dict[str, Any]]:
         "explainers": registry.explainers,
         "segmenters": registry.segmenters,
         "fills": registry.fills,
+        "marks": registry.marks,
     }
     return [_described(of_kind[what], name) for name in of_kind[what].names()]
 

@@ -45,7 +45,7 @@ def class_index(
 def check_class(model: Model, target: str) -> None:
     """Refuse a name that no class has."""
     if target not in TARGET_WORDS:
-        _numbered_or_named(model, target)
+        numbered_or_named(model, target)
 
 
 def _class_index(
@@ -63,10 +63,10 @@ def _class_index(
                 f"{sample.name}: target 'true' needs the true class; give --truth boxes.csv"
             )
         return sample.label
-    return _numbered_or_named(model, target)
+    return numbered_or_named(model, target)
 
 
-def _numbered_or_named(model: Model, name: str) -> int:
+def numbered_or_named(model: Model, name: str) -> int:
     """A class by its name, else a number: where classes are called by digits, a text is
     a name.
     """
