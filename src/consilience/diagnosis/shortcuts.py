@@ -259,9 +259,10 @@ class MarkResult:
 class Shortcuts:
     """Marks and what they do to a network's classes over images.
 
-    ``predicted`` (n,) is the first class of each plain image, ``spread`` (K,) the standard deviation of each class's score over the plain
-    images: sizes are in its units. ``doses``, ``maps`` and ``carriers`` are tables of
-    what was looked at more closely, as far as it was.
+    ``predicted`` (n,) is the first class of each plain image, ``spread`` (K,) the
+    standard deviation of each class's score over them: sizes are in its units.
+    ``doses``, ``maps`` and ``carriers`` are tables of what was looked at more closely, as
+    far as it was.
     """
 
     model_id: str

@@ -55,7 +55,7 @@ class WatermarkMark:
     doses: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "opacity": (0.1, 0.25, 0.5, 1.0),
         "size": (0.05, 0.1, LETTER, 0.2),
-        "place": ("top", "left", "centre", "bottom"),
+        "place": ("top", "left", "bottom"),
     }
 
     def paint(self, images: Tensor, seed: int) -> Painted:
