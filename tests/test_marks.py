@@ -48,11 +48,13 @@ def test_a_mark_is_seen_and_its_controls_are_other_images(name):
     painted = registry.marks.build(name).paint(images, 0)
     assert painted.marked.shape == images.shape
     assert painted.where.shape == images.shape[-2:]
-    assert 0 <= painted.where.min() and painted.where.max() <= 1
+    assert painted.where.min() >= 0
+    assert painted.where.max() <= 1
     assert painted.where.any()
     shown = [images, painted.marked, *painted.controls.values()]
     for one in shown:
-        assert one.min() >= 0 and one.max() <= 1
+        assert one.min() >= 0
+        assert one.max() <= 1
     for a, b in itertools.combinations(shown, 2):
         assert (a - b).abs().amax(dim=(1, 2, 3)).min() > 1e-3, name
     assert len([one for one in painted.controls if one != ELSEWHERE]) >= 1
@@ -190,7 +192,9 @@ def test_every_option_matters(name):
         "place": "top",
         "count": 3,
         "quality": 30,
-        "font": str(painting.font_file("", 10).path).replace("DejaVuSans", "DejaVuSerif"),
+        "font": str(painting.font_file("", 10).path).replace(
+            "DejaVuSans", "DejaVuSerif"
+        ),
     }
     for item in fields(mark):
         value = others.get(item.name, getattr(mark, item.name))
@@ -258,7 +262,9 @@ def test_what_cannot_be_painted_is_said(spec, words):
         registry.marks.build(spec).paint(photographs(), 0)
 
 
-@pytest.mark.parametrize("spec", ["stamp:size=0", "stamp:opacity=2", "jpeg:quality=0"])
+@pytest.mark.parametrize(
+    "spec", ["stamp:size=0", "stamp:opacity=2", "jpeg:quality=0"]
+)
 def test_options_out_of_bounds_are_refused(spec):
     with pytest.raises(ConsilienceError):
         registry.marks.build(spec)
@@ -269,7 +275,9 @@ def test_every_script_is_in_the_font():
 
     for script, words in WORDS.items():
         own = registry.marks.build(f"text:{script}").paint(photographs(), 0)
-        said = replace(registry.marks.build("text"), words=words).paint(photographs(), 0)
+        said = replace(registry.marks.build("text"), words=words).paint(
+            photographs(), 0
+        )
         assert torch.equal(own.marked, said.marked)
 
 

@@ -35,7 +35,10 @@ def slow(rows, level, seed, draws):
     place = math.ceil(level * (draws + 1)) - 1
     critical = max(sorted(values)[place] for values in worst.values())
     p = [
-        max((1 + sum(w >= t[k] for w in values)) / (1 + draws) for values in worst.values())
+        max(
+            (1 + sum(w >= t[k] for w in values)) / (1 + draws)
+            for values in worst.values()
+        )
         for k in range(count)
     ]
     return mean, [s / math.sqrt(n) for s in spread], critical, p
@@ -51,7 +54,7 @@ def t_of(values):
 @pytest.mark.parametrize(("level", "seed"), [(0.95, 0), (0.8, 3)])
 def test_max_t_by_slow_loops(level, seed):
     rng = np.random.default_rng(7)
-    rows = rng.normal(size=(9, 4)) + [0, 0.4, -1.2, 2.5]
+    rows = rng.normal(size=(9, 4)) + np.array([0, 0.4, -1.2, 2.5])
     rows[:, 3] += rows[:, 0]  # classes hang together
     found = simultaneous(rows, level, seed, draws=79)
     mean, error, critical, p = slow(rows, level, seed, 79)
@@ -61,8 +64,12 @@ def test_max_t_by_slow_loops(level, seed):
     assert found.p.tolist() == pytest.approx(p)
     assert len(set(p)) > 2
     half = critical * np.array(error)
-    assert found.low.tolist() == pytest.approx((np.array(mean) - half).tolist(), rel=1e-4)
-    assert found.high.tolist() == pytest.approx((np.array(mean) + half).tolist(), rel=1e-4)
+    assert found.low.tolist() == pytest.approx(
+        (np.array(mean) - half).tolist(), rel=1e-4
+    )
+    assert found.high.tolist() == pytest.approx(
+        (np.array(mean) + half).tolist(), rel=1e-4
+    )
     assert (found.n, found.level) == (9, level)
 
 
@@ -94,8 +101,10 @@ def test_columns_without_variance_are_not_tested():
     rows[:, 0], rows[:, 1] = 0, 2.5
     found = simultaneous(rows, draws=99)
     assert found.p[0] == 1
-    assert math.isnan(found.p[1]) and found.mean[1] == 2.5
-    assert np.isnan(found.low[:2]).all() and np.isnan(found.error[:2]).all()
+    assert math.isnan(found.p[1])
+    assert found.mean[1] == 2.5
+    assert np.isnan(found.low[:2]).all()
+    assert np.isnan(found.error[:2]).all()
     assert np.isfinite([found.p[2], found.low[2]]).all()
     assert found.critical == simultaneous(rows[:, 2:], draws=99).critical
 

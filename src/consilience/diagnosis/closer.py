@@ -165,7 +165,7 @@ def _mass_row(found: Array, painted: Painted) -> dict[str, float]:
 # ---- which images have it already
 
 SCALES = (0.7, 1.0, 1.4)
-LIKENESS = 0.5
+LIKENESS = 0.75
 """Images below this correlation with the mark are not said to carry it."""
 
 
@@ -176,7 +176,7 @@ def carriers_of(
     normalised cross-correlation over places and scales, ``likeness``, and the same of
     the mark's scattered pixels, ``control``.
 
-    An image ``carries`` it where the likeness is at least .5 and above every control's.
+    An image ``carries`` it where the likeness is at least .75 and above every control's.
     Rows are sorted, at most ``most``. An empty table for a mark without a shape of its
     own (it covers the frame).
     """
