@@ -14,7 +14,7 @@ from consilience import ConsilienceError, Sample, registry
 from consilience.cli import main
 from consilience.diagnosis import closer, shortcuts
 from consilience.diagnosis.shortcuts import Kept, judge
-from consilience.runs.shortcuts import find_shortcuts
+from consilience.runs.shortcuts import shortcuts as find_shortcuts
 
 SIDE = 48
 CLASSES = ("stripes", "stamped", "red", "noise")
@@ -99,7 +99,7 @@ def test_a_shape_is_found_and_a_colour_is_not_a_shape(found):
     own = row_of(found, stamp, "stamped")
     assert own["verdict"] == "found"
     assert own["rank"] == 1
-    assert own["low"] >= 0.5 * found.spread[1]
+    assert own["low"] >= shortcuts.LEAST * found.spread[1]
     # scattered and flat red are as red: the mark's colour moves it, its shape does not
     red = row_of(found, stamp, "red")
     assert red["shift_low"] > 0
@@ -158,7 +158,8 @@ def test_every_number_by_hand(found):
             errors = max(one.error[index] for one in result.shift.values())
             critical = max(one.critical for one in result.shift.values())
             assert row["detectable"] == pytest.approx(
-                0.5 * spread + (critical + scipy.stats.norm.ppf(0.8)) * errors,
+                shortcuts.LEAST * spread
+                + (critical + scipy.stats.norm.ppf(0.8)) * errors,
                 rel=1e-3,
             )
         for name in ("marked", *own):
@@ -382,6 +383,7 @@ def test_an_image_that_cannot_be_read_is_told_and_the_rest_goes_on(tmp_path, cap
         "-o",
         str(folder),
     ]
+    command += ["--least", "20"]  # such images hardly differ: a size of 3 is nothing
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["images"] == 7
@@ -410,7 +412,7 @@ def test_sentences_of_what_was_found(found):
     from consilience.show.shortcuts_page import headline, sentences
 
     assert headline(found) == (
-        "1 of 2 marks pushes a class by at least 0.5 standard deviations of its score, "
+        "1 of 2 marks pushes a class by at least 0.75 standard deviations of its score, "
         "beyond every control, over 16 images."
     )
     [said] = sentences(found)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from consilience.runs.explain import How, merge_run, run
     from consilience.runs.folder import Run
     from consilience.runs.jobfile import run_job
+    from consilience.runs.shortcuts import shortcuts
     from consilience.show.notebook import show, slider
     from consilience.types import (
         Box,
@@ -52,6 +53,7 @@ _HOME = {
     "merge_run": "runs.explain",
     "run": "runs.explain",
     "run_job": "runs.jobfile",
+    "shortcuts": "runs.shortcuts",
     "show": "show.notebook",
     "slider": "show.notebook",
     "wrap": "models.network",
@@ -82,6 +84,7 @@ __all__ = [
     "read_image",
     "run",
     "run_job",
+    "shortcuts",
     "show",
     "slider",
     "wrap",

@@ -595,7 +595,7 @@ def _add_shortcuts(verbs: Any) -> None:
     add(
         "--least",
         type=float,
-        default=0.5,
+        default=0.75,
         metavar="SD",
         help="what counts as a shortcut, in standard deviations of the class's score "
         "(default %(default)s)",

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from consilience import data, inputs, progress, registry
-from consilience.diagnosis import closer, shortcuts
+from consilience.diagnosis import closer as looks
+from consilience.diagnosis import shortcuts as search
 from consilience.diagnosis.shortcuts import Kept, Shortcuts
 from consilience.files import (
     json_ready,
@@ -52,19 +53,19 @@ class Asked:
     marks: tuple[str, ...] = ()
     by: tuple[str, ...] = ("gradcam",)
     classes: tuple[str | int, ...] = ()
-    least: float = shortcuts.LEAST
+    least: float = search.LEAST
     level: float = 0.95
     seed: int = 0
     closer: int = 3
 
 
-def find_shortcuts(
+def shortcuts(
     model: Any,
     images: Any,
     marks: Sequence[Any] = (),
     by: Sequence[str] = ("gradcam",),
     classes: Sequence[str | int] = (),
-    least: float = shortcuts.LEAST,
+    least: float = search.LEAST,
     level: float = 0.95,
     seed: int = 0,
     closer: int = 3,
@@ -110,7 +111,7 @@ def run_shortcuts(
     folder: str | Path,
     command: str = "",
 ) -> tuple[Shortcuts, Path]:
-    """`find_shortcuts` of files into a folder; returns what was found and the page."""
+    """`shortcuts` of files into a folder; returns what was found and the page."""
     shown = inputs.Shown.of(model)
     source = source_of(paths, None, shown.classes, shown.channels)
     return _found(asked, model, source, Path(folder), command)
@@ -124,8 +125,8 @@ def _found(
 ) -> tuple[Shortcuts, Path]:
     from consilience.show.shortcuts_page import shortcuts_page
 
-    asked = replace(asked, marks=asked.marks or shortcuts.battery())
-    built = shortcuts.build_marks(asked.marks)
+    asked = replace(asked, marks=asked.marks or search.battery())
+    built = search.build_marks(asked.marks)
     marks, specs = list(built.values()), list(built)
     chosen = [_class_index(model, one) for one in asked.classes] or None
     for spec in asked.by:
@@ -150,7 +151,7 @@ def _found(
     )
     with place.locked():
         kept, names, failures = _scored(place.path, model, source, marks, asked.seed)
-        result = shortcuts.judge(
+        result = search.judge(
             model, kept, specs, names, asked.least, asked.level, asked.seed, chosen
         )
         result = replace(result, failures=tuple(failures))
@@ -210,7 +211,7 @@ def _showing(
     first = _first_views(model, source, 1) if missing else []
     each = 1
     if first:
-        each = len(shortcuts.variants_of(marks, first[0][1].pixels.shape[1:]))
+        each = len(search.variants_of(marks, first[0][1].pixels.shape[1:]))
     images = sum(min(BLOCK, len(source.names) - start) for start in missing)
     with progress.task("showing marks to the network", each * images) as running:
         yield running
@@ -230,7 +231,7 @@ def _score_block(
     scores: dict[str, Any] = {}
     if views:
         pixels = torch.cat([view.pixels for _, view in views])
-        scores = shortcuts.scored_images(model, pixels, marks, seed, running.advance)
+        scores = search.scored_images(model, pixels, marks, seed, running.advance)
     write_atomically(file, lambda out: np.savez(out, **scores))
     write_json(about, {"names": [name for name, _ in views], "failures": failed})
 
@@ -296,7 +297,7 @@ def _looked_closer(
         mark, index = marks[row["mark"]], int(row["class_index"])
         named = {"mark": row["mark"], "class_index": index, "class": row["class"]}
         parts = (
-            (doses, closer.doses_of(model, shown, mark, index, asked.seed)),
+            (doses, looks.doses_of(model, shown, mark, index, asked.seed)),
             (maps, _maps(model, shown, mark, index, asked)),
             (carriers, _carriers(model, source, mark, index, said)),
         )
@@ -318,9 +319,7 @@ def _maps(
         for spec in asked.by
         if registry.explainers.build(spec).needs <= model.can
     ]
-    return closer.maps_on_mark(
-        model, views[:MAP_IMAGES], mark, index, can, asked.seed
-    )
+    return looks.maps_on_mark(model, views[:MAP_IMAGES], mark, index, can, asked.seed)
 
 
 def _carriers(
@@ -339,7 +338,7 @@ def _carriers(
             if label == index:
                 yield name, model.view(sample)
 
-    return closer.carriers_of(of_class(), mark)
+    return looks.carriers_of(of_class(), mark)
 
 
 def _examples(
