@@ -43,6 +43,7 @@ ORDER = (
     "web",
     "demo",
     "cli",
+    "pytest_plugin",
     "__main__",
 )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from consilience.models.load import load_model
     from consilience.models.network import wrap
     from consilience.models.tasks import wrap_detector, wrap_segmentation
+    from consilience.runs.check import check
     from consilience.runs.explain import How, merge_run, run
     from consilience.runs.folder import Run
     from consilience.runs.jobfile import run_job
@@ -43,6 +44,7 @@ _HOME = {
     "Sample": "types",
     "Score": "types",
     "agree": "agreement.overlap",
+    "check": "runs.check",
     "compare_layers": "api",
     "dissect": "dissection.measure",
     "evaluate": "api",
@@ -74,6 +76,7 @@ __all__ = [
     "Sample",
     "Score",
     "agree",
+    "check",
     "compare_layers",
     "dissect",
     "evaluate",

@@ -164,6 +164,26 @@ MOST_AT_A_TIME = 32
 """Images beyond which a batch is no faster on a CPU or an accelerator that is full."""
 
 
+def explain_part(
+    model: Model,
+    samples: Sequence[Sample],
+    by: str | Explainer,
+    target: str | int | Target,
+    view: ViewMode | None = None,
+) -> list[Explanation | data.Failure]:
+    """Explanations of some images, in passes as full as the explainer takes; an image
+    that fails is alone, with its reason.
+    """
+    size = _at_a_time(model, by)
+    return [
+        result
+        for start in range(0, len(samples), size)
+        for result in _explain_batch(
+            model, samples[start : start + size], by, target, view
+        )
+    ]
+
+
 def _explain_batch(
     model: Model,
     samples: Sequence[Sample],

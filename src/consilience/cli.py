@@ -31,7 +31,7 @@ DEFAULT_BY = ("gradcam", "lime")
 VERBS = (
     *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
     *("run", "merge", "status", "query", "serve"),
-    *("shortcuts",),
+    *("shortcuts", "check"),
 )
 LISTS = (
     "models",
@@ -114,6 +114,11 @@ VERB_EXAMPLES = {
         "consilience shortcuts photos/",
         "consilience shortcuts photos/ -m resnet50 --mark stamp --mark text:cyrillic",
         "consilience shortcuts photos/ --mark png:logo.png,size=0.2 --class carton -o marks",
+    ),
+    "check": (
+        "consilience check new.pt --against old.pt --images photos/",
+        "consilience check resnet50:precision=bf16 --against resnet50 --limits limits.toml",
+        "consilience check onnx:model.onnx --against resnet50 --images photos/ --by occlusion",
     ),
     "list": (
         "consilience list explainers",
@@ -273,6 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_query(verbs)
     _add_serve(verbs)
     _add_shortcuts(verbs)
+    _add_check(verbs)
     return parser
 
 
@@ -620,6 +626,35 @@ def _add_shortcuts(verbs: Any) -> None:
         action="append",
         metavar="FILE",
         help="a Python file of your marks",
+    )
+    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_check(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "check",
+        check_verb,
+        "Did a network change what it says and why? Exit code 0: the same, 3: changed, "
+        "4: not shown.",
+    )
+    add = parser.add_argument
+    add("new", metavar="NEW", help="the new network, as -m takes one")
+    add("--against", required=True, metavar="OLD", help="the old network")
+    add(
+        "--limits",
+        metavar="FILE",
+        help="images, explainers and limits in a TOML file",
+    )
+    add("--images", nargs="+", metavar="PATH", help="images, folders or globs")
+    add("--by", action="append", metavar="SPEC", help="explainers (default: gradcam)")
+    add("--labels", metavar="FILE", help="class names of both networks")
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file of explainers",
     )
     add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
@@ -1078,6 +1113,43 @@ def shortcuts_verb(arguments: argparse.Namespace) -> int:
     else:
         console.show_shortcuts(found, page, console.output())
     return 0
+
+
+CHANGED, UNDECIDED = 3, 4
+
+
+def check_verb(arguments: argparse.Namespace) -> int:
+    """Hold a new network against an old one."""
+    from consilience.models.load import load_model
+    from consilience.runs import check
+    from consilience.show import console
+
+    told = (
+        check.read_limits(arguments.limits) if arguments.limits else check.CheckFile()
+    )
+    images = arguments.images or told.images
+    if not images:
+        raise ConsilienceError(
+            "check needs images: --images, or images = [...] in the limits file"
+        )
+    with console.progress_bars():
+        found, page = check.run_check(
+            load_model(arguments.new, labels=arguments.labels),
+            load_model(arguments.against, labels=arguments.labels),
+            images,
+            arguments.output or _dated(),
+            arguments.by or told.explainers,
+            told.limits,
+            arguments.command,
+        )
+    if arguments.json:
+        told_all = {**check.as_dict(found), "summary": str(page)}
+        print(json.dumps(told_all, ensure_ascii=False))
+    else:
+        console.show_check(found, page, console.output())
+    if found.passed:
+        return 0
+    return CHANGED if found.verdict == "changed" else UNDECIDED
 
 
 def _one_model(arguments: argparse.Namespace) -> Any:

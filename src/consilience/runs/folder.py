@@ -84,6 +84,7 @@ MANIFESTS = {
     "comparison": "comparison.json",
     "planted": "planted.json",
     "shortcuts": "shortcuts.json",
+    "check": "check.json",
 }
 """Where each kind of run says what it did, written last."""
 SCHEMAS = {
@@ -94,6 +95,7 @@ SCHEMAS = {
     "comparison": 1,
     "planted": 1,
     "shortcuts": 1,
+    "check": 1,
 }
 CALLED = {
     "explanations": "run of explanations",
@@ -102,6 +104,7 @@ CALLED = {
     "comparison": "comparison",
     "planted": "planted suite",
     "shortcuts": "search for shortcuts",
+    "check": "check of a network",
 }
 NAMES_SHOWN = 3
 try:

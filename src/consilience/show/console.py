@@ -790,6 +790,35 @@ def show_shortcuts(found: Any, page: Any, console: Console) -> None:
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
+def show_check(found: Any, page: Any, console: Console) -> None:
+    """Every number with its margin, the worst images, and where the summary is."""
+    from consilience.show import change_words
+
+    for one in found.criteria:
+        console.print(escape(change_words.criterion_sentence(one)), highlight=False)
+    worst = found.images.head(5)
+    table = Table(
+        *("image", "old", "new", "less alike"),
+        title="The worst images",
+        title_justify="left",
+    )
+    for row in worst.to_dict("records"):
+        table.add_row(
+            escape(row["image"]),
+            escape(row["old"]),
+            escape(row["new"]),
+            format_number(row["drop"]),
+        )
+    console.print(table)
+    for line in (*found.notes, change_words.verdict_sentence(found)):
+        console.print(escape(line), highlight=False)
+    if found.failures:
+        name, why = found.failures[0]
+        said = f"{count_of(len(found.failures), 'image')} left out: {name}: {why}"
+        console.print(escape(said), highlight=False)
+    console.print(f"summary: {page}", highlight=False, soft_wrap=True)
+
+
 # ---- lists
 
 

@@ -1,0 +1,510 @@
+"""Did a network change what it says, and why it says it?
+
+A new network is held against an old one on the same images, toward the class that the
+old one says. Each number has a margin, and three answers are possible: shown to lie
+within it, shown to lie beyond it, or neither, where there are too few images to tell.
+Maps are not held against 1 but against how alike two maps of the *old* network are that
+were made again with another seed, batch or engine: the noise floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy
+import torch
+
+from consilience import api, registry, stats
+from consilience.data import Failure
+from consilience.metrics.similarity import MapSimilarity, alike
+from consilience.options import install_checks
+from consilience.registry import option
+from consilience.types import (
+    Array,
+    ConsilienceError,
+    Explanation,
+    Model,
+    Sample,
+)
+
+Answer = Literal["within", "beyond", "not shown"]
+Verdict = Literal["same", "changed", "not shown"]
+FLOORS = ("seed", "batch", "engine", "precision")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as a change; every limit is part of a margin that has to be shown.
+
+    ``flips`` is the share of images whose first class may differ; ``score`` how far the
+    mean score of the old class may shift, either way, in standard deviations of the old
+    network's over images; ``maps`` by how much less alike than the noise floor maps may
+    be on average, by ``alike`` (see `metrics.similarity`). ``floors`` are what the
+    noise floor is measured with. ``level`` is the confidence of a bound on one side.
+    ``undecided`` says what becomes of what was not shown either way.
+    """
+
+    flips: float = option(0.05, help="share of images", above=0, below=1)
+    score: float = option(0.25, help="standard deviations", above=0)
+    maps: float = option(0.1, help="of the similarity", above=0, most=1)
+    alike: MapSimilarity = option("spearman", help="how maps are compared")
+    floors: tuple[str, ...] = option(("seed", "batch", "engine"), help="noise floor")
+    level: float = option(0.95, help="of one side", above=0.5, below=1)
+    undecided: Literal["fail", "pass"] = option("fail", help="what is not shown")
+
+    def __post_init__(self) -> None:
+        if bad := [name for name in self.floors if name not in FLOORS]:
+            raise ConsilienceError(registry.unknown("noise floor", bad[0], FLOORS))
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Limits:
+        """Limits of plain data; raises `ConsilienceError` for names there are not."""
+        known = [item.name for item in fields(cls)]
+        if bad := [name for name in told if name not in known]:
+            raise ConsilienceError(registry.unknown("limit", bad[0], known))
+        ready: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in told.items()
+        }
+        return cls(**ready)
+
+
+install_checks(Limits)
+
+
+# ---- one image at a time
+
+
+@dataclass(frozen=True)
+class ImageChange:
+    """What differs on one image: first classes, scores of the old network's class, and
+    by method how alike the maps are (``maps``) and by method and floor how alike the
+    old network's own (``floors``).
+    """
+
+    name: str
+    label: int | None
+    old: int
+    new: int
+    old_score: float
+    new_score: float
+    maps: Mapping[str, float]
+    floors: Mapping[str, Mapping[str, float]]
+
+
+def changes(
+    new: Model,
+    old: Model,
+    samples: Sequence[Sample],
+    by: Sequence[str],
+    limits: Limits,
+) -> Iterator[ImageChange | Failure]:
+    """What differs on each of some images, which are shown in full batches."""
+    views = [old.view(sample) for sample in samples]
+    shown = [new.view(sample) for sample in samples]
+    said = old.scores(torch.cat([view.pixels for view in views])).float().cpu()
+    says = new.scores(torch.cat([view.pixels for view in shown])).float().cpu()
+    if said.shape[1] != says.shape[1]:
+        raise ConsilienceError(
+            f"the networks cannot be compared: {new.id} has {says.shape[1]} classes, "
+            f"{old.id} has {said.shape[1]}"
+        )
+    first = said.argmax(1).tolist()
+    asked = [
+        replace(sample, label=index)
+        for sample, index in zip(samples, first, strict=True)
+    ]
+    maps: list[dict[str, float]] = [{} for _ in samples]
+    floors: list[dict[str, dict[str, float]]] = [{} for _ in samples]
+    failed: dict[int, str] = {}
+    for spec in by:
+        own = _maps(old, asked, spec)
+        others = {"": _maps(new, asked, spec)}
+        others |= {
+            name: _again(old, asked, spec, name)
+            for name in floors_of(old, spec, limits.floors)
+        }
+        for place in range(len(samples)):
+            made = [own[place], *(one[place] for one in others.values())]
+            for one in made:
+                if isinstance(one, Failure):
+                    failed.setdefault(place, one.reason)
+            if place in failed:
+                continue
+            base, *rest = (one.values for one in made)  # type: ignore[union-attr]
+            found = {
+                name: alike(base, values, limits.alike)
+                for name, values in zip(others, rest, strict=True)
+            }
+            maps[place][spec] = found.pop("")
+            floors[place][spec] = found
+    for place, sample in enumerate(samples):
+        if place in failed:
+            yield Failure(sample.name, failed[place])
+            continue
+        yield ImageChange(
+            sample.name,
+            sample.label,
+            first[place],
+            int(says[place].argmax()),
+            float(said[place, first[place]]),
+            float(says[place, first[place]]),
+            maps[place],
+            floors[place],
+        )
+
+
+Made = Sequence[Explanation | Failure]
+
+
+def _maps(model: Model, samples: Sequence[Sample], by: Any) -> Made:
+    """A map of every sample toward its label, as a batch where that works."""
+    return api.explain_part(model, samples, by, "true")
+
+
+def floors_of(model: Model, by: str, asked: Sequence[str]) -> tuple[str, ...]:
+    """Which noise floors there are for a method: a seed where it has one, a batch where
+    it takes one, another engine where it asks for scores and the network has one.
+    """
+    explainer = registry.explainers.build(by)
+    there = {
+        "seed": hasattr(explainer, "seed"),
+        "batch": hasattr(explainer, "explain_batch"),
+        "engine": "gradients" not in explainer.needs
+        and "module" in model.can
+        and model.facts.get("engine") != "torch",
+        "precision": "module" in model.can
+        and model.facts.get("precision") == "f32"
+        and _has_bf16(model),
+    }
+    return tuple(name for name in asked if there[name])
+
+
+def _has_bf16(model: Model) -> bool:
+    """Whether asking for bf16 gives bf16."""
+    return bool(model.using(precision="bf16").facts.get("precision") == "bf16")
+
+
+def _again(old: Model, samples: Sequence[Sample], by: str, how: str) -> Made:
+    """The old network's maps made again in another way."""
+    if how == "seed":
+        explainer = registry.explainers.build(by)
+        return _maps(old, samples, replace(explainer, seed=explainer.seed + 1))
+    if how == "batch":
+        return [one for sample in samples for one in _maps(old, [sample], by)]
+    if how == "engine":
+        return _maps(old.using(engine="torch"), samples, by)
+    return _maps(old.using(precision="bf16"), samples, by)
+
+
+# ---- what it shows
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One number and its margin: the ``value`` with its bounds, each at the level of
+    one side, and what they show.
+
+    ``floor`` is what a map's similarity was held against (NaN elsewhere) and ``held``
+    which floor that is.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    margin: float
+    answer: Answer
+    p_within: float
+    p_beyond: float
+    n: int
+    floor: float = math.nan
+    held: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Whether a network changed: criteria, and rows of classes and images, worst first."""
+
+    new_id: str
+    old_id: str
+    limits: Limits
+    criteria: tuple[Criterion, ...]
+    by_class: pd.DataFrame
+    images: pd.DataFrame
+    floors: pd.DataFrame
+    failures: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """``changed`` where anything is shown to lie beyond its margin (Holm over the
+        criteria), ``same`` where everything is shown to lie within, else ``not shown``.
+        """
+        if any(one.answer == "beyond" for one in self.criteria):
+            return "changed"
+        if all(one.answer == "within" for one in self.criteria):
+            return "same"
+        return "not shown"
+
+    @property
+    def passed(self) -> bool:
+        """Whether a pipeline may go on."""
+        undecided = self.limits.undecided == "pass"
+        return self.verdict == "same" or (self.verdict == "not shown" and undecided)
+
+
+def judge(
+    new: Model,
+    old: Model,
+    found: Sequence[ImageChange],
+    by: Sequence[str],
+    limits: Limits,
+    failures: Sequence[tuple[str, str]] = (),
+) -> Change:
+    """What differences of images show. Raises `ConsilienceError` for fewer than two."""
+    if len(found) < 2:
+        raise ConsilienceError(
+            f"a check needs two images that both networks can be asked about; got "
+            f"{len(found)}"
+        )
+    held = {spec: _worst_floor(found, spec) for spec in by}
+    drops = {spec: _drops(found, spec, held[spec]) for spec in by}
+    criteria = [_flips(found, limits), _score(found, limits)]
+    for spec in by:
+        floor, values = _floor_values(found, spec, held[spec])
+        del values
+        one = _mean_within(
+            f"maps of {spec}", drops[spec], limits.maps, limits.level, True
+        )
+        criteria.append(replace(one, floor=floor, held=held[spec]))
+    return Change(
+        new.id,
+        old.id,
+        limits,
+        _adjusted(criteria, limits.level),
+        _by_class(old, found, drops, limits),
+        _by_image(old, found, drops),
+        _floor_table(found, by),
+        tuple(failures),
+        tuple(_notes(new, old)),
+    )
+
+
+def _notes(new: Model, old: Model) -> Iterator[str]:
+    """What has to be known of how the two ran."""
+    for model in dict.fromkeys((new, old)):
+        if "note" in model.facts:
+            yield f"{model.id}: {model.facts['note']}"
+    same = ("engine", "precision", "device")
+    if new.id == old.id and all(new.facts.get(k) == old.facts.get(k) for k in same):
+        yield "both are one network, run the same way: nothing could have changed"
+
+
+def _adjusted(criteria: Sequence[Criterion], level: float) -> tuple[Criterion, ...]:
+    """Answers of beyond by Holm over all criteria, since one is enough to fail; of
+    within each at its own level, since all are needed to pass.
+    """
+    beyond = stats.holm([one.p_beyond for one in criteria])
+    found = []
+    for one, p in zip(criteria, beyond, strict=True):
+        answer: Answer = "not shown"
+        if one.p_within <= 1 - level:
+            answer = "within"
+        elif p <= 1 - level:
+            answer = "beyond"
+        found.append(replace(one, answer=answer))
+    return tuple(found)
+
+
+def _flips(found: Sequence[ImageChange], limits: Limits) -> Criterion:
+    """The share of images whose first class differs, with exact bounds (Clopper and
+    Pearson 1934).
+    """
+    n, count = len(found), sum(one.old != one.new for one in found)
+    beta, tail = scipy.stats.beta, 1 - limits.level
+    low = float(beta.ppf(tail, count, n - count + 1)) if count else 0.0
+    high = float(beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0
+    binomial = scipy.stats.binom
+    return Criterion(
+        "flips",
+        count / n,
+        low,
+        high,
+        limits.flips,
+        "not shown",
+        float(binomial.cdf(count, n, limits.flips)),
+        float(binomial.sf(count - 1, n, limits.flips)),
+        n,
+    )
+
+
+def _score(found: Sequence[ImageChange], limits: Limits) -> Criterion:
+    """The mean shift of the old class's score in standard deviations of it over images:
+    two one-sided tests (Schuirmann 1987).
+    """
+    old = np.array([one.old_score for one in found])
+    new = np.array([one.new_score for one in found])
+    spread = float(old.std(ddof=1))
+    shift = (
+        (new - old) / spread if spread > 0 else np.where(new == old, 0.0, math.inf)
+    )
+    if not np.isfinite(shift).all():
+        raise ConsilienceError(
+            "the old network says the same score of every image; its shift has no unit"
+        )
+    return _mean_within("score", shift, limits.score, limits.level, False)
+
+
+def _mean_within(
+    name: str, values: Array, margin: float, level: float, one_sided: bool
+) -> Criterion:
+    """Whether a mean is shown to lie within a margin: below it, or on both sides."""
+    interval = stats.mean_interval(values, level=2 * level - 1)
+    low, high = interval.low, interval.high
+    if math.isnan(low):  # equal values: there is nothing to estimate
+        low = high = interval.mean
+    above = _p(values, margin, "greater")
+    below = _p(values, margin, "less")
+    if one_sided:
+        within, beyond = below, above
+    else:
+        within = max(below, _p(values, -margin, "greater"))
+        beyond = min(1.0, 2 * min(above, _p(values, -margin, "less")))
+    return Criterion(
+        name,
+        interval.mean,
+        low,
+        high,
+        margin,
+        "not shown",
+        within,
+        beyond,
+        len(values),
+    )
+
+
+def _p(values: Array, at: float, alternative: stats.Alternative) -> float:
+    """p that the mean is at the margin or on its other side."""
+    shifted = values - at
+    if (shifted == shifted[0]).all():  # no variance: signs alone would need n images
+        on_side = shifted[0] > 0 if alternative == "greater" else shifted[0] < 0
+        return 0.0 if on_side else 1.0
+    return stats.paired_test(shifted, alternative=alternative)
+
+
+# ---- the noise floor
+
+
+def _floor_values(
+    found: Sequence[ImageChange], spec: str, held: str
+) -> tuple[float, Array]:
+    values = np.array(
+        [one.floors[spec][held] if held else 1.0 for one in found], np.float64
+    )
+    return float(values.mean()), values
+
+
+def _worst_floor(found: Sequence[ImageChange], spec: str) -> str:
+    """The floor of the least alike maps; none where nothing of the method is noise."""
+    names = list(found[0].floors[spec])
+    means = [np.mean([one.floors[spec][name] for one in found]) for name in names]
+    return names[int(np.argmin(means))] if names else ""
+
+
+def _drops(found: Sequence[ImageChange], spec: str, held: str) -> Array:
+    """By image, how much less alike the new map is than the floor."""
+    _, floor = _floor_values(found, spec, held)
+    drops: Array = floor - np.array([one.maps[spec] for one in found])
+    return drops
+
+
+def _floor_table(found: Sequence[ImageChange], by: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for spec in by:
+        for name in ("", *found[0].floors[spec]):
+            values = [
+                one.floors[spec][name] if name else one.maps[spec] for one in found
+            ]
+            interval = stats.mean_interval(values)
+            rows.append(
+                {
+                    "method": spec,
+                    "against": name or "the new network",
+                    "alike": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "least": float(np.min(values)),
+                    "n": interval.n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# ---- classes and images, worst first
+
+
+def _by_class(
+    old: Model,
+    found: Sequence[ImageChange],
+    drops: Mapping[str, Array],
+    limits: Limits,
+) -> pd.DataFrame:
+    """A row a class of the old network: images, flips, the largest mean drop of any
+    method, whether it is beyond the margin (Holm over classes and methods; NaN for
+    fewer than two images).
+    """
+    classes = sorted({one.old for one in found})
+    rows, p = [], []
+    for index in classes:
+        mine = [place for place, one in enumerate(found) if one.old == index]
+        means = {spec: float(values[mine].mean()) for spec, values in drops.items()}
+        worst = max(means, key=lambda spec: means[spec]) if means else ""
+        few = len(mine) < 2 or not worst
+        p.append(math.nan if few else _p(drops[worst][mine], limits.maps, "greater"))
+        rows.append(
+            {
+                "class_index": index,
+                "class": api.class_name(old, index),
+                "images": len(mine),
+                "flips": sum(found[place].new != index for place in mine),
+                "method": worst,
+                "drop": means.get(worst, math.nan),
+            }
+        )
+    count = max(1, len(drops))  # the worst of so many methods was chosen
+    adjusted = stats.holm([min(1.0, one * count) if one == one else one for one in p])
+    table = pd.DataFrame(rows).assign(p=adjusted)
+    table["beyond"] = table["p"] <= 1 - limits.level
+    return table.sort_values(
+        ["drop", "flips"], ascending=False, kind="stable"
+    ).reset_index(drop=True)
+
+
+def _by_image(
+    old: Model, found: Sequence[ImageChange], drops: Mapping[str, Array]
+) -> pd.DataFrame:
+    rows = []
+    for place, one in enumerate(found):
+        by_method = {spec: float(values[place]) for spec, values in drops.items()}
+        rows.append(
+            {
+                "image": one.name,
+                "old": api.class_name(old, one.old),
+                "new": api.class_name(old, one.new),
+                "flipped": one.old != one.new,
+                "score_shift": one.new_score - one.old_score,
+                "drop": max(by_method.values(), default=math.nan),
+                **{f"alike {spec}": one.maps[spec] for spec in drops},
+            }
+        )
+    return (
+        pd.DataFrame(rows)
+        .sort_values(["flipped", "drop"], ascending=False, kind="stable")
+        .reset_index(drop=True)
+    )

@@ -1,0 +1,403 @@
+"""Checks of networks whose changes are known."""
+
+import json
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from PIL import Image
+from torch import nn
+
+import consilience as cs
+from consilience import ConsilienceError, Sample
+from consilience.cli import main
+from consilience.diagnosis import change
+from consilience.diagnosis.change import Limits
+from consilience.metrics.similarity import alike
+from consilience.runs.check import check, junit, read_limits
+from consilience.show.change_words import (
+    criterion_sentence,
+    markdown,
+    verdict_sentence,
+)
+
+pytest_plugins = ("pytester",)
+
+SIDE = 24
+
+
+def module(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).eval()
+
+
+def network(seed=0, head_noise=0.0, bias=0.0):
+    made = module(seed)
+    pixels = torch.from_numpy(np.stack([one.pixels for one in photographs(64)]))
+    shown = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():  # classes are said in turn, and differ by image
+        said = made(shown)
+        scale = 1 / said.std(0)
+        made[6].weight *= scale[:, None]
+        made[6].bias.copy_(made[6].bias * scale - (said * scale).mean(0))
+        source = torch.Generator().manual_seed(9)
+        made[6].weight += head_noise * torch.randn(3, 8, generator=source)
+        made[6].bias += bias * torch.tensor([1.0, -1.0, 0.0])
+    return cs.wrap(made, size=SIDE, mean=0.5, std=0.25, engine="torch", name="net")
+
+
+def photographs(count=40, seed=0):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (count, 6, 6, 3)).astype(np.uint8)
+    large = small.repeat(4, axis=1).repeat(4, axis=2)
+    return [Sample(f"p{place:02d}", one) for place, one in enumerate(large)]
+
+
+BY = ("gradcam", "occlusion:window=8,stride=4")
+
+
+def test_every_number_by_hand():
+    new, old, samples = network(head_noise=0.3, bias=0.1), network(), photographs(30)
+    found = check(new, old, samples, BY)
+    pixels = torch.cat([old.view(one).pixels for one in samples])
+    before, after = old.scores(pixels).double(), new.scores(pixels).double()
+    first = before.argmax(1)
+    flips = int((after.argmax(1) != first).sum())
+    assert 0 < flips < 30
+    by_name = {one.name: one for one in found.criteria}
+    one = by_name["flips"]
+    assert one.value == flips / 30
+    # Clopper and Pearson: the share at which so few, or so many, have a chance of .05
+    assert scipy.stats.binom.cdf(flips, 30, one.high) == pytest.approx(0.05)
+    assert scipy.stats.binom.sf(flips - 1, 30, one.low) == pytest.approx(0.05)
+    assert one.p_within == pytest.approx(scipy.stats.binom.cdf(flips, 30, 0.05))
+    rows = torch.arange(30)
+    spread = before[rows, first].std()
+    shift = (after[rows, first] - before[rows, first]) / spread
+    assert by_name["score"].value == pytest.approx(float(shift.mean()), rel=1e-4)
+    for spec in BY:
+        drops, floors = [], []
+        for sample, index in zip(samples, first.tolist(), strict=True):
+            a, b = (
+                cs.explain(model, sample, spec, index).values for model in (old, new)
+            )
+            drops.append(alike(a, b, "spearman"))
+            floors.append(1.0)
+        one = by_name[f"maps of {spec}"]
+        assert one.value == pytest.approx(np.mean(floors) - np.mean(drops), abs=2e-4)
+        assert one.floor == pytest.approx(1, abs=1e-5)
+        table = found.floors[found.floors["method"] == spec].set_index("against")
+        assert table.loc["the new network", "alike"] == pytest.approx(
+            np.mean(drops), abs=2e-4
+        )
+        assert table.loc["the new network", "least"] == pytest.approx(
+            np.min(drops), abs=2e-3
+        )
+    assert by_name["maps of gradcam"].held == "batch"
+    images = found.images.set_index("image")
+    assert images["flipped"].sum() == flips
+    assert images.loc["p03", "score_shift"] == pytest.approx(
+        float(shift[3] * spread), rel=1e-3, abs=1e-5
+    )
+    assert found.images["flipped"].iloc[:flips].all()  # worst first
+    kept = found.images[~found.images["flipped"]]["drop"]
+    assert kept.is_monotonic_decreasing
+    classes = found.by_class
+    assert classes["images"].sum() == 30
+    assert classes["flips"].sum() == flips
+    assert classes["drop"].is_monotonic_decreasing
+
+
+def test_a_network_is_the_same_as_itself():
+    found = check(network(), network(), photographs(60), BY)
+    assert found.verdict == "same"
+    assert found.passed
+    assert [one.answer for one in found.criteria] == ["within"] * 4
+    assert found.notes == (
+        "both are one network, run the same way: nothing could have changed",
+    )
+
+
+def test_another_network_is_changed():
+    found = check(network(3), network(), photographs(60), BY)
+    assert found.verdict == "changed"
+    assert not found.passed
+    assert "beyond" in {one.answer for one in found.criteria}
+    assert found.notes == ()
+
+
+def test_few_images_show_nothing_and_limits_say_what_becomes_of_it():
+    strict = check(network(), network(bias=0.001), photographs(8), BY)
+    assert strict.verdict == "not shown"
+    flips = strict.criteria[0]
+    assert flips.value == 0
+    assert flips.high == pytest.approx(1 - 0.05 ** (1 / 8))
+    assert not strict.passed
+    loose = check(
+        network(), network(bias=0.001), photographs(8), BY, {"undecided": "pass"}
+    )
+    assert loose.verdict == "not shown"
+    assert loose.passed
+    wide = check(network(), network(bias=0.001), photographs(8), BY, {"flips": 0.5})
+    assert wide.verdict == "same"
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"flips": 0.9, "score": 9, "maps": 1.0}, "same"),
+        ({"flips": 0.01, "score": 9, "maps": 1.0}, "changed"),
+        ({"flips": 0.9, "score": 0.01, "maps": 1.0}, "changed"),
+        ({"flips": 0.9, "score": 9, "maps": 0.01}, "changed"),
+    ],
+)
+def test_each_limit_decides(given, changed):
+    new = network(head_noise=1.5, bias=0.3)
+    assert (
+        check(new, network(), photographs(60), ["gradcam"], given).verdict == changed
+    )
+
+
+def test_maps_are_held_against_the_noise_floor():
+    """LIME with few draws differs from itself by its seed as much as from the new one."""
+    spec = "lime:samples=24,segments=grid(6)"
+    found = check(network(bias=0.01), network(), photographs(24), [spec])
+    [one] = [one for one in found.criteria if one.name.startswith("maps")]
+    assert one.held == "seed"
+    assert one.floor < 0.9
+    table = found.floors.set_index("against")
+    assert table.loc["seed", "alike"] == pytest.approx(one.floor)
+    drop = table.loc["seed", "alike"] - table.loc["the new network", "alike"]
+    assert one.value == pytest.approx(drop)
+    without = check(
+        network(bias=0.01), network(), photographs(24), [spec], {"floors": []}
+    )
+    [bare] = [one for one in without.criteria if one.name.startswith("maps")]
+    assert (bare.floor, bare.held) == (1.0, "")
+    assert bare.value > one.value
+
+
+def test_which_floors_there_are():
+    old = network()
+    everything = change.FLOORS
+    assert change.floors_of(old, "gradcam", ("seed", "batch", "engine")) == ("batch",)
+    assert change.floors_of(old, "lime", ("seed", "batch", "engine")) == ("seed",)
+    assert "precision" in change.floors_of(old, "gradcam", everything)
+    found = check(old, old, photographs(12), [BY[1]], {"floors": ["precision"]})
+    [one] = [one for one in found.criteria if one.name.startswith("maps")]
+    assert one.held == "precision"
+    assert 0.8 < one.floor < 1
+
+
+def test_answers_of_one_are_adjusted_for_all():
+    """Beyond is Holm over criteria; within is each at its own level."""
+    one = change.Criterion("a", 0, 0, 0, 1, "not shown", 0.5, 0.03, 9)
+    alone = change._adjusted([one], 0.95)
+    assert alone[0].answer == "beyond"
+    two = change._adjusted([one, change.replace(one, name="b", p_beyond=0.5)], 0.95)
+    assert [each.answer for each in two] == ["not shown", "not shown"]
+    inside = change.replace(one, p_within=0.04, p_beyond=0.9)
+    assert change._adjusted([inside, inside], 0.95)[1].answer == "within"
+
+
+def test_false_alarms_are_rare_where_nothing_changed():
+    """Two seeds of a random map method: their maps differ, as they always do."""
+    alarms = 0
+    for seed in range(40):
+        found = check(
+            network(),
+            network(),
+            photographs(12, seed),
+            [f"random:seed={seed}"],
+            {"flips": 0.5, "undecided": "pass"},
+        )
+        alarms += found.verdict == "changed"
+    assert alarms <= 2
+
+
+def test_what_cannot_be_checked_is_said():
+    with pytest.raises(ConsilienceError, match="two images"):
+        check(network(), network(), photographs(1), ["centre"])
+    two = cs.wrap(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)),
+        size=SIDE,
+    )
+    with pytest.raises(ConsilienceError, match=r"has 2 classes, net@.* has 3"):
+        check(two, network(), photographs(4), ["centre"])
+    with pytest.raises(ConsilienceError, match="did you mean 'gradcam'"):
+        check(network(), network(), photographs(4), ["gradcamm"])
+    box = cs.wrap_callable(lambda x: np.zeros((len(x), 3)), size=SIDE)
+    with pytest.raises(ConsilienceError, match="gradcam needs"):
+        check(box, network(), photographs(4), ["gradcam"])
+    with pytest.raises(ConsilienceError, match="same score of every image"):
+        check(network(), box, photographs(4), ["centre"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("limits = 3", "limits is a table"),
+        ("image = ['a']", "did you mean 'images'"),
+        ("[limits]\nflip = 0.1", "did you mean 'flips'"),
+        ("[limits]\nflips = 2.0", "below 1"),
+        ("[limits]\nfloors = ['sed']", "did you mean 'seed'"),
+        ("[limits]\nalike = 'kendall'", "spearman"),
+        ("explainers = [1]", "a list of texts"),
+        ("x = ", "no TOML"),
+    ],
+)
+def test_a_limits_file_that_is_wrong_is_told(tmp_path, text, words):
+    file = tmp_path / "limits.toml"
+    file.write_text(text)
+    with pytest.raises(ConsilienceError, match=words):
+        read_limits(file)
+
+
+def test_a_limits_file_is_read(tmp_path):
+    file = tmp_path / "limits.toml"
+    file.write_text(
+        'images = "photos"\nexplainers = ["lime"]\n[limits]\nflips = 0.1\n'
+        'floors = ["seed"]\nundecided = "pass"\n'
+    )
+    told = read_limits(file)
+    assert told.images == (str(tmp_path / "photos"),)
+    assert told.explainers == ("lime",)
+    assert told.limits == Limits(flips=0.1, floors=("seed",), undecided="pass")
+
+
+def test_junit_and_markdown_say_the_same():
+    found = check(network(3), network(), photographs(20), ["gradcam"])
+    suite = ElementTree.fromstring(junit(found))
+    answers = {one.name: one.answer for one in found.criteria}
+    assert int(suite.get("tests")) == 3
+    failing = [
+        case.get("name")
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None
+    ]
+    assert failing == [name for name, answer in answers.items() if answer != "within"]
+    assert int(suite.get("failures")) == len(failing)
+    text = markdown(found)
+    assert text.startswith("### ❌ consilience check")
+    for one in found.criteria:
+        assert f"| {one.name} |" in text
+    assert verdict_sentence(found) in text
+    loose = check(
+        network(), network(), photographs(4), ["gradcam"], {"undecided": "pass"}
+    )
+    suite = ElementTree.fromstring(junit(loose))
+    assert suite.get("failures") == "0"
+    skipped = sum(case.find("skipped") is not None for case in suite.iter("testcase"))
+    assert (
+        skipped
+        == int(suite.get("skipped"))
+        == sum(one.answer == "not shown" for one in loose.criteria)
+    )
+    assert skipped
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("within", "shown to be within 0.05"),
+        ("beyond", "shown to be beyond 0.05"),
+        ("not shown", "not shown to be within or beyond 0.05"),
+    ],
+)
+def test_not_shown_is_never_worded_is_not(answer, words):
+    one = change.Criterion("flips", 0.1, 0.0, 0.3, 0.05, answer, 0.5, 0.5, 10)
+    assert criterion_sentence(one).endswith(words)
+
+
+def test_the_command_and_its_exit_codes(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for one in photographs(8):
+        Image.fromarray(one.pixels).save(photos / f"{one.name}.png")
+    (photos / "bad.png").write_bytes(b"no image")
+    (tmp_path / "limits.toml").write_text(
+        'images = ["photos"]\nexplainers = ["centre"]\n[limits]\nflips = 0.5\n'
+    )
+    limits = ["--limits", str(tmp_path / "limits.toml")]
+    same = ["check", "efficientnet_lite0", "--against", "efficientnet_lite0"]
+    assert main([*same, *limits, "-o", str(tmp_path / "a"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "same"
+    assert [name for name, _ in told["failures"]] == ["bad"]
+    names = {one.name for one in (tmp_path / "a").iterdir()}
+    assert {
+        "check.json",
+        "summary.md",
+        "junit.xml",
+        "images.csv",
+        "classes.csv",
+    } <= names
+    few = [
+        *same,
+        "--images",
+        str(photos),
+        "--by",
+        "centre",
+        "-o",
+        str(tmp_path / "b"),
+    ]
+    assert main(few) == 4
+    assert "Not shown either way over 8 images: flips" in capsys.readouterr().out
+    other = [
+        "check",
+        "efficientnet_lite0:weights=random",
+        "--against",
+        "efficientnet_lite0",
+    ]
+    assert main([*other, *limits, "-o", str(tmp_path / "c")]) == 3
+    assert "Changed: flips" in capsys.readouterr().out
+    assert main([*same, "-o", str(tmp_path / "d")]) == 1
+    assert "check needs images" in capsys.readouterr().err
+
+
+def test_the_pytest_fixture(pytester):
+    pytester.makepyfile(
+        """
+        import numpy as np, torch
+        from torch import nn
+        import consilience as cs
+
+        def network(seed):
+            torch.manual_seed(seed)
+            module = nn.Sequential(
+                nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                nn.Linear(8, 3),
+            ).eval()
+            return cs.wrap(module, size=16, engine="torch")
+
+        images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3)).astype("uint8")
+
+        def test_same(explanations_unchanged):
+            found = explanations_unchanged(network(0), network(0), images, flips=0.2)
+            assert found.verdict == "same"
+
+        def test_other(explanations_unchanged):
+            explanations_unchanged(network(1), network(0), images, flips=0.2)
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "consilience.pytest_plugin")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Changed: *over 20 images.*"])
+
+
+def test_bounds_have_no_nan_where_all_values_are_equal():
+    one = change._mean_within("a", np.zeros(9), 0.1, 0.95, True)
+    assert (one.low, one.high) == (0, 0)
+    assert (one.p_within, one.p_beyond) == (0, 1)
+    assert not math.isnan(one.value)
