@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from consilience.models.network import wrap
     from consilience.models.tasks import wrap_detector, wrap_segmentation
     from consilience.runs.check import check
+    from consilience.runs.clusters import clusters
     from consilience.runs.explain import How, merge_run, run
     from consilience.runs.folder import Run
     from consilience.runs.jobfile import run_job
@@ -45,6 +46,7 @@ _HOME = {
     "Score": "types",
     "agree": "agreement.overlap",
     "check": "runs.check",
+    "clusters": "runs.clusters",
     "compare_layers": "api",
     "dissect": "dissection.measure",
     "evaluate": "api",
@@ -77,6 +79,7 @@ __all__ = [
     "Score",
     "agree",
     "check",
+    "clusters",
     "compare_layers",
     "dissect",
     "evaluate",

@@ -31,7 +31,7 @@ DEFAULT_BY = ("gradcam", "lime")
 VERBS = (
     *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
     *("run", "merge", "status", "query", "serve"),
-    *("shortcuts", "check"),
+    *("shortcuts", "check", "clusters"),
 )
 LISTS = (
     "models",
@@ -119,6 +119,11 @@ VERB_EXAMPLES = {
         "consilience check new.pt --against old.pt --images photos/",
         "consilience check resnet50:precision=bf16 --against resnet50 --limits limits.toml",
         "consilience check onnx:model.onnx --against resnet50 --images photos/ --by occlusion",
+    ),
+    "clusters": (
+        "consilience clusters run",
+        "consilience clusters run --class carton --column Grad-CAM -o groups",
+        "consilience clusters run --most 4 --json",
     ),
     "list": (
         "consilience list explainers",
@@ -279,6 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(verbs)
     _add_shortcuts(verbs)
     _add_check(verbs)
+    _add_clusters(verbs)
     return parser
 
 
@@ -657,6 +663,23 @@ def _add_check(verbs: Any) -> None:
         help="a Python file of explainers",
     )
     add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_clusters(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "clusters",
+        clusters_verb,
+        "Are there groups among the explanations of a class, or is it one?",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the folder of a run of explanations")
+    add("--column", metavar="NAME", help="one column of the run (default: each)")
+    add("--class", dest="class_name", metavar="C", help="one class (default: each)")
+    add("--most", type=int, default=6, metavar="N", help="groups at most")
+    add("--seed", type=int, default=0, metavar="N", help="of k-means and resamples")
+    add(*("-o", "--output"), metavar="OUT", help="folder (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
 
 
@@ -1112,6 +1135,31 @@ def shortcuts_verb(arguments: argparse.Namespace) -> int:
         print(json.dumps(told, ensure_ascii=False))
     else:
         console.show_shortcuts(found, page, console.output())
+    return 0
+
+
+def clusters_verb(arguments: argparse.Namespace) -> int:
+    """Look for groups among a run's explanations."""
+    from consilience.runs import clusters
+    from consilience.show import console
+
+    with console.progress_bars():
+        found, page = clusters.run_clusters(
+            arguments.run,
+            arguments.output or _dated(),
+            arguments.column,
+            arguments.class_name,
+            arguments.most,
+            arguments.seed,
+            arguments.command,
+        )
+    if arguments.json:
+        told = {**clusters.as_dict(found), "report": str(page)}
+        print(json.dumps(told, ensure_ascii=False))
+        return 0
+    for one in found.values():
+        print(printable(one.sentence()))
+    print(f"report: {page}")
     return 0
 
 

@@ -85,6 +85,7 @@ MANIFESTS = {
     "planted": "planted.json",
     "shortcuts": "shortcuts.json",
     "check": "check.json",
+    "clusters": "clusters.json",
 }
 """Where each kind of run says what it did, written last."""
 SCHEMAS = {
@@ -96,6 +97,7 @@ SCHEMAS = {
     "planted": 1,
     "shortcuts": 1,
     "check": 1,
+    "clusters": 1,
 }
 CALLED = {
     "explanations": "run of explanations",
@@ -105,6 +107,7 @@ CALLED = {
     "planted": "planted suite",
     "shortcuts": "search for shortcuts",
     "check": "check of a network",
+    "clusters": "search for groups",
 }
 NAMES_SHOWN = 3
 try:
