@@ -56,6 +56,7 @@ QUICK = {
     "sscam": "channels=2,samples=2",
     "iscam": "channels=2,samples=2",
     "smoothgradcam++": "samples=2",
+    "opticam": "steps=2",
 }
 TORCHVISION = (
     "alexnet",

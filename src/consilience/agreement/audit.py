@@ -45,7 +45,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("cam", "gradcam", "gradcam++", "xgradcam", "hirescam"),
         *("gradcam-elementwise", "layercam", "eigencam", "eigengradcam"),
         *("smoothgradcam++", "scorecam", "iscam", "sscam", "ablationcam"),
-        "reciprocam",
+        *("reciprocam", "finercam", "opticam", "dff"),
     ),
     "made of gradients at the pixels": (
         *("gradient", "input-x-gradient", "smoothgrad", "squaregrad", "vargrad"),
