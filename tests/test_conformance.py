@@ -89,6 +89,10 @@ def test_map_fills_the_frame_and_is_finite(name, model, planted):
 
 def test_flat_image_gives_finite_maps(name, model, planted):
     flat = type(planted)("flat", np.full((64, 64, 3), 128, dtype=np.uint8))
+    if name == "minimal":
+        with pytest.raises(NotApplicable, match="does not say red of the image"):
+            api.explain(model, flat, spec(name), target="red")
+        return
     assert np.isfinite(
         api.explain(model, flat, spec(name), target="red").values
     ).all()
@@ -157,6 +161,8 @@ def test_finds_planted_evidence(name, model, planted):
 
 
 def test_flipped_image_flips_the_map(name, model, planted):
+    if name == "minimal":
+        pytest.skip("of regions alike in size and margin the first is taken")
     if is_control(name) or "seed=" in registry.spell(
         registry.explainers.build(name), full=True
     ):

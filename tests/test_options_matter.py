@@ -122,6 +122,7 @@ BY_PLACE = {
 ELSEWHERE = {
     "cam": "needs a pooled linear head behind the layer (tests/test_cam.py)",
     "relu": "the last layer's activations of this network are not below 0 (test_cam.py)",
+    "minimal": "needs a class that is said first (tests/test_minimal.py)",
     "attention": "needs attention (tests/test_attention.py)",
     "until": "stops where it is sure (tests/test_lime.py, test_sampling.py)",
     "agreement": "of until=stable (tests/test_sampling.py)",
@@ -136,8 +137,8 @@ def no_case(name, option):
     spelling = f"{name} {option}"
     if name in ATTENTION:
         return ELSEWHERE["attention"]
-    if name == "cam":
-        return ELSEWHERE["cam"]
+    if name in ("cam", "minimal"):
+        return ELSEWHERE[name]
     if option == "relu" and spelling not in RELU_MATTERS:
         return ELSEWHERE["relu"]
     if option in ("until", "agreement", "fidelity"):

@@ -53,7 +53,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("guided-backprop", "deconvnet", "xrai", "fullgrad"),
     ),
     "games of superpixels": ("lime", "kernelshap", "shapley", "banzhaf", "ablation"),
-    "made by hiding regions": ("occlusion", "rise", "sobol", "hsic"),
+    "made by hiding regions": ("occlusion", "rise", "sobol", "hsic", "minimal"),
     "made of attention": (
         *("attention", "rollout", "gradient-rollout", "generic-attention"),
         *("legrad", "transformer-attribution"),

@@ -48,6 +48,7 @@ CITED: dict[str, tuple[str, ...]] = {
     "legrad": ("bousselham2025legrad",),
     "lime": ("ribeiro2016lime",),
     "lrp": ("bach2015lrp",),
+    "minimal": ("carter2019sufficient", "ignatiev2019abduction"),
     "occlusion": ("zeiler2014visualizing",),
     "opticam": ("zhang2024opticam",),
     "reciprocam": ("byun2024reciprocam",),
