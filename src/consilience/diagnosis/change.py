@@ -298,7 +298,7 @@ def judge(
 
 def _notes(new: Model, old: Model) -> Iterator[str]:
     """What has to be known of how the two ran."""
-    for model in dict.fromkeys((new, old)):
+    for model in (new,) if new is old else (new, old):
         if "note" in model.facts:
             yield f"{model.id}: {model.facts['note']}"
     same = ("engine", "precision", "device")
