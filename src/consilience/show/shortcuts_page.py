@@ -39,7 +39,7 @@ def shortcuts_context(
         "version": version,
         "command": command,
         "style": Markup(page_style()),
-        "model": found.model_id,
+        "model": found.model_id.partition("@")[0],
         "images": len(found.images),
         "failures": found.failures,
         "score": found.score,
