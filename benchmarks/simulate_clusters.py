@@ -34,7 +34,9 @@ def activations(folder: Path) -> dict[str, Any]:
     network = cs.load_model("efficientnet_lite0")
     files = sorted(folder.rglob("*.jpg"))
     pixels = torch.cat([network.view(cs.read_image(file)).pixels for file in files])
-    found: dict[str, Any] = {"labels": np.array([_class_of(f, folder) for f in files])}
+    found: dict[str, Any] = {
+        "labels": np.array([_class_of(f, folder) for f in files])
+    }
     for spec in ("", *MARKS):
         mark = registry.marks.build(spec) if spec else None
         parts = [
