@@ -90,10 +90,7 @@ class FinerCAM(GradCAM):
     ) -> list[Heat]:
         for target in targets:
             if target.index is None:
-                raise NotApplicable(
-                    "Finer-CAM holds a class against similar classes; {target} is none",
-                    target=target.name,
-                )
+                raise NotApplicable(code="no-class-to-compare", target=target.name)
         asked = [
             AgainstSimilar(target, self.classes, self.alpha, self.weights)
             for target in targets
@@ -204,9 +201,7 @@ class DFF(LayerMaps):
         activations' squares that they hold.
         """
         if bool((activations < 0).any()):
-            raise NotApplicable(
-                "the layer has negative activations: choose one after a ReLU (layer=...)"
-            )
+            raise NotApplicable(code="negative-activations")
         from sklearn.decomposition import NMF
 
         height, width = activations.shape[-2:]

@@ -68,20 +68,14 @@ class Minimal:
     def explain(self, model: Model, view: View, target: Target) -> Heat:
         """The regions of one image."""
         if target.index is None:
-            raise NotApplicable(
-                "minimal regions keep a class first; {target} is none",
-                target=target.name,
-            )
+            raise NotApplicable(code="no-class-to-keep", target=target.name)
         segments = segment(self.segments, view.rgb)
         count = int(segments.max()) + 1
         asked = Counter[str]()
         ask, missing = self._questions(model, view, target, segments, asked)
         everything = np.ones(count, bool)
         if ask(everything[None])[0] <= 0:
-            raise NotApplicable(
-                "the network does not say {target} of the image: nothing of it is enough",
-                target=target.name,
-            )
+            raise NotApplicable(code="not-said", target=target.name)
         search = self._search(count)
         sufficient: list[Subset] = []
         free = everything.copy()

@@ -935,6 +935,16 @@ REASONS: Mapping[str, str] = {
         "attnlrp has no rule for division by what depends on the image, which this "
         "network uses"
     ),
+    "no-class-to-compare": (
+        "Finer-CAM holds a class against similar classes; {target} is none"
+    ),
+    "negative-activations": (
+        "the layer has negative activations: choose one after a ReLU (layer=...)"
+    ),
+    "no-class-to-keep": "minimal regions keep a class first; {target} is none",
+    "not-said": (
+        "the network does not say {target} of the image: nothing of it is enough"
+    ),
     "cam-tail": (
         "cam needs {wanted} after {name!r}; {model} has something else there: use "
         "gradcam"
