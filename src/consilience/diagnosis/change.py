@@ -88,7 +88,6 @@ class ImageChange:
     """
 
     name: str
-    label: int | None
     old: int
     new: int
     old_score: float
@@ -104,11 +103,24 @@ def changes(
     by: Sequence[str],
     limits: Limits,
 ) -> Iterator[ImageChange | Failure]:
-    """What differs on each of some images, which are shown in full batches."""
-    views = [old.view(sample) for sample in samples]
-    shown = [new.view(sample) for sample in samples]
-    said = old.scores(torch.cat([view.pixels for view in views])).float().cpu()
-    says = new.scores(torch.cat([view.pixels for view in shown])).float().cpu()
+    """What differs on each of some images, which are shown in full batches; one that a
+    network cannot be shown is a `Failure`.
+    """
+    views, shown, kept = [], [], []
+    for sample in samples:
+        try:
+            pair = (old.view(sample), new.view(sample))
+        except ConsilienceError as error:
+            yield Failure(sample.name, str(error))
+            continue
+        views.append(pair[0].pixels)
+        shown.append(pair[1].pixels)
+        kept.append(sample)
+    if not kept:
+        return
+    samples = kept
+    said = old.scores(torch.cat(views)).float().cpu()
+    says = new.scores(torch.cat(shown)).float().cpu()
     if said.shape[1] != says.shape[1]:
         raise ConsilienceError(
             f"the networks cannot be compared: {new.id} has {says.shape[1]} classes, "
@@ -149,7 +161,6 @@ def changes(
             continue
         yield ImageChange(
             sample.name,
-            sample.label,
             first[place],
             int(says[place].argmax()),
             float(said[place, first[place]]),
@@ -277,8 +288,7 @@ def judge(
     drops = {spec: _drops(found, spec, held[spec]) for spec in by}
     criteria = [_flips(found, limits), _score(found, limits)]
     for spec in by:
-        floor, values = _floor_values(found, spec, held[spec])
-        del values
+        floor = float(_floor_values(found, spec, held[spec]).mean())
         one = _mean_within(
             f"maps of {spec}", drops[spec], limits.maps, limits.level, True
         )
@@ -401,13 +411,9 @@ def _p(values: Array, at: float, alternative: stats.Alternative) -> float:
 # ---- the noise floor
 
 
-def _floor_values(
-    found: Sequence[ImageChange], spec: str, held: str
-) -> tuple[float, Array]:
-    values = np.array(
-        [one.floors[spec][held] if held else 1.0 for one in found], np.float64
-    )
-    return float(values.mean()), values
+def _floor_values(found: Sequence[ImageChange], spec: str, held: str) -> Array:
+    """By image, how alike the old network's own maps are by a floor; 1 without one."""
+    return np.array([one.floors[spec][held] if held else 1.0 for one in found])
 
 
 def _worst_floor(found: Sequence[ImageChange], spec: str) -> str:
@@ -419,7 +425,7 @@ def _worst_floor(found: Sequence[ImageChange], spec: str) -> str:
 
 def _drops(found: Sequence[ImageChange], spec: str, held: str) -> Array:
     """By image, how much less alike the new map is than the floor."""
-    _, floor = _floor_values(found, spec, held)
+    floor = _floor_values(found, spec, held)
     drops: Array = floor - np.array([one.maps[spec] for one in found])
     return drops
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -23,6 +23,7 @@ from consilience.files import (
 from consilience.image_files import find_images
 from consilience.models.load import as_model
 from consilience.runs.folder import RunFolder
+from consilience.runs.sources import content_of
 from consilience.show.change_words import (
     criterion_sentence,
     markdown,
@@ -100,7 +101,8 @@ def check(
     found: list[ImageChange] = []
     failures: list[tuple[str, str]] = []
     waiting = iter(inputs.samples_from(images, inputs.Shown.of(models[1])))
-    with progress.task("asking both networks", 0) as running:
+    count = len(images) if isinstance(images, Sized) else 0
+    with progress.task("asking both networks", count) as running:
         while part := list(islice(waiting, BLOCK)):
             samples = [one for one in part if isinstance(one, Sample)]
             failed: list[data.Failure] = [
@@ -146,7 +148,7 @@ def run_check(
         {
             "new": {"id": models[0].id, **ways[0]},
             "old": {"id": models[1].id, **ways[1]},
-            "images": [str(file) for file in files],
+            "images": content_of(files, data.names_of(files)),
             "explainers": [api.explainer_spelling(spec) for spec in by],
             "limits": asdict(asked),
             "version": version("consilience"),
