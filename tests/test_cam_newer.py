@@ -100,21 +100,25 @@ def test_finercam_without_similar_classes_is_grad_cam():
     assert not np.allclose(b / max(b.max(), 1e-9), c / max(c.max(), 1e-9), atol=1e-3)
 
 
-def test_finercam_weighted_by_probability_is_the_peers():
-    peer = pytest.importorskip("pytorch_grad_cam")
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_finercam_weighted_by_probability_is_the_peers(alpha):
+    """pytorch-grad-cam's own target, differentiated at the layer."""
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
     module = Small()
-    target = int(module(input_of()).argmax())
-    cam = peer.FinerCAM(module.eval(), [module.act])
-    theirs = cam(input_tensor=input_of(), target_idx=target)[0]
-    ours = cs.explain(
-        network(module), IMAGE, "finercam:layer=act,weights=probability", target
-    ).values
-    low, high = ours.min(), ours.max()
-    scaled = (ours - low) / (high - low)
-    # theirs is resized by OpenCV: as alike as two ways to enlarge a grid of 6 x 6
-    assert np.corrcoef(scaled.ravel(), theirs.ravel())[0, 1] > 0.99
-    equal = cs.explain(network(module), IMAGE, "finercam:layer=act", target).values
-    assert not np.allclose(equal, ours)
+    with torch.no_grad():
+        said = module(input_of())[0]
+    target = int(said.argmax())
+    near = (said - said[target]).abs().argsort()[1:4].tolist()
+    theirs = targets.FinerWeightedTarget(target, near, alpha)
+    a, g = gradients_of(module, theirs)
+    wanted = sum(g[k].mean() * a[k] for k in range(len(a)))
+    spec = f"finercam:layer=act,relu=false,weights=probability,alpha={alpha}"
+    got = grid(cs.explain(network(module), IMAGE, spec, target))
+    assert got == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    equal = spec.replace("weights=probability,", "")
+    assert not np.allclose(
+        grid(cs.explain(network(module), IMAGE, equal, target)), wanted, rtol=1e-3
+    )
 
 
 def test_finercam_is_of_classes():
