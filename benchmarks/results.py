@@ -132,7 +132,9 @@ FOOT = """## What this does not say
 A map that finds the object is not thereby faithful: a model may look elsewhere, and then the honest map does too. Boxes hold
 background, so no map need reach an energy of 1, and large centred objects let a blob in the middle point well: read a number as
 its distance from the controls. RISE's raw map has the mean score as its level everywhere, so its energy is near the constant
-map's by construction. One model, one kind of image, n = {n}."""
+map's by construction. One model, one kind of image, n = {n}.
+
+What a mark in the image does, and what maps say of it: [a watermark is taken for a carton](results-marks.md)."""
 
 
 def facts(found: Evaluation) -> dict[str, Any]:

@@ -343,6 +343,7 @@ def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
         ({"classes": [4]}, "classes 0 to 3; got 4"),
         ({"least": -1}, "at least 0; got -1"),
         ({"by": ["gradcm"]}, "gradcam"),
+        ({"by": ["gradcam"]}, "gradcam needs gradients, layers of the model"),
     ],
 )
 def test_what_cannot_be_asked_is_said(given, words):

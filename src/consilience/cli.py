@@ -1116,7 +1116,7 @@ def shortcuts_verb(arguments: argparse.Namespace) -> int:
 
     asked = shortcuts.Asked(
         tuple(arguments.mark or ()),
-        tuple(arguments.by or ("gradcam",)),
+        tuple(arguments.by or ()),
         tuple(arguments.classes or ()),
         arguments.least,
         seed=arguments.seed,

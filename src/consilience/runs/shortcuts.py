@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from consilience import data, inputs, progress, registry
+from consilience import api, data, inputs, progress, registry
 from consilience.diagnosis import closer as looks
 from consilience.diagnosis import shortcuts as search
 from consilience.diagnosis.shortcuts import Kept, Shortcuts
@@ -33,6 +33,7 @@ from consilience.runs.sources import Source, ahead, source_of
 from consilience.targets.classes import numbered_or_named
 from consilience.types import ConsilienceError, Model, View
 
+METHOD = "gradcam"
 BLOCK = 32
 """Images that are painted and scored at a time; they alone are in memory."""
 
@@ -51,7 +52,7 @@ class Asked:
     """
 
     marks: tuple[str, ...] = ()
-    by: tuple[str, ...] = ("gradcam",)
+    by: tuple[str, ...] = ()
     classes: tuple[str | int, ...] = ()
     least: float = search.LEAST
     level: float = 0.95
@@ -63,7 +64,7 @@ def shortcuts(
     model: Any,
     images: Any,
     marks: Sequence[Any] = (),
-    by: Sequence[str] = ("gradcam",),
+    by: Sequence[str] = (),
     classes: Sequence[str | int] = (),
     least: float = search.LEAST,
     level: float = 0.95,
@@ -129,8 +130,7 @@ def _found(
     built = search.build_marks(asked.marks)
     marks, specs = list(built.values()), list(built)
     chosen = [_class_index(model, one) for one in asked.classes] or None
-    for spec in asked.by:
-        registry.explainers.build(spec)
+    asked = replace(asked, by=_methods(model, asked.by))
     if len(source.names) < FEWEST:
         raise ConsilienceError(
             f"shortcuts are shown over images; {FEWEST} are the fewest that can show "
@@ -163,6 +163,18 @@ def _found(
         write_bytes(page, text.encode())
         place.finish({"command": command, **as_dict(result)})
     return result, page
+
+
+def _methods(model: Model, by: Sequence[str]) -> tuple[str, ...]:
+    """Explainers that were asked for, refused where the network cannot do what they need;
+    unless told Grad-CAM where it can, else none, which is said.
+    """
+    if not by and not registry.explainers.get(METHOD).needs <= model.can:
+        progress.say(f"no maps: {METHOD} needs gradients, {model.id} has scores only")
+        return ()
+    for spec in by:
+        api.resolve_explainer(model, spec)
+    return tuple(by) or (METHOD,)
 
 
 def _class_index(model: Model, given: str | int) -> int:
@@ -314,12 +326,9 @@ def _looked_closer(
 def _maps(
     model: Model, views: Sequence[View], mark: Any, index: int, asked: Asked
 ) -> pd.DataFrame:
-    can = [
-        spec
-        for spec in asked.by
-        if registry.explainers.build(spec).needs <= model.can
-    ]
-    return looks.maps_on_mark(model, views[:MAP_IMAGES], mark, index, can, asked.seed)
+    return looks.maps_on_mark(
+        model, views[:MAP_IMAGES], mark, index, asked.by, asked.seed
+    )
 
 
 def _carriers(
