@@ -169,7 +169,7 @@ def _methods(model: Model, by: Sequence[str]) -> tuple[str, ...]:
     """Explainers that were asked for, refused where the network cannot do what they need;
     unless told Grad-CAM where it can, else none, which is said.
     """
-    if not by and not registry.explainers.get(METHOD).needs <= model.can:
+    if not by and not registry.explainers.build(METHOD).needs <= model.can:
         progress.say(f"no maps: {METHOD} needs gradients, {model.id} has scores only")
         return ()
     for spec in by:
