@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import consilience as cs
-from consilience import ConsilienceError, Sample
+from consilience import ConsilienceError, Sample, stats
 from consilience.cli import main
 from consilience.diagnosis import change
 from consilience.diagnosis.change import Limits
@@ -85,7 +85,15 @@ def test_every_number_by_hand():
     rows = torch.arange(30)
     spread = before[rows, first].std()
     shift = (after[rows, first] - before[rows, first]) / spread
-    assert by_name["score"].value == pytest.approx(float(shift.mean()), rel=1e-4)
+    one = by_name["score"]
+    assert one.value == pytest.approx(float(shift.mean()), rel=1e-4)
+    bounds = stats.mean_interval(shift.numpy(), level=0.9)
+    assert (one.low, one.high) == pytest.approx((bounds.low, bounds.high), rel=1e-3)
+    below, above = (
+        stats.paired_test((shift + move).numpy(), alternative=side)
+        for move, side in ((-0.25, "less"), (0.25, "greater"))
+    )
+    assert one.p_within == pytest.approx(max(below, above))
     for spec in BY:
         drops, floors = [], []
         for sample, index in zip(samples, first.tolist(), strict=True):
@@ -96,6 +104,13 @@ def test_every_number_by_hand():
             floors.append(1.0)
         one = by_name[f"maps of {spec}"]
         assert one.value == pytest.approx(np.mean(floors) - np.mean(drops), abs=2e-4)
+        gaps = np.array(floors) - np.array(drops)
+        bounds = stats.mean_interval(gaps, level=0.9)
+        assert (one.low, one.high) == pytest.approx(
+            (bounds.low, bounds.high), abs=1e-3
+        )
+        assert one.p_within == stats.paired_test(gaps - 0.1, alternative="less")
+        assert one.p_beyond == stats.paired_test(gaps - 0.1, alternative="greater")
         assert one.floor == pytest.approx(1, abs=1e-5)
         table = found.floors[found.floors["method"] == spec].set_index("against")
         assert table.loc["the new network", "alike"] == pytest.approx(
@@ -117,6 +132,39 @@ def test_every_number_by_hand():
     assert classes["images"].sum() == 30
     assert classes["flips"].sum() == flips
     assert classes["drop"].is_monotonic_decreasing
+
+
+def test_classes_are_adjusted_for_all_of_them_and_for_the_worst_method():
+    found = [
+        change.ImageChange(
+            f"{index}{place}",
+            index,
+            index,
+            1.0 * place,
+            1.0 * place,
+            {"a": 1 - 0.02 * place - 0.3 * index, "b": 1 - 0.1 * (index == 0)},
+            {"a": {}, "b": {}},
+        )
+        for index, count in ((0, 7), (1, 8), (2, 1))
+        for place in range(count)
+    ]
+    model = network()
+    table = change.judge(model, model, found, ["a", "b"], Limits()).by_class
+    table = table.set_index("class_index")
+    drops = {
+        0: [0.1] * 7,
+        1: [0.3 + 0.02 * place for place in range(8)],
+        2: [0.6],
+    }
+    assert table["method"].to_dict() == {0: "b", 1: "a", 2: "a"}
+    for index, values in drops.items():
+        assert table.loc[index, "drop"] == pytest.approx(np.mean(values))
+        assert table.loc[index, "images"] == len(values)
+    # the worst of two methods, and two classes of more than one image (Holm)
+    one = stats.paired_test(np.array(drops[1]) - 0.1, alternative="greater")
+    assert table.loc[1, "p"] == pytest.approx(2 * 2 * one)
+    assert math.isnan(table.loc[2, "p"])
+    assert table["beyond"].to_dict() == {0: False, 1: True, 2: False}
 
 
 def test_a_network_is_the_same_as_itself():

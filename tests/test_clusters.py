@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from consilience import ConsilienceError
@@ -119,6 +120,54 @@ def test_numbers_by_hand():
         [one.right / one.known for one in found.clusters]
     )
     assert found.sentence().startswith("dog by gradcam: 2 groups of 10, 10 images")
+
+
+def test_stability_by_slow_loops():
+    maps, _ = blobs(18, 4, 0.4, tag=0.35)
+    rows = maps.reshape(18, -1)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    points, _ = clusters._components(rows)
+    labels = clusters._kmeans(points, 2, 0).labels_
+    labels[:2] = 1 - labels[:2]
+    agreement, jaccard = clusters._resampled(points, labels, 2, 7)
+    rng, rand, best = np.random.default_rng(7), [], {0: [], 1: []}
+    for draw in range(clusters.RESAMPLES):
+        drawn = sorted(set(rng.integers(0, 18, 18).tolist()))
+        again = KMeans(2, n_init=5, random_state=7 + draw).fit(points[drawn]).labels_
+        groups = [
+            {at for at, g in zip(drawn, again, strict=True) if g == k} for k in (0, 1)
+        ]
+        pairs = [(i, j) for i in range(len(drawn)) for j in range(i)]
+        same = [
+            (labels[drawn[i]] == labels[drawn[j]], again[i] == again[j])
+            for i, j in pairs
+        ]
+        both, own = sum(a and b for a, b in same), sum(a for a, _ in same)
+        other, chance = sum(b for _, b in same), 0.0
+        chance = own * other / len(pairs)
+        most = (own + other) / 2
+        rand.append((both - chance) / (most - chance))
+        for k in (0, 1):
+            mine = {at for at in drawn if labels[at] == k}
+            if mine:
+                best[k].append(max(len(mine & g) / len(mine | g) for g in groups))
+    assert agreement == pytest.approx(np.mean(rand))
+    assert jaccard.tolist() == pytest.approx([np.mean(best[0]), np.mean(best[1])])
+    assert 0 < agreement < 0.95  # a fixture in which right and wrong differ
+
+
+def test_cells_apart_by_slow_permutations():
+    maps, has = blobs(16, 5, 0.5, tag=0.3)
+    apart, shown = clusters._apart(maps, has, 3, draws=99)
+    rng = np.random.default_rng(3)
+
+    def difference(chosen):
+        return maps[chosen].mean(0) - maps[~chosen].mean(0)
+
+    largest = [np.abs(difference(rng.permutation(has))).max() for _ in range(99)]
+    assert apart == pytest.approx(difference(has))
+    assert (shown == (np.abs(difference(has)) > sorted(largest)[94])).all()
+    assert 0 < shown.sum() < shown.size / 2
 
 
 def test_cells_by_slow_means():

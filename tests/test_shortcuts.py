@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -266,6 +267,24 @@ def test_maps_are_held_against_blob_and_control(found):
         .values.numpy()
     )
     assert row["centre"] == pytest.approx((blob * where).sum() / blob.sum(), rel=1e-4)
+    painted = mark.paint(
+        torch.cat([model.view(one).pixels for one in photographs()]), 0
+    )
+    explainer = registry.explainers.build("occlusion:window=12")
+    shares = {"mass": [], "control": []}
+    for name, shown in (
+        ("mass", painted.marked),
+        ("control", painted.controls["scattered"]),
+    ):
+        for place, one in enumerate(photographs()):
+            view = replace(model.view(one), pixels=shown[place : place + 1])
+            target = cs.explain(model, one, "centre", "stamped").target
+            target = target.scored("probability")  # what occlusion reads
+            values = np.maximum(
+                explainer.explain(model, view, target).values.numpy(), 0
+            )
+            shares[name].append((values * where).sum() / values.sum())
+        assert row[name] == pytest.approx(np.mean(shares[name]), rel=1e-4)
     rival = max(row["control"], row["centre"])
     assert row["excess"] == pytest.approx(row["mass"] - rival, abs=1e-6)
     assert row["low"] < row["excess"] < row["high"]
