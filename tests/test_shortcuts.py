@@ -439,3 +439,29 @@ def test_sentences_of_what_was_found(found):
     row = row_of(found, spelled(found), "stamped")
     assert f"stamped {row['shift']:+.2f} logits (rank 1 of 4" in said
     assert f"beyond {row['nearest']}" in said
+
+
+def test_the_class_that_a_mark_moves_most_is_named_though_it_is_not_found():
+    """A class that varies much is moved by more, but not shown to reach its own size."""
+
+    def said(pixels):
+        outputs = scores()(pixels)
+        outputs[:, 2] = 1.5 * outputs[:, 1] + 60 * (
+            outputs[:, 3] - outputs[:, 3].mean()
+        )
+        return outputs
+
+    model = cs.wrap_callable(
+        said, classes=CLASSES, size=SIDE, layout="nhwc", outputs="logits", batch=16
+    )
+    result = find_shortcuts(model, photographs(), [MARKS[0]], closer=1, by=["centre"])
+    [row] = result.largest().to_dict("records")
+    assert (row["class"], row["verdict"], row["classes_found"]) == ("red", "moves", 1)
+    assert row["excess"] == result.table()["excess"].abs().max()
+    assert result.found()["class"].tolist() == ["stamped"]
+    assert set(result.doses["class"]) == {"red"}
+    from consilience.show.shortcuts_page import sentences
+
+    [line] = sentences(result)
+    assert "stamped +" in line
+    assert f"It moves red most, by {row['shift']:+.2f} (rank 1)" in line

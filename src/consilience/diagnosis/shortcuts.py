@@ -302,6 +302,10 @@ class Shortcuts:
         ``became`` the share of images that became the class, ``detectable`` the
         smallest size that would have been found with a power of .8.
         """
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         rows = pd.concat([self._rows(mark) for mark in self.marks], ignore_index=True)
         order = pd.Categorical(
             rows["verdict"], ("found", "moves", "not shown"), ordered=True
@@ -310,6 +314,29 @@ class Shortcuts:
             rows.assign(_order=order, _size=-rows["excess"].abs())
             .sort_values(["_order", "_size"], kind="stable")
             .drop(columns=["_order", "_size"])
+            .reset_index(drop=True)
+        )
+
+    def largest(self) -> pd.DataFrame:
+        """A row a mark: the class that it moves most (of the largest ``excess``; of all
+        classes where none is moved), as in `table`, and ``classes_found``, of how many
+        classes the mark is a shortcut. Marks that are come first, then by ``excess``.
+        """
+        table = self._table.assign(
+            _size=self._table["excess"].abs(),
+            _moved=self._table["verdict"] != "not shown",
+        )
+        table = table.sort_values(["_moved", "_size"], ascending=False, kind="stable")
+        counts = self.found()["mark"].value_counts()
+        first = table.drop_duplicates("mark")
+        first = first.assign(
+            classes_found=first["mark"].map(counts).fillna(0).astype(int)
+        )
+        first = first.assign(_is=first["classes_found"] > 0)
+        order = ["_is", "_moved", "_size"]
+        return (
+            first.sort_values(order, ascending=False, kind="stable")
+            .drop(columns=order)
             .reset_index(drop=True)
         )
 

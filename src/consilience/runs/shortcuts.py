@@ -293,10 +293,10 @@ def _looked_closer(
     source: Source,
     marks: dict[str, Any],
 ) -> Shortcuts:
-    """Doses, maps and carriers of the largest findings: one class a mark."""
-    rows = result.table()
+    """Doses, maps and carriers of the marks that move a class most, and of that class."""
+    rows = result.largest()
     rows = rows[(rows["shift"] > 0) & (rows["verdict"] != "not shown")]
-    rows = rows.drop_duplicates("mark").head(asked.closer)
+    rows = rows.head(asked.closer)
     if not len(rows):
         return result
     views = _first_views(model, source, CLOSER_IMAGES)

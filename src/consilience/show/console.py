@@ -759,11 +759,11 @@ def show_shortcuts(found: Any, page: Any, console: Console) -> None:
 
     table = Table(
         *("mark", "class", "verdict", "shift", "rank", "beyond", "95 %", "SD", "p"),
+        "classes found",
         title="The class that each mark moves most",
         title_justify="left",
     )
-    rows = found.table().drop_duplicates("mark")
-    for row in rows.to_dict("records"):
+    for row in found.largest().to_dict("records"):
         table.add_row(
             escape(row["mark"]),
             escape(row["class"]),
@@ -774,6 +774,7 @@ def show_shortcuts(found: Any, page: Any, console: Console) -> None:
             f"{row['low']:+.2f} to {row['high']:+.2f}",
             f"{row['size']:+.1f}",
             format_p(row["p"]),
+            str(row["classes_found"]),
         )
     console.print(table)
     console.print()

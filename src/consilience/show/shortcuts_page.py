@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,6 @@ def shortcuts_context(
     found: Shortcuts, examples: Mapping[str, Any], version: str, command: str
 ) -> dict[str, Any]:
     """Everything the template shows."""
-    table = found.table()
     return {
         "version": version,
         "command": command,
@@ -46,8 +45,8 @@ def shortcuts_context(
         "least": found.least,
         "headline": headline(found),
         "said": sentences(found),
-        "marks": [_mark_row(found, one, table) for one in found.marks],
-        "forest": _forest(table),
+        "marks": _mark_rows(found),
+        "forest": _forest(found),
         "doses": _dose_charts(found.doses),
         "maps": found.maps.to_dict("records"),
         "carriers": found.carriers.to_dict("records"),
@@ -95,7 +94,7 @@ def _units(score: str) -> str:
 
 def sentences(found: Shortcuts) -> list[str]:
     """The largest findings, a sentence each: one class a mark, then how many more."""
-    rows = found.found()
+    rows, largest = found.found(), found.largest().set_index("mark")
     said = []
     for mark, group in rows.groupby("mark", sort=False):
         following = group.iloc[1:]
@@ -105,6 +104,12 @@ def sentences(found: Shortcuts) -> list[str]:
         )
         more = len(following) - MOST_CLASSES
         others += f"; {more:,} more" if more > 0 else ""
+        most = largest.loc[mark]
+        if most["verdict"] != "found":
+            others += (
+                f". It moves {most['class']} most, by {most['shift']:+.2f} (rank "
+                f"{most['rank']}), which was not shown to reach that size"
+            )
         said.append(f"{mark}: {finding_clause(group.iloc[0], found)}{others}.")
     left = len(said) - MOST_SAID
     return said[:MOST_SAID] + (
@@ -131,22 +136,21 @@ def finding_clause(row: Any, found: Shortcuts) -> str:
 # ---- tables and pictures
 
 
-def _mark_row(found: Shortcuts, one: Any, table: pd.DataFrame) -> dict[str, Any]:
-    mine = table[table["mark"] == one.spec]
-    verdicts = mine["verdict"].value_counts()
-    first = mine.iloc[0].to_dict()
-    changed = [share for name, share in one.changed.items() if name != "marked"]
-    return {
-        **first,
-        "found": int(verdicts.get("found", 0)),
-        "moves": int(verdicts.get("moves", 0)),
-        "changed": one.changed["marked"],
-        "changed_by_control": max(changed, default=math.nan),
-    }
+def _mark_rows(found: Shortcuts) -> list[dict[Any, Any]]:
+    """The class that each mark moves most, and how many first classes change."""
+    marks = {one.spec: one for one in found.marks}
+    rows: list[dict[Any, Any]] = []
+    for row in found.largest().to_dict("records"):
+        shares = dict(marks[row["mark"]].changed)
+        changed = shares.pop("marked")
+        held = max(shares.values(), default=math.nan)
+        rows.append({**row, "changed": changed, "changed_by_control": held})
+    return rows
 
 
-def _forest(table: pd.DataFrame, most: int = 20) -> Markup:
-    rows = table[table["verdict"] != "not shown"].drop_duplicates("mark").head(most)
+def _forest(found: Shortcuts, most: int = 20) -> Markup:
+    rows = found.largest()
+    rows = rows[rows["verdict"] != "not shown"].head(most)
     bars = [
         Bar(
             f"{row['mark']}: {row['class']}",
@@ -216,6 +220,3 @@ def _tile(pixels: Any, title: str) -> Any:
     eight = np.rint(array * 255).astype(np.uint8)
     shown = eight if eight.shape[2] == 3 else eight[:, :, :1].repeat(3, axis=2)
     return embed(Tile(shown, title.partition(": ")[2] or title, title), {})
-
-
-__all__: Sequence[str] = ("headline", "sentences", "shortcuts_page")
