@@ -439,7 +439,8 @@ def test_the_pytest_fixture(pytester):
             explanations_unchanged(network(1), network(0), images, flips=0.2)
         """
     )
-    result = pytester.runpytest_inprocess("-p", "consilience.pytest_plugin")
+    # No `-p`: the installed entry point is what a user has.
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*Changed: *over 20 images.*"])
 
