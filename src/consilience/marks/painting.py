@@ -253,3 +253,44 @@ def rgb(colour: str) -> tuple[int, int, int]:
         raise ConsilienceError(
             f"no colour {colour!r}; a colour is a name (white, red) or #rrggbb"
         ) from error
+
+
+# ---- a mark as a thing of its own
+
+
+def patch_of(mark: Mark, channels: int, frame: tuple[int, int], seed: int) -> Array:
+    """What a mark lays over images of a frame, cut out: (channels + 1, p, q) float32,
+    colour times opacity and then opacity.
+
+    Raises `ConsilienceError` for a mark that changes the whole image.
+    """
+    grounds = torch.zeros(2, channels, *frame)
+    grounds[1] = 1
+    painted = mark.paint(grounds, seed)
+    on = painted.where > 0
+    if on.all():
+        raise ConsilienceError(
+            f"{type(mark).__name__} changes the whole image; a mark that can be put "
+            "anywhere covers a part of it"
+        )
+    rows, columns = (np.flatnonzero(on.any(axis)) for axis in (1, 0))
+    part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    black, white = (one[:, part[0], part[1]].numpy() for one in painted.marked)
+    opacity = 1 - (white - black).mean(0, keepdims=True)
+    return np.concatenate([black, opacity]).astype(np.float32)
+
+
+def laid(image: Tensor, patch: Array, there: tuple[int, int]) -> Tensor:
+    """An image (C, h, w) in [0, 1] under a patch (C + 1, p, q) of `patch_of`, whose
+    upper left corner is ``there``.
+    """
+    height, width = patch.shape[1:]
+    part = (
+        slice(None),
+        slice(there[0], there[0] + height),
+        slice(there[1], there[1] + width),
+    )
+    layer = torch.from_numpy(patch).to(image)
+    made = image.clone()
+    made[part] = image[part] * (1 - layer[-1:]) + layer[:-1]
+    return made

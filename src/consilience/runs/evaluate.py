@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience import api, data, progress, registry
-from consilience.evaluation import mosaics, summary
+from consilience.evaluation import marked, mosaics, summary
 from consilience.evaluation.columns import (
     Entry,
     TableColumn,
@@ -29,6 +29,7 @@ from consilience.evaluation.columns import (
 from consilience.evaluation.memory import remembering
 from consilience.files import place, read_json
 from consilience.metrics.mosaic import GridPointing
+from consilience.metrics.planted_mark import PlantedMark
 from consilience.models.load import load_model
 from consilience.runs.explain import (
     ExplanationJob,
@@ -61,6 +62,8 @@ PATIENCE = 5.0
 """Seconds of scoring one image that may be lost when an evaluation is killed, beside
 the metric that runs.
 """
+MAKERS = (GridPointing, PlantedMark)
+"""Metrics that are asked of images they make of the run's."""
 _Made = tuple[Entry, Explanation | NotApplicable]
 
 
@@ -105,7 +108,7 @@ def evaluate_images(
     assert finished is not None
     remember(by_label, on=False)
     scoring.collect(finished, by_label)
-    scoring.take_mosaics(lambda: samples_of(finished, truth, by_label))
+    scoring.take_made(lambda: samples_of(finished, truth, by_label))
     return _finish(
         finished,
         scoring,
@@ -175,7 +178,7 @@ def evaluate_run(
             made = finished[sample.name].values()
             scoring.take(sample, [replace(one, sample=sample) for one in made])
             running.advance()
-    scoring.take_mosaics(lambda: samples_of(finished, truth, models))
+    scoring.take_made(lambda: samples_of(finished, truth, models))
     return _finish(
         finished, scoring, asked, columns, time.perf_counter() - start, command
     )
@@ -292,7 +295,7 @@ class _Scoring:
         return [
             spec
             for spec, metric in self.metrics.items()
-            if not isinstance(metric, GridPointing)
+            if not isinstance(metric, MAKERS)
         ]
 
     def collect(self, finished: Run, models: Mapping[str, Model]) -> None:
@@ -302,50 +305,71 @@ class _Scoring:
         for name in finished.samples:
             self.take(finished.load(name).sample, finished[name].values())  # type: ignore[arg-type]
 
-    def take_mosaics(self, samples: Callable[[], Iterable[Sample]]) -> None:
-        """Score the columns on mosaics of the images, where a metric asks for them;
-        ``absent`` says why there are none.
+    def take_made(self, samples: Callable[[], Iterable[Sample]]) -> None:
+        """Score the columns on images that a metric makes of those of the run (mosaics,
+        planted marks); ``absent`` says why there are none.
         """
         for spec, metric in self.metrics.items():
-            if isinstance(metric, GridPointing):
-                try:
-                    made = list(
-                        mosaics.mosaics_of(
-                            metric,
-                            list(dict.fromkeys(self.models.values())),
-                            samples(),
-                            self.asked.seed,
-                        )
-                    )
-                except ConsilienceError as reason:
-                    self.absent[spec] = str(reason)
-                    continue
-                self._take_mosaics(spec, made)
+            if not isinstance(metric, MAKERS):
+                continue
+            try:
+                made = list(self._made_for(metric, samples()))
+            except ConsilienceError as reason:
+                self.absent[spec] = str(reason)
+                continue
+            with progress.task(f"{metric.unit}s", len(made)) as running:
+                for sample, models in made:
+                    self._take_made(spec, sample, models)
+                    running.advance()
 
-    def _take_mosaics(self, spec: str, made: Sequence[Sample]) -> None:
-        remember(self.models, on=True)
-        with progress.task("mosaics", len(made)) as running:
-            for sample in made:
-                mosaics.write_mosaic(self.folder, sample)
-                self._take(
-                    sample,
-                    mosaics.mosaic_entries(
-                        self.columns, self.models, sample, self.asked.seed
-                    ),
-                    [spec],
+    def _made_for(
+        self, metric: GridPointing | PlantedMark, samples: Iterable[Sample]
+    ) -> Iterator[tuple[Sample, Mapping[str, Model]]]:
+        """Images that a metric is asked of, each with the models by label that explain
+        it.
+        """
+        several = list(dict.fromkeys(self.models.values()))
+        seed = self.asked.seed
+        if isinstance(metric, PlantedMark):
+            for one in marked.marked_images(metric, several, samples, seed):
+                yield (
+                    one.sample,
+                    {
+                        label: one.models[id(model)]
+                        for label, model in self.models.items()
+                    },
                 )
-                running.advance()
-        remember(self.models, on=False)
+            return
+        for sample in mosaics.mosaics_of(metric, several, samples, seed):
+            yield sample, self.models
+
+    def _take_made(
+        self, spec: str, sample: Sample, models: Mapping[str, Model]
+    ) -> None:
+        remember(models, on=True)
+        mosaics.write_mosaic(self.folder, sample)
+        there = mosaics.mosaic_entries(self.columns, models, sample, self.asked.seed)
+        self._take(sample, there, [spec], models)
+        remember(models, on=False)
 
     def _take(
-        self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]
+        self,
+        sample: Sample,
+        there: Sequence[Entry],
+        specs: Sequence[str],
+        models: Mapping[str, Model] | None = None,
     ) -> None:
-        image, truth = self._score_missing(sample, there, specs)
+        image, truth = self._score_missing(sample, there, specs, models)
         self._add_rows(image, there, truth, specs)
 
     def _score_missing(
-        self, sample: Sample, there: Sequence[Entry], specs: Sequence[str]
+        self,
+        sample: Sample,
+        there: Sequence[Entry],
+        specs: Sequence[str],
+        models: Mapping[str, Model] | None = None,
     ) -> tuple[ImageScores, str]:
+        asked = models or self.models
         image = ImageScores(self.folder, sample.name, sample.digest)
         truth = truth_digest(sample)
         missing = {
@@ -354,14 +378,14 @@ class _Scoring:
         }
         wanted = {id(entry): entry for some in missing.values() for entry in some}
         maps = {key: _made(entry) for key, entry in wanted.items()}
-        remember(self.models, on=False)
+        remember(asked, on=False)
         due = {
             spec: [(entry, maps[id(entry)]) for entry in some]
             for spec, some in missing.items()
             if some
         }
         self._score_all(image, due, truth)
-        remember(self.models, on=True)
+        remember(asked, on=True)
         return image, truth
 
     def _score_all(

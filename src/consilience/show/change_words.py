@@ -10,6 +10,13 @@ from consilience.show.words import count_of, format_number, format_p
 MOST = 10
 
 
+def likeness(value: float) -> str:
+    """A likeness of maps, or a difference of two, to four decimals: what is less is
+    rounding.
+    """
+    return format_number(value if math.isnan(value) else round(value, 4) + 0.0)
+
+
 def verdict_sentence(found: Change) -> str:
     """What was shown, in one sentence."""
     images = count_of(len(found.images), "image")
@@ -28,8 +35,8 @@ def verdict_sentence(found: Change) -> str:
 
 def criterion_sentence(one: Criterion) -> str:
     """One number, its bounds and its margin."""
-    bounds = f"({format_number(one.low)} to {format_number(one.high)})"
-    value = f"{format_number(one.value)} {bounds}"
+    bounds = f"({likeness(one.low)} to {likeness(one.high)})"
+    value = f"{likeness(one.value)} {bounds}"
     said = {
         "within": "shown to be within",
         "beyond": "shown to be beyond",
@@ -61,8 +68,8 @@ def markdown(found: Change) -> str:
         "|---|--:|--:|--:|---|",
     ]
     lines += [
-        f"| {one.name} | {format_number(one.value)} | {format_number(one.low)} to "
-        f"{format_number(one.high)} | {one.margin:g} | {one.answer} |"
+        f"| {one.name} | {likeness(one.value)} | {likeness(one.low)} to "
+        f"{likeness(one.high)} | {one.margin:g} | {one.answer} |"
         for one in found.criteria
     ]
     lines += [
@@ -87,14 +94,14 @@ def markdown(found: Change) -> str:
     lines += ["|---|--:|--:|--:|--:|"]
     lines += [
         f"| {_cell(row['class'])} | {row['images']} | {row['flips']} | "
-        f"{format_number(row['drop'])} | {format_p(row['p'])} |"
+        f"{likeness(row['drop'])} | {format_p(row['p'])} |"
         for row in found.by_class.head(MOST).to_dict("records")
     ]
     lines += ["", "Images, worst first:", "", "| image | old | new | less alike |"]
     lines += ["|---|---|---|--:|"]
     lines += [
         f"| {_cell(row['image'])} | {_cell(row['old'])} | {_cell(row['new'])} | "
-        f"{format_number(row['drop'])} |"
+        f"{likeness(row['drop'])} |"
         for row in found.images.head(MOST).to_dict("records")
     ]
     lines += [f"\n{note}." for note in found.notes]

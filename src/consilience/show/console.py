@@ -808,7 +808,7 @@ def show_check(found: Any, page: Any, console: Console) -> None:
             escape(row["image"]),
             escape(row["old"]),
             escape(row["new"]),
-            format_number(row["drop"]),
+            change_words.likeness(row["drop"]),
         )
     console.print(table)
     for line in (*found.notes, change_words.verdict_sentence(found)):

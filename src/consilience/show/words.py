@@ -1021,6 +1021,7 @@ REASONS: Mapping[str, str] = {
         "{explainer}: no value is positive, so no share of the largest can be cut at"
     ),
     "no-mosaic": "{image} is not a mosaic: its masks do not part it into one cell a class",
+    "no-planted-mark": "no mark that decides was planted in {image}",
     "below-gap": (
         "{what} is {found:.3g}, below the gap of {gap:g}: nothing to divide by"
     ),
