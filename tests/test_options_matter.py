@@ -127,7 +127,7 @@ ELSEWHERE = {
     "until": "stops where it is sure (tests/test_lime.py, test_sampling.py)",
     "agreement": "of until=stable (tests/test_sampling.py)",
     "fidelity": "needs a machine with bf16, or a copy of one's own (tests/test_fidelity.py)",
-    "several images": "needs several images (tests/test_evaluation.py)",
+    "several images": "needs several images (test_evaluation.py, test_marked.py)",
     "no effect on this network": "see the module that is named for the metric",
 }
 
@@ -143,7 +143,7 @@ def no_case(name, option):
         return ELSEWHERE["relu"]
     if option in ("until", "agreement", "fidelity"):
         return ELSEWHERE[option]
-    if name == "grid-pointing":
+    if name in ("grid-pointing", "planted-mark"):
         return ELSEWHERE["several images"]
     return SPECIAL.get(spelling, "")
 
