@@ -302,6 +302,82 @@ def test_features_that_see_no_mark_are_refused():
         given(there, noise_images(16))
 
 
+def test_another_placing_is_tried_where_one_does_not_hold(monkeypatch):
+    """By a count of what is asked: a mark that decides at the third try only."""
+    there, samples = network(), noise_images(8)
+    asked = []
+
+    def third(_network, placing, _which):
+        asked.append(placing.name)
+        return asked.count(placing.name) == 3
+
+    monkeypatch.setattr(marked, "holds", third)
+    assert len(given(there, samples)) == 4
+    assert len(asked) == 12
+    asked.clear()
+    monkeypatch.setattr(marked, "holds", lambda *_: asked.append(1))
+    with pytest.raises(cs.ConsilienceError, match="decides in 0 of 4 images"):
+        given(there, samples)
+    assert len(asked) == 16
+
+
+def test_where_few_hold_nothing_is_said(monkeypatch):
+    there, samples = network(), noise_images(18)
+    for good, enough in ((2, False), (3, True)):
+        names = []
+
+        def holds(_network, placing, _which, good=good, names=names):
+            names.append(placing.name)
+            return len(set(names)) <= good
+
+        monkeypatch.setattr(marked, "holds", holds)
+        metric = replace(METRIC, count=9)
+        if enough:
+            assert len(given(there, samples, metric=metric)) == 3
+        else:
+            with pytest.raises(cs.ConsilienceError, match="decides in 2 of 9 images"):
+                given(there, samples, metric=metric)
+
+
+def test_rules_are_fitted_on_parts_of_images(monkeypatch):
+    """A ramp stays a ramp of a smaller part, in one direction or the other."""
+    ramp = torch.linspace(0, 1, SIDE).expand(3, SIDE, SIDE)
+    spans, signs = [], set()
+    for draw in range(60):
+        row = marked.part_of_image(ramp, [draw])[0, 5]
+        steps = row.diff()
+        assert (steps > -1e-6).all() or (steps < 1e-6).all()
+        signs.add(bool(row[-1] > row[0]))
+        spans.append(float((row[-1] - row[0]).abs()))
+    assert signs == {True, False}
+    assert min(spans) > 0.35
+    assert min(spans) < 0.5 < 0.9 < max(spans)
+    seen = []
+    placed = marked.placed
+
+    def spied(name, frame, patches, seed):
+        seen.append((name, len(seed), frame))
+        return placed(name, frame, patches, seed)
+
+    monkeypatch.setattr(marked, "placed", spied)
+    given(network(), noise_images(8))
+    fitted = [frame for _, parts, frame in seen if parts == 3]
+    assert len(fitted) == marked.FITTED
+    assert len({frame.numpy().tobytes() for frame in fitted}) == marked.FITTED
+
+
+def test_a_layer_that_is_asked_twice_is_no_head():
+    class Twice(Pooled):
+        def forward(self, x):
+            super().forward(x.flip(3))
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    there = wrap(Twice("linear"), classes=tuple("abcde"), size=SIDE)
+    with pytest.raises(cs.ConsilienceError, match="no last linear layer"):
+        heads.class_head(there.using(engine="torch"))
+
+
 # ---- the score
 
 

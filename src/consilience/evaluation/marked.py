@@ -41,7 +41,9 @@ decides.
 """
 SMALLEST = 0.4
 """The smallest part of an image that stands for another one, share of its sides."""
-LEAST, MOST_LOST = 2, 2 / 3
+LEAST, OF_WHICH = 2, 3
+"""Fewer images than that, or than one of so many kept back, show nothing."""
+
 SHOWINGS = ((True, True), (True, False), (False, True), (False, False))
 """Whether the first and the second mark lie in an image."""
 
@@ -121,7 +123,7 @@ def marked_images(
                     {id(model): network for model, network in there},
                 )
                 break
-    if given < max(LEAST, (1 - MOST_LOST) * len(kept)):
+    if given < max(LEAST, len(kept) / OF_WHICH):
         raise ConsilienceError(
             f"the network's features do not tell the marks well enough: a mark decides in "
             f"{given} of {len(kept)} images that were kept back"
