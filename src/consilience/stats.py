@@ -317,6 +317,14 @@ def smallest_sign_flip_p(
     return min(1.0, math.ldexp(2.0 if alternative == "two-sided" else 1.0, -n))
 
 
+def smallest_paired_p(n: int, alternative: Alternative = "two-sided") -> float:
+    """The smallest p that `paired_test` can give for n differences: the larger of what
+    signs and resamples can.
+    """
+    sides = 2 if alternative == "two-sided" else 1
+    return max(smallest_sign_flip_p(n, alternative), sides / (RESAMPLES + 1))
+
+
 @dataclass(frozen=True)
 class Family:
     """Tests that are adjusted together (Holm), under the ``name`` that says which: raw

@@ -277,7 +277,7 @@ def _tested(
     for number, ((a, b), x) in enumerate(zip(pairs, gaps, strict=True)):
         found = stats.mean_interval(x, seed=seed)
         smallest = (
-            stats.smallest_sign_flip_p(x.size, alternative) * adjusted.size
+            stats.smallest_paired_p(x.size, alternative) * adjusted.size
             if x.size
             else math.nan
         )
