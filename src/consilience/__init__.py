@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from consilience.runs.explain import How, merge_run, run
     from consilience.runs.folder import Run
     from consilience.runs.jobfile import run_job
+    from consilience.runs.recommend import recommend
     from consilience.runs.shortcuts import shortcuts
     from consilience.show.notebook import show, slider
     from consilience.types import (
@@ -55,6 +56,7 @@ _HOME = {
     "load_model": "models.load",
     "read_image": "data",
     "merge_run": "runs.explain",
+    "recommend": "runs.recommend",
     "run": "runs.explain",
     "run_job": "runs.jobfile",
     "shortcuts": "runs.shortcuts",
@@ -88,6 +90,7 @@ __all__ = [
     "load_model",
     "merge_run",
     "read_image",
+    "recommend",
     "run",
     "run_job",
     "shortcuts",

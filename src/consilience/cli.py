@@ -31,7 +31,7 @@ DEFAULT_BY = ("gradcam", "lime")
 VERBS = (
     *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
     *("run", "merge", "status", "query", "serve"),
-    *("shortcuts", "check", "clusters"),
+    *("shortcuts", "check", "clusters", "recommend"),
 )
 LISTS = (
     "models",
@@ -119,6 +119,11 @@ VERB_EXAMPLES = {
         "consilience check new.pt --against old.pt --images photos/",
         "consilience check resnet50:precision=bf16 --against resnet50 --limits limits.toml",
         "consilience check onnx:model.onnx --against resnet50 --images photos/ --by occlusion",
+    ),
+    "recommend": (
+        "consilience recommend photos/ -m resnet50",
+        "consilience recommend photos/ --by gradcam --by lime --by rise",
+        "consilience recommend photos/ --metric planted-mark --metric road -o which",
     ),
     "clusters": (
         "consilience clusters run",
@@ -282,6 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(verbs)
     _add_query(verbs)
     _add_serve(verbs)
+    _add_recommend(verbs)
     _add_shortcuts(verbs)
     _add_check(verbs)
     _add_clusters(verbs)
@@ -632,6 +638,41 @@ def _add_shortcuts(verbs: Any) -> None:
         action="append",
         metavar="FILE",
         help="a Python file of your marks",
+    )
+    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_recommend(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "recommend",
+        recommend_verb,
+        "Which explainer for a network? Planted evidence, mosaics, edited images, cost.",
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="IMAGES", help="images, folders or globs")
+    add(*("-m", "--model"), metavar="MODEL", help=f"default {DEFAULT_MODEL}")
+    add(
+        "--by",
+        action="append",
+        metavar="SPEC",
+        help="explainers to choose from, repeatable (default: ten of several kinds)",
+    )
+    add(
+        "--metric",
+        action="append",
+        metavar="SPEC",
+        help="kinds of evidence, repeatable (default: planted-mark, grid-pointing, "
+        "insertion, deletion)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of draws and tests")
+    _add_loading(add)
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="a Python file of your explainers and metrics",
     )
     add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
@@ -1135,6 +1176,29 @@ def shortcuts_verb(arguments: argparse.Namespace) -> int:
         print(json.dumps(told, ensure_ascii=False))
     else:
         console.show_shortcuts(found, page, console.output())
+    return 0
+
+
+def recommend_verb(arguments: argparse.Namespace) -> int:
+    """Compare explainers on a network."""
+    from consilience.runs import recommend
+    from consilience.show import console
+
+    with console.progress_bars():
+        found, page = recommend.run_recommend(
+            _one_model(arguments),
+            arguments.paths,
+            arguments.by or recommend.CANDIDATES,
+            arguments.metric or recommend.METRICS,
+            arguments.output or _dated(),
+            arguments.seed,
+            arguments.command,
+        )
+    if arguments.json:
+        told = {**recommend.as_dict(found), "report": str(page)}
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        console.show_recommendation(found, page, console.output())
     return 0
 
 

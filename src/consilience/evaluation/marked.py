@@ -236,7 +236,7 @@ def _fitted(
         weights, shift = heads.fitted_head(rows, np.tile(there, len(rows) // 4))
         name = f"{network.name}-reads-{registry.parse(spec).name}"
         reads = heads.with_head(network, head, weights, shift, CLASSES, name)
-        made.append(remembering(reads.using(engine="torch")))
+        made.append(remembering(reads))
     return made[0], made[1]  # type: ignore[return-value]
 
 

@@ -94,11 +94,13 @@ class Recommendation:
             for metric in self.metrics:
                 spec = str(metric["spec"])
                 cell = one.cells.get(spec, {})
-                row |= {
-                    spec: cell.get("mean", math.nan),
-                    f"{spec} low": cell.get("low", math.nan),
-                    f"{spec} high": cell.get("high", math.nan),
-                }
+                for key, name in (
+                    ("mean", spec),
+                    ("low", f"{spec} low"),
+                    ("high", f"{spec} high"),
+                ):
+                    value = cell.get(key)
+                    row[name] = math.nan if value is None else float(value)
             row |= {
                 "passes": one.cost.passes,
                 "seconds": one.cost.seconds,
@@ -196,8 +198,18 @@ def _contests(between: Sequence[Cell]) -> tuple[Contest, ...]:
 def _contest(one: Cell, p_holm: float) -> Contest:
     shown = p_holm <= SIGNIFICANCE
     better = (one["a"] if one["mean"] > 0 else one["b"]) if shown else ""
-    names = ("metric", "a", "b", "n", "mean", "low", "high", "p")
-    return Contest(*(one[name] for name in names), p_holm=p_holm, better=better)
+    return Contest(
+        str(one["metric"]),
+        str(one["a"]),
+        str(one["b"]),
+        int(one["n"]),
+        float(one["mean"]),
+        float(one["low"]),
+        float(one["high"]),
+        float(one["p"]),
+        p_holm,
+        str(better),
+    )
 
 
 def _beaten(

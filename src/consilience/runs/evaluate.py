@@ -28,6 +28,7 @@ from consilience.evaluation.columns import (
 )
 from consilience.evaluation.memory import remembering
 from consilience.files import place, read_json
+from consilience.inputs import Again
 from consilience.metrics.mosaic import GridPointing
 from consilience.metrics.planted_mark import PlantedMark
 from consilience.models.load import load_model
@@ -87,9 +88,14 @@ def evaluate_images(
     options: LoadOptions | None = None,
     command: str = "",
     how: How | None = None,
+    models: Sequence[Model] | None = None,
+    again: Again | None = None,
 ) -> Evaluation | None:
     """Explain every image as `run.run` does, into ``folder``, and score each as soon as
     it is explained.
+
+    ``models`` are the columns' own where they are loaded already; ``again`` takes the
+    place of ``inputs`` for images that are no files.
     """
     start = time.perf_counter()
     if how is not None and (how.several or how.shard is not None):
@@ -99,16 +105,20 @@ def evaluate_images(
         if how.shard is not None:
             return None
         return evaluate_run(asked, folder, truth, options, command)
-    loaded = load_models(job, options or LoadOptions())
+    loaded = models or load_models(job, options or LoadOptions())
     models, take, scoring, by_label = _scoring_of(asked, folder, job, loaded)
     remember(by_label, on=True)
     finished = run_explanations(
-        job, inputs, folder, truth, options, command, models, take, how=how
+        job, inputs, folder, truth, options, command, models, take, again, how
     )
     assert finished is not None
     remember(by_label, on=False)
     scoring.collect(finished, by_label)
-    scoring.take_made(lambda: samples_of(finished, truth, by_label))
+    if again is None:
+        scoring.take_made(lambda: samples_of(finished, truth, by_label))
+    else:
+        kept = again
+        scoring.take_made(lambda: (one for one in kept if isinstance(one, Sample)))
     return _finish(
         finished,
         scoring,

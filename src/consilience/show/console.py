@@ -696,6 +696,39 @@ def _metric_row(column: dict[str, Any], cell: dict[str, Any]) -> list[str]:
     ]
 
 
+def show_recommendation(found: Any, page: Any, console: Console) -> None:
+    """Every method's numbers beside what it costs, what they show, and where the page
+    is.
+    """
+    from consilience.show import recommend_words
+
+    metrics = [one for one in found.metrics if not one.get("absent")]
+    table = Table("method", title="Methods, the fastest first", title_justify="left")
+    for metric in metrics:
+        arrow = "↑" if metric["higher_is_better"] else "↓"
+        table.add_column(f"{metric['label']} {arrow}")
+    table.add_column("passes / time")
+    for one in found.standings:
+        cells = []
+        for metric in metrics:
+            cell = one.cells.get(metric["spec"], {})
+            star = " ★" if metric["spec"] in one.above else ""
+            cells.append(format_number(cell.get("mean")) + star)
+        mark = "▸ " if one.label in found.left else "  "
+        table.add_row(
+            mark + escape(one.label), *cells, recommend_words.cost_words(one)
+        )
+    console.print(table)
+    console.print(
+        "▸ left: nothing was shown to beat it. ★ above every control.",
+        highlight=False,
+    )
+    for line in recommend_words.lines(found):
+        console.print(escape(line), highlight=False)
+    console.print(escape(recommend_words.headline(found)), highlight=False)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
 def show_planted(found: dict[str, Any], page: Any, console: Console) -> None:
     """The planted suite: how well methods find the evidence, which metrics rank the
     true map first, and where the page is.
