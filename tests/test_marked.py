@@ -224,7 +224,7 @@ def test_of_each_image_given_the_mark_decides_by_intervention():
     """
     there, samples = network(), noise_images(24)
     found = given(there, samples)
-    assert 2 <= len(found) <= 8
+    assert 3 <= len(found) <= 8  # of those that are read
     asked = {one.sample.name.rpartition("-")[0] for one in found}
     assert len(asked) == len(found)  # each image once
     plain = {one.name: one.pixels for one in samples}
@@ -261,10 +261,14 @@ def test_no_image_is_fitted_on_and_given(monkeypatch):
 
     monkeypatch.setattr(marked, "placed", spied)
     found = given(there, samples)
-    on = {name for parts, name in fitted if parts == 3}
-    kept = {name for parts, name in fitted if parts == 4}
-    assert len(on) == len(kept) == 8
-    assert not on & kept
+    turn = next(i for i, (parts, _) in enumerate(fitted) if parts == 4)
+    change = next(i for i, (parts, _) in enumerate(fitted) if i > turn and parts == 3)
+    for half in (fitted[:change], fitted[change:]):
+        on = {name for parts, name in half if parts == 3}
+        kept = {name for parts, name in half if parts == 4}
+        assert len(on) == len(kept) == 4
+        assert not on & kept
+    assert len({name for parts, name in fitted if parts == 4}) == 8
     again = given(there, samples)
     for one, other in zip(found, again, strict=True):
         assert np.array_equal(one.sample.pixels, other.sample.pixels)
@@ -312,13 +316,13 @@ def test_another_placing_is_tried_where_one_does_not_hold(monkeypatch):
         return asked.count(placing.name) == 3
 
     monkeypatch.setattr(marked, "holds", third)
-    assert len(given(there, samples)) == 4
-    assert len(asked) == 12
+    assert len(given(there, samples)) == 8
+    assert len(asked) == 24
     asked.clear()
     monkeypatch.setattr(marked, "holds", lambda *_: asked.append(1))
-    with pytest.raises(cs.ConsilienceError, match="decides in 0 of 4 images"):
+    with pytest.raises(cs.ConsilienceError, match="decides in 0 of 8 images"):
         given(there, samples)
-    assert len(asked) == 16
+    assert len(asked) == 32
 
 
 def test_where_few_hold_nothing_is_said(monkeypatch):
@@ -362,8 +366,8 @@ def test_rules_are_fitted_on_parts_of_images(monkeypatch):
     monkeypatch.setattr(marked, "placed", spied)
     given(network(), noise_images(8))
     fitted = [frame for _, parts, frame in seen if parts == 3]
-    assert len(fitted) == marked.FITTED
-    assert len({frame.numpy().tobytes() for frame in fitted}) > 0.9 * marked.FITTED
+    assert len(fitted) == 2 * marked.FITTED
+    assert len({frame.numpy().tobytes() for frame in fitted}) > 1.8 * marked.FITTED
 
 
 def test_a_layer_that_is_asked_twice_is_no_head():

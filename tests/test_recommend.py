@@ -145,12 +145,29 @@ def test_maps_that_know_nothing_are_not_recommended():
     assert found.reachable
 
 
+def test_intervals_end_where_the_metric_does():
+    """Deletion is from 0 to 1: Student's t of three values goes beyond."""
+    values = np.zeros((2, 3, 3))
+    values[:, 0] = [0.0, 0.9, 1.0]
+    found = recommendation(evaluated(values, "AB"), COSTS)
+    cell = found.standings[0].cells[SPECS[1]]
+    free = stats.mean_interval([0.0, 0.9, 1.0])
+    assert free.low < 0 < 1 < free.high
+    assert (cell["low"], cell["high"]) == (0.0, 1.0)
+    assert cell["mean"] == pytest.approx(1.9 / 3)
+
+
 def test_few_images_are_said():
     values = planted([[0.5, 0.3, 0], [0, 0, 0]], count=4)
     found = recommendation(evaluated(values, "AB"), COSTS)
     assert not found.reachable
     assert not any(one.better for one in found.contests)
     assert "could not have shown it" in recommend_words.headline(found)
+    assert found.out_of_reach == SPECS
+    lines = list(recommend_words.lines(found))
+    assert lines[0].startswith(
+        "Insertion: 4 images could not show a difference over 2 comparisons"
+    )
 
 
 def test_one_left_and_a_circle():
@@ -238,7 +255,7 @@ def test_recommend_on_a_network(tmp_path):
     assert all(0 < one.cost.seconds < 60 for one in found.standings)
     spec = found.metrics[0]["spec"]
     cell = found.standings[0].cells[spec]
-    assert 2 <= cell["n"] <= 8
+    assert 6 <= cell["n"] <= 16
     absent = found.metrics[2]["absent"]
     assert "a mosaic of 4 cells needs" in absent
     lines = list(recommend_words.lines(found))

@@ -75,59 +75,77 @@ def marked_images(
     samples: Iterable[Sample],
     seed: int,
 ) -> Iterator[MarkedImage]:
-    """Marked images as the metric's options say; half of the images read are for
-    fitting, and each of the others is given once where every model decides by the mark.
+    """Marked images as the metric's options say: of two halves of the images each is
+    shown under rules that are fitted on the other, and an image is given once where
+    every model decides by the mark.
 
     ``models`` of an image are by ``id()`` of the models given. Raises
-    `ConsilienceError` where a model has no last linear layer, there are too few images,
-    or the rules do not hold on most of the images that are kept back.
+    `ConsilienceError` where a model has no last linear layer, models see different
+    frames, there are too few images, or the rules hold on too few of them.
     """
     networks = [_opened(model) for model in models]
     found = [heads.class_head(network) for network in networks]
-    read = list(islice(samples, 2 * metric.count))
+    if len({network.frame for network in networks}) > 1:
+        raise ConsilienceError("marks are planted in one frame; these models differ")
+    read = list(islice(samples, metric.count))
     if len(read) < 2 * LEAST:
         raise ConsilienceError(
             f"marks are fitted on half of the images and looked for in the others; of "
             f"{len(read)} that is too few"
         )
     order = np.random.default_rng([seed, len(read)]).permutation(len(read))
-    fitting, kept = order[: len(read) // 2], order[len(read) // 2 :]
+    halves = order[: len(read) // 2], order[len(read) // 2 :]
     frames = [_frame(networks[0], sample) for sample in read]
     patches = _patches(metric, frames[0], seed)
     names = [sample.name for sample in read]
-    with progress.task("planted marks", len(networks)) as running:
-        rules = []
-        for network, head in zip(networks, found, strict=True):
-            placings = (
-                placed(
-                    names[at],
-                    part_of_image(frames[at], [seed, number, at]),
-                    patches,
-                    [seed, number, at],
-                )
-                for number, at in enumerate(_turns(fitting))
-            )
-            rules.append(_fitted(network, head, placings, metric))
-            running.advance()
     given = 0
-    for number, at in enumerate(kept):
-        which = number % 2
-        deciding = [rule[which] for rule in rules]
-        for attempt in range(TRIES):
-            placing = placed(names[at], frames[at], patches, [seed, at, attempt, 1])
-            if all(holds(network, placing, which) for network in deciding):
+    for fitting, kept in (halves, halves[::-1]):
+        rules = []
+        with progress.task("planted marks", len(networks)) as running:
+            for network, head in zip(networks, found, strict=True):
+                placings = (
+                    placed(
+                        names[at],
+                        part_of_image(frames[at], [seed, number, at]),
+                        patches,
+                        [seed, number, at],
+                    )
+                    for number, at in enumerate(_turns(fitting))
+                )
+                rules.append(_fitted(network, head, placings, metric))
+                running.advance()
+        for number, at in enumerate(kept):
+            deciding = [rule[number % 2] for rule in rules]
+            sample = _one(
+                metric, names[at], frames[at], patches, deciding, seed, number
+            )
+            if sample is not None:
                 given += 1
                 there = zip(models, deciding, strict=True)
-                yield MarkedImage(
-                    _sample(placing, which, metric),
-                    {id(model): network for model, network in there},
-                )
-                break
-    if given < max(LEAST, len(kept) / OF_WHICH):
+                yield MarkedImage(sample, {id(model): one for model, one in there})
+    if given < max(LEAST, len(read) / OF_WHICH):
         raise ConsilienceError(
             f"the network's features do not tell the marks well enough: a mark decides in "
-            f"{given} of {len(kept)} images that were kept back"
+            f"{given} of {len(read)} images"
         )
+
+
+def _one(
+    metric: PlantedMark,
+    name: str,
+    frame: Tensor,
+    patches: tuple[Array, Array],
+    deciding: Sequence[Model],
+    seed: int,
+    number: int,
+) -> Sample | None:
+    """An image under both marks in the first placing that holds; None where none does."""
+    which = number % 2
+    for attempt in range(TRIES):
+        placing = placed(name, frame, patches, [seed, number, attempt, 1])
+        if all(holds(network, placing, which) for network in deciding):
+            return _sample(placing, which, metric)
+    return None
 
 
 def _opened(model: Model) -> TorchNetwork:

@@ -72,8 +72,8 @@ class Recommendation:
     metric, the cheapest first; ``unproven`` those that nothing beats either, without
     that. ``metrics`` are those of the evaluation (``summary.described``), with why
     there is no number where there is none; ``refused`` says of methods that do not work
-    on this network why. ``reachable`` is False where so few units, or so many
-    comparisons, could not have shown any difference.
+    on this network why. ``out_of_reach`` are metrics of so few units that no difference
+    could have been shown over so many comparisons.
     """
 
     standings: tuple[Standing, ...]
@@ -82,7 +82,12 @@ class Recommendation:
     unproven: tuple[str, ...]
     metrics: tuple[Mapping[str, Any], ...]
     refused: Mapping[str, str]
-    reachable: bool
+    out_of_reach: tuple[str, ...]
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a difference could have been shown on any metric."""
+        return {one.metric for one in self.contests} > set(self.out_of_reach)
 
     def table(self) -> pd.DataFrame:
         """A row a method: means by metric with their bounds, cost, on how many metrics
@@ -142,12 +147,13 @@ def recommendation(
     labels = [str(one["label"]) for one in columns]
     beaten = {label: _beaten(label, labels, contests) for label in labels}
     unknown = Cost(math.nan, math.nan)
+    bounds = {one["spec"]: one["bounds"] for one in evaluation["metrics"]}
     standings = [
         Standing(
             str(one["label"]),
             str(one["spec"]),
             costs.get(one["label"], unknown),
-            _cells(evaluation["cells"], one["label"]),
+            _cells(evaluation["cells"], one["label"], bounds),
             _above(evaluation["cells"], one["label"]),
             beaten[str(one["label"])],
         )
@@ -162,7 +168,7 @@ def recommendation(
         tuple(one.label for one in free if not one.above),
         tuple(evaluation["metrics"]),
         dict(refused or {}),
-        _reachable(contests),
+        _out_of_reach(contests),
     )
 
 
@@ -171,8 +177,24 @@ def _by_cost(one: Standing) -> tuple[float, str]:
     return (math.inf if math.isnan(seconds) else seconds, one.label)
 
 
-def _cells(cells: Sequence[Cell], label: str) -> dict[str, Cell]:
-    return {str(one["metric"]): one for one in cells if one["column"] == label}
+def _cells(
+    cells: Sequence[Cell], label: str, bounds: Mapping[str, Sequence[Any]]
+) -> dict[str, Cell]:
+    """A method's numbers by metric, the ends of their intervals within the metric's
+    bounds.
+    """
+    found: dict[str, Cell] = {}
+    for one in cells:
+        if one["column"] != label:
+            continue
+        ends = {}
+        for end, choose, bound in zip(
+            ("low", "high"), (max, min), bounds[one["metric"]], strict=True
+        ):
+            known = [value for value in (one[end], bound) if value is not None]
+            ends[end] = choose(known) if one[end] is not None else None
+        found[str(one["metric"])] = {**one, **ends}
+    return found
 
 
 def _above(cells: Sequence[Cell], label: str) -> tuple[str, ...]:
@@ -225,11 +247,13 @@ def _beaten(
     return found
 
 
-def _reachable(contests: Sequence[Contest]) -> bool:
-    """Whether the smallest p that there is, over as many tests, would have been enough
-    on some metric.
-    """
-    least = min(
-        (stats.smallest_paired_p(one.n, "two-sided") for one in contests), default=1.0
+def _out_of_reach(contests: Sequence[Contest]) -> tuple[str, ...]:
+    """Metrics on which the smallest p that there is, over as many tests, is not enough."""
+    units: dict[str, int] = {}
+    for one in contests:
+        units[one.metric] = max(units.get(one.metric, 0), one.n)
+    return tuple(
+        metric
+        for metric, n in units.items()
+        if stats.smallest_paired_p(n) * len(contests) > SIGNIFICANCE
     )
-    return least * len(contests) <= SIGNIFICANCE

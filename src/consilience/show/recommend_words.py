@@ -54,10 +54,12 @@ def lines(found: Recommendation) -> Iterator[str]:
             f"Not beaten, but not shown to be above every control on any kind of evidence "
             f"either: {_named(found.unproven)}."
         )
-    if not found.reachable and found.left:
+    for spec in found.out_of_reach:
+        metric = next(one for one in found.metrics if one["spec"] == spec)
+        units = count_of(int(metric["units"]), str(metric["unit"]))
         yield (
-            "No difference between methods could have been shown with so few images and so "
-            "many comparisons: take more images, or fewer explainers."
+            f"{metric['label']}: {units} could not show a difference over "
+            f"{len(found.contests)} comparisons: take more images, or fewer explainers."
         )
     yield from _trade_offs(found)
     for pair in found.undecided():
