@@ -1,6 +1,7 @@
 """Newer class activation maps against their formulas in slow loops, and a peer."""
 
 import numpy as np
+import oracles_cam
 import pytest
 import torch
 from torch import nn
@@ -206,3 +207,142 @@ def test_dff_of_a_network():
     assert (grid(four) >= 0).all()
     with pytest.raises(NotApplicable, match="negative activations"):
         cs.explain(network(Small(relu=False)), IMAGE, "dff:layer=act", 1)
+
+
+# ---- Shapley-CAM and Refine-CAM
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_shapleycam_by_the_whole_hessian(score):
+    """The Hessian by cells, entry by entry, and its product with the activations."""
+    module = Small(relu=False)
+    target = 4
+
+    def asked(a):
+        said = module.back(a[None])[0]
+        return said[target] if score == "logit" else said.softmax(0)[target]
+
+    a = module.front(input_of())[0].detach()
+    first = torch.autograd.functional.jacobian(asked, a).double().numpy()
+    second = torch.autograd.functional.hessian(asked, a).double().numpy()
+    channels, height, width = a.shape
+    values = a.double().numpy()
+    wanted = np.zeros((height, width))
+    size = 0.0
+    for k in range(channels):
+        weight = 0.0
+        for y in range(height):
+            for x in range(width):
+                along = (second[k, y, x] * values).sum()
+                size += (along / 2) ** 2
+                weight += (first[k, y, x] - along / 2) / (height * width)
+        wanted += weight * values[k]
+    spec = f"shapleycam:layer=act,relu=false,score={score}"
+    made = cs.explain(network(module), IMAGE, spec, target)
+    assert grid(made) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+    plain = cs.explain(
+        network(module), IMAGE, f"gradcam:layer=act,relu=false,score={score}", target
+    )
+    assert not np.allclose(grid(plain), wanted, rtol=1e-2)
+    curved = np.sqrt(size) / np.linalg.norm(first)
+    assert made.provenance["curved"] == pytest.approx(curved, rel=1e-3)
+
+
+def test_shapleycam_is_the_peers():
+    peer = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    module = Small(relu=False)
+    theirs = peer.ShapleyCAM(module, [module.act])
+    maps = theirs(input_of(), [ClassifierOutputTarget(2)])[0]
+    made = cs.explain(network(module), IMAGE, "shapleycam:layer=act", 2).values
+    made = (made - made.min()) / (made.max() - made.min())
+    assert np.corrcoef(made.ravel(), maps.ravel())[0, 1] > 0.999
+
+
+def test_shapleycam_is_grad_cam_where_nothing_is_curved():
+    module = Small()
+    module.between = nn.Identity()
+    made = cs.explain(network(module), IMAGE, "shapleycam:layer=act", 1)
+    plain = cs.explain(network(module), IMAGE, "gradcam:layer=act", 1)
+    assert made.provenance["curved"] == 0
+    assert made.values == pytest.approx(plain.values, abs=1e-7)
+
+
+def test_shapleycam_of_two_layers_and_several_images():
+    module = Small(relu=False)
+    there = network(module)
+    other = Sample("other", IMAGE.pixels[::-1].copy())
+    spec = "shapleycam:layer=first+act"
+    both = cs.explain(there, [IMAGE, other], spec, 3)
+    for one, sample in zip(both, (IMAGE, other), strict=True):
+        alone = cs.explain(there, sample, spec, 3)
+        assert one.values == pytest.approx(alone.values, abs=1e-6)
+        assert set(one.provenance["curved"]) == {"first", "act"}
+    assert both[0].provenance["curved"] != both[1].provenance["curved"]
+
+
+def test_shapleycam_of_attention():
+    there = cs.load_model("vit_b_32:weights=random")
+    with torch.no_grad():
+        there.module.heads.head.weight.normal_()  # torchvision begins with zeros
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    made = cs.explain(there, pixels, "shapleycam")
+    assert made.provenance["curved"] > 0
+
+
+def test_refinecam_by_loops():
+    """Grad-CAM++ of two grids, from 0 to 1, the coarse one enlarged, multiplied."""
+    module = Small()
+    there = network(module)
+    maps = []
+    for layer in ("first", "act"):
+        one = cs.explain(there, IMAGE, f"gradcam++:layer={layer},relu=true", 0)
+        raw = grid(one).astype(float)
+        low, high = raw.min(), raw.max()
+        maps.append((raw - low) / (high - low))
+    coarse = oracles_cam.enlarged(maps[1], maps[0].shape)
+    wanted = np.zeros(maps[0].shape)
+    for y in range(wanted.shape[0]):
+        for x in range(wanted.shape[1]):
+            wanted[y, x] = maps[0][y, x] * coarse[y][x]
+    made = cs.explain(there, IMAGE, "refinecam:layer=first+act", 0)
+    assert grid(made) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    mean = cs.explain(there, IMAGE, "refinecam:layer=first+act,fuse=mean", 0)
+    assert not np.allclose(grid(mean), wanted, atol=1e-2)
+
+
+def test_refinecam_is_the_peers_where_grids_are_the_frame():
+    peer = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    torch.manual_seed(2)
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ).eval()
+    with torch.no_grad():
+        module[6].weight.mul_(400)  # gradients that the peer's 1e-6 does not drown
+    theirs = peer.RefineCAM(module, [module[1], module[3]])
+    maps = theirs(input_of(), [ClassifierOutputTarget(1)])[0]
+    made = cs.explain(network(module), IMAGE, "refinecam:layer=1+3", 1).values
+    made = (made - made.min()) / (made.max() - made.min())
+    assert made == pytest.approx(maps, abs=2e-3)
+
+
+def test_refinecam_takes_the_coarsest_grids():
+    there = cs.load_model("resnet18:weights=random")
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for grids, wanted in (
+        (1, "layer4"),
+        (2, "layer3+layer4"),
+        (3, "layer2+layer3+layer4"),
+        (9, "relu+layer1+layer2+layer3+layer4"),
+    ):
+        made = cs.explain(there, image, f"refinecam:grids={grids}")
+        assert made.provenance["layer"] == wanted

@@ -116,6 +116,7 @@ BY_PLACE = {
     "energy truth": ("boxes", "masks"),
     "relevance-mass truth": ("boxes", "masks"),
     "iou truth": ("boxes", "masks"),
+    "refinecam grids": ("1", "2"),
     "effective-pixels least": ("1e-05,order=0", "0.5,order=0"),
 }
 

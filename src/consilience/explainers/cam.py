@@ -62,8 +62,19 @@ def fused(maps: Sequence[Tensor], how: str) -> Tensor:
         max(item.shape[-2] for item in maps),
         max(item.shape[-1] for item in maps),
     )
+    if how == "product":
+        maps = [from_zero_to_one(item) for item in maps]
     stack = torch.stack([enlarge(item, size) for item in maps])
+    if how == "product":
+        return stack.prod(dim=0)
     return stack.mean(dim=0) if how == "mean" else stack.amax(dim=0)
+
+
+def from_zero_to_one(maps: Tensor) -> Tensor:
+    """Each map of (N, h, w) from 0 to 1; a flat one is 0."""
+    low = maps.amin(dim=(1, 2), keepdim=True)
+    span = maps.amax(dim=(1, 2), keepdim=True) - low
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
@@ -110,8 +121,9 @@ class OnLayers:
     relu: bool = option(
         True, help="keep only evidence for the target, on the layer's grid"
     )
-    fuse: Literal["mean", "max"] = option(
-        "mean", help="how several layers become one map"
+    fuse: Literal["mean", "max", "product"] = option(
+        "mean",
+        help="how several layers become one map: product takes each from 0 to 1",
     )
 
     needs: ClassVar[frozenset[str]] = frozenset({"layers"})

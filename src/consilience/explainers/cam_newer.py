@@ -5,18 +5,23 @@ weights, and by factors of the activations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from consilience.explainers.cam import (
+    AUTO,
+    EachOwn,
     GradCAM,
+    GradCAMPlusPlus,
     LayerMaps,
     OnLayers,
+    per_layer,
     resolved_layers,
+    weighted,
 )
 from consilience.images import enlarge
 from consilience.registry import explainers, option
@@ -96,6 +101,117 @@ class FinerCAM(GradCAM):
             for target in targets
         ]
         return LayerMaps._pass(self, model, layers, views, asked)
+
+
+@explainers.register("shapleycam")
+@dataclass(frozen=True)
+class ShapleyCAM(LayerMaps):
+    """ShapleyCAM (Cai, "CAMs as Shapley value-based explainers", 2025): Grad-CAM with
+    second derivatives, ``alpha_k`` the mean over the grid of ``g - H A / 2``.
+
+    It is the Shapley value of channels where the score is a quadratic function of the
+    activations. Where what follows is piecewise linear, ``H`` is 0 and the map is
+    Grad-CAM's: ``curved`` in the facts is the size of ``H A / 2`` against that of
+    ``g``. The paper takes a residual softmax for the score, the logit plus the log of
+    its probability's complement; here it is the logit or the probability.
+    """
+
+    label: ClassVar[str] = "Shapley-CAM"
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients", "layers", "module"})
+
+    def map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """With ``g - H A / 2`` for the gradients."""
+        return weighted(gradients.mean(dim=(2, 3)), activations)
+
+    def _pass(
+        self,
+        model: Network,
+        layers: Sequence[str],
+        views: Sequence[View],
+        targets: Sequence[Target],
+    ) -> list[Heat]:
+        trace, products = model.curvature(  # type: ignore[attr-defined]
+            torch.cat([view.pixels for view in views]),
+            layers,
+            EachOwn(tuple(targets)),
+        )
+        maps = [
+            self.map(
+                trace.activations[name], trace.gradients[name] - products[name] / 2
+            )
+            for name in layers
+        ]
+        heats = self.heats(layers, maps, passes=2)
+        return [
+            replace(
+                heat,
+                facts={
+                    **heat.facts,
+                    "curved": per_layer(
+                        layers,
+                        [
+                            _size_of(
+                                products[name][row] / 2, trace.gradients[name][row]
+                            )
+                            for name in layers
+                        ],
+                    ),
+                },
+            )
+            for row, heat in enumerate(heats)
+        ]
+
+
+def _size_of(part: Tensor, whole: Tensor) -> float:
+    """Norm of a part against that of the whole; 0 where the whole is 0."""
+    size = float(whole.double().norm())
+    return float(part.double().norm()) / size if size > 0 else 0.0
+
+
+@explainers.register("refinecam")
+@dataclass(frozen=True)
+class RefineCAM(GradCAMPlusPlus):
+    """Refine-CAM (arXiv 2605.14641, as in pytorch-grad-cam): the product of Grad-CAM++
+    maps of several layers, each from 0 to 1, on the finest of their grids.
+
+    Coarse layers say where, fine ones draw the edges. ``auto`` takes the last layer of
+    each of the ``grids`` coarsest grids of the network. A pixel that one layer leaves
+    at its least is 0. (The peer enlarges each map to the image before the product.)
+    """
+
+    fuse: Literal["mean", "max", "product"] = option(
+        "product",
+        help="how several layers become one map: product takes each from 0 to 1",
+    )
+    grids: int = option(3, help="grids that auto takes a layer of", least=1)
+    label: ClassVar[str] = "Refine-CAM"
+
+    def resolved(self, model: Network) -> Self:
+        """The same with ``auto`` replaced by the layers that will be used."""
+        if self.layer != AUTO:
+            return replace(self, layer=resolved_layers(self.layer, model))
+        return replace(self, layer=self._ends(model))
+
+    def _ends(self, model: Network) -> tuple[str, ...]:
+        """The last layer of each grid up to the target layer, finest first."""
+        last = model.target_layer()
+        ends: dict[tuple[int, int], str] = {}
+        for known in model.layers():
+            if known.spatial is not None:
+                ends[known.spatial] = known.name
+            if known.name == last:
+                break
+        finest_first = sorted(ends, key=lambda grid: -grid[0] * grid[1])
+        names = [ends[grid] for grid in finest_first if ends[grid] != last]
+        return (*names[max(0, len(names) - self.grids + 1) :], last)
+
+    def explain_batch(
+        self, model: Network, views: Sequence[View], targets: Sequence[Target]
+    ) -> list[Heat]:
+        """Several images, on the layers that ``auto`` stands for."""
+        if self.layer == AUTO:
+            return self.resolved(model).explain_batch(model, views, targets)
+        return super().explain_batch(model, views, targets)
 
 
 @explainers.register("opticam")

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consilience import images
 from consilience.models import layers as anatomy
@@ -519,6 +520,55 @@ class TorchNetwork:
             outputs.detach(),
             {name: self._as_map(name, value.detach()) for name, value in raw.items()},
             {name: self._as_map(name, value) for name, value in gradients.items()},
+        )
+
+    def curvature(
+        self, pixels: Tensor, layers: Sequence[str], target: Target
+    ) -> tuple[Trace, dict[str, Tensor]]:
+        """A trace, and by layer ``H A`` (N, C, h, w): the second derivatives of the sum
+        of scores, layer by layer, times the activations.
+
+        Zero where the rest of the network is piecewise linear.
+        """
+        leaf = self._checked(pixels).detach()
+        if not self._gradients_arrive:
+            self._refuse_cut(leaf, layers, target)
+        # Fused attention has no second derivative.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            raw, outputs = self._capture(leaf, layers, graph=True)
+        products = {}
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            score = target.of(outputs).sum()
+            first = torch.autograd.grad(
+                score, list(raw.values()), create_graph=True, allow_unused=True
+            )
+            for (name, values), grad in zip(raw.items(), first, strict=True):
+                if grad is None and self._depends(leaf, name, target):
+                    raise ConsilienceError(cut_gradient(self.name, f"layer {name!r}"))
+                along = None
+                if grad is not None and grad.requires_grad:
+                    along = torch.autograd.grad(
+                        grad,
+                        values,
+                        values.detach(),
+                        retain_graph=True,
+                        allow_unused=True,
+                    )[0]
+                products[name] = torch.zeros_like(values) if along is None else along
+        gradients = {
+            name: torch.zeros_like(values) if grad is None else grad
+            for (name, values), grad in zip(raw.items(), first, strict=True)
+        }
+        return (
+            Trace(
+                outputs.detach(),
+                {name: self._as_map(name, v.detach()) for name, v in raw.items()},
+                {
+                    name: self._as_map(name, v.detach())
+                    for name, v in gradients.items()
+                },
+            ),
+            {name: self._as_map(name, v.detach()) for name, v in products.items()},
         )
 
     def _gradients(
