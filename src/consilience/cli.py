@@ -31,8 +31,9 @@ DEFAULT_BY = ("gradcam", "lime")
 VERBS = (
     *("demo", "explain", "evaluate", "dissect", "compare", "report", "list"),
     *("run", "merge", "status", "query", "serve"),
-    *("shortcuts", "check", "clusters", "recommend"),
+    *("shortcuts", "check", "clusters", "recommend", "completion"),
 )
+SHELLS = ("bash", "zsh", "tcsh")
 LISTS = (
     "models",
     "explainers",
@@ -119,6 +120,11 @@ VERB_EXAMPLES = {
         "consilience check new.pt --against old.pt --images photos/",
         "consilience check resnet50:precision=bf16 --against resnet50 --limits limits.toml",
         "consilience check onnx:model.onnx --against resnet50 --images photos/ --by occlusion",
+    ),
+    "completion": (
+        "consilience completion bash > ~/.local/share/bash-completion/completions/consilience",
+        "consilience completion zsh > ~/.zfunc/_consilience",
+        "consilience completion tcsh > ~/.consilience.tcsh",
     ),
     "recommend": (
         "consilience recommend photos/ -m resnet50",
@@ -291,6 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_shortcuts(verbs)
     _add_check(verbs)
     _add_clusters(verbs)
+    _add_completion(verbs)
     return parser
 
 
@@ -676,6 +683,18 @@ def _add_recommend(verbs: Any) -> None:
     )
     add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
     add("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_completion(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "completion",
+        completion_verb,
+        "Print a script that completes this command's verbs and options in a shell.",
+    )
+    parser.add_argument(
+        "shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS)
+    )
 
 
 def _add_check(verbs: Any) -> None:
@@ -1176,6 +1195,18 @@ def shortcuts_verb(arguments: argparse.Namespace) -> int:
         print(json.dumps(told, ensure_ascii=False))
     else:
         console.show_shortcuts(found, page, console.output())
+    return 0
+
+
+def completion_verb(arguments: argparse.Namespace) -> int:
+    """Print a completion script."""
+    try:
+        import shtab
+    except ImportError:
+        raise ConsilienceError(
+            "completion needs shtab; pip install 'consilience[completion]'"
+        ) from None
+    print(shtab.complete(build_parser(), shell=arguments.shell))
     return 0
 
 

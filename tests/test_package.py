@@ -1,0 +1,86 @@
+"""What people install and build on: metadata, extras, completion, the public names."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import consilience as cs
+from consilience.cli import SHELLS, VERBS, main
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
+EXTRAS = PROJECT["optional-dependencies"]
+OF_USERS = set(EXTRAS) - {"test", "bench"}
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {PROJECT['version']}\n" in text
+    assert f"\nlicense: {PROJECT['license']}\n" in text
+    assert f'name: "{PROJECT["authors"][0]["name"]}"' in text
+
+
+def test_every_extra_is_in_the_table():
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1] for line in text.splitlines() if line.startswith("| `")
+    ]
+    named = {name.strip(" `") for row in rows for name in row.split(",")}
+    assert named == OF_USERS
+
+
+def test_all_is_every_extra_but_ray():
+    (everything,) = EXTRAS["all"]
+    inside = everything.removeprefix("consilience[").removesuffix("]").split(",")
+    assert set(inside) == OF_USERS - {"all", "ray"}
+
+
+def test_an_extra_that_a_message_names_is_there():
+    """Every "pip install 'consilience[X]'" in the source."""
+    import re
+
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        found |= set(re.findall(r"consilience\[(\w+)\]", path.read_text("utf-8")))
+    assert found
+    assert found <= OF_USERS
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_every_verb(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for verb in VERBS:
+        assert verb in script
+    if shell == "bash":
+        assert "--against" in script
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
+        assert checked.returncode == 0
+
+
+def test_completion_without_its_extra_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert "pip install 'consilience[completion]'" in capsys.readouterr().err
+
+
+def test_the_public_names():
+    """A name goes only after a release in which it was deprecated: then it leaves this
+    list too.
+    """
+    assert set(cs.__all__) == {
+        *("Agreement", "Box", "ConsilienceError", "Explanation", "Explanations"),
+        *("How", "NotApplicable", "Run", "Sample", "Score", "agree", "check"),
+        *("clusters", "compare_layers", "dissect", "evaluate", "explain"),
+        *("load_concepts", "load_model", "merge_run", "read_image", "recommend"),
+        *("run", "run_job", "shortcuts", "show", "slider", "wrap", "wrap_callable"),
+        *("wrap_detector", "wrap_segmentation"),
+    }
+    for name in cs.__all__:
+        assert getattr(cs, name).__doc__
