@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-cuda sweep walls simulate families bench clean
+.PHONY: demo test docs test-cuda sweep walls simulate families bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -13,6 +13,11 @@ test: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not cuda" -n 2 --dist loadfile
+
+# The documentation as a site, in build/site; a broken link or anchor fails.
+docs: $(STAMP)
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 sweep: $(STAMP)
 	$(BIN)/pytest -m slow

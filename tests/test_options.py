@@ -153,7 +153,7 @@ def test_defaults_are_what_their_fields_say(name):
         ),
         (
             lambda: GradCAM(fuse="sum"),
-            "gradcam: fuse is one of mean, max; got 'sum'",
+            "gradcam: fuse is one of mean, max, product; got 'sum'",
         ),
         (
             lambda: GradCAM(score="prob"),
@@ -194,7 +194,7 @@ def test_one_line_in_the_style_of_the_spelled_form(make, message):
     [
         ("lime:samples=many", "lime: samples is a whole number; got 'many'"),
         ("lime:samples=1", "lime: samples must be at least 2; got 1"),
-        ("gradcam:fuse=sum", "gradcam: fuse is one of mean, max; got 'sum'"),
+        ("gradcam:fuse=sum", "gradcam: fuse is one of mean, max, product; got 'sum'"),
     ],
 )
 def test_the_spelled_form_says_the_same(spec, message):
