@@ -178,7 +178,7 @@ def test_one_left_and_a_circle():
     lines = list(recommend_words.lines(found))
     assert lines == [
         "B is beaten by A (Insertion, Deletion).",
-        "Not tried, for it does not work here: x (no layers).",
+        "Left out, for it failed on the first image: x (no layers).",
     ]
     told = evaluated(planted(gaps), "AB")
     ring = [("A", "B", 1), ("B", "C", 1), ("A", "C", -1)]

@@ -588,6 +588,18 @@ def _add_serve(verbs: Any) -> None:
     )
 
 
+def _add_output(add: Any, plugins: str) -> None:
+    """What every diagnosis takes: plug-ins, where it goes, and whether it is printed."""
+    add(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help=f"a Python file of {plugins}",
+    )
+    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
 def _add_shortcuts(verbs: Any) -> None:
     parser = _verb(
         verbs,
@@ -640,14 +652,7 @@ def _add_shortcuts(verbs: Any) -> None:
         help="of scattered pixels and tests",
     )
     _add_loading(add)
-    add(
-        "--plugin",
-        action="append",
-        metavar="FILE",
-        help="a Python file of your marks",
-    )
-    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
-    add("--json", action="store_true", help="print the result as JSON")
+    _add_output(add, "your marks")
 
 
 def _add_recommend(verbs: Any) -> None:
@@ -675,14 +680,7 @@ def _add_recommend(verbs: Any) -> None:
     )
     add("--seed", type=int, default=0, metavar="N", help="of draws and tests")
     _add_loading(add)
-    add(
-        "--plugin",
-        action="append",
-        metavar="FILE",
-        help="a Python file of your explainers and metrics",
-    )
-    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
-    add("--json", action="store_true", help="print the result as JSON")
+    _add_output(add, "your explainers and metrics")
 
 
 def _add_completion(verbs: Any) -> None:
@@ -716,14 +714,7 @@ def _add_check(verbs: Any) -> None:
     add("--images", nargs="+", metavar="PATH", help="images, folders or globs")
     add("--by", action="append", metavar="SPEC", help="explainers (default: gradcam)")
     add("--labels", metavar="FILE", help="class names of both networks")
-    add(
-        "--plugin",
-        action="append",
-        metavar="FILE",
-        help="a Python file of explainers",
-    )
-    add(*("-o", "--output"), metavar="RUN", help="folder (default: runs/DATE-TIME)")
-    add("--json", action="store_true", help="print the result as JSON")
+    _add_output(add, "explainers")
 
 
 def _add_clusters(verbs: Any) -> None:

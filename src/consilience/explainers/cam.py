@@ -184,7 +184,7 @@ class LayerMaps(OnLayers):
         self, model: Network, views: Sequence[View], targets: Sequence[Target]
     ) -> list[Heat]:
         """Several images, ``model.batch`` a pass."""
-        layers = resolved_layers(self.layer, model)
+        layers = self.resolved(model).layer
         size = max(1, model.batch)
         parts = [slice(start, start + size) for start in range(0, len(views), size)]
         return [

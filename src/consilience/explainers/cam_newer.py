@@ -19,6 +19,7 @@ from consilience.explainers.cam import (
     GradCAMPlusPlus,
     LayerMaps,
     OnLayers,
+    from_zero_to_one,
     per_layer,
     resolved_layers,
     weighted,
@@ -205,14 +206,6 @@ class RefineCAM(GradCAMPlusPlus):
         names = [ends[grid] for grid in finest_first if ends[grid] != last]
         return (*names[max(0, len(names) - self.grids + 1) :], last)
 
-    def explain_batch(
-        self, model: Network, views: Sequence[View], targets: Sequence[Target]
-    ) -> list[Heat]:
-        """Several images, on the layers that ``auto`` stands for."""
-        if self.layer == AUTO:
-            return self.resolved(model).explain_batch(model, views, targets)
-        return super().explain_batch(model, views, targets)
-
 
 @explainers.register("opticam")
 @dataclass(frozen=True)
@@ -256,12 +249,12 @@ class OptiCAM(OnLayers):
         size = (pixels.shape[-2], pixels.shape[-1])
         with torch.enable_grad():
             for _ in range(self.steps):
-                mask = enlarge(_to_unit(_summed(u, activations)), size)
+                mask = enlarge(from_zero_to_one(_summed(u, activations)), size)
                 shown = torch.lerp(neutral.expand_as(pixels), pixels, mask[:, None])
                 loss = -target.of(model.logits(shown)).sum()
                 u.grad = torch.autograd.grad(loss, u)[0]
                 steps.step()
-        found = _to_unit(_summed(u, activations)).detach()
+        found = from_zero_to_one(_summed(u, activations)).detach()
         mask = enlarge(found, size)[:, None]
         shown = torch.lerp(neutral.expand_as(pixels), pixels, mask)
         with torch.no_grad():
@@ -270,12 +263,6 @@ class OptiCAM(OnLayers):
 
 def _summed(u: Tensor, activations: Tensor) -> Tensor:
     return torch.einsum("nc,nchw->nhw", u.softmax(dim=1), activations)
-
-
-def _to_unit(values: Tensor) -> Tensor:
-    """A map (1, h, w) from 0 to 1; zeros where it is flat."""
-    low, high = values.amin(), values.amax()
-    return (values - low) / (high - low) if bool(high > low) else values * 0
 
 
 @explainers.register("dff")

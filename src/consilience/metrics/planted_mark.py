@@ -57,8 +57,7 @@ class PlantedMark:
     count: int = option(40, help="at most so many marked images", least=2)
 
     def __post_init__(self) -> None:
-        spelled = [str(marks.build(spec)) for spec in (self.first, self.second)]
-        if spelled[0] == spelled[1]:
+        if marks.build(self.first) == marks.build(self.second):
             raise ConsilienceError(
                 f"planted-mark: two different marks are asked for; got {self.first} twice"
             )

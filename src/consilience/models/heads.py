@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from consilience.models.layers import as_outputs, borrowed, hooked
 from consilience.models.network import TorchNetwork
-from consilience.types import Array, ConsilienceError
+from consilience.types import Array, ConsilienceError, unexpected
 
 SHRINKAGE = 0.5
 SURE = 3.0
@@ -43,6 +43,7 @@ def class_head(network: TorchNetwork) -> ClassHead:
         (name, part)
         for name, part in network.module.named_modules()
         if type(part) in (nn.Linear, nn.Conv2d)
+        and part.weight.shape[0] == network.module_outputs
     ]
     pixels = torch.rand(
         1,
@@ -131,7 +132,13 @@ def with_head(
     """The same network, copied, with a last layer of two classes whose logits are half
     the rule for the second and half of it against for the first.
     """
-    module = copy.deepcopy(network.module)
+    try:
+        module = copy.deepcopy(network.module)
+    except Exception as error:
+        raise ConsilienceError(
+            f"{network.id} cannot be copied ({unexpected(error)}), so its last layer cannot "
+            "be another"
+        ) from error
     old = module.get_submodule(head.name)
     rows = torch.tensor(np.stack([-weights, weights]) / 2)
     shifts = torch.tensor([-intercept / 2, intercept / 2])
@@ -147,10 +154,7 @@ def with_head(
         parameters["bias"].copy_(shifts)
     new = new.to(network.device, network.dtype).train(old.training)
     parent, _, last = head.name.rpartition(".")
-    if head.name:
-        setattr(module.get_submodule(parent), last, new)
-    else:
-        module = new
+    setattr(module.get_submodule(parent), last, new)
     return replace(
         network.with_module(module),
         labels=classes,

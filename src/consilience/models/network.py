@@ -528,8 +528,12 @@ class TorchNetwork:
         """A trace, and by layer ``H A`` (N, C, h, w): the second derivatives of the sum
         of scores, layer by layer, times the activations.
 
-        Zero where the rest of the network is piecewise linear.
+        Zero where the rest of the network is piecewise linear. In the network's own
+        precision, whatever gradients run in.
         """
+        if self.gradient_plan is not None:
+            plain = self._hand_over(replace(self, gradient_plan=None))
+            return plain.curvature(pixels, layers, target)
         leaf = self._checked(pixels).detach()
         if not self._gradients_arrive:
             self._refuse_cut(leaf, layers, target)

@@ -100,7 +100,16 @@ def evaluate_images(
     start = time.perf_counter()
     if how is not None and (how.several or how.shard is not None):
         run_explanations(
-            job, inputs, folder, truth, options, command, None, how=how, asked=asked
+            job,
+            inputs,
+            folder,
+            truth,
+            options,
+            command,
+            models,
+            again=again,
+            how=how,
+            asked=asked,
         )
         if how.shard is not None:
             return None

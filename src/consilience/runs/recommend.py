@@ -26,7 +26,13 @@ from consilience.runs.evaluate import Asked, evaluate_images
 from consilience.runs.explain import job_from_specs
 from consilience.runs.folder import Run
 from consilience.runs.scores import Evaluation
-from consilience.types import ConsilienceError, Explainer, Model, Sample
+from consilience.types import (
+    ConsilienceError,
+    Explainer,
+    Model,
+    Sample,
+    unexpected,
+)
 
 CANDIDATES = (
     "gradcam",
@@ -165,6 +171,10 @@ def _that_work(
                 working.append(spec)
             except ConsilienceError as error:
                 refused[name] = str(error)
+            except progress.Cancelled:
+                raise
+            except Exception as error:
+                refused[name] = unexpected(error)
             running.advance()
     if len(working) < 2:
         why = "; ".join(f"{name}: {said}" for name, said in refused.items())

@@ -71,7 +71,7 @@ def lines(found: Recommendation) -> Iterator[str]:
         if metric.get("absent"):
             yield f"No number of {metric['label']}: {metric['absent']}."
     for name, why in found.refused.items():
-        yield f"Not tried, for it does not work here: {name} ({why})."
+        yield f"Left out, for it failed on the first image: {name} ({why})."
 
 
 def _trade_offs(found: Recommendation) -> Iterator[str]:
