@@ -465,3 +465,26 @@ def test_the_class_that_a_mark_moves_most_is_named_though_it_is_not_found():
     [line] = sentences(result)
     assert "stamped +" in line
     assert f"It moves red most, by {row['shift']:+.2f} (rank 1)" in line
+
+
+def test_of_some_classes_the_largest_is_one_of_them():
+    """The stamp moves noise and red, which are not asked; what is asked goes up and down
+    with nothing in the image.
+    """
+
+    def said(pixels):
+        outputs = scores()(pixels)
+        outputs[:, 1] = 0.01 * np.sin(1e6 * np.asarray(pixels).mean((1, 2, 3)))
+        return outputs
+
+    model = cs.wrap_callable(
+        said, classes=CLASSES, size=SIDE, layout="nhwc", outputs="logits", batch=16
+    )
+    asked = ["stamped"]
+    result = find_shortcuts(model, photographs(), [MARKS[0]], classes=asked, closer=0)
+    [row] = result.largest().to_dict("records")
+    excess = result.table().set_index("class")["excess"].abs()
+    assert excess.drop("stamped").max() > excess["stamped"]
+    assert (row["class"], row["verdict"]) == ("stamped", "not shown")
+    assert "_tested" not in row
+    assert row["low"] < row["excess"] < row["high"]

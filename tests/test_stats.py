@@ -339,6 +339,16 @@ def test_smallest_sign_flip_p_is_that_of_equal_differences(n, alternative):
     assert stats.smallest_sign_flip_p(40) == 1e-4
 
 
+@pytest.mark.parametrize("alternative", ["greater", "two-sided"])
+@pytest.mark.parametrize("n", [3, 6, 12, 40])
+def test_smallest_paired_p_is_that_of_overwhelming_differences(n, alternative):
+    """Of values far above 0 that differ: no other values can give less."""
+    values = 1 + np.arange(n) * 1e-6
+    found = stats.paired_test(values, alternative=alternative)
+    assert stats.smallest_paired_p(n, alternative) == pytest.approx(found)
+    assert stats.smallest_paired_p(40) == 2e-4 > stats.smallest_sign_flip_p(40)
+
+
 def test_a_family_is_named_and_counts_what_was_tested():
     found = stats.holm_family("three tests", {"a": 0.01, "b": math.nan, "c": 0.04})
     assert (found.name, found.size) == ("three tests", 2)

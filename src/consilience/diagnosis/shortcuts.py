@@ -319,14 +319,16 @@ class Shortcuts:
 
     def largest(self) -> pd.DataFrame:
         """A row a mark: the class that it moves most (of the largest ``excess``; of all
-        classes where none is moved), as in `table`, and ``classes_found``, of how many
+        that were tested where none is moved), as in `table`, and ``classes_found``, of how many
         classes the mark is a shortcut. Marks that are come first, then by ``excess``.
         """
         table = self._table.assign(
             _size=self._table["excess"].abs(),
             _moved=self._table["verdict"] != "not shown",
+            _tested=self._table["p"].notna(),
         )
-        table = table.sort_values(["_moved", "_size"], ascending=False, kind="stable")
+        first_of = ["_moved", "_tested", "_size"]
+        table = table.sort_values(first_of, ascending=False, kind="stable")
         counts = self.found()["mark"].value_counts()
         first = table.drop_duplicates("mark")
         first = first.assign(
@@ -336,7 +338,7 @@ class Shortcuts:
         order = ["_is", "_moved", "_size"]
         return (
             first.sort_values(order, ascending=False, kind="stable")
-            .drop(columns=order)
+            .drop(columns=[*order, "_tested"])
             .reset_index(drop=True)
         )
 
