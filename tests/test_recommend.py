@@ -21,6 +21,7 @@ from consilience.models.network import wrap
 from consilience.runs import recommend
 from consilience.show import recommend_words
 from consilience.show.recommend_page import recommend_page
+from consilience.show.words import format_number
 
 SPECS = ("insertion:steps=10", "deletion:steps=10")
 
@@ -321,4 +322,10 @@ def test_the_page_shows_every_number():
         not one.better for one in found.contests
     )
     assert "What 30 images show" in page
+    assert page.count("▸ ") == len(found.left) == 2
+    for one in found.standings:
+        for cell in one.cells.values():
+            assert format_number(cell["mean"]) in page
+    for one in found.contests:
+        assert format_number(one.mean) in page
     assert "net@1" in page

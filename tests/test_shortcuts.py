@@ -488,3 +488,13 @@ def test_of_some_classes_the_largest_is_one_of_them():
     assert (row["class"], row["verdict"]) == ("stamped", "not shown")
     assert "_tested" not in row
     assert row["low"] < row["excess"] < row["high"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("0.16071428571428573", "0.161"), ("1.0", "1"), ("top", "top")],
+)
+def test_doses_are_said_to_three_digits(value, said):
+    from consilience.show.shortcuts_page import _dose
+
+    assert _dose(value) == said

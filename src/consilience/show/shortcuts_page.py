@@ -168,6 +168,14 @@ def _forest(found: Shortcuts, most: int = 20) -> Markup:
     return Markup("") if made is None else figure_svg(made)
 
 
+def _dose(value: str) -> str:
+    """A dose as it is spelled, a number to three digits."""
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return value
+
+
 def _dose_charts(doses: pd.DataFrame) -> list[dict[str, Any]]:
     """A chart a finding and option; shifts by dose beside those beyond the control."""
     if not len(doses):
@@ -178,7 +186,7 @@ def _dose_charts(doses: pd.DataFrame) -> list[dict[str, Any]]:
     ):
         bars = [
             Bar(
-                row["value"],
+                _dose(row["value"]),
                 row["shift"],
                 row["shift_low"],
                 row["shift_high"],
