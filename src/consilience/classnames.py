@@ -5,7 +5,8 @@ groups, names of files.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 
 def plain_class_name(name: str) -> str:
@@ -37,11 +38,22 @@ def classes_named(name: str, classes: Sequence[str]) -> list[int]:
     >>> classes_named("0", ("2", "0", "1")), classes_named("Hen", ("cock", "hen, biddy"))
     ([1], [1])
     """
-    wanted = plain_class_name(name)
-    ways = (
-        [known == name for known in classes],
-        [plain_class_name(known) == wanted for known in classes],
-        [wanted in spellings_of(known) for known in classes],
-    )
-    found = next((way for way in ways if any(way)), ())
-    return [index for index, fits in enumerate(found) if fits]
+    exact, compared, synonyms = _index(tuple(classes))
+    plain = plain_class_name(name)
+    return list(exact.get(name) or compared.get(plain) or synonyms.get(plain) or ())
+
+
+@lru_cache(maxsize=16)
+def _index(classes: tuple[str, ...]) -> tuple[Mapping[str, list[int]], ...]:
+    """Numbers of classes by exact name, by compared name and by synonym: a run asks for
+    every image.
+    """
+    exact: dict[str, list[int]] = {}
+    compared: dict[str, list[int]] = {}
+    synonyms: dict[str, list[int]] = {}
+    for index, known in enumerate(classes):
+        exact.setdefault(known, []).append(index)
+        compared.setdefault(plain_class_name(known), []).append(index)
+        for spelling in spellings_of(known):
+            synonyms.setdefault(spelling, []).append(index)
+    return exact, compared, synonyms
