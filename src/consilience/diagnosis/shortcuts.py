@@ -12,7 +12,9 @@ images, and the lower bound has to reach it.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from consilience import registry, stats
-from consilience.marks.painting import ELSEWHERE, Mark
+from consilience.marks.painting import ELSEWHERE, Mark, Painted
 from consilience.marks.watermark import watermark_font
 from consilience.simultaneous import Columns, Simultaneous, simultaneous
 from consilience.types import Array, ConsilienceError, Model
@@ -101,8 +103,7 @@ def scored_images(
 
     def variants() -> Iterator[Tensor]:
         yield images
-        for place, mark in enumerate(marks):
-            painted = mark.paint(images, seed)
+        for place, painted in enumerate(painted_ahead(marks, images, seed)):
             for name, made in {MARKED: painted.marked, **painted.controls}.items():
                 names.append(f"{place}/{name}")
                 yield made
@@ -115,6 +116,22 @@ def scored_images(
         )
     shaped = rows.numpy().reshape(len(names), len(images), -1)
     return dict(zip(names, shaped, strict=True))
+
+
+def painted_ahead(
+    marks: Sequence[Mark], images: Tensor, seed: int
+) -> Iterator[Painted]:
+    """Images under each mark, painted while the network looks at the mark before: two
+    marks' variants are in memory.
+    """
+    with ThreadPoolExecutor(1, "paint") as pool:
+        waiting: deque[Future[Painted]] = deque()
+        for mark in marks:
+            waiting.append(pool.submit(mark.paint, images, seed))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def in_full_passes(

@@ -101,7 +101,7 @@ def shortcuts(
     with ExitStack() as kept:
         if folder is None:
             place = Path(kept.enter_context(tempfile.TemporaryDirectory()))
-            return _found(asked, network, source, place / "run", "")[0]
+            return _found(asked, network, source, place / "run", "", page=False)[0]
         return _found(asked, network, source, Path(folder), "")[0]
 
 
@@ -122,8 +122,16 @@ FEWEST = 6
 
 
 def _found(
-    asked: Asked, model: Model, source: Source, folder: Path, command: str
+    asked: Asked,
+    model: Model,
+    source: Source,
+    folder: Path,
+    command: str,
+    page: bool = True,
 ) -> tuple[Shortcuts, Path]:
+    """What was found, and the page's path; without ``page`` nothing is written but the
+    scores.
+    """
     from consilience.show.shortcuts_page import shortcuts_page
 
     asked = replace(asked, marks=asked.marks or search.battery())
@@ -156,13 +164,13 @@ def _found(
         )
         result = replace(result, failures=tuple(failures))
         result = _looked_closer(result, asked, model, source, built)
-        _write(place.path, result)
-        page = place.path / REPORT
-        examples = _examples(model, source, built, result, asked.seed)
-        text = shortcuts_page(result, examples, version("consilience"), command)
-        write_bytes(page, text.encode())
-        place.finish({"command": command, **as_dict(result)})
-    return result, page
+        if page:
+            _write(place.path, result)
+            examples = _examples(model, source, built, result, asked.seed)
+            text = shortcuts_page(result, examples, version("consilience"), command)
+            write_bytes(place.path / REPORT, text.encode())
+            place.finish({"command": command, **as_dict(result)})
+    return result, place.path / REPORT
 
 
 def _methods(model: Model, by: Sequence[str]) -> tuple[str, ...]:
