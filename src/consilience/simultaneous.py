@@ -130,46 +130,51 @@ def _largest(
         if on.any():
             scaled = (block[:, on] - mean[place][on]) / spread[place][on]
             for way, draw in enumerate(ways):
-                found = np.abs(draw(scaled.astype(np.float32))).max(1)
-                most[way] = np.maximum(most[way], found)
+                most[way] = np.maximum(most[way], draw(scaled.astype(np.float32)))
     return np.sort(most[0]), np.sort(most[1])
 
 
 Draw = Callable[[Array], Array]
-"""Standardised columns (n, k) to t of every draw (draws, k)."""
+"""Standardised columns (n, k) to the largest ``|t|`` of every draw (draws,)."""
 
 
 def _flips(n: int, seed: int, draws: int) -> Draw:
     signs = np.random.default_rng(seed).integers(0, 2, (draws, n)) * 2 - 1
     weights = signs.astype(np.float32)
 
-    def t(scaled: Array) -> Array:
-        means = weights @ scaled / n
-        squares = (scaled**2).sum(0) / n - means**2
-        return _studentised(means, squares, n)
+    def largest(scaled: Array) -> Array:
+        # Signs leave squares as they are, so that the largest mean against the root
+        # mean square is the largest t.
+        unit = scaled / np.sqrt((scaled**2).mean(0))
+        share = np.abs(weights @ unit / n)
+        return _as_t(share.max(1).astype(np.float64) ** 2, n)
 
-    return t
+    return largest
 
 
 def _resamples(n: int, seed: int, draws: int) -> Draw:
     counts = np.random.default_rng(seed + 1).multinomial(n, np.full(n, 1 / n), draws)
     weights = counts.astype(np.float32)
 
-    def t(scaled: Array) -> Array:
-        means = weights @ scaled / n
-        squares = weights @ scaled**2 / n - means**2
-        return _studentised(means, squares, n)
+    def largest(scaled: Array) -> Array:
+        means, squares = weights @ scaled / n, weights @ scaled**2 / n
+        np.square(means, out=means)
+        # A draw of one row over and over has no variance; of rows of 0, no mean either.
+        share = np.divide(means, squares, out=means, where=squares > 1e-6)
+        return _as_t(share.max(1).astype(np.float64), n)
 
-    return t
+    return largest
 
 
-def _studentised(means: Array, squares: Array, n: int) -> Array:
-    """t of means; infinite where a draw has no variance."""
-    errors = np.sqrt(np.maximum(squares, 0) / (n - 1))
-    flat = squares < 1e-6
-    found = np.divide(means, errors, out=np.zeros_like(means), where=~flat)
-    found[flat & (np.abs(means) > 1e-3)] = math.inf
-    return found
+def _as_t(share: Array, n: int) -> Array:
+    """``|t|`` of a mean's square as a share of the mean square: infinite where it is
+    all of it, for a draw without variance.
+    """
+    rest = 1 - np.minimum(share, 1)
+    flat = rest < 1e-6
+    return np.where(
+        flat, math.inf, np.sqrt((n - 1) * share / np.where(flat, 1, rest))
+    )
 
 
 def _quantile(largest: Array, level: float) -> float:
