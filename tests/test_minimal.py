@@ -161,9 +161,9 @@ def test_every_fill_counts():
     model = network_of(
         lambda pixels: saying(margins)(np.where(pixels > 0.3, 1.0, pixels))
     )
-    alone = cs.explain(model, WHITE, "minimal:segments=grid(4),fills=grey", "yes")
-    assert alone.provenance["sufficient"] == []
-    assert alone.provenance["necessary"] is None
+    with pytest.raises(NotApplicable) as alone:
+        cs.explain(model, WHITE, "minimal:segments=grid(4),fills=grey", "yes")
+    assert alone.value.code == "nothing-needed"
     both = cs.explain(model, WHITE, SPEC, "yes")
     assert both.provenance["sufficient"][0]["parts"] > 0
     assert both.provenance["necessary"] is None  # under grey it never flips
@@ -211,3 +211,18 @@ def test_what_is_not_said_has_no_minimal_region():
     model = network(table(3, True))
     with pytest.raises(NotApplicable, match="does not say no of the image"):
         cs.explain(model, WHITE, SPEC, "no")
+
+
+@pytest.mark.parametrize("search", ["exact", "greedy"])
+def test_a_class_that_is_said_of_anything_needs_nothing(search):
+    """A map of zeros would not tell this from a search that found nothing."""
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    model = cs.wrap_callable(
+        lambda x: np.asarray(x).reshape(len(x), -1).mean(1, keepdims=True),
+        classes=("score",),
+        size=16,
+        outputs="logits",
+    )
+    with pytest.raises(NotApplicable, match="no part of the image is needed") as why:
+        cs.explain(model, image, f"minimal:segments=grid(2),search={search}")
+    assert why.value.code == "nothing-needed"

@@ -50,7 +50,8 @@ class Minimal:
     sufficient regions are found one after the other, each in what is left. The map is 1
     on the first, 1/2 on the second, and so on; ``extras`` hold ``sufficient`` (m, h, w)
     and ``necessary`` (n, h, w), the facts sizes, margins and passes. `NotApplicable`
-    where the class is not first in the image itself, or is no class.
+    where the class is not first in the image itself, is no class, or is
+    first with everything hidden and whatever is removed.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -86,6 +87,8 @@ class Minimal:
             sufficient.append(found)
             free &= ~found.on
         necessary = search(missing, everything)
+        if not sufficient and necessary is None:
+            raise NotApplicable(code="nothing-needed", target=target.name)
         return self._heat(segments, sufficient, necessary, count, asked["passes"])
 
     def _search(self, count: int) -> Callable[[Ask, Array], Subset | None]:

@@ -95,8 +95,7 @@ def irreducible(ask: Ask, free: Array) -> Subset | None:
             subsets.append((int(pruned.sum()), -margin, pruned))
     if not subsets:
         return None
-    size, margin, on = min(subsets, key=lambda one: one[:2])
-    del size
+    _, margin, on = min(subsets, key=lambda one: one[:2])
     return Subset(on, -margin, passes, False)
 
 

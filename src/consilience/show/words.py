@@ -942,6 +942,10 @@ REASONS: Mapping[str, str] = {
         "the layer has negative activations: choose one after a ReLU (layer=...)"
     ),
     "no-class-to-keep": "minimal regions keep a class first; {target} is none",
+    "nothing-needed": (
+        "{target} is said first with everything hidden, and whatever is removed: no part "
+        "of the image is needed"
+    ),
     "not-said": (
         "the network does not say {target} of the image: nothing of it is enough"
     ),
