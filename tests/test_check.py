@@ -2,6 +2,7 @@
 
 import json
 import math
+from html import unescape
 from xml.etree import ElementTree
 
 import numpy as np
@@ -387,6 +388,7 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
     assert {
         "check.json",
         "summary.md",
+        "report.html",
         "junit.xml",
         "images.csv",
         "classes.csv",
@@ -409,7 +411,14 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
         "efficientnet_lite0",
     ]
     assert main([*other, *limits, "-o", str(tmp_path / "c")]) == 3
-    assert "Changed: flips" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Changed: flips" in said
+    assert f"report: {tmp_path / 'c' / 'report.html'}" in said
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "<b>Changed: flips" in page
+    assert page.count("map of the old network") == 8
+    assert page.count("map of the new network") == 8
+    assert "1 image could not be asked about: bad: " in page
     assert main([*same, "-o", str(tmp_path / "d")]) == 1
     assert "check needs images" in capsys.readouterr().err
 
@@ -443,6 +452,34 @@ def test_the_pytest_fixture(pytester):
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*Changed: *over 20 images.*"])
+
+
+def test_the_page_shows_both_networks_and_every_number(tmp_path):
+    from consilience.runs.check import run_check
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for one in photographs(24):
+        Image.fromarray(one.pixels).save(photos / f"{one.name}<b>.png")
+    old, new = network(), network(head_noise=1.0)
+    found, path = run_check(new, old, [photos], tmp_path / "out", BY)
+    page = path.read_text()
+    assert path == tmp_path / "out" / "report.html"
+    assert verdict_sentence(found) in page
+    for one in found.criteria:
+        assert criterion_sentence(one) in unescape(page)
+        assert f"{one.name} {one.value / one.margin:.3f}" in page
+    worst = found.images.head(8).to_dict("records")
+    places = [page.index(f"<h3>{row['image'].partition('<')[0]}") for row in worst]
+    assert places == sorted(places)
+    assert page.count("<h4>the old network</h4>") == 8
+    assert "p00<b>" not in page
+    for row in found.images.to_dict("records"):
+        drops = {spec: row[f"alike {spec}"] for spec in BY}
+        assert row["method"] in drops
+    by = found.images.set_index("image")
+    assert set(by["method"]) == set(BY)  # each falls most on some image
+    assert len(found.images) == 24
 
 
 def test_bounds_have_no_nan_where_all_values_are_equal():

@@ -291,3 +291,123 @@ def test_what_cannot_be_asked_of_a_run_is_said(tmp_path, capsys):
     some = list(cs.Run(tmp_path / "run"))[:5]
     with pytest.raises(ConsilienceError, match="8 images or more; the largest has"):
         cs.clusters(some)
+
+
+def shares_of(has, seed=0):
+    """Shares of four concepts: a corner's differs by group, the rest do not."""
+    rng = np.random.default_rng(seed)
+    shares = rng.normal([0.2, 0.3, 0.4, 0.1], 0.05, (len(has), 4))
+    shares[has, 1] += 0.3
+    return shares
+
+
+def test_concepts_apart_by_slow_permutations():
+    maps, has = blobs(20, 1, 0.5)
+    shares, concepts = shares_of(has), ("", "mark", "sky", "tree")
+    shares[3] = np.nan  # an image of which it could not be told
+    found = cluster_maps(maps, names(maps), nulls=19)
+    told = clusters.with_concepts(found, shares, concepts, seed=5)
+    known = np.arange(20) != 3
+    for number, one in enumerate(told.clusters):
+        inside = (found.labels == number)[known]
+        rows = shares[known]
+        here = [np.mean([row[k] for row in rows[inside]]) for k in range(4)]
+        there = [np.mean([row[k] for row in rows[~inside]]) for k in range(4)]
+        rng, largest = np.random.default_rng(5), []
+        for _ in range(999):
+            drawn = rng.permutation(inside)
+            largest.append(
+                max(abs(rows[drawn].mean(0) - rows[~drawn].mean(0)).tolist())
+            )
+        bar = sorted(largest)[949]
+        order = sorted(range(4), key=lambda k: -abs(here[k] - there[k]))
+        assert [share.concept for share in one.concepts] == [
+            concepts[k] for k in order
+        ]
+        for share, k in zip(one.concepts, order, strict=True):
+            assert share.here == pytest.approx(here[k])
+            assert share.elsewhere == pytest.approx(there[k])
+            assert share.shown == (abs(here[k] - there[k]) > bar)
+        assert [share.concept for share in one.apart_by()] == ["mark"]
+    said = told.table()["concepts_apart"].tolist()
+    assert all(line.startswith("mark 0.") and " against 0." in line for line in said)
+    assert found.table()["concepts_apart"].tolist() == ["", ""]
+
+
+def test_concepts_that_do_not_differ_are_not_shown():
+    shown = 0
+    maps, _ = blobs(24, 2, 0.5)
+    found = cluster_maps(maps, names(maps), nulls=19)
+    concepts = tuple(f"c{k}" for k in range(30))
+    for seed in range(40):
+        shares = np.random.default_rng(seed).exponential(0.1, (24, 30))
+        told = clusters.with_concepts(found, shares, concepts, seed)
+        shown += bool(told.clusters[0].apart_by())
+    assert shown <= 5  # .05 of 40 and three standard deviations
+
+
+def test_concepts_of_one_group_are_its_largest_shares():
+    maps, _ = blobs(20, 3)
+    found = cluster_maps(maps, names(maps), nulls=19)
+    assert found.count == 1
+    shares = np.tile([0.2, -0.5, 0.1], (20, 1))
+    [one] = clusters.with_concepts(found, shares, ("a", "b", "c")).clusters
+    assert [share.concept for share in one.concepts] == ["b", "a", "c"]
+    assert [share.here for share in one.concepts] == pytest.approx([-0.5, 0.2, 0.1])
+    assert all(math.isnan(share.elsewhere) for share in one.concepts)
+    assert one.apart_by() == ()
+
+
+def test_concepts_come_with_the_explanations_and_stand_on_the_page(tmp_path):
+    from dataclasses import replace
+
+    import consilience as cs
+    from consilience.show.clusters_page import clusters_page
+
+    has = tagged_run(tmp_path / "run")
+    run = cs.Run(tmp_path / "run")
+    made = [run[(f"i{place:02d}", "Occlusion")] for place in range(24)]
+    shares = shares_of(has)
+    told = [
+        replace(
+            one,
+            provenance={
+                **one.provenance,
+                "units": {"concepts": {"": row[0], "mark": row[1], "<sky>": row[2]}},
+            },
+        )
+        for one, row in zip(made, shares, strict=True)
+    ]
+    told[4] = replace(
+        told[4], provenance={**made[4].provenance, "units": {"code": 1}}
+    )
+    found = clusters.clusters_of(told, nulls=19)
+    without = clusters.clusters_of(made, nulls=19)
+    assert found.labels.tolist() == without.labels.tolist()
+    got, concepts = clusters.concept_shares(told)
+    assert concepts == ("", "<sky>", "mark")
+    assert np.isnan(got[4]).all()
+    assert got[5] == pytest.approx(shares[5][[0, 2, 1]])
+    assert clusters.concept_shares(made) == (pytest.approx(np.zeros((24, 0))), ())
+    key = ("Occlusion", "bright")
+    typical = {key: [[told[at] for at in one.typical] for one in found.clusters]}
+    page = clusters_page({key: found}, typical, "0")
+    assert page.count(
+        "shown to differ from the other images&#39;: mark "
+    ) + page.count("shown to differ from the other images': mark ") == len(
+        found.clusters
+    )
+    same = [
+        one
+        if "concepts" not in one.provenance["units"]
+        else replace(
+            one,
+            provenance={**one.provenance, "units": {"concepts": {"<sky>": 1.0}}},
+        )
+        for one in told
+    ]
+    page = clusters_page({key: clusters.clusters_of(same, nulls=19)}, typical, "0")
+    assert "No concept was shown to carry more or less" in page
+    assert "<sky>" not in page
+    page = clusters_page({key: without}, typical, "0")
+    assert "oncept" not in page.partition("</style>")[2]

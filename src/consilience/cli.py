@@ -1277,7 +1277,7 @@ def check_verb(arguments: argparse.Namespace) -> int:
             arguments.command,
         )
     if arguments.json:
-        told_all = {**check.as_dict(found), "summary": str(page)}
+        told_all = {**check.as_dict(found), "report": str(page)}
         print(json.dumps(told_all, ensure_ascii=False))
     else:
         console.show_check(found, page, console.output())

@@ -498,6 +498,7 @@ def _by_image(
     rows = []
     for place, one in enumerate(found):
         by_method = {spec: float(values[place]) for spec, values in drops.items()}
+        worst = max(by_method, key=lambda spec: by_method[spec], default="")
         rows.append(
             {
                 "image": one.name,
@@ -505,7 +506,8 @@ def _by_image(
                 "new": api.class_name(old, one.new),
                 "flipped": one.old != one.new,
                 "score_shift": one.new_score - one.old_score,
-                "drop": max(by_method.values(), default=math.nan),
+                "method": worst,
+                "drop": by_method.get(worst, math.nan),
                 **{f"alike {spec}": one.maps[spec] for spec in drops},
             }
         )

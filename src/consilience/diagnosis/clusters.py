@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,21 @@ MOST = 6
 NULLS = 199
 RESAMPLES = 50
 FEWEST = 8
+NO_CONCEPT = "units without a concept"
 TYPICAL = 6
+
+
+@dataclass(frozen=True)
+class ConceptShare:
+    """A concept's mean share of the maps of a group and of the others (NaN where there
+    are none), and whether they differ by more than permuted groups do, at the largest
+    difference of all concepts at .05. "" collects units that detect no concept.
+    """
+
+    concept: str
+    here: float
+    elsewhere: float
+    shown: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +59,8 @@ class Cluster:
     the largest difference over cells at .05). ``stability`` is the mean Jaccard index
     with its best match in resamples (Hennig 2007: above .75 stable, below .6 not).
     ``right`` and ``known`` count images that are classified as labelled, of those with
-    a label.
+    a label. ``concepts`` are those of a dissection that the maps were made with, the
+    largest difference first; none without one.
     """
 
     members: Array
@@ -56,6 +71,11 @@ class Cluster:
     stability: float
     right: int
     known: int
+    concepts: tuple[ConceptShare, ...] = ()
+
+    def apart_by(self) -> tuple[ConceptShare, ...]:
+        """The concepts whose share is shown to differ from the other images'."""
+        return tuple(one for one in self.concepts if one.shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +117,11 @@ class Clusters:
                 "accuracy": one.right / one.known if one.known else math.nan,
                 "known": one.known,
                 "cells_apart": int(one.shown.sum()),
+                "concepts_apart": "; ".join(
+                    f"{share.concept or NO_CONCEPT} {share.here:.3f} against "
+                    f"{share.elsewhere:.3f}"
+                    for share in one.apart_by()
+                ),
                 "typical": ", ".join(self.images[at] for at in one.typical),
             }
             for number, one in enumerate(self.clusters, start=1)
@@ -142,7 +167,65 @@ def clusters_of(
     [(method, name)] = kinds
     correct = np.array([_right(one) for one in explanations], np.float64)
     names = tuple(one.sample.name for one in explanations)
-    return cluster_maps(maps, names, method, name, correct, most, nulls, seed)
+    found = cluster_maps(maps, names, method, name, correct, most, nulls, seed)
+    shares, concepts = concept_shares(explanations)
+    return with_concepts(found, shares, concepts, seed) if concepts else found
+
+
+def concept_shares(
+    explanations: Sequence[Explanation],
+) -> tuple[Array, tuple[str, ...]]:
+    """The share (n, concepts) of each map that units of a concept carry, as a dissection
+    told them (`dissection.units.Carried`), and the concepts; NaN for a map of which it
+    could not.
+    """
+    told = [
+        (one.provenance.get("units") or {}).get("concepts") for one in explanations
+    ]
+    concepts = tuple(sorted({name for one in told if one for name in one}))
+    rows = [
+        [math.nan if one is None else one.get(name, 0.0) for name in concepts]
+        for one in told
+    ]
+    return np.array(rows, np.float64).reshape(len(told), len(concepts)), concepts
+
+
+def with_concepts(
+    found: Clusters, shares: Array, concepts: Sequence[str], seed: int = 0
+) -> Clusters:
+    """Groups with the concepts whose shares (n, concepts) differ between them; images
+    whose shares are not known are left out.
+    """
+    known = np.isfinite(shares).all(1)
+    rows, labels = shares[known], found.labels[known]
+    groups = []
+    for number, one in enumerate(found.clusters):
+        inside = labels == number
+        if not inside.any():
+            groups.append(one)
+            continue
+        here = rows[inside].mean(0)
+        others = np.full(len(concepts), math.nan)
+        shown = np.zeros(len(concepts), bool)
+        if not inside.all():
+            others = rows[~inside].mean(0)
+            _, shown = _apart(rows, inside, seed)
+        size = np.abs(here if inside.all() else here - others)
+        groups.append(
+            replace(
+                one,
+                concepts=tuple(
+                    ConceptShare(
+                        concepts[at],
+                        float(here[at]),
+                        float(others[at]),
+                        bool(shown[at]),
+                    )
+                    for at in np.argsort(-size, kind="stable")
+                ),
+            )
+        )
+    return replace(found, clusters=tuple(groups))
 
 
 def _right(one: Explanation) -> float:
@@ -349,7 +432,7 @@ def _cluster(
 def _apart(
     maps: Array, inside: Array, seed: int, draws: int = 999
 ) -> tuple[Array, Array]:
-    """Where a group's mean differs from the others' by more than groups drawn anew do,
+    """Where a group's mean of maps, or of numbers, (n, ...) differs from the others' by more than groups drawn anew do,
     at the largest of all cells.
 
     The groups were made from the maps, so that this describes what separates them; that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -22,19 +22,21 @@ from consilience.files import (
 )
 from consilience.image_files import find_images
 from consilience.models.load import as_model
-from consilience.runs.folder import RunFolder
+from consilience.runs.folder import REPORT, RunFolder
 from consilience.runs.sources import content_of
 from consilience.show.change_words import (
     criterion_sentence,
     markdown,
     verdict_sentence,
 )
-from consilience.types import ConsilienceError, Sample
+from consilience.types import ConsilienceError, Explanation, Sample
 
 BLOCK = 32
 METHODS = ("gradcam",)
 RAN = ("engine", "precision", "device")
 SUMMARY, JUNIT = "summary.md", "junit.xml"
+SHOWN = 8
+"""Images that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,12 @@ def run_check(
     limits: Limits | None = None,
     command: str = "",
 ) -> tuple[Change, Path]:
-    """`check` of files into a folder: ``check.json``, ``summary.md`` for a pull request,
-    ``junit.xml``, and tables of classes and images, worst first. Returns what was found
-    and the summary's path.
+    """`check` of files into a folder: a page with the worst images, ``check.json``,
+    ``summary.md`` for a pull request, ``junit.xml``, and tables of classes and images,
+    worst first. Returns what was found and the page's path.
     """
+    from consilience.show.check_page import check_page
+
     models = (as_model(new), as_model(old))
     asked = limits or Limits()
     ways = [{k: one.facts.get(k) for k in RAN} for one in models]
@@ -166,8 +170,38 @@ def run_check(
             write_bytes(place.path / f"{name}.csv", text.encode())
         write_bytes(place.path / JUNIT, junit(found))
         write_bytes(place.path / SUMMARY, markdown(found).encode())
+        page = place.path / REPORT
+        text = check_page(
+            found, _worst(models, files, found), version("consilience"), command
+        )
+        write_bytes(page, text.encode())
         place.finish({"command": command, **as_dict(found)})
-    return found, place.path / SUMMARY
+    return found, page
+
+
+def _worst(
+    models: tuple[Any, Any], files: Sequence[Path], found: Change
+) -> list[tuple[Explanation, Explanation]]:
+    """Maps of the old and the new network, by the method that fell most, of the images
+    that changed most, toward the class that the old network says.
+    """
+    new, old = models
+    places = {
+        name: file for file, name in zip(files, data.names_of(files), strict=True)
+    }
+    pairs = []
+    for row in found.images.head(SHOWN).to_dict("records"):
+        if not row["method"]:
+            continue
+        file = places[row["image"]]
+        sample = next(iter(inputs.samples_from([file], inputs.Shown.of(old))))
+        if not isinstance(sample, Sample):  # it could be read a moment ago
+            continue
+        sample = replace(sample, name=row["image"])
+        before = api.explain(old, sample, by=row["method"])
+        after = api.explain(new, sample, by=row["method"], target=before.target)
+        pairs.append((before, after))
+    return pairs
 
 
 # ---- for other programs

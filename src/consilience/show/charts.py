@@ -143,8 +143,11 @@ class CurveLine:
     control: bool = False
 
 
-def forest_figure(bars: Sequence[Bar], title: str) -> Figure | None:
-    """Means with their 95 % intervals, a row each; controls are grey, with open marks.
+def forest_figure(
+    bars: Sequence[Bar], title: str, at: float | None = None
+) -> Figure | None:
+    """Means with their intervals, a row each; controls are grey, with open marks. ``at``
+    is a value with a line of its own.
 
     None where no bar has a mean.
     """
@@ -153,6 +156,8 @@ def forest_figure(bars: Sequence[Bar], title: str) -> Figure | None:
         return None
     said = "; ".join(f"{bar.label} {bar.mean:.3f}" for bar in known)
     figure, axes = _plot(24 * len(known) + 36, f"{title}. {said}")
+    if at is not None:
+        axes.axvline(at, color=CURRENT, linewidth=1.2)
     for row, bar in enumerate(known):
         if math.isfinite(bar.low) and math.isfinite(bar.high):
             ends = ([bar.low, bar.high], [row, row])

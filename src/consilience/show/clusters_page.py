@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from consilience.diagnosis.clusters import Cluster, Clusters, accuracy_interval
+from consilience.diagnosis.clusters import (
+    NO_CONCEPT,
+    Cluster,
+    Clusters,
+    accuracy_interval,
+)
 from consilience.show.colours import overlay
 from consilience.show.figures import shown_image
 from consilience.show.html import embed, environment, page_style
 from consilience.show.tiles import Tile
+from consilience.show.words import format_percent
 from consilience.types import Array, ConsilienceError, Explanation
 
 Key = tuple[str, str]
 CELL = 12
+MOST_CONCEPTS = 8
 
 
 def clusters_page(
@@ -68,12 +76,31 @@ def _group(
         "number": number,
         "images": len(one.members),
         "stability": one.stability,
+        "dissected": bool(one.concepts),
         "accuracy": share.mean,
         "low": share.low,
         "high": share.high,
         "known": one.known,
         "tiles": tiles,
+        "concepts": _concepts(one),
     }
+
+
+def _concepts(one: Cluster) -> list[str]:
+    """What carries the maps of a group, in words: what sets it apart, or without other
+    groups the largest shares.
+    """
+    alone = all(math.isnan(share.elsewhere) for share in one.concepts)
+    if alone:
+        return [
+            f"{share.concept or NO_CONCEPT} {format_percent(share.here)}"
+            for share in one.concepts[:MOST_CONCEPTS]
+        ]
+    return [
+        f"{share.concept or NO_CONCEPT} {format_percent(share.here)} (others "
+        f"{format_percent(share.elsewhere)})"
+        for share in one.apart_by()[:MOST_CONCEPTS]
+    ]
 
 
 def _typical_tile(item: Explanation) -> Any:

@@ -825,7 +825,7 @@ def show_shortcuts(found: Any, page: Any, console: Console) -> None:
 
 
 def show_check(found: Any, page: Any, console: Console) -> None:
-    """Every number with its margin, the worst images, and where the summary is."""
+    """Every number with its margin, the worst images, and where the page is."""
     from consilience.show import change_words
 
     for one in found.criteria:
@@ -850,7 +850,7 @@ def show_check(found: Any, page: Any, console: Console) -> None:
         name, why = found.failures[0]
         said = f"{count_of(len(found.failures), 'image')} left out: {name}: {why}"
         console.print(escape(said), highlight=False)
-    console.print(f"summary: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 # ---- lists
