@@ -454,6 +454,56 @@ def test_the_pytest_fixture(pytester):
     result.stdout.fnmatch_lines(["*Changed: *over 20 images.*"])
 
 
+@pytest.mark.parametrize(("size", "resize"), [(36, 36), (24, 32), (36, 60)])
+def test_networks_of_other_frames_are_compared_where_both_look(size, resize):
+    photos, old = photographs(12), network()
+    new = cs.wrap(
+        module(),
+        size=size,
+        resize=resize,
+        mean=0.5,
+        std=0.25,
+        engine="torch",
+        name="new",
+    )
+    found = check(new, old, photos, BY[1:], Limits(alike="pearson"))
+    assert any(
+        "look at 12 of 12 images in different frames" in n for n in found.notes
+    )
+    said = found.images.set_index("image")
+    for sample in photos[:3]:
+        before = cs.explain(old, sample, by=BY[1])
+        after = cs.explain(new, sample, by=BY[1], target=before.target)
+        place = after.geometry.as_dict()
+        rows, seen = [], []
+        for y in range(SIDE):
+            for x in range(SIDE):
+                at = [
+                    ((p + 0.5) / SIDE * place["resized"][k] - place["offset"][k])
+                    for k, p in enumerate((y, x))
+                ]
+                if not all(0 <= a <= size for a in at):
+                    continue
+                low = [int(min(max(a - 0.5, 0), size - 1)) for a in at]
+                share = [
+                    min(max(a - 0.5, 0), size - 1) - b
+                    for a, b in zip(at, low, strict=True)
+                ]
+                high = [min(b + 1, size - 1) for b in low]
+                value = sum(
+                    after.values[cy, cx] * wy * wx
+                    for cy, wy in ((low[0], 1 - share[0]), (high[0], share[0]))
+                    for cx, wx in ((low[1], 1 - share[1]), (high[1], share[1]))
+                )
+                rows.append(value)
+                seen.append(before.values[y, x])
+        assert (len(seen) < SIDE * SIDE) == (resize > size)
+        expected = np.corrcoef(seen, rows)[0, 1]
+        assert said.loc[sample.name, f"alike {BY[1]}"] == pytest.approx(
+            expected, abs=1e-5
+        )
+
+
 def test_the_page_shows_both_networks_and_every_number(tmp_path):
     from consilience.runs.check import run_check
 

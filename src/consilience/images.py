@@ -643,6 +643,21 @@ class Placement:
         moved[~np.outer(seen_y, seen_x)] = np.nan
         return moved.astype(np.float32)
 
+    def to_frame(self, values: Array, other: Placement) -> Array:
+        """Move a map that covers the input (any resolution) into another frame of the
+        same image: bilinear, NaN where this model did not look and beside the image.
+        """
+        moved, seen = [], []
+        for axis in (0, 1):
+            cells = np.arange(other.size[axis]) + 0.5 + other.offset[axis]
+            shares = cells / other.resized[axis]
+            rows, saw = self._at(shares, axis, values.shape[axis])
+            moved.append(rows)
+            seen.append(saw & (shares >= 0) & (shares <= 1))
+        placed = moved[0] @ values.astype(np.float64) @ moved[1].T
+        placed[~np.outer(*seen)] = np.nan
+        return placed.astype(np.float32)
+
     def to_picture(self, values: Array) -> Array:
         """The older name of `to_image`."""
         return self.to_image(values)
@@ -662,9 +677,14 @@ class Placement:
         """Interpolation matrix (image pixels, map cells) of one axis, and which image
         pixels the model saw.
         """
-        centres = (np.arange(self.image[axis]) + 0.5) * self.resized[
-            axis
-        ] / self.image[axis] - self.offset[axis]
+        shares = (np.arange(self.image[axis]) + 0.5) / self.image[axis]
+        return self._at(shares, axis, length)
+
+    def _at(self, shares: Array, axis: int, length: int) -> tuple[Array, Array]:
+        """Interpolation matrix (shares, map cells) of places along the image, given as
+        shares of its length, and which of them the model saw.
+        """
+        centres = shares * self.resized[axis] - self.offset[axis]
         seen = (centres >= 0) & (centres <= self.size[axis])
         return _hat(centres / self.size[axis] * length - 0.5, length), seen
 

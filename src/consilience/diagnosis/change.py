@@ -21,6 +21,7 @@ import torch
 
 from consilience import api, registry, stats
 from consilience.data import Failure
+from consilience.images import Placement
 from consilience.metrics.similarity import MapSimilarity, alike
 from consilience.options import install_checks
 from consilience.registry import option
@@ -30,6 +31,7 @@ from consilience.types import (
     Explanation,
     Model,
     Sample,
+    View,
 )
 
 Answer = Literal["within", "beyond", "not shown"]
@@ -84,7 +86,7 @@ install_checks(Limits)
 class ImageChange:
     """What differs on one image: first classes, scores of the old network's class, and
     by method how alike the maps are (``maps``) and by method and floor how alike the
-    old network's own (``floors``).
+    old network's own (``floors``). ``moved`` says that the networks' frames differ.
     """
 
     name: str
@@ -94,6 +96,7 @@ class ImageChange:
     new_score: float
     maps: Mapping[str, float]
     floors: Mapping[str, Mapping[str, float]]
+    moved: bool = False
 
 
 def changes(
@@ -113,14 +116,14 @@ def changes(
         except ConsilienceError as error:
             yield Failure(sample.name, str(error))
             continue
-        views.append(pair[0].pixels)
-        shown.append(pair[1].pixels)
+        views.append(pair[0])
+        shown.append(pair[1])
         kept.append(sample)
     if not kept:
         return
     samples = kept
-    said = old.scores(torch.cat(views)).float().cpu()
-    says = new.scores(torch.cat(shown)).float().cpu()
+    said = old.scores(torch.cat([one.pixels for one in views])).float().cpu()
+    says = new.scores(torch.cat([one.pixels for one in shown])).float().cpu()
     if said.shape[1] != says.shape[1]:
         raise ConsilienceError(
             f"the networks cannot be compared: {new.id} has {says.shape[1]} classes, "
@@ -148,13 +151,12 @@ def changes(
                     failed.setdefault(place, one.reason)
             if place in failed:
                 continue
-            base, *rest = (one.values for one in made)  # type: ignore[union-attr]
-            found = {
-                name: alike(base, values, limits.alike)
-                for name, values in zip(others, rest, strict=True)
+            base, after, *again = made
+            maps[place][spec] = _alike_where_both_looked(base, after, limits.alike)  # type: ignore[arg-type]
+            floors[place][spec] = {
+                name: alike(base.values, one.values, limits.alike)  # type: ignore[union-attr]
+                for name, one in zip(list(others)[1:], again, strict=True)
             }
-            maps[place][spec] = found.pop("")
-            floors[place][spec] = found
     for place, sample in enumerate(samples):
         if place in failed:
             yield Failure(sample.name, failed[place])
@@ -167,7 +169,34 @@ def changes(
             float(says[place, first[place]]),
             maps[place],
             floors[place],
+            _frame(views[place]) != _frame(shown[place]),
         )
+
+
+def _frame(view: View) -> dict[str, Any]:
+    return view.geometry.as_dict()
+
+
+def _alike_where_both_looked(
+    old: Explanation, new: Explanation, by: MapSimilarity
+) -> float:
+    """How alike the maps of two networks are; where those look at different parts of
+    the image or at other sizes, in the old one's frame and where both looked.
+    """
+    frames = old.geometry.as_dict(), new.geometry.as_dict()
+    if frames[0] == frames[1]:
+        return alike(old.values, new.values, by)
+    placed = Placement.from_dict(frames[1]).to_frame(
+        new.values, Placement.from_dict(frames[0])
+    )
+    seen = np.isfinite(placed)
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if not len(rows):
+        raise ConsilienceError(
+            f"the networks look at parts of {old.sample.name} that share nothing"
+        )
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return alike(old.values[part], placed[part], by)
 
 
 Made = Sequence[Explanation | Failure]
@@ -302,7 +331,7 @@ def judge(
         _by_image(old, found, drops),
         _floor_table(found, by),
         tuple(failures),
-        tuple(_notes(new, old)),
+        (*_notes(new, old), *_frame_notes(found)),
     )
 
 
@@ -314,6 +343,17 @@ def _notes(new: Model, old: Model) -> Iterator[str]:
     same = ("engine", "precision", "device")
     if new.id == old.id and all(new.facts.get(k) == old.facts.get(k) for k in same):
         yield "both are one network, run the same way: nothing could have changed"
+
+
+def _frame_notes(found: Sequence[ImageChange]) -> Iterator[str]:
+    """Whether the networks were shown the same part of the images."""
+    count = sum(one.moved for one in found)
+    if count:
+        yield (
+            f"the networks look at {count} of {len(found)} images in different frames: "
+            f"maps are compared where both look, so that part of the difference is of "
+            f"the frame"
+        )
 
 
 def _adjusted(criteria: Sequence[Criterion], level: float) -> tuple[Criterion, ...]:

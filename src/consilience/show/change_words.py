@@ -52,7 +52,7 @@ def criterion_sentence(one: Criterion) -> str:
     floor = ""
     if not math.isnan(one.floor):
         held = f"the noise floor ({one.held})" if one.held else "equal maps"
-        floor = f" below {held} of {format_number(one.floor)}"
+        floor = f" than {held} of {format_number(one.floor)}"
     return f"{one.name} {value} less alike{floor}: {said} {one.margin:g}"
 
 
