@@ -15,7 +15,7 @@ from torch import nn
 import consilience as cs
 from consilience import ConsilienceError, Sample, stats
 from consilience.cli import main
-from consilience.diagnosis import change
+from consilience.diagnosis import change, marked_change
 from consilience.diagnosis.change import Limits
 from consilience.metrics.similarity import alike
 from consilience.runs.check import check, junit, read_limits
@@ -537,3 +537,179 @@ def test_bounds_have_no_nan_where_all_values_are_equal():
     assert (one.low, one.high) == (0, 0)
     assert (one.p_within, one.p_beyond) == (0, 1)
     assert not math.isnan(one.value)
+
+
+# ---- marks
+
+
+def planted(n=30, marks=2, classes=3, seed=0, grows=0.0, scale=1.0):
+    """Answers of two networks; the first mark's push of class 1 grows by so many
+    standard deviations. ``scale`` multiplies all scores of the new one.
+    """
+    rng = np.random.default_rng(seed)
+    plain = rng.normal(size=(n, 1, classes))
+    old = np.concatenate([plain] * (1 + marks), 1)
+    old[:, 1:] += rng.normal(0.3, 0.2, (n, marks, classes))
+    new = old + rng.normal(0, 0.02, old.shape)
+    new[:, 1, 1] += grows * plain[:, 0, 1].std(ddof=1)
+    return (scale * new).astype(np.float32), old.astype(np.float32)
+
+
+def test_answers_to_marks_by_slow_loops():
+    from consilience.simultaneous import simultaneous
+
+    new, old = planted(grows=0.8)
+    found = marked_change.compared(new, old, ("a", "b"), 0.5, 0.95)
+    differences = np.zeros((30, 2, 3))
+    for k in range(3):
+        unit = [
+            math.sqrt(
+                sum((x - side[:, 0, k].mean()) ** 2 for x in side[:, 0, k]) / 29
+            )
+            for side in (new.astype(float), old.astype(float))
+        ]
+        for m in range(2):
+            added = [
+                [(row[m + 1, k] - row[0, k]) / unit[at] for row in side.astype(float)]
+                for at, side in enumerate((new, old))
+            ]
+            assert found.new[m, k] == pytest.approx(np.mean(added[0]))
+            assert found.old[m, k] == pytest.approx(np.mean(added[1]))
+            differences[:, m, k] = np.subtract(*added)
+    assert found.difference == pytest.approx(differences.mean(0))
+    assert found.largest == (0, 1)
+    flat = differences.reshape(30, 6)
+    whole = simultaneous(flat, 0.9)  # two sides of .95 each
+    assert found.low.ravel() == pytest.approx(whole.low)
+    assert found.high.ravel() == pytest.approx(whole.high)
+    t = (flat.mean(0) - 0.5) / (flat.std(0, ddof=1) / math.sqrt(30))
+    assert found.p_within == pytest.approx(max(scipy.stats.t.cdf(t, 29)))
+    assert found.p_beyond == pytest.approx(simultaneous(flat - 0.5, 0.9).p[1])
+    assert (found.n, found.specs) == (30, ("a", "b"))
+    table = found.table(lambda index: f"c{index}")
+    assert table["mark"].tolist() == ["a", "b"]
+    assert table.loc[0, ["class_index", "class"]].tolist() == [1, "c1"]
+    for name, values in (
+        ("old", found.old),
+        ("new", found.new),
+        ("difference", found.difference),
+        ("low", found.low),
+        ("high", found.high),
+    ):
+        assert table.loc[0, name] == values[0, 1]
+        assert table.loc[1, name] == values[1, table.loc[1, "class_index"]]
+
+
+def test_another_scale_of_the_scores_is_no_answer():
+    new, old = planted(scale=7.0)
+    found = marked_change.compared(new, old, ("a", "b"), 0.5, 0.95)
+    assert np.abs(found.difference).max() < 0.05
+    assert found.p_within < 0.05
+    assert found.p_beyond == 1
+
+
+@pytest.mark.parametrize(
+    ("grows", "within", "beyond"), [(0.0, True, False), (1.5, False, True)]
+)
+def test_equal_differences_need_no_test(grows, within, beyond):
+    _, old = planted()
+    new = old.astype(np.float64)
+    new[:, 1, 1] += grows * new[:, 0, 1].std(ddof=1)
+    found = marked_change.compared(new, old, ("a", "b"), 0.5, 0.95)
+    assert (found.p_within == 0, found.p_beyond <= 0.05) == (within, beyond)
+    assert found.low[0, 1] == pytest.approx(grows)
+    assert found.high[0, 1] == pytest.approx(grows)
+
+
+def test_a_class_whose_scores_do_not_vary_is_left_out():
+    new, old = planted(grows=0.8)
+    old[:, 0, 2] = 4.0
+    found = marked_change.compared(new, old, ("a", "b"), 0.5, 0.95)
+    assert np.isnan(found.difference[:, 2]).all()
+    assert np.isfinite(found.difference[:, :2]).all()
+    old[:, 0] = 4.0
+    with pytest.raises(ConsilienceError, match="no class's score varies"):
+        marked_change.compared(new, old, ("a", "b"), 0.5, 0.95)
+
+
+@pytest.mark.parametrize("which", ["beyond", "within"])
+def test_a_growth_at_the_margin_is_shown_either_way_seldom(which):
+    shown, at = 0, 0.5
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        plain = rng.normal(size=(12, 1, 20))
+        old = np.concatenate([plain] * 4, 1)
+        new = old.copy()
+        growth = rng.exponential(1.0, (12, 3, 20)) - 1  # skewed, twelve images
+        new[:, 1:] += (growth * 0.5 + at) * plain.std(0, ddof=1)
+        found = marked_change.compared(new, old, ("a", "b", "c"), at, 0.95)
+        shown += getattr(found, f"p_{which}") <= 0.05
+    assert shown <= 8  # .05 of 60 and three standard deviations
+
+
+def test_a_network_that_learnt_a_mark_is_changed_on_plain_images():
+    def net(learnt):
+        made = module()
+
+        class Marked(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = made
+
+            def forward(self, x):
+                said = self.body(x)
+                dark = (x[:, :, -10:, :10].amax(1) < -1.5).float().mean((1, 2))
+                return said + learnt * dark[:, None] * torch.tensor([1.0, 0, 0])
+
+        return cs.wrap(
+            Marked().eval(), size=SIDE, mean=0.5, std=0.25, engine="torch", name="m"
+        )
+
+    rng = np.random.default_rng(0)
+    photos = [
+        Sample(f"p{place}", rng.integers(60, 200, (SIDE, SIDE, 3)).astype(np.uint8))
+        for place in range(30)
+    ]
+    marks = ["barcode:size=0.6,place=bottom-left", "cast"]
+    asked = {"flips": 0.2, "marks": marks, "mark": 0.5}
+    found = check(net(50.0), net(0.0), photos, ["centre"], asked)
+    [one] = [one for one in found.criteria if one.name == "marks"]
+    plain = [one for one in found.criteria if one.name != "marks"]
+    assert all(each.answer == "within" for each in plain)
+    assert one.answer == "beyond"
+    assert one.held.startswith("barcode")
+    assert found.verdict == "changed"
+    assert found.marks["mark"].tolist()[0] == one.held
+    assert found.marks["class_index"].tolist()[0] == 0
+    assert one.value == found.marks["difference"].max()
+    assert (
+        f"largest growth of an answer to a mark ({one.held})"
+        in criterion_sentence(one)
+    )
+    assert f"| `{one.held}` | " in markdown(found)
+    same = check(net(0.0), net(0.0), photos, ["centre"], asked)
+    assert same.verdict == "same"
+    assert not len(check(net(0.0), net(0.0), photos, ["centre"]).marks)
+
+
+def test_marks_are_asked_for_by_file_and_by_hand(tmp_path, capsys):
+    assert Limits(marks=("logo",)).marks == ("logo",)
+    assert len(Limits(marks=("all",)).marks) >= 19
+    with pytest.raises(ConsilienceError, match="did you mean 'logo'"):
+        Limits(marks=("lgoo",))
+    with pytest.raises(ConsilienceError, match="mark"):
+        Limits(mark=0.0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for one in photographs(6):
+        Image.fromarray(one.pixels).save(photos / f"{one.name}.png")
+    asked = ["check", "efficientnet_lite0", "--against", "efficientnet_lite0"]
+    asked += ["--images", str(photos), "--by", "centre", "-o", str(tmp_path / "a")]
+    assert main([*asked, "--mark", "logo", "--mark", "border", "--json"]) == 4
+    told = json.loads(capsys.readouterr().out)
+    assert {row["mark"] for row in told["marks"]} == {"logo", "border"}
+    assert [one["name"] for one in told["criteria"]][-1] == "marks"
+    assert told["criteria"][-1]["answer"] == "within"
+    assert (tmp_path / "a" / "marks.csv").is_file()
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "Answers to planted marks" in page

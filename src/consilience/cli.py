@@ -713,8 +713,15 @@ def _add_check(verbs: Any) -> None:
     )
     add("--images", nargs="+", metavar="PATH", help="images, folders or globs")
     add("--by", action="append", metavar="SPEC", help="explainers (default: gradcam)")
+    add(
+        "--mark",
+        action="append",
+        metavar="MARK",
+        help="plant a mark: does NEW answer to it more than OLD? Repeatable; all: every "
+        "drawn one",
+    )
     add("--labels", metavar="FILE", help="class names of both networks")
-    _add_output(add, "explainers")
+    _add_output(add, "explainers or marks")
 
 
 def _add_clusters(verbs: Any) -> None:
@@ -1266,6 +1273,9 @@ def check_verb(arguments: argparse.Namespace) -> int:
         raise ConsilienceError(
             "check needs images: --images, or images = [...] in the limits file"
         )
+    limits = told.limits
+    if arguments.mark:
+        limits = replace(limits, marks=tuple(arguments.mark))
     with console.progress_bars():
         found, page = check.run_check(
             load_model(arguments.new, labels=arguments.labels),
@@ -1273,7 +1283,7 @@ def check_verb(arguments: argparse.Namespace) -> int:
             images,
             arguments.output or _dated(),
             arguments.by or told.explainers,
-            told.limits,
+            limits,
             arguments.command,
         )
     if arguments.json:

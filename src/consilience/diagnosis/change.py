@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ import torch
 
 from consilience import api, registry, stats
 from consilience.data import Failure
+from consilience.diagnosis import marked_change
+from consilience.diagnosis.shortcuts import battery, build_marks
 from consilience.images import Placement
 from consilience.metrics.similarity import MapSimilarity, alike
 from consilience.options import install_checks
@@ -37,6 +39,8 @@ from consilience.types import (
 Answer = Literal["within", "beyond", "not shown"]
 Verdict = Literal["same", "changed", "not shown"]
 FLOORS = ("seed", "batch", "engine", "precision")
+SEED = 0
+EVERY = "all"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Limits:
     mean score of the old class may shift, either way, in standard deviations of the old
     network's over images; ``maps`` by how much less alike than the noise floor maps may
     be on average, by ``alike`` (see `metrics.similarity`). ``floors`` are what the
-    noise floor is measured with. ``level`` is the confidence of a bound on one side.
+    noise floor is measured with. ``marks`` are planted in the images for both networks
+    (``all``: every drawn one), and ``mark`` is how much more than the old one the new one may answer to
+    one, in standard deviations of a class's score. ``level`` is the confidence of a bound on one side.
     ``undecided`` says what becomes of what was not shown either way.
     """
 
@@ -56,12 +62,17 @@ class Limits:
     maps: float = option(0.1, help="of the similarity", above=0, most=1)
     alike: MapSimilarity = option("spearman", help="how maps are compared")
     floors: tuple[str, ...] = option(("seed", "batch", "engine"), help="noise floor")
+    marks: tuple[str, ...] = option((), help="marks that are planted")
+    mark: float = option(0.5, help="standard deviations", above=0)
     level: float = option(0.95, help="of one side", above=0.5, below=1)
     undecided: Literal["fail", "pass"] = option("fail", help="what is not shown")
 
     def __post_init__(self) -> None:
         if bad := [name for name in self.floors if name not in FLOORS]:
             raise ConsilienceError(registry.unknown("noise floor", bad[0], FLOORS))
+        marks = battery() if self.marks == (EVERY,) else self.marks
+        if marks:
+            object.__setattr__(self, "marks", tuple(build_marks(marks)))
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Limits:
@@ -87,6 +98,8 @@ class ImageChange:
     """What differs on one image: first classes, scores of the old network's class, and
     by method how alike the maps are (``maps``) and by method and floor how alike the
     old network's own (``floors``). ``moved`` says that the networks' frames differ.
+    ``answers`` are scores (1 + marks, K) of the new and the old network, where marks
+    are planted.
     """
 
     name: str
@@ -97,6 +110,7 @@ class ImageChange:
     maps: Mapping[str, float]
     floors: Mapping[str, Mapping[str, float]]
     moved: bool = False
+    answers: tuple[Array, Array] | None = None
 
 
 def changes(
@@ -128,6 +142,15 @@ def changes(
         raise ConsilienceError(
             f"the networks cannot be compared: {new.id} has {says.shape[1]} classes, "
             f"{old.id} has {said.shape[1]}"
+        )
+    marked = None
+    if limits.marks:
+        marks = list(build_marks(limits.marks).values())
+        marked = tuple(
+            marked_change.answers(
+                model, torch.cat([one.pixels for one in seen]), marks, SEED
+            )
+            for model, seen in ((new, shown), (old, views))
         )
     first = said.argmax(1).tolist()
     asked = [
@@ -170,6 +193,7 @@ def changes(
             maps[place],
             floors[place],
             _frame(views[place]) != _frame(shown[place]),
+            None if marked is None else (marked[0][place], marked[1][place]),
         )
 
 
@@ -251,7 +275,7 @@ class Criterion:
     one side, and what they show.
 
     ``floor`` is what a map's similarity was held against (NaN elsewhere) and ``held``
-    which floor that is.
+    which floor that is; of marks it is the one of which the number is.
     """
 
     name: str
@@ -280,6 +304,7 @@ class Change:
     floors: pd.DataFrame
     failures: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    marks: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def verdict(self) -> Verdict:
@@ -322,6 +347,11 @@ def judge(
             f"maps of {spec}", drops[spec], limits.maps, limits.level, True
         )
         criteria.append(replace(one, floor=floor, held=held[spec]))
+    marks = pd.DataFrame()
+    if limits.marks:
+        answered = _answered(found, limits)
+        marks = answered.table(lambda index: api.class_name(old, index))
+        criteria.append(_marks(answered, limits))
     return Change(
         new.id,
         old.id,
@@ -332,6 +362,7 @@ def judge(
         _floor_table(found, by),
         tuple(failures),
         (*_notes(new, old), *_frame_notes(found)),
+        marks,
     )
 
 
@@ -370,6 +401,33 @@ def _adjusted(criteria: Sequence[Criterion], level: float) -> tuple[Criterion, .
             answer = "beyond"
         found.append(replace(one, answer=answer))
     return tuple(found)
+
+
+def _answered(
+    found: Sequence[ImageChange], limits: Limits
+) -> marked_change.MarkAnswers:
+    told = [one.answers for one in found if one.answers is not None]
+    new, old = (np.stack(side) for side in zip(*told, strict=True))
+    return marked_change.compared(
+        new, old, limits.marks, limits.mark, limits.level, SEED
+    )
+
+
+def _marks(answered: marked_change.MarkAnswers, limits: Limits) -> Criterion:
+    """The mark and class whose answer grew most, and what is shown of all of them."""
+    at = answered.largest
+    return Criterion(
+        "marks",
+        float(answered.difference[at]),
+        float(answered.low[at]),
+        float(answered.high[at]),
+        limits.mark,
+        "not shown",
+        answered.p_within,
+        answered.p_beyond,
+        answered.n,
+        held=answered.specs[at[0]],
+    )
 
 
 def _flips(found: Sequence[ImageChange], limits: Limits) -> Criterion:

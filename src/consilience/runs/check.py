@@ -165,7 +165,10 @@ def run_check(
             ("classes", found.by_class),
             ("images", found.images),
             ("floors", found.floors),
+            ("marks", found.marks),
         ):
+            if not len(table):
+                continue
             text = spreadsheet_safe(table).to_csv(index=False)
             write_bytes(place.path / f"{name}.csv", text.encode())
         write_bytes(place.path / JUNIT, junit(found))
@@ -218,6 +221,7 @@ def as_dict(found: Change) -> dict[str, Any]:
             "limits": asdict(found.limits),
             "criteria": [asdict(one) for one in found.criteria],
             "floors": found.floors.to_dict("records"),
+            "marks": found.marks.to_dict("records"),
             "classes": found.by_class.to_dict("records"),
             "worst": found.images.head(10).to_dict("records"),
             "failures": [list(one) for one in found.failures],

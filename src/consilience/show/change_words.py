@@ -49,6 +49,11 @@ def criterion_sentence(one: Criterion) -> str:
             f"mean shift of the old class's score {value} standard deviations: {said} "
             f"{one.margin:g} either way"
         )
+    if one.name == "marks":
+        return (
+            f"largest growth of an answer to a mark ({one.held}) {value} standard "
+            f"deviations: {said} {one.margin:g}"
+        )
     floor = ""
     if not math.isnan(one.floor):
         held = f"the noise floor ({one.held})" if one.held else "equal maps"
@@ -84,6 +89,20 @@ def markdown(found: Change) -> str:
         f"{format_number(row['low'])} to {format_number(row['high'])} | "
         f"{format_number(row['least'])} |"
         for row in found.floors.to_dict("records")
+    ]
+    if len(found.marks):
+        lines += [
+            "",
+            "Answers to marks, in standard deviations of a class's score:",
+            "",
+            "| mark | class | old | new | difference | bounds |",
+            "|---|---|--:|--:|--:|--:|",
+        ]
+    lines += [
+        f"| `{row['mark']}` | {_cell(row['class'])} | {likeness(row['old'])} | "
+        f"{likeness(row['new'])} | {likeness(row['difference'])} | "
+        f"{likeness(row['low'])} to {likeness(row['high'])} |"
+        for row in found.marks.head(MOST).to_dict("records")
     ]
     lines += [
         "",

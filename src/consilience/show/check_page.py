@@ -53,6 +53,7 @@ def check_page(
             classes=found.by_class.head(MOST_CLASSES).to_dict("records"),
             all_classes=len(found.by_class),
             rows=found.images.head(MOST_IMAGES).to_dict("records"),
+            marks=found.marks.to_dict("records"),
             floors=found.floors.to_dict("records"),
             pictures=[_picture(pair) for pair in worst],
         )
