@@ -523,3 +523,61 @@ def test_what_is_not_there_is_said_before_anything_starts(tmp_path, capsys):
     assert "is not a file" in capsys.readouterr().err
     assert main(["serve", "--port", "99999"]) == 1
     assert "cannot listen" in capsys.readouterr().err
+
+
+def test_runs_of_every_kind_are_shown(tmp_path):
+    """Whatever a verb leaves: its report, its tables, its record, its other pages."""
+    from consilience.runs.check import run_check
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for place in range(6):
+        pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"p{place}.png")
+    model = load_model("efficientnet_lite0")
+    run_check(model, model, [photos], tmp_path / "check", ["centre"])
+    cs.shortcuts(
+        model,
+        photos,
+        ["logo"],
+        folder=tmp_path / "shortcuts",
+    )
+    (tmp_path / "check" / "recommend.html").write_text("<p>another page</p>")
+    with served(tmp_path / "check", tmp_path / "shortcuts") as bench:
+        status, home = bench.call("GET", "/", raw=True)
+        assert status == 200
+        assert b"check of a network" in home
+        assert b"search for shortcuts" in home
+        numbers = re.findall(r'href="/runs/([^"/]+)"', home.decode())
+        assert len(numbers) == 2
+        pages = [
+            bench.call("GET", f"/runs/{n}", raw=True)[1].decode() for n in numbers
+        ]
+        assert "Check of a network</a>" in pages[0]
+        assert "images.csv" in pages[0]
+        assert "Recommend</a>" in pages[0]
+        assert "Search for shortcuts</a>" in pages[1]
+        assert "agreement.csv" not in pages[0] + pages[1]
+        for number, name, heading in zip(
+            numbers,
+            ("check", "shortcuts"),
+            ("Did the network change?", "Shortcuts of"),
+            strict=True,
+        ):
+            status, report = bench.call("GET", f"/runs/{number}/report", raw=True)
+            assert status == 200
+            assert heading in report.decode()
+            assert (
+                "frame-ancestors 'none'" in bench.headers["content-security-policy"]
+            )
+            status, told = bench.call("GET", f"/runs/{number}.json")
+            assert (status, told["kind"]) == (200, name)
+        status, table = bench.call("GET", f"/runs/{numbers[0]}/images.csv", raw=True)
+        assert table == (tmp_path / "check" / "images.csv").read_bytes()
+        status, page = bench.call(
+            "GET", f"/runs/{numbers[0]}/recommend.html", raw=True
+        )
+        assert (status, page) == (200, b"<p>another page</p>")
+        for missing in ("job.csv", "nosuch.csv", "nosuch.html", "check.html"):
+            assert bench.call("GET", f"/runs/{numbers[0]}/{missing}")[0] == 404

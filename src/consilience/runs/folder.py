@@ -88,6 +88,7 @@ MANIFESTS = {
     "clusters": "clusters.json",
 }
 """Where each kind of run says what it did, written last."""
+RECORDS = tuple(dict.fromkeys(MANIFESTS.values()))
 SCHEMAS = {
     "job": 2,
     "explanations": 2,
@@ -397,14 +398,24 @@ def _hint(folder: Path) -> str:
 
 
 def run_kind(folder: str | Path) -> str | None:
-    """What a folder's run is of (explanations, dissection); None where it is none."""
-    path = place(folder) / MANIFEST
-    if not path.is_file():
+    """What a folder's run is of (explanations, dissection, shortcuts, ...); None where
+    it is none.
+    """
+    path = record_path(folder)
+    if path is None:
         return None
     try:
         return str(read_json(path).get("kind"))
     except ConsilienceError:
         return None
+
+
+def record_path(folder: str | Path) -> Path | None:
+    """Where a folder's run says what it did: one of explanations also holds its
+    evaluation's. None where it is no run.
+    """
+    there = (place(folder) / name for name in RECORDS)
+    return next((path for path in there if path.is_file()), None)
 
 
 # ---- one image

@@ -29,11 +29,13 @@ def serve(arguments: argparse.Namespace) -> int:
             "the workbench needs fastapi and uvicorn; install them with: "
             "pip install 'consilience[web]'"
         ) from None
-    from consilience.runs.folder import run_kind
+    from consilience.runs.folder import RECORDS, run_kind
 
     for folder in arguments.runs:
         if run_kind(folder) is None:
-            raise ConsilienceError(f"{folder} is no run; a run has a file run.json")
+            raise ConsilienceError(
+                f"{folder} is no run: it has none of {', '.join(RECORDS)}"
+            )
     if arguments.images is not None and not Path(arguments.images).is_dir():
         raise ConsilienceError(f"{arguments.images} is no folder of images")
     for plugin in arguments.plugins or ():

@@ -33,7 +33,7 @@ from markupsafe import Markup
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from consilience.runs.folder import run_kind
+from consilience.runs.folder import CALLED, REPORT, record_path, run_kind
 from consilience.show import html
 from consilience.types import ConsilienceError, unexpected
 from consilience.web.columns import titles
@@ -308,7 +308,11 @@ class Bench:
     def known_runs(self) -> list[dict[str, str]]:
         """The runs of the server's start, with what they are of."""
         return [
-            {"number": number, "name": path.name, "kind": run_kind(path) or "?"}
+            {
+                "number": number,
+                "name": path.name,
+                "kind": CALLED.get(run_kind(path) or "?", "run"),
+            }
             for number, path in self.runs.items()
         ]
 
@@ -553,15 +557,19 @@ def _add_files(app: FastAPI, bench: Bench) -> None:
     def report(number: str) -> Response:
         """The run's report: one file that loads nothing."""
         folder = bench.folder(number)
-        if not (folder / "report.html").is_file():
+        if not (folder / REPORT).is_file():
             bench.desk.question({"do": "report", "folder": str(folder)})
-        text = (folder / "report.html").read_text(encoding="utf-8")
-        found = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
-        own = found[1].replace("&#39;", "'") if found else "default-src 'none'"
-        return HTMLResponse(
-            text,
-            headers={"content-security-policy": f"{own}; frame-ancestors 'none'"},
-        )
+        return _kept_page(folder / REPORT)
+
+    @app.get("/runs/{number}/{page}.html", tags=["runs"])
+    def further(number: str, page: str) -> Response:
+        """Another page of the run, as a recommendation's."""
+        folder = bench.folder(number)
+        there = _further(folder)
+        if f"{page}.html" not in there:
+            pages = ", ".join((REPORT, *there))
+            raise HTTPException(404, f"the run has the pages {pages}")
+        return _kept_page(folder / f"{page}.html")
 
     @app.get("/runs/{number}/run.zip", tags=["runs"])
     def archive(number: str) -> Response:
@@ -576,11 +584,20 @@ def _add_files(app: FastAPI, bench: Bench) -> None:
         )
 
     @app.get("/runs/{number}/{table}.csv", tags=["runs"])
-    def table(number: str, table: Literal["agreement", "explanations"]) -> Response:
-        """A table of the run."""
-        asked = {"do": "table", "folder": str(bench.folder(number)), "table": table}
+    def table(number: str, table: str) -> Response:
+        """A table of the run: ``agreement`` and ``explanations`` of one of explanations,
+        else what its folder holds.
+        """
+        folder = bench.folder(number)
+        if (there := _tables(folder)) and table not in there:
+            raise HTTPException(404, f"the run has the tables {', '.join(there)}")
+        if run_kind(folder) == "explanations":
+            asked = {"do": "table", "folder": str(folder), "table": table}
+            content = bench.desk.question(asked)["content"]
+        else:
+            content = (folder / f"{table}.csv").read_text(encoding="utf-8")
         return Response(
-            bench.desk.question(asked)["content"],
+            content,
             media_type="text/csv",
             headers={"content-disposition": f'attachment; filename="{table}.csv"'},
         )
@@ -610,6 +627,22 @@ def _add_files(app: FastAPI, bench: Bench) -> None:
         return JSONResponse(_finite(_manifest(bench.folder(number))))
 
 
+def _kept_page(file: Path) -> Response:
+    """A page as it was written, under its own policy."""
+    text = file.read_text(encoding="utf-8")
+    found = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    own = found[1].replace("&#39;", "'") if found else "default-src 'none'"
+    return HTMLResponse(
+        text,
+        headers={"content-security-policy": f"{own}; frame-ancestors 'none'"},
+    )
+
+
+def _further(folder: Path) -> list[str]:
+    """Pages of a run beside its report."""
+    return sorted(path.name for path in folder.glob("*.html") if path.name != REPORT)
+
+
 def _samples(bench: Bench, number: str) -> list[str]:
     task = bench.desk.tasks.get(number)
     if task is not None and task.answer:
@@ -621,10 +654,18 @@ def _samples(bench: Bench, number: str) -> list[str]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        (folder / "run.json").read_text(encoding="utf-8")
-    )
+    path = record_path(folder)
+    if path is None:
+        raise HTTPException(404, "this folder holds no finished run")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def _tables(folder: Path) -> list[str]:
+    """The tables of a run that can be had as CSV."""
+    if run_kind(folder) == "explanations":
+        return ["agreement", "explanations"]
+    return sorted(path.stem for path in folder.glob("*.csv"))
 
 
 class _Pieces(io.RawIOBase):
@@ -774,7 +815,9 @@ def _add_pages(app: FastAPI, bench: Bench) -> None:
             page="run",
             number=number,
             name=folder.name if number in bench.runs else "run",
-            kind=kind,
+            called=CALLED.get(kind, kind),
+            tables=_tables(folder),
+            further=_further(folder),
             manifest=_manifest(folder),
             samples=samples,
         )
