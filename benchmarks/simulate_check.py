@@ -2,8 +2,8 @@
 
 Heads are those of `simulate_shortcuts`: linear, on frozen EfficientNet-Lite0 features.
 A new head is trained on the same images as the old one, with a mark on a share of one
-class's; or on other images of the same classes without any, or it is the old one with
-weights in bf16 (where nothing was learnt). Marks are planted in held-out images.
+class's; or, where no mark was learnt, on a resample of them, or it is the old one with
+weights in bf16. Marks are planted in held-out images.
 
     python benchmarks/simulate_check.py IMAGES [--cache FILE]
 """
@@ -75,9 +75,12 @@ def main() -> None:
         if asked.cache is not None:
             np.savez(asked.cache, **known)
 
-    def trained(seed: int, mark: str = "", share: float = 0.0) -> tuple[Head, Any]:
+    def trained(
+        seed: int, mark: str = "", share: float = 0.0, anew: bool = False
+    ) -> tuple[Head, Any]:
         rng = np.random.default_rng(seed)
-        weights, biases, rows = head(known, rng, asked.classes, mark, share)
+        drawn = np.random.default_rng(1000 + seed) if anew else None
+        weights, biases, rows = head(known, rng, asked.classes, mark, share, drawn)
         return (weights, biases), rows
 
     every = [str(spec) for spec in known["specs"]]
@@ -96,6 +99,10 @@ def main() -> None:
         for specs, name in ((every, "every mark"), (["logo"], "logo alone")):
             said = over_heads(lambda _, old: in_bf16(old), specs, margin)
             print(f"bf16, {name}, margin {margin:g}: {said}", flush=True)
+            said = over_heads(
+                lambda seed, _: trained(seed, anew=True)[0], specs, margin
+            )
+            print(f"resampled, {name}, margin {margin:g}: {said}", flush=True)
             for planted in PLANTED if specs is every else ("logo",):
                 for share in (0.5, 1.0):
                     said = over_heads(

@@ -79,10 +79,16 @@ def _class_of(file: Path, root: Path) -> str:
 
 
 def head(
-    known: Any, rng: Any, classes: int, mark: str = "", share: float = 0.0
+    known: Any,
+    rng: Any,
+    classes: int,
+    mark: str = "",
+    share: float = 0.0,
+    resample: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Weights, biases and which held-out images are of its classes; the mark is in a
     share of class 0's training images, which else cannot be told from class 1's.
+    ``resample`` (a generator) draws the training images anew, with replacement.
     """
     names = list(rng.choice(np.unique(known["labels"]), classes - 1, replace=False))
     train = known["labels"][~known["held"]]
@@ -95,6 +101,9 @@ def head(
     tagged = tagged[: round(share * len(tagged))]
     if mark:
         x[tagged] = known[f"train/{mark}"][rows[tagged]]
+    if resample is not None:
+        drawn = resample.integers(0, len(x), len(x))
+        x, y = x[drawn], y[drawn]
     weights, biases = _fitted(x, y, classes)
     test = known["labels"][known["held"]]
     return weights, biases, np.flatnonzero(np.isin(test, names))

@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "consilience"
 ORDER = (
     "types",
     "spec",
+    "older",
     "options",
     "registry",
     "catalogue",

@@ -103,7 +103,20 @@ __all__ = [
 ]
 
 
+_OLDER: dict[str, str] = {}
+"""Public names that went out of use, with what to use instead: `older` says so."""
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("consilience")
+    if name in _OLDER:
+        from consilience.older import say_older
+
+        say_older(f"consilience.{name}", f"consilience.{_OLDER[name]}")
+        return __getattr__(_OLDER[name])
     if name not in _HOME:
         raise AttributeError(
             f"module 'consilience' has no attribute {name!r}; it has {', '.join(__all__)}"

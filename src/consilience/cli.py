@@ -15,12 +15,14 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience import registry
+from consilience.older import OlderNameWarning, say_older
 from consilience.progress import printable
 from consilience.types import DEFAULT_MODEL, ConsilienceError
 
@@ -154,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"consilience: {registry.unknown('verb', verb, VERBS)}", file=sys.stderr
         )
         return 2
+    _show_older_names()
     parser = build_parser()
     arguments = parser.parse_args(given)
     arguments.command = shlex.join(["consilience", *given])
@@ -185,6 +188,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return code
+
+
+class _Older(argparse.Action):
+    """A flag by the name that it had: it says so."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        say_older(str(option_string), f"--{self.dest.replace('_', '-')}")
+        setattr(namespace, self.dest, values)
+
+
+def _show_older_names() -> None:
+    """Older names are told in one line, where Python would show none, or four."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if issubclass(category, OlderNameWarning):
+            print(f"consilience: {printable(str(message))}", file=sys.stderr)
+        else:
+            shown(message, category, *where, **more)
+
+    if getattr(shown, "of_consilience", False):
+        return
+    show.of_consilience = True  # type: ignore[attr-defined]
+    warnings.filterwarnings("once", category=OlderNameWarning)
+    warnings.showwarning = show
 
 
 STOPPED_BY_TERM = 143
@@ -869,12 +903,14 @@ def _add_dissect(verbs: Any) -> None:
     )
     add(
         "--knockout-pictures",
+        action=_Older,
         dest="knockout_images",
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS,
     )
     add(
         "--min-pictures",
+        action=_Older,
         dest="min_images",
         type=int,
         default=argparse.SUPPRESS,

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from consilience import formats
 from consilience.formats import RawImage
+from consilience.older import say_older
 from consilience.types import WHOLE_RANGE, Array, Box, ConsilienceError, Sample
 
 MAX_PIXELS = 64_000_000
@@ -660,6 +661,7 @@ class Placement:
 
     def to_picture(self, values: Array) -> Array:
         """The older name of `to_image`."""
+        say_older("to_picture", "to_image")
         return self.to_image(values)
 
     def _box_edge(self, edge: float, axis: int) -> float:

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, Union
 
 import numpy as np
 
+from consilience.older import say_older
 from consilience.spec import Quoted, Spec, Value, render, render_items, render_value
 from consilience.types import ConsilienceError
 
@@ -141,7 +142,10 @@ def option_called(
     """The option that ``key`` means, also by an older name."""
     older = {item.metadata.get("formerly"): item.name for item in fields.values()}
     plain = key.replace("-", "_")
-    return older.get(plain) or option_name(name, fields, key)
+    if plain in older:
+        say_older(f"{name}:{plain}", f"{name}:{older[plain]}")
+        return older[plain]
+    return option_name(name, fields, key)
 
 
 def option_name(name: str, there: typing.Iterable[str], key: str) -> str:

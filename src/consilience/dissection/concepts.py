@@ -17,6 +17,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from consilience.images import Placement, read_label_map
+from consilience.older import say_older
 from consilience.registry import Registry, spell
 from consilience.types import Array, ConsilienceError, Geometry, Sample
 
@@ -98,6 +99,7 @@ class ImageSource:
 
     def picture(self, index: int) -> Array:
         """The older name of `image`."""
+        say_older("picture", "image")
         return self.image(index)
 
 

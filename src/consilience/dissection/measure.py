@@ -63,6 +63,7 @@ from consilience.dissection.tally import (
 from consilience.files import write_atomically
 from consilience.models.engines.threads import steady_threads
 from consilience.models.features import Features
+from consilience.older import say_older
 from consilience.registry import option, unknown
 from consilience.types import (
     Array,
@@ -253,6 +254,9 @@ OLDER_NAMES = {"min_pictures": "min_images", "null_pictures": "null_images"}
 
 
 def _options(given: Mapping[str, Any]) -> DissectionOptions:
+    for name in given:
+        if name in OLDER_NAMES:
+            say_older(name, OLDER_NAMES[name])
     given = {OLDER_NAMES.get(name, name): value for name, value in given.items()}
     fields = DissectionOptions.__dataclass_fields__
     wrong = [name for name in given if name not in fields]
