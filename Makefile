@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test docs test-cuda sweep walls simulate families bench clean
+.PHONY: demo test docs test-cuda sweep walls simulate families gallery bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -37,6 +37,10 @@ simulate: $(STAMP)
 # Which layer, grid and methods each family of networks gets; writes docs/families.md.
 families: $(STAMP)
 	$(BIN)/python benchmarks/families.py
+
+# The pictures and costs of every explainer in the documentation; writes docs/gallery.
+gallery: $(STAMP)
+	$(BIN)/python benchmarks/gallery.py
 
 # Against the libraries in use, in one run; takes about half an hour on two cores.
 bench: $(STAMP)

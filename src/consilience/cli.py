@@ -1069,9 +1069,40 @@ def demo_verb(arguments: argparse.Namespace) -> int:
     """The main job on the embedded model and scikit-image's photographs."""
     from consilience import demo as example
 
-    return _run_and_print(
+    code = _run_and_print(
         example.demo_job(), example.demo_images(), arguments, arguments.output
     )
+    two = example.second_opinion()
+    if two is not None and not arguments.json and code == 0:
+        _second_opinion(*two, example.demo_images(), arguments)
+    return code
+
+
+def _second_opinion(
+    new: str, old: str, images: Sequence[Path], arguments: argparse.Namespace
+) -> None:
+    """The demo's photographs by another network: does it say the same, for the same
+    places? Made once.
+    """
+    from consilience.models.load import load_model
+    from consilience.runs.check import run_check
+    from consilience.runs.folder import REPORT
+    from consilience.show import console
+    from consilience.show.change_words import verdict_sentence
+
+    folder = Path(arguments.output) / f"{new}-against-{old}"
+    page = folder / REPORT
+    if not page.is_file():
+        with console.progress_bars():
+            found, page = run_check(
+                load_model(new),
+                load_model(old),
+                images,
+                folder,
+                command=arguments.command,
+            )
+        print(f"a second network, {new} against {old}: {verdict_sentence(found)}")
+    print(f"a second network's report: {page}")
 
 
 def explain_verb(arguments: argparse.Namespace) -> int:

