@@ -12,6 +12,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from consilience import registry
 from consilience.options import options_of, range_in_words, spelled_default
@@ -24,6 +25,9 @@ NEEDS = {
     "gradients": "gradients",
     "module": "the torch module itself",
 }
+OUTSIDE = (
+    r"\[([^\]]*)\]\((?:\.\./)+(?:src|tests|examples|benchmarks|[A-Z]+\.md)[^)]*\)"
+)
 KINDS = {"explainer": registry.explainers, "metric": registry.metrics}
 
 
@@ -225,7 +229,9 @@ def gallery_page() -> str:
 
 def made_pages() -> dict[str, str]:
     """Every page that is made, by its address in the docs."""
-    pages = {"gallery.md": gallery_page()}
+    measured = (DOCS.parent / "benchmarks" / "README.md").read_text("utf-8")
+    measured = re.sub(r"\]\((?:\.\./)+docs/", "](", measured)
+    pages = {"gallery.md": gallery_page(), "benchmarks.md": measured}
     for kind, plugins in KINDS.items():
         for name in plugins.names():
             pages[f"{kind}s/{file_of(name)}.md"] = page_of(kind, name)
@@ -278,6 +284,7 @@ def on_config(config: Any) -> Any:
             section["Reference"] += [{name: pages} for name, pages in made.items()]
         if "Results" in section:
             section["Results"].insert(0, {"Gallery": "gallery.md"})
+            section["Results"].append({"Benchmarks": "benchmarks.md"})
     return config
 
 
@@ -289,3 +296,40 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, address, content=text))
     files.append(File.generated(config, "llms.txt", content=llms_text(config)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links out of the docs: the benchmarks are a page of the site, and what else lies
+    in the repository is named without a link.
+    """
+    up = "../" * page.file.src_uri.count("/")
+    joined = re.sub(
+        r"\]\((?:\.\./)+benchmarks/README\.md\)", f"]({up}benchmarks.md)", markdown
+    )
+    return re.sub(OUTSIDE, r"\1", joined)
+
+
+def on_post_build(config: Any) -> None:
+    """Every relative link and picture of the site is there."""
+    from mkdocs.exceptions import PluginError
+
+    site = Path(config["site_dir"])
+    broken = [
+        f"{page.relative_to(site)}: {link}"
+        for page in sorted(site.rglob("*.html"))
+        for link in links_of(page.read_text("utf-8"))
+        if page.name != "404.html" and not _there(page, link)
+    ]
+    if broken:
+        raise PluginError(f"broken links: {'; '.join(broken[:20])}")
+
+
+def links_of(html: str) -> set[str]:
+    """Addresses within the site that a page points to, without their anchors."""
+    found = re.findall(r'(?:href|src)="([^"#?]+)["#?]', html)
+    return {link for link in found if not re.match(r"[a-z]+:|//|/", link)}
+
+
+def _there(page: Path, link: str) -> bool:
+    target = page.parent / unquote(link)
+    return target.is_file() or (target / "index.html").is_file()

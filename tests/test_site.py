@@ -113,3 +113,29 @@ def test_programs_are_told_where_everything_is(pages):
     assert text.startswith("# consilience\n\n> what it is\n")
     assert "## Start\n\n- [consilience](./)\n- [Installing](install/)\n" in text
     assert "## More\n\n- [LIME, and how sure it is](lime/)" in text
+
+
+def test_links_within_the_site_are_followed(pages, tmp_path):
+    errors = pytest.importorskip("mkdocs.exceptions")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "index.html").write_text(
+        '<a href="../b/#x">b</a><a href="https://there">out</a><a href="#y">own</a>'
+        '<img src="../p%20q.png"><a href="mailto:x@y">mail</a>'
+    )
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "index.html").write_text("")
+    (tmp_path / "p q.png").write_text("")
+    config = {"site_dir": str(tmp_path)}
+    pages.on_post_build(config)
+    (tmp_path / "b" / "index.html").write_text('<a href="../c/">c</a>')
+    with pytest.raises(errors.PluginError, match=r"b/index.html: \.\./c/"):
+        pages.on_post_build(config)
+
+
+def test_links_out_of_the_docs_are_pages_or_names(pages):
+    from types import SimpleNamespace
+
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="decisions/001.md"))
+    text = "[a](../../benchmarks/README.md), [b](../../src/x.py), [c](../lime.md#d)"
+    made = pages.on_page_markdown(text, page, None, None)
+    assert made == "[a](../benchmarks.md), b, [c](../lime.md#d)"
