@@ -26,7 +26,7 @@ NEEDS = {
     "module": "the torch module itself",
 }
 OUTSIDE = (
-    r"\[([^\]]*)\]\((?:\.\./)+(?:src|tests|examples|benchmarks|[A-Z]+\.md)[^)]*\)"
+    r"\[([^\]]*)\]\((?:\.\./)+(?:src/|tests/|examples/|benchmarks/|[A-Z]+\.md)[^)]*\)"
 )
 KINDS = {"explainer": registry.explainers, "metric": registry.metrics}
 
