@@ -105,3 +105,31 @@ def test_the_site_has_every_page_and_every_public_name():
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     listed = [line for line in text.splitlines() if line.startswith(":::")]
     assert sorted(line.rpartition(".")[2] for line in listed) == sorted(cs.__all__)
+
+
+def test_constraints_are_versions_that_the_project_takes():
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    rows = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = dict(row.split("==") for row in rows if not row.startswith("#"))
+    wanted = [*PROJECT["dependencies"]]
+    for extra in OF_USERS - {"all", "ray"}:
+        wanted += EXTRAS[extra]
+    for one in map(Requirement, wanted):
+        version = pinned[one.name.lower().replace("_", "-")]
+        assert one.specifier.contains(Version(version)), one
+
+
+def test_the_conda_recipe_asks_for_what_the_project_does():
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "conda" / "meta.yaml").read_text("utf-8")
+    assert f'version = "{PROJECT["version"]}"' in text
+    called = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    for one in map(Requirement, PROJECT["dependencies"]):
+        name = called.get(one.name, one.name)
+        if name.startswith("efficientnet"):
+            assert f'pip install "{one.name}{one.specifier}"' in text
+        else:
+            assert f"\n    - {name} {one.specifier}\n" in text
