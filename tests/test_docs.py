@@ -5,6 +5,7 @@ somewhere.
 import importlib.util
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ PAGES = [
 
 
 def blocks(page, language):
-    return re.findall(
-        rf"^```{language}\n(.*?)^```",
+    """Code of a language, also where it stands indented in a list."""
+    found = re.findall(
+        rf"^( *)```{language}\n(.*?)^\1```",
         page.read_text(encoding="utf-8"),
         flags=re.MULTILINE | re.DOTALL,
     )
+    return [textwrap.dedent(code) for _, code in found]
 
 
 PYTHON = [

@@ -85,7 +85,10 @@ def test_how_far_bf16_moved_each_map_of_the_first_image(job, capsys):
             for values in (one, other)
         ]
         assert row["spearman"] == pytest.approx(
-            stats.spearmanr(one.ravel(), other.ravel()).statistic, abs=1e-9
+            stats.spearmanr(
+                *(m.ravel().astype(float) for m in (one, other))
+            ).statistic,
+            abs=1e-9,
         )
         assert row["iou_at_20"] == pytest.approx(
             len(tops[0] & tops[1]) / len(tops[0] | tops[1])

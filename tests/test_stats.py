@@ -481,3 +481,16 @@ def test_friedmans_p_is_small_where_all_images_agree():
     first = np.array([9.0, 0.0, 0.0])
     near = stats.critical_difference(rng.normal(size=(30, 3)) + first)
     assert near.groups in (((1, 2),), ((2, 1),))
+
+
+def test_ranks_are_doubles_whatever_they_are_of():
+    """So that sums over a map are exact: a float32 holds whole numbers to 2^24 alone."""
+    values = np.random.default_rng(0).permutation(90_000).astype(np.float32)
+    values[:2] = values[2]
+    found = stats.ranks(values.reshape(300, 300))
+    assert found.dtype == np.float64
+    assert found.sum() == 90_000 * 90_001 / 2
+    tied = found.ravel()[:3]
+    assert (tied == tied[0]).all()
+    rows = stats.ranks(np.array([[3.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), axis=1)
+    assert rows.tolist() == [[3, 1.5, 1.5], [1, 3, 2]]

@@ -382,10 +382,15 @@ def rank_stability(
     """
     x = _table("rank_stability", values) * (1 if higher_is_better else -1)
     means = _resampled_means(x, seed, resamples)
-    ranks = scipy.stats.rankdata(-means, axis=1)
-    low, high = np.quantile(ranks, (0.025, 0.975), axis=0)
+    orders = ranks(-means, axis=1)
+    low, high = np.quantile(orders, (0.025, 0.975), axis=0)
     return RankStability(
-        ranks.mean(axis=0), low, high, _kept(means, x.mean(axis=0)), len(x), resamples
+        orders.mean(axis=0),
+        low,
+        high,
+        _kept(means, x.mean(axis=0)),
+        len(x),
+        resamples,
     )
 
 
@@ -454,12 +459,12 @@ def critical_difference(
         raise ConsilienceError(
             f"critical_difference: an order needs two methods; got {k}"
         )
-    ranks = scipy.stats.rankdata(-x if higher_is_better else x, axis=1)
-    mean_ranks = ranks.mean(axis=0)
+    orders = ranks(-x if higher_is_better else x, axis=1)
+    mean_ranks = orders.mean(axis=0)
     difference = float(
         scipy.stats.studentized_range.ppf(1 - alpha, k, np.inf) / math.sqrt(2)
     ) * math.sqrt(k * (k + 1) / (6 * n))
-    chi2 = _friedman(ranks)
+    chi2 = _friedman(orders)
     f = _iman_davenport(chi2, n, k)
     p = float(scipy.stats.f.sf(f, k - 1, (k - 1) * (n - 1))) if n > 1 else math.nan
     return CriticalDifference(
@@ -536,11 +541,17 @@ def metric_correlation(
     return Correlation(float(known.mean()) if known.size else math.nan, within)
 
 
+def ranks(values: Array, axis: int | None = None) -> Array:
+    """Ranks from 1, average ones for ties, in float64: since scipy 1.18 those of float32
+    are float32, in which sums over a map are off from the eighth digit on.
+    """
+    found: Array = scipy.stats.rankdata(np.asarray(values, np.float64), axis=axis)
+    return found
+
+
 def _spearman(a: Array, b: Array) -> float:
     both = np.isfinite(a) & np.isfinite(b)
-    x, y = (
-        scipy.stats.rankdata(values[both]) - (both.sum() + 1) / 2 for values in (a, b)
-    )
+    x, y = (ranks(values[both]) - (both.sum() + 1) / 2 for values in (a, b))
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if both.sum() >= 3 and scale else math.nan
 

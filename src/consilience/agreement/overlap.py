@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy
 from scipy import fft
 
 from consilience.agreement.masks import Cutter, Mask, build_cutter, frame, matched
@@ -29,6 +28,7 @@ from consilience.stats import (
     Interval,
     holm,
     mean_interval,
+    ranks,
     share_as_extreme,
     sign_flip_test,
 )
@@ -191,10 +191,7 @@ def spearman(a: Array, b: Array) -> float:
     It has no p: pixels of a smooth map are not independent observations.
     """
     _same_frame(a, b)
-    x, y = (
-        scipy.stats.rankdata(values, axis=None) - (values.size + 1) / 2
-        for values in (a, b)
-    )
+    x, y = (ranks(values) - (values.size + 1) / 2 for values in (a, b))
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale else math.nan
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import scipy
 from scipy import ndimage
 
+from consilience import stats
 from consilience.registry import metrics, option
 from consilience.types import (
     Array,
@@ -542,9 +542,8 @@ class Auc(Located):
             raise NotApplicable(
                 code="object-fills-frame", image=explanation.sample.name
             )
-        ranks = scipy.stats.rankdata(
-            part_of(explanation.values, self.part), axis=None
-        ).reshape(place.on.shape)
+        ranks = stats.ranks(part_of(explanation.values, self.part))
+        ranks = ranks.reshape(place.on.shape)
         wins = float(ranks[place.on].sum()) - inside * (inside + 1) / 2
         return Score(wins / (inside * outside), facts=place.facts)
 
