@@ -353,6 +353,30 @@ def test_demo_does_the_main_job(tmp_path, capsys, monkeypatch):
     assert all(row["iou"] > 0 for row in result["agreement"])
 
 
+def test_the_demo_ends_with_a_second_network(tmp_path, capsys, monkeypatch):
+    from consilience import cli, demo
+
+    two = demo.demo_images()[:2]
+    monkeypatch.setattr(demo, "demo_images", lambda: two)
+    monkeypatch.setattr(cli, "_run_and_print", lambda *given: 0)
+    monkeypatch.chdir(tmp_path)
+    assert run("demo") == 0
+    said = capsys.readouterr().out
+    page = Path("consilience-demo/efficientnet_lite1-against-efficientnet_lite0")
+    assert "a second network, efficientnet_lite1 against efficientnet_lite0: " in said
+    assert f"a second network's report: {page / 'report.html'}" in said
+    made = (page / "report.html").stat().st_mtime_ns
+    assert run("demo") == 0  # nothing is done twice
+    assert f"report: {page / 'report.html'}" in capsys.readouterr().out
+    assert (page / "report.html").stat().st_mtime_ns == made
+    assert run("demo", "--json") == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert demo.second_opinion() is None
+    assert run("demo") == 0
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("kind", ["explainers", "metrics", "fills", "segmenters"])
 def test_what_a_list_says_of_a_name_is_a_whole_sentence(kind):
     from consilience import registry
