@@ -171,6 +171,29 @@ def test_few_images_are_said():
     )
 
 
+def test_a_kind_of_evidence_of_one_unit_has_no_interval():
+    """Of few images there may be a single mosaic."""
+    from consilience.files import json_ready
+
+    values = planted([[0.5, 0.3, 0], [0, 0, 0]], count=1)
+    told = json_ready(evaluated(values, "AB"))
+    assert told["between"][0]["low"] is None  # as an evaluation's file says it
+    found = recommendation(told, COSTS)
+    assert [one.n for one in found.contests] == [1, 1]
+    for one in found.contests:
+        assert math.isnan(one.low)
+        assert math.isnan(one.high)
+        assert one.better == ""
+    assert found.out_of_reach == SPECS
+    assert recommend.as_dict(found)["contests"][0]["low"] is None
+    page = recommend_page(found, "net@1", 1, "1.0")
+    assert "nan" not in page.partition("</style>")[2]
+    assert next(iter(recommend_words.lines(found))).startswith(
+        "Insertion: 1 image could not show a difference over 2 comparisons"
+    )
+    assert len(found.table()) == 2
+
+
 def test_one_left_and_a_circle():
     gaps = [[0.5, 0.2, 0], [-0.5, -0.2, 0]]
     found = recommendation(evaluated(planted(gaps), "AB"), COSTS, {"x": "no layers"})

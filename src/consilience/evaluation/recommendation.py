@@ -226,12 +226,19 @@ def _contest(one: Cell, p_holm: float) -> Contest:
         str(one["b"]),
         int(one["n"]),
         float(one["mean"]),
-        float(one["low"]),
-        float(one["high"]),
+        *_bounds(one),
         float(one["p"]),
         p_holm,
         str(better),
     )
+
+
+def _bounds(one: Cell) -> tuple[float, float]:
+    """Ends of an interval: NaN where a single unit has none."""
+    low, high = (
+        math.nan if one[end] is None else float(one[end]) for end in ("low", "high")
+    )
+    return low, high
 
 
 def _beaten(
