@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test docs test-cuda sweep walls simulate families gallery bench clean
+.PHONY: demo test docs test-cuda sweep walls simulate families gallery leaderboard bench clean
 
 demo: $(STAMP)
 	$(BIN)/consilience demo
@@ -41,6 +41,13 @@ families: $(STAMP)
 # The pictures and costs of every explainer in the documentation; writes docs/gallery.
 gallery: $(STAMP)
 	$(BIN)/python benchmarks/gallery.py
+
+# Methods x metrics x networks, over a folder of photographs; writes docs/leaderboard.md and goes on where it was stopped:
+# make leaderboard IMAGES=photos LIMIT=24
+IMAGES ?= photos
+LIMIT ?= 24
+leaderboard: $(STAMP)
+	$(BIN)/python benchmarks/leaderboard.py $(IMAGES) --limit $(LIMIT)
 
 # Against the libraries in use, in one run; takes about half an hour on two cores.
 bench: $(STAMP)

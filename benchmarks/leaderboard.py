@@ -85,7 +85,9 @@ def true_tables(folder: Path, names: Sequence[str]) -> Iterator[str]:
         spec = metric["spec"]
         better = "higher" if metric["higher_is_better"] else "lower"
         yield f"### {metric['label']} (`{spec}`), {better} is better\n"
-        yield f"| | {' | '.join(names)} |"
+        counts = [_units(told[name], spec) for name in names]
+        heads = (f"{name}, n = {n}" for name, n in zip(names, counts, strict=True))
+        yield f"| | {' | '.join(heads)} |"
         yield f"|---|{'--:|' * len(names)}"
         methods = dict.fromkeys(
             (one["method"], one["spec"])
@@ -99,6 +101,12 @@ def true_tables(folder: Path, names: Sequence[str]) -> Iterator[str]:
             cells = [_control(evaluated[name], control, spec) for name in names]
             yield f"| *{control}* | {' | '.join(cells)} |"
         yield ""
+
+
+def _units(found: Mapping[str, Any], spec: str) -> int:
+    """Images, or mosaics, that a metric has numbers of."""
+    cells = (one["numbers"].get(spec) for one in found["methods"])
+    return max((cell["n"] for cell in cells if cell), default=0)
 
 
 def _cell(found: Mapping[str, Any], method: str, spec: str) -> str:
@@ -152,9 +160,8 @@ def standings(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def _standing(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    cost = (
-        f"{one['passes']:,.0f} passes" if one["passes"] else "no forward pass alone"
-    )
+    passes = one["passes"] or 0
+    cost = f"{passes:,.0f} pass{'' if passes == 1 else 'es'}"
     if one["method"] in found["left"]:
         return f"**left**, {cost}"
     if one["beaten_by"]:
