@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulate_shortcuts import PLANTED, features_of, head
+from simulate_shortcuts import PLANTED, head, kept_features
 
 from consilience.diagnosis.change import Limits
 from consilience.diagnosis.marked_change import MarkAnswers, compared
@@ -68,12 +68,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=40)
     parser.add_argument("--classes", type=int, default=10)
     asked = parser.parse_args()
-    if asked.cache is not None and asked.cache.is_file():
-        known: Any = dict(np.load(asked.cache))
-    else:
-        known = features_of(asked.images)
-        if asked.cache is not None:
-            np.savez(asked.cache, **known)
+    known = kept_features(asked.images, asked.cache)
 
     def trained(
         seed: int, mark: str = "", share: float = 0.0, anew: bool = False

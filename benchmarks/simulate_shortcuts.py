@@ -67,6 +67,16 @@ def features_of(folder: Path) -> dict[str, Any]:
     return found | {"labels": labels, "held": held, "specs": np.array(specs)}
 
 
+def kept_features(folder: Path, cache: Path | None) -> dict[str, Any]:
+    """`features_of`, made once where there is a file to keep them in."""
+    if cache is not None and cache.is_file():
+        return dict(np.load(cache))
+    known = features_of(folder)
+    if cache is not None:
+        np.savez(cache, **known)
+    return known
+
+
 def _said(model: Any, parts: Sequence[torch.Tensor]) -> Any:
     return torch.cat(list(shortcuts.in_full_passes(model, parts))).numpy()
 
@@ -149,12 +159,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=40)
     parser.add_argument("--classes", type=int, default=10)
     asked = parser.parse_args()
-    if asked.cache is not None and asked.cache.is_file():
-        known: Any = dict(np.load(asked.cache))
-    else:
-        known = features_of(asked.images)
-        if asked.cache is not None:
-            np.savez(asked.cache, **known)
+    known = kept_features(asked.images, asked.cache)
     rng = np.random.default_rng(1)
     alarms = []
     for _ in range(asked.heads):

@@ -103,7 +103,9 @@ def prose(text: str) -> str:
     code.
     """
     joined = re.sub(r"``(.+?)``", r"`\1`", text, flags=re.DOTALL)
-    return joined.replace("<", "&lt;") if "`" not in joined else joined
+    code = re.split(r"(`[^`]*`)", joined)  # what stands between is at odd places
+    code[::2] = [part.replace("<", "&lt;") for part in code[::2]]
+    return "".join(code)
 
 
 def _pictured(name: str) -> list[str]:

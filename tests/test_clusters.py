@@ -346,6 +346,16 @@ def test_concepts_that_do_not_differ_are_not_shown():
     assert shown <= 5  # .05 of 40 and three standard deviations
 
 
+def test_concepts_known_of_one_side_alone_say_nothing():
+    maps, has = blobs(20, 1, 0.5)
+    found = cluster_maps(maps, names(maps), nulls=19)
+    assert found.count == 2
+    shares = shares_of(has)
+    shares[has] = np.nan
+    told = clusters.with_concepts(found, shares, ("", "mark", "sky", "tree"))
+    assert all(one.concepts == () for one in told.clusters)
+
+
 def test_concepts_of_one_group_are_its_largest_shares():
     maps, _ = blobs(20, 3)
     found = cluster_maps(maps, names(maps), nulls=19)

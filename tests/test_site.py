@@ -71,6 +71,12 @@ def test_every_explainer_has_a_picture_or_a_reason_and_its_cost(pages):
     assert drawn == named | {"photograph"}
 
 
+def test_prose_is_markdown_and_no_html(pages):
+    assert pages.prose("a < b, ``x < y``, <b>, `c < d`") == (
+        "a &lt; b, `x < y`, &lt;b>, `c < d`"
+    )
+
+
 def test_needs_are_said(pages):
     assert "Scores alone" in pages.page_of("explainer", "lime")
     assert "Gradients and the layers of the network." in pages.page_of(

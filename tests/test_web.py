@@ -579,5 +579,9 @@ def test_runs_of_every_kind_are_shown(tmp_path):
             "GET", f"/runs/{numbers[0]}/recommend.html", raw=True
         )
         assert (status, page) == (200, b"<p>another page</p>")
+        for table in (tmp_path / "shortcuts").glob("*.csv"):
+            table.unlink()  # a run without tables says so, and does not fall
+        status, told = bench.call("GET", f"/runs/{numbers[1]}/nosuch.csv")
+        assert (status, told["error"]) == (404, "no table nosuch; the run has: none")
         for missing in ("job.csv", "nosuch.csv", "nosuch.html", "check.html"):
             assert bench.call("GET", f"/runs/{numbers[0]}/{missing}")[0] == 404

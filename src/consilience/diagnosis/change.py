@@ -52,8 +52,9 @@ class Limits:
     network's over images; ``maps`` by how much less alike than the noise floor maps may
     be on average, by ``alike`` (see `metrics.similarity`). ``floors`` are what the
     noise floor is measured with. ``marks`` are planted in the images for both networks
-    (``all``: every drawn one), and ``mark`` is how much more than the old one the new one may answer to
-    one, in standard deviations of a class's score. ``level`` is the confidence of a bound on one side.
+    (``all``: every drawn one), and ``mark`` is how much more than the old one the new
+    one may answer to one, in standard deviations of a class's score. ``level`` is the
+    confidence of a bound on one side.
     ``undecided`` says what becomes of what was not shown either way.
     """
 

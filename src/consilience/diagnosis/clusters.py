@@ -201,8 +201,8 @@ def with_concepts(
     groups = []
     for number, one in enumerate(found.clusters):
         inside = labels == number
-        if not inside.any():
-            groups.append(one)
+        if not inside.any() or (inside.all() and found.count > 1):
+            groups.append(one)  # nothing is known of one side
             continue
         here = rows[inside].mean(0)
         others = np.full(len(concepts), math.nan)
@@ -432,7 +432,8 @@ def _cluster(
 def _apart(
     maps: Array, inside: Array, seed: int, draws: int = 999
 ) -> tuple[Array, Array]:
-    """Where a group's mean of maps, or of numbers, (n, ...) differs from the others' by more than groups drawn anew do,
+    """Where a group's mean of maps or numbers (n, ...) differs from the others' by more
+    than groups drawn anew do,
     at the largest of all cells.
 
     The groups were made from the maps, so that this describes what separates them; that

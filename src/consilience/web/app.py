@@ -589,8 +589,9 @@ def _add_files(app: FastAPI, bench: Bench) -> None:
         else what its folder holds.
         """
         folder = bench.folder(number)
-        if (there := _tables(folder)) and table not in there:
-            raise HTTPException(404, f"the run has the tables {', '.join(there)}")
+        if table not in (there := _tables(folder)):
+            tables = ", ".join(there) or "none"
+            raise HTTPException(404, f"no table {table}; the run has: {tables}")
         if run_kind(folder) == "explanations":
             asked = {"do": "table", "folder": str(folder), "table": table}
             content = bench.desk.question(asked)["content"]
