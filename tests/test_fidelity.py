@@ -9,18 +9,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from networks import small_cnn
+from oracles_metrics import explanation
 from torch import nn
 
 from consilience import explain, wrap
 from consilience.explainers import lime, shapley
+from consilience.metrics import perturbation
 from consilience.models import cheap as cheap_module
 from consilience.models import trials
 from consilience.models.engines import plan
 from consilience.perturb import fidelity
 from consilience.perturb.designs import draws, groups
-from consilience.perturb.fidelity import PILOT, ask
+from consilience.perturb.fidelity import PILOT, STRATUM, ask, points, summed
 from consilience.perturb.surrogate import Scored, certainty, fit_surrogate
-from consilience.types import Cheaper, Sample
+from consilience.registry import metrics
+from consilience.types import Cheaper, ClassTarget, ConsilienceError, Sample
 
 S = 12
 TRUE = np.linspace(-1, 1, S)
@@ -372,3 +376,174 @@ def test_what_ran_instead_is_a_note(monkeypatch):
 def test_an_unknown_fidelity_is_named():
     with pytest.raises(ValueError, match="fidelity"):
         explain(small(), IMAGE, "lime:fidelity=half", target=1)
+
+
+# ---- curves: sums over points that are no draws
+
+TARGET = ClassTarget(1, "second", "logit")
+CURVES = (
+    "insertion:steps=40,fill=black",
+    "deletion:steps=40,normalised=true,gap=0,reads=logit,fill=black",
+    "pixel-flipping:steps=40,reads=logit",
+    "region-perturbation:regions=36,patch=4,fill=black",
+    "irof:segments=grid(6),gap=.001,fill=black",
+)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 14, 15, 40, 101])
+def test_points_are_the_ends_and_two_of_each_run(count):
+    asked = points(count, [1])
+    assert list(asked.inner) == list(range(1, count - 1))
+    assert list(np.concatenate([run for run, _ in asked.runs])) == list(asked.inner)
+    assert {0, count - 1} <= set(asked.exact)
+    for run, both in asked.runs:
+        assert len(run) <= STRATUM
+        assert len(both) == len(set(both)) == min(2, len(run))
+        assert set(both) <= set(run)
+    assert len(asked.exact) == 2 + sum(len(both) for _, both in asked.runs)
+    wanted = (len(asked.exact) + 0.25 * (count - 2)) / count
+    assert asked.relative_time(0.25) == pytest.approx(wanted)
+
+
+def test_a_weighted_sum_by_hand_is_unbiased_and_as_sure_as_it_says():
+    """Unequal weights and errors that grow along the curve: two of each run stand for it,
+    and over all choices the mean is the exact sum and the variance the stated one.
+    """
+    rng = np.random.default_rng(0)
+    n = 32
+    weights = rng.uniform(0.2, 2, n)
+    exact = np.sort(rng.random(n))
+    cheap = exact + 0.3 * np.linspace(0, 1, n) ** 2 + 0.05 * rng.normal(size=n)
+    wanted = float(weights @ exact)
+    sums, variances = [], []
+    for seed in range(4000):
+        asked = points(n, [seed])
+        seen = np.full(n, np.nan)
+        seen[asked.exact] = exact[asked.exact]
+        found = summed(
+            asked, weights, np.where(np.arange(n) % (n - 1), cheap, np.nan), seen
+        )
+        if seed == 0:
+            total, variance = weights[0] * exact[0] + weights[-1] * exact[-1], 0.0
+            for run, both in asked.runs:
+                total += sum(weights[i] * cheap[i] for i in run)
+                wrong = [weights[i] * (exact[i] - cheap[i]) for i in both]
+                total += len(run) / 2 * sum(wrong)
+                spread = (wrong[0] - wrong[1]) ** 2 / 2
+                variance += len(run) ** 2 * (1 - 2 / len(run)) * spread / 2
+            assert weights @ found.scores == pytest.approx(total)
+            assert found.facts["stderr"] == pytest.approx(math.sqrt(variance))
+        sums.append(weights @ found.scores)
+        variances.append(found.facts["stderr"] ** 2)
+    assert np.mean(sums) == pytest.approx(wanted, abs=4 * np.std(sums) / 4000**0.5)
+    assert np.mean(variances) == pytest.approx(np.var(sums), rel=0.1)
+    assert np.std(sums) > 0.05  # the regime is no mild one
+
+
+class Wrong(nn.Module):
+    """A network whose every output is off by what is in the image."""
+
+    def __init__(self, network, size):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, pixels):
+        off = self.size * (1 + pixels[:, :, 6:18, 6:18].mean((1, 2, 3)))
+        return self.network(pixels) + off[:, None] * torch.tensor([-1.0, 1.0, 0.5])
+
+
+def two_networks(size, seen):
+    made = [
+        wrap(one, size=(24, 24), mean=(0, 0, 0), std=(1, 1, 1), engine="torch")
+        for one in (small_cnn(), Wrong(small_cnn(), size))
+    ]
+    for one, name in zip(made, ("exact", "cheap"), strict=True):
+        one.module.register_forward_hook(
+            lambda _m, _i, out, name=name: seen.__setitem__(
+                name, seen.get(name, 0) + len(out)
+            )
+        )
+    return made
+
+
+def curve_score(spec, model, map_seed=0):
+    image = np.random.default_rng(5).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    view = model.view(Sample("noise", image))
+    values = np.random.default_rng(map_seed).random((24, 24))
+    return metrics.build(spec).score(model, view, explanation(values, target=TARGET))
+
+
+@pytest.mark.parametrize("spec", CURVES)
+def test_a_curve_of_two_networks_is_the_exact_ones(spec, monkeypatch):
+    """Over many maps the errors of a cheap network that is far off go, and what is left
+    is as large as it is said to be.
+    """
+    seen = {}
+    model, cheap = two_networks(1.0, seen)
+    copy = Cheaper("bf16", cheap, 0.3)
+    monkeypatch.setattr(perturbation, "cheaper_of", lambda _model, _fidelity: copy)
+    wrong, sizes, plain_wrong = [], [], []
+    for seed in range(40):
+        plain = curve_score(spec, model, seed)
+        seen.clear()
+        found = curve_score(f"{spec},fidelity=bf16", model, seed)
+        facts = found.facts["fidelity"]
+        assert seen == {
+            "exact": facts["exact_passes"],
+            "cheap": facts["cheap_passes"],
+        }
+        count = plain.curve.shape[1]
+        assert facts["cheap_passes"] == count - 2
+        assert facts["exact_passes"] < count / 2
+        assert found.curve[1, [0, -1]] == pytest.approx(plain.curve[1, [0, -1]])
+        assert found.curve[0] == pytest.approx(plain.curve[0])
+        wrong.append(found.value - plain.value)
+        sizes.append(facts["stderr"])
+        plain_wrong.append(curve_score(spec, cheap, seed).value - plain.value)
+    stated = math.sqrt(np.mean(np.square(sizes)))
+    assert abs(np.mean(wrong)) < 3.5 * stated / 40**0.5
+    assert 0.6 * stated < np.sqrt(np.mean(np.square(wrong))) < 1.6 * stated
+    if "normalised" not in spec:  # which divides by the copy's own gap
+        assert np.sqrt(np.mean(np.square(plain_wrong))) > 3 * stated  # the copy alone
+
+
+@pytest.mark.parametrize("spec", CURVES)
+def test_a_copy_that_is_right_changes_no_curve(spec, monkeypatch):
+    model, _ = two_networks(0.0, {})
+    copy = Cheaper("bf16", model, 0.3)
+    monkeypatch.setattr(perturbation, "cheaper_of", lambda _model, _fidelity: copy)
+    plain, found = (
+        curve_score(spec + more, model) for more in ("", ",fidelity=bf16")
+    )
+    assert found.value == pytest.approx(plain.value, abs=1e-6)
+    assert found.facts["fidelity"]["stderr"] < 1e-6
+    assert found.facts["fidelity"]["relative_time"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("kind", "cost", "why"),
+    [
+        ("bf16", 0.9, "42 points are too few"),
+        ("auto", 0.75, "42 points are too few"),
+        ("bf16", None, "no bf16 here"),
+    ],
+)
+def test_a_copy_that_does_not_pay_is_not_asked_for_a_curve(
+    kind, cost, why, monkeypatch
+):
+    model, cheap = two_networks(1.0, {})
+    copy = "no bf16 here" if cost is None else Cheaper("bf16", cheap, cost)
+    monkeypatch.setattr(perturbation, "cheaper_of", lambda _model, _fidelity: copy)
+    plain = curve_score("insertion:steps=41", model)
+    found = curve_score(f"insertion:steps=41,fidelity={kind}", model)
+    np.testing.assert_array_equal(found.curve, plain.curve)
+    assert found.value == plain.value
+    assert found.facts["fidelity"]["kind"] == "exact"
+    assert why in found.facts["fidelity"]["why"]
+    assert "fidelity" not in plain.facts
+
+
+def test_metrics_that_are_no_sums_have_no_such_option():
+    for spec in ("road:fidelity=bf16", "average-drop:fidelity=bf16"):
+        with pytest.raises(ConsilienceError, match="fidelity"):
+            metrics.build(spec)

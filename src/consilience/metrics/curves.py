@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from consilience.metrics.perturbation import (
+    POINTS_FIDELITY,
     EditPlan,
     Probing,
     ScoreKind,
@@ -30,7 +31,7 @@ from consilience.metrics.perturbation import (
 from consilience.perturb.fills import BlurFill, Fill, Inverted, NeutralFill, NoiseFill
 from consilience.perturb.superpixels import Segmenter, Slic, segment
 from consilience.registry import metrics, option
-from consilience.types import Array, Explanation, Model, Score, View
+from consilience.types import Array, Explanation, Fidelity, Model, Score, View
 
 RISE = ("insertion:step=224,fill=rise-blur", "deletion:step=224,fill=neutral")
 """Insertion and deletion as RISE's code has them for a frame of 224 pixels: as many
@@ -69,6 +70,7 @@ class _Curve(Probing):
     seed: int = option(
         0, help="seed of the order among pixels of equal value", least=0
     )
+    fidelity: Fidelity = option("exact", help=POINTS_FIDELITY)
 
     def __post_init__(self) -> None:
         open_ended(self, self.normalised or self.reads == "logit")
@@ -87,6 +89,7 @@ class _Curve(Probing):
             self.fill.image(view, None),
             target,
             lambda scores: self._finish(np.stack([shares, scores])),
+            affine=True,
         )
 
     def _finish(self, curve: Array) -> Score:
@@ -197,6 +200,7 @@ class PixelFlipping(Probing):
     seed: int = option(
         0, help="seed of the order among pixels of equal value", least=0
     )
+    fidelity: Fidelity = option("exact", help=POINTS_FIDELITY)
 
     def __post_init__(self) -> None:
         open_ended(self, self.reads == "logit")
@@ -216,6 +220,7 @@ class PixelFlipping(Probing):
             self.fill.image(view, None),
             target,
             lambda scores: _mean_height(np.stack([shares, scores])),
+            affine=True,
         )
 
 
@@ -261,6 +266,7 @@ class RegionPerturbation(Probing):
     seed: int = option(
         0, help="seed of the order among patches of equal relevance", least=0
     )
+    fidelity: Fidelity = option("exact", help=POINTS_FIDELITY)
 
     def __post_init__(self) -> None:
         open_ended(self, self.reads == "logit")
@@ -279,6 +285,7 @@ class RegionPerturbation(Probing):
             self.fill.image(view, None),
             target,
             lambda scores: _aopc(np.stack([stop, scores])),
+            affine=True,
         )
 
 
@@ -337,6 +344,7 @@ class Irof(Probing):
     seed: int = option(
         0, help="seed of the order among superpixels of equal relevance", least=0
     )
+    fidelity: Fidelity = option("exact", help=POINTS_FIDELITY)
 
     def __post_init__(self) -> None:
         open_ended(self, self.reads == "logit")
@@ -358,6 +366,7 @@ class Irof(Probing):
             self.fill.image(view, segments),
             target,
             lambda scores: self._finish(stop / len(means), scores),
+            affine=True,
         )
 
     def _finish(self, shares: Array, scores: Array) -> Score:

@@ -7,8 +7,9 @@ what it makes of the scores. Nothing here is a metric.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,12 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consilience.perturb.fidelity import (
+    WORTHWHILE,
+    Points,
+    cheaper_of,
+    points,
+    summed,
+)
 from consilience.perturb.probe import Edits, Keeps, probe_many
 from consilience.types import (
     Array,
+    Cheaper,
     ClassTarget,
     ConsilienceError,
     Explanation,
+    Fidelity,
     Model,
     NotApplicable,
     Score,
@@ -35,6 +45,11 @@ VIEWS_AT_ONCE = 16
 its image, fill and ranks.
 """
 
+POINTS_FIDELITY = (
+    "what most points are asked of: the network itself, or a cheap copy of it, whose errors "
+    "a random part asked of both takes out; auto: where this machine has one that pays"
+)
+
 # ---- from edits to a score
 
 
@@ -42,16 +57,22 @@ its image, fill and ranks.
 class EditPlan:
     """Which edits of an image are to be scored, and what becomes of the scores (n,),
     float64.
+
+    ``affine``: once the first and the last score are known, the value is a weighted sum
+    of the others and a constant. Then most may be asked of a cheaper network.
     """
 
     keeps: Keeps
     fill: Tensor
     target: Target
     finish: Callable[[Array], Score]
+    affine: bool = False
 
 
 class Probing:
     """``score`` and ``score_batch`` of a metric that has a ``plan``."""
+
+    fidelity: Fidelity = "exact"
 
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """The edits of one image; raises `NotApplicable` where the metric can say
@@ -103,23 +124,117 @@ class Probing:
             for view, plan in zip(views, plans, strict=True)
             if isinstance(plan, EditPlan)
         ]
-        edits = [
-            Edits(view, plan.keeps, plan.target, plan.fill) for view, plan in ready
+        done = iter(self._asked(model, ready))
+        return [next(done) if isinstance(plan, EditPlan) else plan for plan in plans]
+
+    def _asked(
+        self, model: Model, ready: Sequence[tuple[View, EditPlan]]
+    ) -> list[Score | NotApplicable]:
+        label = str(getattr(self, "spelled", "probing"))
+        found = "" if self.fidelity == "exact" else cheaper_of(model, self.fidelity)
+        shared = [_shared(plan, found, self.fidelity) for _, plan in ready]
+        exact = probe_many(
+            model,
+            [
+                _edits(view, plan, one.exact if isinstance(one, Points) else None)
+                for (view, plan), one in zip(ready, shared, strict=True)
+            ],
+            label,
+        )
+        both = [
+            (*pair, one)
+            for pair, one in zip(ready, shared, strict=True)
+            if isinstance(one, Points)
         ]
-        scores = iter(
-            probe_many(model, edits, str(getattr(self, "spelled", "probing")))
+        if not both or not isinstance(found, Cheaper):
+            return [
+                _done(plan, scores, one)
+                for (_, plan), scores, one in zip(ready, exact, shared, strict=True)
+            ]
+        cheap = iter(
+            probe_many(
+                found.model,
+                [_edits(view, plan, one.inner) for view, plan, one in both],
+                f"{label} in {found.kind}",
+            )
         )
         return [
-            _done(plan, next(scores)) if isinstance(plan, EditPlan) else plan
-            for plan in plans
+            _of_both(plan, one, scores, next(cheap), found)
+            if isinstance(one, Points)
+            else _done(plan, scores, one)
+            for (_, plan), scores, one in zip(ready, exact, shared, strict=True)
         ]
 
 
-def _done(plan: EditPlan, scores: Tensor) -> Score | NotApplicable:
+def _edits(view: View, plan: EditPlan, rows: Array | None) -> Edits:
+    keeps = plan.keeps
+    if rows is not None:
+        assert isinstance(keeps, Ranked)
+        keeps = keeps.at(rows)
+    return Edits(view, keeps, plan.target, plan.fill)
+
+
+def _shared(plan: EditPlan, found: Cheaper | str, fidelity: Fidelity) -> Points | str:
+    """Which points are asked of which network; or why all of the exact one, "" where
+    nothing else was asked for.
+    """
+    if isinstance(found, str):
+        return found
+    if not (plan.affine and isinstance(plan.keeps, Ranked)):
+        return "the value is no sum over its points"
+    # by the map itself: what the choice adds is independent between maps and images
+    order = plan.keeps.rank.astype(np.uint32).tobytes()
+    found_points = points(len(plan.keeps), [zlib.crc32(order)])
+    most = WORTHWHILE if fidelity == "auto" else 1.0
+    if found_points.relative_time(found.cost) >= most:
+        return f"{len(plan.keeps)} points are too few for {found.kind} to pay"
+    return found_points
+
+
+def _done(plan: EditPlan, scores: Tensor, why: str | Points) -> Score | NotApplicable:
     try:
-        return plan.finish(scores.double().numpy())
+        made = plan.finish(scores.double().numpy())
     except NotApplicable as reason:
         return reason
+    if not why:
+        return made
+    return replace(
+        made, facts={**made.facts, "fidelity": {"kind": "exact", "why": why}}
+    )
+
+
+def _of_both(
+    plan: EditPlan, asked: Points, exact: Tensor, cheap: Tensor, found: Cheaper
+) -> Score | NotApplicable:
+    """The score of what the two networks said together."""
+    said, told = np.zeros(len(plan.keeps)), np.zeros(len(plan.keeps))
+    said[asked.exact] = exact.double().numpy()
+    told[asked.inner] = cheap.double().numpy()
+    try:
+        together = summed(asked, _weights(plan, said, asked.inner), told, said)
+        made = plan.finish(together.scores)
+    except NotApplicable as reason:
+        return reason
+    facts = {
+        "kind": found.kind,
+        "exact_passes": len(asked.exact),
+        "cheap_passes": len(asked.inner),
+        "cheap_cost": found.cost,
+        "relative_time": round(asked.relative_time(found.cost), 3),
+        **together.facts,
+    }
+    return replace(made, facts={**made.facts, "fidelity": facts})
+
+
+def _weights(plan: EditPlan, scores: Array, inner: Array) -> Array:
+    """Of each inner point in the value: what one more there adds."""
+    plain = plan.finish(scores).value
+    found = np.zeros(len(scores))
+    for at in inner:
+        more = scores.copy()
+        more[at] += 1
+        found[at] = plan.finish(more).value - plain
+    return found
 
 
 def map_of(view: View, explanation: Explanation) -> Array:
@@ -211,6 +326,10 @@ class Ranked:
 
     def __len__(self) -> int:
         return len(self.stop)
+
+    def at(self, rows: Array) -> Ranked:
+        """Some of the images."""
+        return replace(self, start=self.start[rows], stop=self.stop[rows])
 
     def chunks(self, image: Tensor, fill: Tensor, size: int) -> Iterator[Tensor]:
         """Edited images (b, 3, h, w), at most ``size`` at a time."""
