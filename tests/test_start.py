@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from consilience.models.importing import uncollected
 
 HEAVY = ("torch._dynamo", "scipy.stats", "matplotlib.axes", "sympy", "openvino")
 ONE = """
@@ -43,6 +46,41 @@ def test_a_wrong_path_is_answered_without_torch():
         "code = main(['explain', 'nosuch.jpg']); print(code, 'torch' in sys.modules)"
     )
     assert python(code) == "1 False"
+
+
+@pytest.mark.parametrize("was", [True, False])
+def test_garbage_is_looked_for_again_after_an_import(was):
+    """Whether it was looked for is as before, also where an import fails."""
+    try:
+        (gc.enable if was else gc.disable)()
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() is was
+        with pytest.raises(ImportError), uncollected():
+            raise ImportError
+        assert gc.isenabled() is was
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("alone", "frozen"), [(True, True), (False, False)])
+def test_what_a_command_imports_is_kept_only_where_the_process_is_its_own(
+    alone, frozen, tmp_path
+):
+    """Objects of somebody else's program, or of tests, are not kept from the collector."""
+    Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
+    code = f"""
+import gc, sys
+from consilience import cli
+def verb(arguments):
+    print(gc.isenabled(), gc.get_freeze_count(), "torch" in sys.modules)
+    return 0
+cli.explain_verb = verb
+cli.main(["explain", sys.argv[1]], alone={alone})
+"""
+    enabled, count, loaded = python(code, tmp_path / "a.png").split()
+    assert (enabled, loaded) == ("True", "True")
+    assert (int(count) > 100_000) is frozen
 
 
 def test_the_compiler_is_as_it_would_be_afterwards():

@@ -121,7 +121,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"module 'consilience' has no attribute {name!r}; it has {', '.join(__all__)}"
         )
-    return getattr(import_module(f"consilience.{_HOME[name]}"), name)
+    from consilience.models.importing import uncollected
+
+    with uncollected():
+        home = import_module(f"consilience.{_HOME[name]}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

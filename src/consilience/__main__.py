@@ -2,6 +2,6 @@
 
 import sys
 
-from consilience.cli import main
+from consilience.cli import main_alone
 
-sys.exit(main())
+sys.exit(main_alone())

@@ -1,9 +1,10 @@
-"""torchvision and timm without torch's compiler, which takes seconds to import and is not
-used.
+"""Libraries imported as fast as they can be: torchvision and timm without torch's compiler,
+which takes seconds and is not used; nothing looked through for garbage meanwhile.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import threading
@@ -30,12 +31,26 @@ def import_libraries(*names: str) -> None:
     for name in wanted:
         before = set(sys.modules)
         try:
-            with _standing_in():
+            with uncollected(), _standing_in():
                 importlib.import_module(name)
         except (ImportError, AttributeError):  # another version asks for more
             for made in set(sys.modules) - before:
                 if made.partition(".")[0] == name:
                     del sys.modules[made]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is looked for. What an import makes stays, hundreds of thousands of
+    objects, and looking through them again and again is a fifth of its time.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager
