@@ -12,11 +12,13 @@ from scipy import stats
 from torch import nn
 
 from consilience import api, registry
+from consilience.dissection.nulls import with_random_weights
 from consilience.metrics import sanity
 from consilience.metrics.similarity import alike
 from consilience.models.callable import wrap_callable
+from consilience.models.layers import weights_changed
 from consilience.models.network import wrap
-from consilience.types import PIXELS, ConsilienceError, Heat, NotApplicable
+from consilience.types import PIXELS, ConsilienceError, Heat, NotApplicable, Sample
 
 NAMES = ("mprt", "smooth-mprt:samples=2", "emprt", "random-logit")
 
@@ -231,6 +233,58 @@ def test_both_cascades_end_in_the_same_network(net):
         ends.append(seen[-1][1])
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+class Biased(nn.Module):
+    """Attention's position biases as timm keeps them: made once in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.biases, self.kept = nn.Parameter(torch.zeros(4)), {}
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def forward(self, x):
+        if str(x.device) not in self.kept:
+            self.kept[str(x.device)] = self.biases[[3, 2, 1, 0]]
+        return x + self.kept[str(x.device)][:, None, None]
+
+
+def test_what_a_part_made_of_its_weights_is_made_of_the_random_ones():
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), Biased(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    with torch.no_grad():
+        module[1].biases.normal_()
+    network = wrap(module, size=(16, 16))
+    view = network.view(Sample("a", np.zeros((16, 16, 3), np.uint8)))
+    network.logits(view.pixels)
+    assert module[1].kept
+    for order in ("top-down", "independent"):
+        for stage in sanity.stages(network, view, order, 0, "normal", 3):
+            fresh = nn.Sequential(
+                nn.Conv2d(3, 4, 3),
+                Biased(),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+            ).eval()
+            fresh.load_state_dict(stage.model.module.state_dict())
+            expected = wrap(fresh, size=(16, 16)).logits(view.pixels)
+            torch.testing.assert_close(stage.model.logits(view.pixels), expected)
+    random = with_random_weights(network, 1)
+    fresh.load_state_dict(random.module.state_dict())
+    weights_changed(fresh)
+    assert not fresh.training
+    assert not fresh[1].training
+    expected = wrap(fresh, size=(16, 16)).logits(view.pixels)
+    torch.testing.assert_close(random.logits(view.pixels), expected)
+    assert module[1].kept  # of the user's own network
 
 
 def test_independent_stages_change_one_group_and_put_it_back(net):

@@ -2,6 +2,7 @@
 output replaced by a plain hook.
 """
 
+import copy
 import gc
 import threading
 import weakref
@@ -634,6 +635,51 @@ def test_tracing_leaves_nothing_in_the_module():
         graph.trace_graph(module, graph.dialects(module, "conv")[0])
     assert module.noted is noted
     same_state(before, state_of(module))
+
+
+class Noting(nn.Module):
+    """Keeps what it made in containers, as LeViT keeps its position biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+        self.made, self.seen = {"first": [torch.ones(1)]}, [1]
+        self.made["itself"] = self.made
+        self.names = {"a"}
+
+    def forward(self, x):
+        key = str(x.device)
+        if key not in self.made:
+            self.made[key] = x * 2
+            self.made["first"].append(x)
+            self.seen[0] = x
+            self.names.add(key)
+        return self.conv(self.made[key]).mean((2, 3))
+
+
+def test_tracing_leaves_nothing_in_the_containers_of_a_module():
+    from consilience.models import graph
+
+    module = Noting().eval()
+    made, first, seen, names = (
+        module.made,
+        module.made["first"],
+        module.seen,
+        module.names,
+    )
+    one = first[0]
+    graph.trace_graph(module, graph.Dialect())
+    assert module.made is made
+    assert list(made) == ["first", "itself"]
+    assert made["first"] is first
+    assert made["itself"] is made
+    assert len(first) == 1
+    assert first[0] is one
+    assert module.seen is seen
+    assert seen == [1]
+    assert module.names is names
+    assert names == {"a"}
+    copy.deepcopy(module)  # a proxy in it could not be copied
 
 
 def test_other_threads_run_while_a_module_is_traced():

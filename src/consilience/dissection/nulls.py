@@ -30,6 +30,7 @@ from consilience import progress
 from consilience.dissection.coarse import Gathered
 from consilience.dissection.result import NullResult
 from consilience.metrics.sanity import own_tensors, randomise
+from consilience.models.layers import weights_changed
 from consilience.types import Array, ConsilienceError, Network
 
 UPPER_QUANTILE = 0.95
@@ -399,4 +400,5 @@ def with_random_weights(model: Network, seed: int) -> Network:
     for name, part in module.named_modules():
         if own_tensors(part):
             randomise(part, name, "reset", seed)
+    weights_changed(module)
     return model.with_module(module)

@@ -28,6 +28,7 @@ from consilience.metrics.explained_again import (
 )
 from consilience.metrics.similarity import MapSimilarity, alike
 from consilience.metrics.stability import noisy
+from consilience.models.layers import weights_changed
 from consilience.registry import metrics, option
 from consilience.types import (
     Array,
@@ -195,6 +196,7 @@ def _stages(
         for name in group:
             randomise(parts[name], name, how, seed)
         done += group
+        weights_changed(scratch)
         yield Stage(network, tuple(done))
 
 

@@ -139,16 +139,49 @@ def _traced(module: nn.Module, dialect: Dialect) -> Traced:
 
 @contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """The attributes of every part come back as they were."""
+    """The attributes of every part come back as they were, and what their dictionaries
+    and lists hold.
+    """
     saved = [(part, dict(vars(part))) for part in module.modules()]
+    held = [pair for _, before in saved for pair in _contents(before)]
     try:
         yield
     finally:
+        for container, content in held:
+            _refill(container, content)
         for part, before in saved:
             now = vars(part)
             for name in set(now) - set(before):
                 del now[name]
             now.update(before)
+
+
+Container = dict[Any, Any] | list[Any] | set[Any]
+
+
+def _contents(
+    value: Container, known: frozenset[int] = frozenset()
+) -> Iterator[tuple[Container, list[Any]]]:
+    """The containers within a container, with what each of them holds."""
+    values = value.values() if isinstance(value, dict) else value
+    for one in values:
+        if isinstance(one, dict | list | set) and id(one) not in known:
+            yield one, list(one.items() if isinstance(one, dict) else one)
+            yield from _contents(one, known | {id(one)})
+
+
+def _refill(container: Container, content: list[Any]) -> None:
+    now = list(container.items() if isinstance(container, dict) else container)
+    if len(now) == len(content) and all(map(_unmoved, now, content)):
+        return
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
+
+
+def _unmoved(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return all(a is b for a, b in zip(one, other, strict=True))
+    return one is other
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

@@ -84,6 +84,18 @@ def borrowed(module: nn.Module, eager: bool = True) -> Iterator[nn.Module]:
                 part.training = True
 
 
+def weights_changed(module: nn.Module) -> None:
+    """Tell a module that its weights are others now: what parts made of them and kept
+    (the position biases of LeViT, TinyViT or EfficientFormer in eval mode) they make anew.
+
+    Being set to train is what such parts listen to; the modes come back.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.train()
+    for part, mode in modes:
+        part.training = mode
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient, so that a pass keeps only what the gradients of
