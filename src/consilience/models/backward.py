@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from consilience.models.engines.openvino_gradients import WRITING, UnwrittenError
 from consilience.models.norms import folded_tensors
 from consilience.models.trials import Tried, found_once, seconds_of
 from consilience.progress import say
@@ -24,6 +25,15 @@ TRIAL_SECONDS = 6.0
 
 WORTHWHILE = 1.05
 """How much faster a larger batch or another layout must be: less is noise of the clock."""
+
+WORTH_ANOTHER = 1.15
+"""How much faster another engine must be: it takes a while to get ready in each process."""
+
+FAST = 400.0
+"""Passes a second at which no other engine is tried: getting it ready takes longer."""
+
+WRITTEN_BATCH = 8
+"""Images a pass of an engine that has to be made anew for another number."""
 
 # ---- what it keeps
 
@@ -64,7 +74,7 @@ def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
 
 @dataclass(frozen=True)
 class GradientPlan:
-    """How many forward and backward passes run: layout, images a pass, precision.
+    """How many forward and backward passes run: layout, images a pass, precision, engine.
 
     ``rates`` are the passes a second that the trial saw, by layout, precision and batch.
     """
@@ -72,13 +82,15 @@ class GradientPlan:
     channels_last: bool
     batch: int
     precision: str = "f32"
+    engine: str = "torch"
     rates: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def said(self) -> str:
         """In a few words, for what is kept with a map."""
         layout = "channels-last" if self.channels_last else "channels-first"
-        return f"{layout}, {self.precision}, {self.batch} a pass"
+        way = layout if self.engine == "torch" else self.engine
+        return f"{way}, {self.precision}, {self.batch} a pass"
 
 
 class AllOutputs:
@@ -105,7 +117,8 @@ def plan_gradients(
     run: Timed,
 ) -> GradientPlan:
     """The fastest way on this machine: as it was found before, or by a trial of layouts
-    and precisions with two images a pass, then of larger batches up to ``most``.
+    and precisions with two images a pass, then of larger batches up to ``most``, then of
+    another engine where that is slow.
 
     ``start`` is taken unless one of ``others``, or a larger batch, is clearly faster.
     What was found is kept by network, machine and library; where there is no disk to
@@ -117,7 +130,7 @@ def plan_gradients(
         found = _trial(network, most, start, others, run)
         return found, asdict(found)
 
-    key = (network.digest, network.frame, most, start, others)
+    key = (network.digest, network.frame, most, start, others, WRITING)
     allowed = [start, *others]
     return found_once(
         "gradients",
@@ -156,7 +169,8 @@ def _trial(
     small = min(2, most)
     best = replace(start, batch=small)
     reached = rate(best)
-    for other in others:
+    by_torch = [one for one in others if one.engine == "torch"]
+    for other in by_torch:
         one = replace(other, batch=small)
         if (found := rate(one)) > WORTHWHILE * reached:
             best, reached = one, found
@@ -166,6 +180,17 @@ def _trial(
         one = replace(best, batch=size)
         if (found := rate(one)) > WORTHWHILE * reached:
             best, reached = one, found
+    for other in others:
+        if other in by_torch or best.precision != other.precision or reached > FAST:
+            continue
+        one = replace(other, batch=min(WRITTEN_BATCH, most))
+        try:
+            found = rate(one)
+            reached = max(reached, rate(best))  # once more, now that it is warm
+            if found > WORTH_ANOTHER * reached:
+                best, reached = one, found
+        except UnwrittenError:  # which has been said
+            continue
     return replace(
         best, rates={said: round(found, 3) for said, found in rates.items()}
     )

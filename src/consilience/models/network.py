@@ -29,6 +29,10 @@ from consilience.models.backward import (
 )
 from consilience.models.cheap import cheaper_copy
 from consilience.models.engines import plan, runner
+from consilience.models.engines.openvino_gradients import (
+    UnwrittenError,
+    written_score,
+)
 from consilience.models.engines.torch import autocast
 from consilience.models.layers import (
     Anatomy,
@@ -37,11 +41,12 @@ from consilience.models.layers import (
     frozen,
     hooked,
 )
-from consilience.models.norms import run_folded
+from consilience.models.norms import folding, run_folded
 from consilience.models.tail import NetworkTail, TailKind, make_tail
 from consilience.types import (
     PIXELS,
     Cheaper,
+    ClassTarget,
     ConsilienceError,
     Fidelity,
     Layer,
@@ -325,7 +330,7 @@ class TorchNetwork:
     def _kept(self) -> int:
         """Bytes that a pass of one image keeps for the backward pass to it."""
         with borrowed(self.module), frozen(self.module):
-            return kept_bytes(self.module, self._folded, self._blank())
+            return kept_bytes(self.module, self.folded, self._blank())
 
     def for_gradients(self, count: int) -> TorchNetwork:
         """The same model, whose `trace` takes the layout, images a pass and precision that
@@ -344,6 +349,9 @@ class TorchNetwork:
             others += [
                 replace(one, precision=self.precision) for one in (start, *others)
             ]
+        planned = plan.plan_engine(self.engine, self.precision, self.device)
+        if planned["engine"] == "openvino" and self.own_precision == "f32":
+            others.append(replace(start, channels_last=False, engine="openvino"))
         found = plan_gradients(self, self.gradient_batch, start, others, self._timed)
         return self._planned(found)
 
@@ -351,7 +359,14 @@ class TorchNetwork:
         return self._hand_over(replace(self, gradient_plan=found))
 
     def _timed(self, found: GradientPlan, pixels: Tensor) -> object:
-        return self._planned(found).trace(pixels, [PIXELS], AllOutputs())
+        planned = self._planned(found)
+        if found.engine == "torch":
+            return planned.trace(pixels, [PIXELS], AllOutputs())
+        goal = ClassTarget(0, "", "logit", self.outputs)
+        made = planned._written(self._checked(pixels), [PIXELS], goal)
+        if made is None:
+            raise UnwrittenError(found.said)
+        return made
 
     # -- how it is shown an image
 
@@ -399,7 +414,7 @@ class TorchNetwork:
         known = self.gradient_plan
         return self.anatomy.channels_last if known is None else known.channels_last
 
-    def _folded(self, pixels: Tensor) -> Tensor:
+    def folded(self, pixels: Tensor) -> Tensor:
         """A pass with batch norms folded into the convolutions before them, on the way to
         a gradient.
         """
@@ -411,9 +426,15 @@ class TorchNetwork:
             )  # a pass that was given up may have turned it
             return self.run(pixels)
 
-        last = self._channels_last
-        layout = torch.channels_last if last else torch.contiguous_format
-        return run_folded(self.module, self.anatomy.norms, layout, run)
+        return run_folded(self.module, self.anatomy.norms, self._layout, run)
+
+    def folding(self) -> AbstractContextManager[Any]:
+        """What `folded` runs within, after a first pass that shows what can be folded."""
+        return folding(self.module, self.anatomy.norms, self._layout)
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self._channels_last else torch.contiguous_format
 
     def _run(self, pixels: Tensor, channels_last: bool) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -510,6 +531,9 @@ class TorchNetwork:
         leaf = self._checked(pixels).detach()
         if not self._gradients_arrive:
             self._refuse_cut(leaf, layers, target)
+        written = self._written(leaf, layers, target)
+        if written is not None:
+            return written
         with torch.set_grad_enabled(PIXELS in layers):
             leaf = leaf.clone().requires_grad_(PIXELS in layers)
             raw, outputs = self._capture(leaf, layers, graph=True)
@@ -521,6 +545,28 @@ class TorchNetwork:
             {name: self._as_map(name, value.detach()) for name, value in raw.items()},
             {name: self._as_map(name, value) for name, value in gradients.items()},
         )
+
+    def _written(
+        self, pixels: Tensor, layers: Sequence[str], target: Target
+    ) -> Trace | None:
+        """Gradients with respect to the pixels by another engine, where the plan says so
+        and it can: a class's logit or probability, in batches that are half full.
+        """
+        known = self.gradient_plan
+        if known is None or known.engine == "torch" or tuple(layers) != (PIXELS,):
+            return None
+        asked = written_score(target, self.outputs, self.anatomy.outputs)
+        fits = (
+            tuple(pixels.shape[2:]) == self.frame and 2 * len(pixels) >= known.batch
+        )
+        if asked is None or not fits or len(pixels) > known.batch:
+            return None
+        found = self._runner.gradients(self, pixels, known.batch, *asked)
+        if found is None:
+            return None
+        plan.record_pass(known.engine, known.precision, known.said)
+        outputs, gradients = found
+        return Trace(outputs, {PIXELS: pixels}, {PIXELS: gradients})
 
     def curvature(
         self, pixels: Tensor, layers: Sequence[str], target: Target
@@ -756,7 +802,7 @@ class TorchNetwork:
         with borrowed(self.module), frozen(self.module), hooked(hooks):
             try:
                 with autocast(self.device, low):
-                    outputs = self._folded(pixels) if graph else self.run(pixels)
+                    outputs = self.folded(pixels) if graph else self.run(pixels)
             finally:
                 torch.set_grad_enabled(mode)
         if PIXELS in layers:

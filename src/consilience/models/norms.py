@@ -305,18 +305,28 @@ def run_folded(
     again as those convolutions have, kept as long as the module.
     """
     while True:
-        apart = _unfolded.get(module, ())
-        folded = {
+        try:
+            with folding(module, pairs, layout):
+                return run()
+        except UnfoldedError as error:
+            _unfolded.setdefault(module, set()).add(error.name)
+
+
+def folding(
+    module: nn.Module, pairs: Sequence[NormPair], layout: torch.memory_format
+) -> FoldedNorms:
+    """Pairs as one convolution each while it is on, but for those that were seen not to be
+    pairs, or have hooks.
+    """
+    apart = _unfolded.get(module, ())
+    return FoldedNorms(
+        {
             number: one
             for number, one in _folded(module, pairs, layout).items()
             if one.name not in apart
             and not any(map(_is_hooked, (one.part, one.norm_part)))
         }
-        try:
-            with FoldedNorms(folded):
-                return run()
-        except UnfoldedError as error:
-            _unfolded.setdefault(module, set()).add(error.name)
+    )
 
 
 def _is_hooked(part: nn.Module) -> bool:

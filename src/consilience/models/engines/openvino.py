@@ -6,6 +6,8 @@ import io
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
@@ -48,16 +50,35 @@ class OpenVINOEngine:
 
 
 def openvino_compiled(network: Runnable, precision: str) -> Any:
-    """The compiled network: from disk as it ran last time, or compiled from the
-    converted one, or converted.
+    """The compiled network, for batches of its size."""
+    shape = [network.batch, network.channels, *network.frame]
+    return compiled_from_disk(network, precision, shape, partial(_convert, network))
+
+
+def compiled_from_disk(
+    network: Runnable,
+    precision: str,
+    shape: list[int],
+    convert: Callable[[], Any],
+    kind: str = "",
+) -> Any:
+    """What ``convert`` makes of a network, compiled: from disk as it ran last time, or
+    compiled from the converted graph, or converted. A graph of some ``kind`` is for one
+    shape.
     """
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    shape = [network.batch, network.channels, *network.frame]
     versions = [
         _version(name) for name in ("openvino", "torch", "timm", "torchvision")
     ]
     converted = (
-        cache_folder() / "openvino" / _hash(network.digest, network.frame, *versions)
+        cache_folder()
+        / "openvino"
+        / _hash(
+            network.digest,
+            network.frame,
+            *versions,
+            *((kind, *shape) if kind else ()),
+        )
     )
     blob = (
         converted
@@ -70,9 +91,10 @@ def openvino_compiled(network: Runnable, precision: str) -> Any:
     # otherwise than its file.
     graph = _read(converted / "network.xml")
     if graph is None:
-        made = _convert(network)
+        made = convert()
         graph = _read(_keep(made, converted)) or made
-    graph.reshape(shape)
+    if not kind:
+        graph.reshape(shape)
     compiled = _core().compile_model(graph, "CPU", hints)
     exported = compiled.export_model()
     _write(

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 
 from consilience.models.digest import ModuleWatch, module_digest
 from consilience.models.engines.openvino import OpenVINOEngine
+from consilience.models.engines.openvino_gradients import (
+    Differentiable,
+    OpenVINOGradients,
+    Read,
+    by_torch,
+    check,
+)
 from consilience.models.engines.plan import (
     ENGINE_TOLERANCE,
     TINY,
@@ -42,6 +49,7 @@ class Runner:
         self._held = 0
         self.views: dict[Any, Any] | None = None
         self._lock = RLock()
+        self._gradients: dict[Any, OpenVINOGradients | None] = {}
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -98,6 +106,33 @@ class Runner:
             ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def gradients(
+        self,
+        network: Differentiable,
+        pixels: Tensor,
+        batch: int,
+        read: Read,
+        row: Tensor,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Outputs and gradients of the sum of scores ``row`` (K,) times what is read, by
+        OpenVINO, held against torch's on its first images; None where it cannot.
+        """
+        weights = row.expand(len(pixels), -1)
+        with self._lock:
+            key = network.digest, read, batch
+            if key not in self._gradients:
+                kept = {
+                    one: made
+                    for one, made in self._gradients.items()
+                    if one[0] == key[0]
+                }
+                self._gradients = {
+                    **kept,
+                    key: _make_gradients(network, pixels, weights, read, batch),
+                }
+            made = self._gradients[key]
+            return None if made is None else made(pixels, weights)
+
     def _part(self, network: Runnable, plain: Engine, pixels: Tensor) -> Tensor:
         fits = tuple(pixels.shape[2:]) == network.frame
         small = not fits or len(pixels) <= min(TINY, network.batch - 1)
@@ -137,6 +172,18 @@ def _make(network: Runnable, plain: Engine, pixels: Tensor) -> Engine:
         plain.facts["note"] = f"{planned['engine']} was tried: {why}"
         return plain
     return engine
+
+
+def _make_gradients(
+    network: Differentiable, pixels: Tensor, weights: Tensor, read: Read, batch: int
+) -> OpenVINOGradients | None:
+    try:
+        made = OpenVINOGradients(network, read, batch)
+        check(made(pixels, weights), by_torch(network, pixels, weights, read))
+    except Exception as error:  # whatever a converter trips over, torch can do it
+        say(f"gradients stay with torch: {first_cause(error)}")
+        return None
+    return made
 
 
 def first_cause(error: BaseException) -> str:
