@@ -31,7 +31,7 @@ aten: Any = torch.ops.aten
 Read = Literal["logit", "probability"]
 """What the weights of a score are of: the raw outputs, or their softmax."""
 
-WRITING = 6
+WRITING = 7
 """Which way of writing graphs out: what is on disk of another one is not read."""
 
 TOLERANCE = 3e-2
@@ -618,6 +618,24 @@ def _clamped(graph: fx.GraphModule, node: fx.Node) -> None:
     _replace(node, call(aten.where.self, (inside, given, zero)))
 
 
+def _put_in_zeros(graph: fx.GraphModule, node: fx.Node) -> None:
+    """What is written into a part of zeros, with zeros round it."""
+    zeros, value, axis, start, _, *step = _given(node)
+    whole, rank = _shape(zeros), len(_shape(zeros))
+    blank = _is(zeros, aten.full.default) and zeros.args[1] == 0
+    if not blank or step not in ([], [1]):
+        return
+    axis %= rank
+    size, start = whole[axis], start or 0
+    start = start + size if start < 0 else start
+    after = size - start - _shape(value)[axis]
+    ends = [0, 0] * (rank - 1 - axis) + [start, after]
+    _replace(
+        node,
+        graph.graph.call_function(aten.constant_pad_nd.default, (value, ends, 0.0)),
+    )
+
+
 def _is(node: Any, target: Any) -> bool:
     return isinstance(node, fx.Node) and node.target is target
 
@@ -627,5 +645,6 @@ WRITTEN: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.max_pool2d_with_indices_backward.default: _max_pool,
     aten.avg_pool2d_backward.default: _average_pool,
     aten._adaptive_avg_pool2d_backward.default: _adaptive_pool,
+    aten.slice_scatter.default: _put_in_zeros,
     aten.where.self: _clamped,
 }
