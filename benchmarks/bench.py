@@ -760,11 +760,11 @@ def _lime_without_model() -> Iterator[Row]:
 
 
 def gradients(full: bool, steps: int = 50, repeats: int = 5) -> Iterator[Row]:
-    """Integrated gradients and SmoothGrad against as many bare forward and backward
-    passes, and captum's, in plain torch.
+    """Integrated gradients and SmoothGrad, by whatever engine is found to be fastest,
+    against as many bare forward and backward passes, and captum's, in plain torch.
     """
     for name, (make, _) in MODELS.items():
-        model = make().using(engine="torch")
+        model = make()
         view, normalised = shown(model)
         index = predicted(model, view)
         best, rates = _best_way(model, view, index)

@@ -15,7 +15,7 @@ import consilience as cs
 from consilience.models import backward
 from consilience.models.backward import GradientPlan
 from consilience.models.engines import openvino_gradients as written
-from consilience.models.engines import plan, runner
+from consilience.models.engines import runner
 from consilience.models.network import wrap
 from consilience.targets.differences import DifferenceTarget
 from consilience.types import (
@@ -141,6 +141,19 @@ NOT_COMPILED = {
 }
 
 
+COMPILED = {
+    *("stride 2", "stride 2, depthwise", "stride 2, groups", "dilated", "batch norm"),
+    *(
+        "maximum, ties",
+        "mean, overlapping",
+        "relu6 in place",
+        "attention",
+        "hard swish",
+    ),
+}
+"""Which are compiled in every run of the tests; the others in the slow one."""
+
+
 def network_of(operation):
     module = Through(operation)
     module(torch.zeros(1, 3, *SIZE))
@@ -190,7 +203,14 @@ def test_a_written_backward_pass_is_autograds(name):
     ]
 
 
-@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - NOT_COMPILED))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in COMPILED else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPERATIONS
+        if name not in NOT_COMPILED
+    ],
+)
 def test_openvino_gives_what_the_graph_gives(name, monkeypatch, tmp_path):
     pytest.importorskip("openvino")
     # functions are no part of a digest, and some networks here differ in nothing else
@@ -389,8 +409,7 @@ def rates(by_engine):
 )
 def test_the_faster_engine_is_found_once(by_engine, engine, monkeypatch, tmp_path):
     monkeypatch.setattr(backward, "_rate", rates(by_engine))
-    for module in (plan, __import__("consilience.models.trials").models.trials):
-        monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     network = wrap(small_cnn(), size=SIZE)
     chosen = network.for_gradients(50)
     assert chosen.gradient_plan.engine == engine
@@ -406,8 +425,7 @@ def test_integrated_gradients_by_openvino_are_torchs_and_say_so(
     monkeypatch, tmp_path, seen
 ):
     monkeypatch.setattr(backward, "_rate", rates({"torch": 10, "openvino": 20}))
-    for module in (plan, __import__("consilience.models.trials").models.trials):
-        monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     sample = Sample("noise", pixels)
     maps = [
