@@ -303,7 +303,7 @@ def test_the_module_comes_back_as_it_was():
 
 
 def planned(network, batch=4):
-    return network._planned(GradientPlan(False, batch, engine="openvino"))
+    return network._planned(GradientPlan(True, batch, engine="openvino"))
 
 
 @pytest.fixture
@@ -415,6 +415,7 @@ def test_the_faster_engine_is_found_once(by_engine, engine, monkeypatch, tmp_pat
     assert chosen.gradient_plan.engine == engine
     tried = [one for one in chosen.gradient_plan.rates if one.startswith("openvino")]
     assert bool(tried) is (by_engine["torch"] < backward.FAST)
+    assert chosen.gradient_plan.channels_last is True  # of what torch runs
     again = wrap(small_cnn(), size=SIZE).for_gradients(50)
     assert again.gradient_plan == chosen.gradient_plan
     plain = wrap(small_cnn(), size=SIZE, engine="torch").for_gradients(50)

@@ -72,8 +72,6 @@ class EditPlan:
 class Probing:
     """``score`` and ``score_batch`` of a metric that has a ``plan``."""
 
-    fidelity: Fidelity = "exact"
-
     def plan(self, model: Model, view: View, explanation: Explanation) -> EditPlan:
         """The edits of one image; raises `NotApplicable` where the metric can say
         nothing of it.
@@ -131,8 +129,9 @@ class Probing:
         self, model: Model, ready: Sequence[tuple[View, EditPlan]]
     ) -> list[Score | NotApplicable]:
         label = str(getattr(self, "spelled", "probing"))
-        found = "" if self.fidelity == "exact" else cheaper_of(model, self.fidelity)
-        shared = [_shared(plan, found, self.fidelity) for _, plan in ready]
+        fidelity: Fidelity = getattr(self, "fidelity", "exact")
+        found = "" if fidelity == "exact" else cheaper_of(model, fidelity)
+        shared = [_shared(plan, found, fidelity) for _, plan in ready]
         exact = probe_many(
             model,
             [

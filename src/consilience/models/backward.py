@@ -74,7 +74,8 @@ def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
 
 @dataclass(frozen=True)
 class GradientPlan:
-    """How many forward and backward passes run: layout, images a pass, precision, engine.
+    """How many forward and backward passes run: layout, images a pass, precision, and the
+    engine of those to the pixels; the layout is of what torch runs.
 
     ``rates`` are the passes a second that the trial saw, by layout, precision and batch.
     """
@@ -146,10 +147,16 @@ def _plan(
 ) -> GradientPlan:
     """What was kept; `ValueError` where it is no plan that this network can run."""
     plan = GradientPlan(**kept)
-    known = any(replace(plan, batch=one.batch) == one for one in allowed)
+    known = any(_same_way(plan, one) for one in allowed)
     if not known or not isinstance(plan.batch, int) or not 1 <= plan.batch <= most:
         raise ValueError(kept)
     return plan
+
+
+def _same_way(plan: GradientPlan, one: GradientPlan) -> bool:
+    """But for the batch, and for another engine the layout of what is left to torch."""
+    last = plan.channels_last if plan.engine == "torch" else one.channels_last
+    return replace(plan, batch=one.batch, channels_last=last) == one
 
 
 def _trial(
@@ -183,7 +190,8 @@ def _trial(
     for other in others:
         if other in by_torch or best.precision != other.precision or reached > FAST:
             continue
-        one = replace(other, batch=min(WRITTEN_BATCH, most))
+        size = min(WRITTEN_BATCH, most)
+        one = replace(other, batch=size, channels_last=best.channels_last)
         try:
             found = rate(one)
             reached = max(reached, rate(best))  # once more, now that it is warm

@@ -351,7 +351,7 @@ class TorchNetwork:
             ]
         planned = plan.plan_engine(self.engine, self.precision, self.device)
         if planned["engine"] == "openvino" and self.own_precision == "f32":
-            others.append(replace(start, channels_last=False, engine="openvino"))
+            others.append(replace(start, engine="openvino"))
         found = plan_gradients(self, self.gradient_batch, start, others, self._timed)
         return self._planned(found)
 
@@ -561,7 +561,9 @@ class TorchNetwork:
         )
         if asked is None or not fits or len(pixels) > known.batch:
             return None
-        found = self._runner.gradients(self, pixels, known.batch, *asked)
+        # as it is traced, in memory's own order
+        first = self._planned(replace(known, channels_last=False))
+        found = self._runner.gradients(first, pixels, known.batch, *asked)
         if found is None:
             return None
         plan.record_pass(known.engine, known.precision, known.said)
