@@ -131,6 +131,13 @@ OPERATIONS = {
     "group norm": lambda: nn.GroupNorm(2, 6),
     "attention": lambda: Attending(),
     "batch norm": lambda: nn.Sequential(nn.BatchNorm2d(6), nn.ReLU()),
+    "mean and norm": lambda: nn.Sequential(
+        nn.Conv2d(6, 6, 7, padding=3, groups=6),
+        nn.AdaptiveAvgPool2d(1),
+        Called(lambda x: x.permute(0, 2, 3, 1)),
+        nn.LayerNorm(6),
+        Called(lambda x: x.permute(0, 3, 1, 2)),
+    ),
     "concatenated": lambda: Called(lambda x: torch.cat([x, x[:, 1:3]], 1)),
 }
 

@@ -31,7 +31,7 @@ aten: Any = torch.ops.aten
 Read = Literal["logit", "probability"]
 """What the weights of a score are of: the raw outputs, or their softmax."""
 
-WRITING = 7
+WRITING = 8
 """Which way of writing graphs out: what is on disk of another one is not read."""
 
 TOLERANCE = 3e-2
@@ -223,6 +223,9 @@ def _write_out(graph: fx.GraphModule) -> None:
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable:
             _out_of_place(node)
+        if node.target is aten.view.default:
+            # what is written otherwise may lie otherwise in memory
+            node.target = aten.reshape.default
         written = WRITTEN.get(node.target)
         if written is not None:
             with graph.graph.inserting_before(node):
@@ -237,6 +240,8 @@ def _out_of_place(node: fx.Node) -> None:
     """An operation that writes over its input as one that does not: what comes after
     reads what it returned, unless the input is part of another tensor.
     """
+    if _is(node, aten.copy_.default) and _filled(node):
+        return
     changed: Any = node.args[0]
     packet: Any = getattr(node.target, "overloadpacket", None)
     name = str(packet).rpartition(".")[2].rstrip("_")
@@ -252,6 +257,39 @@ def _out_of_place(node: fx.Node) -> None:
         node.graph.erase_node(node)
     else:
         node.target = getattr(getattr(aten, name), node.target._overloadname)  # type: ignore[union-attr]
+
+
+def _filled(node: fx.Node) -> bool:
+    """Whether a blank tensor is filled as a whole through one view and only read through
+    others (so torch takes a mean's gradient back): then each reads what was written.
+    """
+    view, value = _given(node)[:2]
+    blank = view.args[0] if _is_whole(view) else None
+    if blank is None or len(view.users) != 1:
+        return False
+    others = [user for user in blank.users if user is not view]
+    after = set(_after(node))
+    if not all(_is_whole(one) and one in after for one in others):
+        return False
+    for one in others:
+        with node.graph.inserting_before(one):
+            shape = list(_given(one)[1])
+            new = node.graph.call_function(aten.reshape.default, (value, shape))
+        _replace(one, new)
+    node.graph.erase_node(node)
+    return True
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether it is all of a tensor in memory's own order, in some shape."""
+    if not _is(node, aten.as_strided.default):
+        return False
+    base, shape, strides, *start = _given(node)
+    own = [math.prod(shape[at + 1 :]) for at in range(len(shape))]
+    first = not start or start[0] in (0, None)
+    return (
+        first and list(strides) == own and math.prod(shape) == math.prod(_shape(base))
+    )
 
 
 def _after(node: fx.Node) -> Iterator[fx.Node]:
