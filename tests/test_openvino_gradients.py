@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import consilience as cs
 from consilience.models import backward
+from consilience.models import network as network_module
 from consilience.models.backward import GradientPlan
 from consilience.models.engines import openvino_gradients as written
 from consilience.models.engines import runner
@@ -427,6 +428,17 @@ def test_the_faster_engine_is_found_once(by_engine, engine, monkeypatch, tmp_pat
     assert again.gradient_plan == chosen.gradient_plan
     plain = wrap(small_cnn(), size=SIZE, engine="torch").for_gradients(50)
     assert plain.gradient_plan.engine == "torch"
+
+
+def test_networks_with_many_weights_stay_with_torch(monkeypatch, tmp_path):
+    monkeypatch.setattr(backward, "_rate", rates({"torch": 10, "openvino": 20}))
+    monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
+    network = wrap(small_cnn(), size=SIZE)
+    count = sum(one.numel() for one in network.module.parameters())
+    monkeypatch.setattr(network_module, "WRITTEN_WEIGHTS", count - 1)
+    assert network.for_gradients(50).gradient_plan.engine == "torch"
+    monkeypatch.setattr(network_module, "WRITTEN_WEIGHTS", count)
+    assert network.for_gradients(50).gradient_plan.engine == "openvino"
 
 
 def test_integrated_gradients_by_openvino_are_torchs_and_say_so(

@@ -73,6 +73,10 @@ PRECISION_OF = {
     torch.float16: "f16",
     torch.float64: "f64",
 }
+WRITTEN_WEIGHTS = 100_000_000
+"""Up to which a backward pass is written out for another engine: kernels are there twice, and
+it is packed for the processor once more, on disk and in memory.
+"""
 MANY_PASSES = 10
 """From which on it is worth knowing how passes are fastest."""
 _CACHED = ("anatomy", "_target_layer", "_kept", "_gradients_arrive", "randomness")
@@ -350,7 +354,12 @@ class TorchNetwork:
                 replace(one, precision=self.precision) for one in (start, *others)
             ]
         planned = plan.plan_engine(self.engine, self.precision, self.device)
-        if planned["engine"] == "openvino" and self.own_precision == "f32":
+        size = sum(one.numel() for one in self.module.parameters())
+        if (
+            planned["engine"] == "openvino"
+            and self.own_precision == "f32"
+            and size <= WRITTEN_WEIGHTS
+        ):
             others.append(replace(start, engine="openvino"))
         found = plan_gradients(self, self.gradient_batch, start, others, self._timed)
         return self._planned(found)
