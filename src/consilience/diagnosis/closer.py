@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from consilience import api, images, progress, registry, stats
-from consilience.diagnosis.shortcuts import in_full_passes
+from consilience.diagnosis.shortcuts import in_full_passes, painted_ahead
 from consilience.marks.painting import ELSEWHERE, Mark, Painted
 from consilience.targets.classes import class_target
 from consilience.types import Array, ConsilienceError, Model, NotApplicable, View
@@ -39,31 +40,36 @@ def doses_of(
         for name, values in mark.doses.items()
         for value in values
     ]
-    plain = torch.cat(list(in_full_passes(model, [pixels]))).numpy()
+
+    def variants() -> Iterator[Tensor]:
+        yield pixels
+        for painted in painted_ahead([one for *_, one in asked], pixels, seed):
+            yield painted.marked
+            yield next(iter(painted.controls.values()))
+
+    with progress.task("doses", (1 + 2 * len(asked)) * len(pixels)) as running:
+        said = torch.cat(list(in_full_passes(model, variants(), running.advance)))
+    plain, *others = said.numpy().reshape(1 + 2 * len(asked), len(pixels), -1)
     rows = []
-    with progress.task("doses", len(asked)) as running:
-        for name, value, dosed in asked:
-            painted = dosed.paint(pixels, seed)
-            control = next(iter(painted.controls.values()))
-            said = torch.cat(list(in_full_passes(model, [painted.marked, control])))
-            marked, held = said.numpy().reshape(2, len(pixels), -1)
-            shift = stats.mean_interval(_of(marked, index) - _of(plain, index))
-            excess = stats.mean_interval(_of(marked, index) - _of(held, index))
-            became = (marked.argmax(1) == index) & (plain.argmax(1) != index)
-            rows.append(
-                {
-                    "option": name,
-                    "value": str(value),
-                    "shift": shift.mean,
-                    "shift_low": shift.low,
-                    "shift_high": shift.high,
-                    "excess": excess.mean,
-                    "low": excess.low,
-                    "high": excess.high,
-                    "became": float(became.mean()),
-                }
-            )
-            running.advance()
+    for (name, value, _), marked, held in zip(
+        asked, others[::2], others[1::2], strict=True
+    ):
+        shift = stats.mean_interval(_of(marked, index) - _of(plain, index))
+        excess = stats.mean_interval(_of(marked, index) - _of(held, index))
+        became = (marked.argmax(1) == index) & (plain.argmax(1) != index)
+        rows.append(
+            {
+                "option": name,
+                "value": str(value),
+                "shift": shift.mean,
+                "shift_low": shift.low,
+                "shift_high": shift.high,
+                "excess": excess.mean,
+                "low": excess.low,
+                "high": excess.high,
+                "became": float(became.mean()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
