@@ -15,10 +15,9 @@ kept too. Printed, over all images and seeds, beside `lime`'s own draws:
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from lime_designs import REFERENCE_SEED, Image, scored, weights_of
+from lime_designs import REFERENCE_SEED, Image, arguments, scored, weights_of
 
 import consilience as cs
 from consilience import data
@@ -32,7 +31,9 @@ LIME = 700
 
 def main() -> None:
     """Score what is not there yet, then print the table."""
-    asked = arguments()
+    parser = arguments(__doc__, 4, ("antithetic", "hadamard"))
+    parser.add_argument("--cost", type=float, default=0.53)
+    asked = parser.parse_args()
     model: Model | None = None
     rows: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     for number, path in enumerate(
@@ -77,21 +78,6 @@ def main() -> None:
                             passes,
                         )
     report(rows, asked)
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("--images", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--cost", type=float, default=0.53)
-    parser.add_argument("--reference", type=int, default=10_000)
-    parser.add_argument("--designs", default="antithetic,hadamard")
-    parser.add_argument("--model", default="efficientnet_lite0")
-    return parser.parse_args()
 
 
 def cheap_of(asked: argparse.Namespace) -> argparse.Namespace:

@@ -17,6 +17,7 @@ Printed, by design, over all images and seeds:
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ REFERENCE_SEED = 1_000_003
 
 def main() -> None:
     """Score what is not there yet, then print the table."""
-    asked = arguments()
+    asked = arguments(__doc__, 20, DESIGNS).parse_args()
     found = {design: [] for design in asked.designs.split(",")}
     paths = data.find_images([str(asked.folder)])[: asked.images]
     model = None
@@ -66,22 +67,25 @@ def main() -> None:
     report(found, len(paths), asked)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(
+    description: str | None, seeds: int, designs: Sequence[str]
+) -> argparse.ArgumentParser:
+    """What `lime_cost.py` asks too, with its own defaults."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--images", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--passes", type=int, default=500)
     parser.add_argument("--reference", type=int, default=10_000)
     parser.add_argument("--features", type=int, default=10)
     parser.add_argument(
-        "--designs", default=",".join(DESIGNS), help="which of them, joined by commas"
+        "--designs", default=",".join(designs), help="which of them, joined by commas"
     )
     parser.add_argument("--model", default="efficientnet_lite0")
-    return parser.parse_args()
+    return parser
 
 
 class Image:

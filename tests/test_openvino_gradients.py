@@ -17,6 +17,7 @@ from consilience.models import network as network_module
 from consilience.models.backward import GradientPlan
 from consilience.models.engines import openvino_gradients as written
 from consilience.models.engines import runner
+from consilience.models.engines.plan import Ran, recorded_passes
 from consilience.models.network import wrap
 from consilience.targets.differences import DifferenceTarget
 from consilience.types import (
@@ -370,6 +371,19 @@ def test_new_weights_are_followed():
     found = network.trace(images(4), [PIXELS], goal).gradients[PIXELS]
     plain = wrap(network.module, size=SIZE).trace(images(4), [PIXELS], goal)
     torch.testing.assert_close(found, plain.gradients[PIXELS], atol=1e-6, rtol=1e-3)
+
+
+def test_what_ran_is_what_is_recorded():
+    network = planned(wrap(small_cnn(), size=SIZE))
+    goal = ClassTarget(0, "a", "logit")
+    for count, ran in (
+        (4, Ran("openvino", "f32", "openvino, f32, 4 a pass")),
+        (1, Ran("torch", "f32", "channels-last, f32, 4 a pass")),
+    ):
+        network.trace(images(4), [PIXELS], goal)  # made and compared
+        with recorded_passes() as found:
+            network.trace(images(count), [PIXELS], goal)
+        assert found == {ran}
 
 
 def test_what_differs_from_torch_is_not_taken(monkeypatch, seen):

@@ -805,7 +805,8 @@ class TorchNetwork:
 
         known = self.gradient_plan if graph else None
         precision = self.own_precision if known is None else known.precision
-        plan.record_pass("torch", precision, "" if known is None else known.said)
+        ran = "" if known is None else replace(known, engine="torch").said
+        plan.record_pass("torch", precision, ran)
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
         hooks = [(part, keep(name)) for name, part in parts.items()]

@@ -11,6 +11,7 @@ where the maximum stood first.
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,7 +32,7 @@ aten: Any = torch.ops.aten
 Read = Literal["logit", "probability"]
 """What the weights of a score are of: the raw outputs, or their softmax."""
 
-WRITING = 8
+WRITING = 9
 """Which way of writing graphs out: what is on disk of another one is not read."""
 
 TOLERANCE = 3e-2
@@ -398,7 +399,7 @@ def _by_phases(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
             (made, [0, 0, 0, 0, 0, step * step - 1], 0.0),
         )
         shape = [_shape(given)[0], channels * step * step, *cells]
-        made = call(aten.view.default, (made, shape))
+        made = call(aten.reshape.default, (made, shape))
     made = call(aten.pixel_shuffle.default, (made, step))
     return _cut(graph, made, [step * one for one in cells], padding, have)
 
@@ -487,7 +488,7 @@ def turned_round(weight: Tensor, groups: int) -> Tensor:
 
 
 def _max_pool(graph: fx.GraphModule, node: fx.Node) -> None:
-    given, seen, size, stride, padding, dilation, *_ = _given(node)
+    given, seen, size, stride, padding, dilation, _, indices = _given(node)
     if set(dilation) != {1}:
         raise UnwrittenError(f"{node.target} with a dilation")
     call = graph.graph.call_function
@@ -516,9 +517,7 @@ def _max_pool(graph: fx.GraphModule, node: fx.Node) -> None:
 
     places = [(row, column) for row in range(size[0]) for column in range(size[1])]
     windows = [window(*place) for place in places]
-    largest = windows[0]
-    for one in windows[1:]:
-        largest = call(aten.maximum.default, (largest, one))
+    largest = call(operator.getitem, (indices.args[0], 0))  # of the forward pass
     nothing = call(aten.mul.Scalar, (given, 0.0))
     left, parts = given, []
     for one in windows:  # the first that is largest gets all of it, as in torch
@@ -544,7 +543,8 @@ def _max_pool(graph: fx.GraphModule, node: fx.Node) -> None:
         aten.stack.default, ([sums.get(phase, silent) for phase in every], 2)
     )
     batch, channels = _shape(seen)[:2]
-    made = call(aten.view.default, (stacked, [batch, channels * step * step, *cells]))
+    shape = [batch, channels * step * step, *cells]
+    made = call(aten.reshape.default, (stacked, shape))
     made = call(aten.pixel_shuffle.default, (made, step))
     _replace(node, _cut(graph, made, [step * one for one in cells], padding, have))
 
