@@ -1,12 +1,14 @@
 """The public verbs: targets, views, provenance, refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import planted_image
 
 import consilience as cs
-from consilience import api
+from consilience import api, registry
 from consilience.models.network import wrap
 from consilience.types import ClassTarget, ConsilienceError, Sample
 
@@ -15,6 +17,23 @@ def test_public_surface_is_there():
     assert all(getattr(cs, name) is not None for name in cs.__all__)
     with pytest.raises(AttributeError, match="load_model"):
         cs.lode_model  # noqa: B018
+
+
+def test_a_module_given_for_a_spelling_is_told_where_to_go():
+    with pytest.raises(ConsilienceError, match=r"\(Linear\) goes to wrap\(module"):
+        cs.load_model(torch.nn.Linear(2, 2))
+    with pytest.raises(ConsilienceError, match="no model 'resnet5000'"):
+        cs.load_model(Path("resnet5000"))
+    with pytest.raises(ConsilienceError, match="a specification is text.*got int"):
+        cs.load_model(50)
+
+
+@pytest.mark.parametrize(
+    "by", [3, None, cs.Sample, registry.explainers.get("gradcam")]
+)
+def test_what_is_no_explainer_is_refused_in_one_line(red_model, planted, by):
+    with pytest.raises(ConsilienceError, match="not the spelling of one explainer"):
+        cs.explain(red_model, planted, by)
 
 
 def test_targets_by_word_number_and_name(red_model, planted):

@@ -370,6 +370,17 @@ def test_a_planned_network_runs_as_planned(network):
     assert planned.with_module(made()).gradient_plan is None
 
 
+def test_whether_gradients_arrive_is_found_out_once(network):
+    """Not by each planned copy anew: that is a forward and backward pass a map."""
+    calls = []
+    network.module.register_forward_pre_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        network._planned(GradientPlan(True, 2)).trace(PIXEL_ROWS, [PIXELS], TARGET)
+    first = len(calls)
+    network._planned(GradientPlan(False, 2)).trace(PIXEL_ROWS, [PIXELS], TARGET)
+    assert len(calls) - first == 1
+
+
 def test_a_run_finds_out_before_its_images_are_made(network, monkeypatch):
     """Threads and workers find what is kept; methods of one pass ask for no trial."""
     from consilience.runs import explain as runs

@@ -111,6 +111,16 @@ def test_bad_grammar_is_refused_with_the_text(text, message):
     assert repr(text) in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [None, 3, b"lime", ["lime"]])
+def test_what_is_no_text_is_refused_in_one_line(text):
+    with pytest.raises(ConsilienceError) as caught:
+        parse(text)
+    assert str(caught.value) == (
+        "a specification is text, name[:value][,key=value...]; got "
+        f"{type(text).__name__}"
+    )
+
+
 # ---- schemas
 
 things = Registry("thing")

@@ -6,6 +6,7 @@ Files are untrusted: what one claims to hold is checked before its pixels are de
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ ARRAY_MAGIC = b"\x93NUMPY"
 DICOM_MAGIC = b"DICM"
 DICOM_PREAMBLE = 128
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_QUIET = logging.NullHandler()
 HEIF_BRANDS = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 
 
@@ -111,6 +113,9 @@ def read_tiff(file: Path, channels: int, most: int) -> RawImage:
     """
     import tifffile
 
+    # What it has to say of damaged bytes is in the error below; without this, where no
+    # log is kept, each remark goes to stderr.
+    logging.getLogger("tifffile").addHandler(_QUIET)
     try:
         with tifffile.TiffFile(file) as opened:
             series = opened.series[0]

@@ -125,6 +125,12 @@ class Registry:
         if isinstance(spec, str):
             spec = parse(spec)
         if not isinstance(spec, Spec):
+            lacks = [part for part in self.contract if not hasattr(spec, part)]
+            if lacks or isinstance(spec, type):
+                raise ConsilienceError(
+                    f"not the spelling of one {self.kind}, nor one that was made: "
+                    f"{repr(spec)[:80]}"
+                )
             return spec
         return construct(self.get(spec.name), spec)
 

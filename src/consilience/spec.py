@@ -47,6 +47,10 @@ def parse(text: str) -> Spec:
     >>> parse("lime:700,segments=grid(8)").options
     (('segments', Spec(name='grid', args=('8',), options=())),)
     """
+    if not isinstance(text, str):
+        raise ConsilienceError(
+            f"a specification is text, name[:value][,key=value...]; got {type(text).__name__}"
+        )
     name, colon, rest = text.strip().partition(":")
     name = name.strip()
     if not name or re.search(r"""[,()="'\s]""", name):

@@ -91,7 +91,7 @@ _OF_TIMM = ("timm", *EMBEDDED)
 
 
 def load_model(
-    spec: str,
+    spec: str | Path,
     *,
     weights: str | Path | None = None,
     labels: str | Path | None = None,
@@ -113,6 +113,11 @@ def load_model(
     not differ. All but ONNX files and black boxes come as a `Network`. Raises
     `ConsilienceError`.
     """
+    if isinstance(spec, nn.Module):
+        raise ConsilienceError(
+            f"load_model takes a model's spelling; a module ({type(spec).__name__}) goes to "
+            f"wrap(module, mean=..., std=..., size=...)"
+        )
     given: dict[str, Any] = {
         "weights": weights,
         "labels": labels,
@@ -121,7 +126,7 @@ def load_model(
     }
     given |= {"engine": engine, "precision": precision, "memory": memory}
     merged = _merged(
-        registry.parse(spec),
+        registry.parse(str(spec) if isinstance(spec, Path) else spec),
         {key: str(value) for key, value in given.items() if value is not None},
     )
     if merged.name in SOURCES:

@@ -365,6 +365,8 @@ class TorchNetwork:
         return self._planned(found)
 
     def _planned(self, found: GradientPlan) -> TorchNetwork:
+        # asked in front of every pass: found out here, it is found out once
+        _ = self._gradients_arrive
         return self._hand_over(replace(self, gradient_plan=found))
 
     def _timed(self, found: GradientPlan, pixels: Tensor) -> object:
