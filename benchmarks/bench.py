@@ -39,7 +39,7 @@ from consilience import api, images
 from consilience.models import trials
 from consilience.models.load import load_model
 from consilience.models.network import wrap
-from consilience.types import Sample
+from consilience.types import PIXELS, Sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -886,7 +886,7 @@ def _beside(
         lambda: explainer.explain(model, view, target),
     )
     bare, peer, own = interleaved(repeats, *calls)
-    note = f"ours {model.for_gradients(steps).gradient_plan.said}; {rates}"
+    note = f"ours {model.for_gradients(steps, [PIXELS], target).gradient_plan.said}; {rates}"
     layout = "channels-last" if best[1] else "channels-first"
     row = Row(
         what, f"{steps} bare passes, {layout}, {best[0]} each", bare, own, note=note

@@ -24,7 +24,7 @@ def test_a_module_given_for_a_spelling_is_told_where_to_go():
         cs.load_model(torch.nn.Linear(2, 2))
     with pytest.raises(ConsilienceError, match="no model 'resnet5000'"):
         cs.load_model(Path("resnet5000"))
-    with pytest.raises(ConsilienceError, match="a specification is text.*got int"):
+    with pytest.raises(ConsilienceError, match=r"a specification is text.*got int"):
         cs.load_model(50)
 
 

@@ -391,7 +391,7 @@ def test_a_run_finds_out_before_its_images_are_made(network, monkeypatch):
     monkeypatch.setattr(
         type(network),
         "for_gradients",
-        lambda self, count: asked.append(count) or ask(self, count),
+        lambda self, count, *rest: asked.append(count) or ask(self, count, *rest),
     )
     job = runs.job_from_specs(
         [

@@ -407,6 +407,9 @@ def test_what_differs_from_torch_is_not_taken(monkeypatch, seen):
     assert "stay with torch" in said[0]
 
 
+GOAL = ClassTarget(0, "a", "logit")
+
+
 def rates(by_engine):
     def rate(network, one, run):
         run(one, torch.rand(one.batch, 3, *SIZE))  # as it would be timed
@@ -427,15 +430,51 @@ def test_the_faster_engine_is_found_once(by_engine, engine, monkeypatch, tmp_pat
     monkeypatch.setattr(backward, "_rate", rates(by_engine))
     monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path))
     network = wrap(small_cnn(), size=SIZE)
-    chosen = network.for_gradients(50)
+    chosen = network.for_gradients(50, [PIXELS], GOAL)
     assert chosen.gradient_plan.engine == engine
     tried = [one for one in chosen.gradient_plan.rates if one.startswith("openvino")]
     assert bool(tried) is (by_engine["torch"] < backward.FAST)
     assert chosen.gradient_plan.channels_last is True  # of what torch runs
-    again = wrap(small_cnn(), size=SIZE).for_gradients(50)
+    left = DifferenceTarget("1", "2")
+    for other in (
+        network.for_gradients(50),
+        network.for_gradients(50, [PIXELS], left),
+        network.for_gradients(50, ["0"], GOAL),
+    ):
+        assert other.gradient_plan == chosen.gradient_plan.by_torch
+        assert other.gradient_plan.engine == "torch"
+        assert other.gradient_batch == 2  # a larger one was no faster
+    again = wrap(small_cnn(), size=SIZE).for_gradients(50, [PIXELS], GOAL)
     assert again.gradient_plan == chosen.gradient_plan
-    plain = wrap(small_cnn(), size=SIZE, engine="torch").for_gradients(50)
+    plain = wrap(small_cnn(), size=SIZE, engine="torch").for_gradients(
+        50, [PIXELS], GOAL
+    )
     assert plain.gradient_plan.engine == "torch"
+
+
+def test_what_torch_keeps_bounds_every_engine(monkeypatch, tmp_path):
+    """Twice as many images by an engine that keeps half of each; torch's own where it
+    falls back; more than that on disk is no plan.
+    """
+    monkeypatch.setattr(backward, "_rate", rates({"torch": 10, "openvino": 20}))
+    for most, size in ((1, 2), (3, 6), (5, 10), (40, 10)):
+        monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / str(most)))
+        network = wrap(small_cnn(), size=SIZE)
+        found = backward.plan_gradients(
+            network,
+            most,
+            GradientPlan(True, 1),
+            [GradientPlan(True, 1, engine="openvino")],
+            network._timed,
+        )
+        assert (found.engine, found.batch) == ("openvino", size)
+        assert found.by_torch.batch == min(2, most)
+        kept = backward.asdict(found)
+        allowed = [GradientPlan(True, 1, engine="openvino")]
+        assert backward._plan(kept, most, allowed) == found
+        for key, value in (("batch", size + 1), ("torch_batch", most + 1)):
+            with pytest.raises(ValueError, match=key):
+                backward._plan({**kept, key: value}, most, allowed)
 
 
 def test_networks_with_many_weights_stay_with_torch(monkeypatch, tmp_path):
@@ -444,9 +483,11 @@ def test_networks_with_many_weights_stay_with_torch(monkeypatch, tmp_path):
     network = wrap(small_cnn(), size=SIZE)
     count = sum(one.numel() for one in network.module.parameters())
     monkeypatch.setattr(network_module, "WRITTEN_WEIGHTS", count - 1)
-    assert network.for_gradients(50).gradient_plan.engine == "torch"
+    assert network.for_gradients(50, [PIXELS], GOAL).gradient_plan.engine == "torch"
     monkeypatch.setattr(network_module, "WRITTEN_WEIGHTS", count)
-    assert network.for_gradients(50).gradient_plan.engine == "openvino"
+    assert (
+        network.for_gradients(50, [PIXELS], GOAL).gradient_plan.engine == "openvino"
+    )
 
 
 def test_integrated_gradients_by_openvino_are_torchs_and_say_so(

@@ -65,7 +65,8 @@ def traces_in_batches(
     At most ``model.gradient_batch`` images stand at a time. ``target`` may depend on
     the rows.
     """
-    exact, model = model, _fastest(model, count)
+    alike = None if callable(target) else target
+    exact, model = model, _fastest(model, count, layers, alike)
     size = batch_of(model)
     middle = size * (-(-count // size) // 2) if _is_low(model) else None
     with progress.task(label, count) as running:
@@ -98,10 +99,12 @@ def _record_shift(low: Trace, exact: Trace, layers: Sequence[str]) -> None:
     plan.record_pass("torch", "f32", shift=max(shifts))
 
 
-def _fastest(model: Network, count: int) -> Network:
+def _fastest(
+    model: Network, count: int, layers: Sequence[str], target: Target | None
+) -> Network:
     """The model as its passes are fastest, where an adapter can say."""
     asked = getattr(model, "for_gradients", None)
-    return model if asked is None else asked(count)
+    return model if asked is None else asked(count, layers, target)
 
 
 def batch_of(model: Network) -> int:

@@ -32,11 +32,15 @@ WORTH_ANOTHER = 1.15
 FAST = 400.0
 """Passes a second at which no other engine is tried: getting it ready takes longer."""
 
-WRITTEN_BATCHES = 5, 10
-"""Images a pass of an engine that has to be made anew for another number, up to four threads
-and beyond. On two cores 2 to 25 differ by a seventh, less than half a pass left empty at the
-end costs: these divide the round numbers of steps and draws that methods take.
+WRITTEN_BATCH = 10
+"""Images a pass of an engine that has to be made anew for another number. On two cores 2 to
+25 differ by a seventh; a pass left half empty at the end costs more, and ten divide the round
+numbers of steps and draws that methods take.
 """
+
+WRITTEN_ROOM = 2
+"""How many images such an engine takes where autograd has room for one; it keeps less than
+half an image (a third to a half on EfficientNet-Lite0 and ResNet-50)."""
 
 # ---- what it keeps
 
@@ -78,7 +82,8 @@ def kept_bytes(module: nn.Module, run: ForwardRun, pixels: Tensor) -> int:
 @dataclass(frozen=True)
 class GradientPlan:
     """How many forward and backward passes run: layout, images a pass, precision, and the
-    engine of those to the pixels; the layout is of what torch runs.
+    engine of those to the pixels; the layout is of what torch runs, in ``torch_batch``
+    images a pass where that is another number.
 
     ``rates`` are the passes a second that the trial saw, by layout, precision and batch.
     """
@@ -87,7 +92,13 @@ class GradientPlan:
     batch: int
     precision: str = "f32"
     engine: str = "torch"
+    torch_batch: int | None = field(default=None, compare=False)
     rates: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def by_torch(self) -> GradientPlan:
+        """The same where torch has to run it."""
+        return replace(self, engine="torch", batch=self.torch_batch or self.batch)
 
     @property
     def said(self) -> str:
@@ -151,9 +162,18 @@ def _plan(
     """What was kept; `ValueError` where it is no plan that this network can run."""
     plan = GradientPlan(**kept)
     known = any(_same_way(plan, one) for one in allowed)
-    if not known or not isinstance(plan.batch, int) or not 1 <= plan.batch <= most:
+    room = most if plan.engine == "torch" else _written_batch(most)
+    sizes = (plan.batch, room), (plan.by_torch.batch, most)
+    if not known or not all(
+        isinstance(size, int) and 1 <= size <= largest for size, largest in sizes
+    ):
         raise ValueError(kept)
     return plan
+
+
+def _written_batch(most: int) -> int:
+    """Images a pass of another engine where torch's memory allows ``most``."""
+    return min(WRITTEN_BATCH, WRITTEN_ROOM * most)
 
 
 def _same_way(plan: GradientPlan, one: GradientPlan) -> bool:
@@ -193,8 +213,13 @@ def _trial(
     for other in others:
         if other in by_torch or best.precision != other.precision or reached > FAST:
             continue
-        size = min(_written_batch(), most)
-        one = replace(other, batch=size, channels_last=best.channels_last)
+        size = _written_batch(most)
+        one = replace(
+            other,
+            batch=size,
+            channels_last=best.channels_last,
+            torch_batch=best.batch,
+        )
         try:
             found = rate(one)
             reached = max(reached, rate(best))  # once more, now that it is warm
@@ -205,11 +230,6 @@ def _trial(
     return replace(
         best, rates={said: round(found, 3) for said, found in rates.items()}
     )
-
-
-def _written_batch() -> int:
-    few, many = WRITTEN_BATCHES
-    return few if torch.get_num_threads() <= 4 else many
 
 
 def _larger(small: int, most: int) -> Iterator[int]:

@@ -30,6 +30,7 @@ from consilience.models.backward import (
 from consilience.models.cheap import cheaper_copy
 from consilience.models.engines import plan, runner
 from consilience.models.engines.openvino_gradients import (
+    Read,
     UnwrittenError,
     written_score,
 )
@@ -336,9 +337,15 @@ class TorchNetwork:
         with borrowed(self.module), frozen(self.module):
             return kept_bytes(self.module, self.folded, self._blank())
 
-    def for_gradients(self, count: int) -> TorchNetwork:
-        """The same model, whose `trace` takes the layout, images a pass and precision that
-        are fastest here for ``count`` passes; as it is where they are few.
+    def for_gradients(
+        self,
+        count: int,
+        layers: Sequence[str] = (PIXELS,),
+        target: Target | None = None,
+    ) -> TorchNetwork:
+        """The same model, whose `trace` takes the layout, images a pass, precision and
+        engine that are fastest here for ``count`` passes; as it is where they are few.
+        Without a ``target``, as one that only torch can read.
 
         The first time on a machine it takes a trial of some seconds.
         """
@@ -362,6 +369,8 @@ class TorchNetwork:
         ):
             others.append(replace(start, engine="openvino"))
         found = plan_gradients(self, self.gradient_batch, start, others, self._timed)
+        if target is None or self._written_score(layers, target) is None:
+            return self._planned(found.by_torch)
         return self._planned(found)
 
     def _planned(self, found: GradientPlan) -> TorchNetwork:
@@ -564,9 +573,9 @@ class TorchNetwork:
         and it can: a class's logit or probability, in batches that are half full.
         """
         known = self.gradient_plan
-        if known is None or known.engine == "torch" or tuple(layers) != (PIXELS,):
+        if known is None or known.engine == "torch":
             return None
-        asked = written_score(target, self.outputs, self.anatomy.outputs)
+        asked = self._written_score(layers, target)
         fits = (
             tuple(pixels.shape[2:]) == self.frame and 2 * len(pixels) >= known.batch
         )
@@ -580,6 +589,14 @@ class TorchNetwork:
         plan.record_pass(known.engine, known.precision, known.said)
         outputs, gradients = found
         return Trace(outputs, {PIXELS: pixels}, {PIXELS: gradients})
+
+    def _written_score(
+        self, layers: Sequence[str], target: Target
+    ) -> tuple[Read, Tensor] | None:
+        """What another engine reads for a target; None where it cannot."""
+        if tuple(layers) != (PIXELS,):
+            return None
+        return written_score(target, self.outputs, self.anatomy.outputs)
 
     def curvature(
         self, pixels: Tensor, layers: Sequence[str], target: Target
