@@ -25,7 +25,7 @@ from consilience.perturb.fidelity import ask
 from consilience.perturb.surrogate import falling, least_squares
 from consilience.types import Cheaper, Model
 
-LENGTHS = (128, 256, 384, 512)
+LENGTHS = (128, 256, 320, 384, 448, 512)
 LIME = 700
 
 

@@ -188,7 +188,7 @@ def test_the_share_is_the_best_of_those_tried():
 
 
 def test_few_draws_and_networks_without_a_copy_are_exact_and_say_why():
-    on, model, found = asked_of(n=4 * PILOT - 2)
+    on, model, found = asked_of(n=3 * PILOT - 2)
     np.testing.assert_array_equal(found.scores, exact_says(on))
     assert (
         found.facts["fidelity"]["why"] == "190 draws are too few to ask two networks"

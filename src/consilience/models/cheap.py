@@ -23,8 +23,9 @@ class Copied(Tried, Protocol):
     def scores(self, pixels: Tensor) -> Tensor:
         """Raw outputs."""
 
-    def using(self, *, precision: str) -> Any:
-        """The same in another precision."""
+    @property
+    def in_bf16(self) -> Any:
+        """The same in that precision, with its engine once that is made."""
 
 
 def cheaper_copy(network: Copied, fidelity: Fidelity) -> Cheaper | str:
@@ -34,7 +35,7 @@ def cheaper_copy(network: Copied, fidelity: Fidelity) -> Cheaper | str:
     planned = plan.plan_engine(network.engine, "bf16", network.device)
     if planned["precision"] != "bf16" or not plan.native_bf16(network.device):
         return f"this {network.device.type} has no bf16 arithmetic"
-    copy = network.using(precision="bf16")
+    copy = network.in_bf16
     return Cheaper("bf16", copy, _cost(network, copy, "bf16"))
 
 

@@ -495,6 +495,11 @@ class TorchNetwork:
         """
         return cheaper_copy(self, fidelity)
 
+    @cached_property
+    def in_bf16(self) -> TorchNetwork:
+        """The same in that precision; kept, since its engine takes a while to get ready."""
+        return self.using(precision="bf16")
+
     # -- how it is opened
 
     @cached_property

@@ -38,8 +38,9 @@ FIDELITY = (
     "a part asked of both takes out; auto: where this machine has one that pays"
 )
 
-PILOT = 48
-"""Draws that are asked of both before it is known how many are worth it."""
+PILOT = 64
+"""Draws that are asked of both before it is known how many are worth it: full passes of most
+networks, which take as long for fewer."""
 
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the draws that may be asked of both."""
@@ -80,7 +81,7 @@ def ask(
     if fidelity == "exact":
         return Asked(score(model, everything), {})
     found = cheaper_of(model, fidelity)
-    if isinstance(found, str) or together.size < 4 * PILOT:
+    if isinstance(found, str) or together.size < 3 * PILOT:
         why = (
             found
             if isinstance(found, str)
@@ -148,7 +149,7 @@ def _of_both(
             "tried": cheap.kind,
         }
         return Asked(exact, {"fidelity": {**facts, "relative_time": round(gain, 3)}})
-    count = math.ceil(share * len(together))
+    count = round(share * len(together))
     ask_exact(order[pilot:count])
     fixed = np.setdiff1d(np.arange(len(on)), drawn)
     if len(fixed):
@@ -206,10 +207,11 @@ def _best_share(
     whole = together[(together >= 0).all(axis=1)]
     left = _left(_contrast(told, whole), _contrast(on.astype(np.float64), whole))
     s2 = max(left, 1e-30)
+    least = math.ceil(PILOT / together.shape[1]) / len(together)  # which are there
     times = {
         share: (s2 + e2 / share) * (cost + share) / (s2 + e2)
-        for share in SHARES
-        if share * len(together) >= PILOT / together.shape[1]
+        for share in (least, *SHARES)
+        if share >= least
     }
     best = min(times, key=times.__getitem__)
     return best, times[best]
