@@ -12,9 +12,7 @@ images, and the lower bound has to reach it.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 
 from consilience import registry, stats
+from consilience.ahead import ahead
 from consilience.marks.painting import ELSEWHERE, Mark, Painted
 from consilience.marks.watermark import watermark_font
 from consilience.simultaneous import Columns, Simultaneous, simultaneous
@@ -124,14 +123,7 @@ def painted_ahead(
     """Images under each mark, painted while the network looks at the mark before: two
     marks' variants are in memory.
     """
-    with ThreadPoolExecutor(1, "paint") as pool:
-        waiting: deque[Future[Painted]] = deque()
-        for mark in marks:
-            waiting.append(pool.submit(mark.paint, images, seed))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return ahead(lambda mark: mark.paint(images, seed), marks, 1, 2)
 
 
 def in_full_passes(

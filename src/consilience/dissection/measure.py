@@ -19,9 +19,8 @@ import io
 import itertools
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from consilience import files, progress
+from consilience.ahead import ahead
 from consilience.dissection.coarse import Gatherer, chosen_images, finest_grid
 from consilience.dissection.concepts import (
     ConceptSet,
@@ -312,27 +312,14 @@ def batches(
         except ConsilienceError as error:
             raise UnreadableError(str(error)) from error
 
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[Future[tuple[Tensor, Labels | None]]] = deque()
-        ahead = iter(indices)
-        try:
-            for start in range(0, len(indices), size):
-                waiting.extend(
-                    pool.submit(one, index)
-                    for index in itertools.islice(ahead, 2 * size - len(waiting))
-                )
-                read = [
-                    waiting.popleft().result()
-                    for _ in range(min(size, len(indices) - start))
-                ]
-                yield Batch(
-                    indices[start],
-                    torch.cat([pixels for pixels, _ in read]),
-                    tuple(one for _, one in read if one is not None),
-                )
-        finally:
-            for future in waiting:
-                future.cancel()
+    reading = ahead(one, indices, READERS, 2 * size)
+    for start in range(0, len(indices), size):
+        read = list(itertools.islice(reading, size))
+        yield Batch(
+            indices[start],
+            torch.cat([pixels for pixels, _ in read]),
+            tuple(one for _, one in read if one is not None),
+        )
 
 
 # ---- the work

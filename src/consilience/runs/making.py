@@ -32,7 +32,7 @@ from consilience.models.gathering import Gathering, can_gather
 from consilience.models.layers import plain_torch
 from consilience.runs.folder import MAPS, PANELS, ImageResult, Writer
 from consilience.runs.reuse import Reuse
-from consilience.runs.sources import Source, ahead
+from consilience.runs.sources import Source, read_ahead
 from consilience.show import words
 from consilience.study import RunColumn
 from consilience.types import (
@@ -100,7 +100,7 @@ class Making:
         finished and kept.
         """
         readers = 2 if self.threads else 0
-        read = ahead(source, places, self.batch, readers, self._look_at)
+        read = read_ahead(source, places, self.batch, readers, self._look_at)
         with (
             ExitStack() as held,
             ThreadPoolExecutor(1 if self.panels else WRITERS, "write") as writing,

@@ -29,7 +29,7 @@ from consilience.files import (
 )
 from consilience.models.load import as_model
 from consilience.runs.folder import REPORT, RunFolder
-from consilience.runs.sources import Source, ahead, source_of
+from consilience.runs.sources import Source, read_ahead, source_of
 from consilience.targets.classes import numbered_or_named
 from consilience.types import ConsilienceError, Model, View
 
@@ -269,7 +269,7 @@ def _views(
     model: Model, source: Source, places: Sequence[int]
 ) -> tuple[list[tuple[str, View]], list[tuple[str, str]]]:
     views, failed = [], []
-    for place, sample in ahead(source, places, depth=2 * BLOCK, threads=2):
+    for place, sample in read_ahead(source, places, depth=2 * BLOCK, threads=2):
         if isinstance(sample, data.Failure):
             failed.append((sample.name, sample.reason))
             continue

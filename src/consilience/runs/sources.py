@@ -8,15 +8,12 @@ elsewhere is plain data.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from consilience import data, inputs, progress
+from consilience.ahead import ahead
 from consilience.files import digest_of_data
 from consilience.runs.folder import file_content, files_content
 from consilience.types import ConsilienceError, Sample
@@ -227,7 +224,7 @@ def source_of(
 # ---- ahead of the engine
 
 
-def ahead(
+def read_ahead(
     source: Source,
     places: Sequence[int],
     depth: int,
@@ -243,27 +240,13 @@ def ahead(
             yield place, source.read(place)
         return
 
-    def read(place: int) -> Sample | data.Failure:
+    def read(place: int) -> tuple[int, Sample | data.Failure]:
         sample = source.read(place)
         if isinstance(sample, Sample):
             then(sample)
-        return sample
+        return place, sample
 
-    waiting: deque[Any] = deque()
-    left = iter(places)
-    with ThreadPoolExecutor(threads, "read") as pool:
-        try:
-            while True:
-                for following in islice(left, depth - len(waiting)):
-                    task = pool.submit(copy_context().run, read, following)
-                    waiting.append((following, task))
-                if not waiting:
-                    return
-                place, task = waiting.popleft()
-                yield place, task.result()
-        finally:
-            for _, task in waiting:
-                task.cancel()
+    yield from ahead(read, places, threads, depth)
 
 
 def _by_place(source: Source) -> bool:

@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from consilience import images
+from consilience.ahead import ahead
 from consilience.files import write_atomically
 from consilience.progress import printable
 from consilience.show import citations, colours, levels, words
@@ -39,6 +40,8 @@ MAX_PLOTS = 6
 MAX_PAIR_TILES = 6
 MOST_WRONG = 50
 MOST_CONFUSIONS = 25
+DRAWERS = 2
+"""Threads that draw images for the page."""
 TILE = 320
 QUALITY = 85
 
@@ -637,18 +640,26 @@ def wrong(run: Reported) -> list[dict[str, Any]]:
 
 
 def shown_images(run: Reported, rows: Sequence[PairMapping]) -> Iterator[ShownImage]:
-    """The samples one by one, those that are `shown`; only one is in memory at a time."""
+    """The samples one by one, those that are `shown`; a few are in memory at a time."""
     of_sample: dict[str, list[PairMapping]] = {}
     for row in rows:
         of_sample.setdefault(row["sample"], []).append(row)
-    for number, name in enumerate(shown(run), 1):
-        yield _image(run, name, f"image-{number}", of_sample.get(name, []))
+    _ = run.predictions  # read once, not by each thread
+
+    def image(of: tuple[int, str, Any]) -> ShownImage:
+        number, name, stored = of
+        return _image(run, name, stored, f"image-{number}", of_sample.get(name, []))
+
+    # a folder is read by one thread, whoever takes the images
+    loaded = (
+        (number, name, run.load(name)) for number, name in enumerate(shown(run), 1)
+    )
+    return ahead(image, loaded, DRAWERS, 2 * DRAWERS)
 
 
 def _image(
-    run: Reported, name: str, anchor: str, rows: Sequence[PairMapping]
+    run: Reported, name: str, stored: Any, anchor: str, rows: Sequence[PairMapping]
 ) -> ShownImage:
-    stored = run.load(name)
     said = run.predictions.get(name) or {}
     names = [item.column for item in stored.items]
     pairs = [(row["a"], row["b"]) for row in rows] or list(combinations(names, 2))

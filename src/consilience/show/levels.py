@@ -94,4 +94,4 @@ def floats(values: Array) -> str:
 
 
 def _text(content: Array) -> str:
-    return base64.b64encode(zlib.compress(content.tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(content.tobytes(), 7)).decode()

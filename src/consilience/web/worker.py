@@ -32,7 +32,7 @@ from consilience.models.load import load_model
 from consilience.runs import explain as runs
 from consilience.runs.folder import Run
 from consilience.runs.making import kept_explanation, said_of
-from consilience.runs.sources import ahead, source_of
+from consilience.runs.sources import read_ahead, source_of
 from consilience.show import html
 from consilience.show.colours import overlay
 from consilience.show.tiles import Tile, map_tile, tiles
@@ -556,7 +556,7 @@ def predict(worker: Worker, task: Mapping[str, Any], send: Any) -> dict[str, Any
     )
     rows: list[dict[str, Any]] = []
     pictures = 0
-    read = ahead(source, range(len(source.names)), LOOKED_AT, threads=2)
+    read = read_ahead(source, range(len(source.names)), LOOKED_AT, threads=2)
     with progress.task("images", len(source.names)) as running:
         while chunk := list(islice(read, LOOKED_AT)):
             there = [one for _, one in chunk if isinstance(one, Sample)]
