@@ -74,7 +74,8 @@ class Gathering:
                     self._changed.notify_all()
                 continue
             with self._changed:
-                if not part.done:
+                # looked at under the lock that is held to tell: none is missed
+                if not part.done and self._engine.locked():
                     self._changed.wait(timeout=0.05)
 
     def _run_next(self) -> None:
@@ -89,7 +90,8 @@ class Gathering:
 
     def _run(self, taken: list[_Asked], batch: int) -> None:
         try:
-            rows = torch.cat([part.pixels for part in taken])
+            pixels = [part.pixels for part in taken]
+            rows = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
             outputs = self.model.scores(filled_batch(rows, batch))[: len(rows)]
             sizes = [len(part.pixels) for part in taken]
             for part, said in zip(taken, torch.split(outputs, sizes), strict=True):
