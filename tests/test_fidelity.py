@@ -106,6 +106,17 @@ def test_by_hand(how):
     assert (facts["kind"], facts["cheap_cost"]) == ("bf16", 0.3)
 
 
+@pytest.mark.parametrize("n", [200, 448, 1000])
+def test_what_the_first_draws_tell_is_enough_where_more_does_not_pay(n):
+    """A nearly perfect copy: no more than the pilot, whatever share of the draws it is."""
+    model = models(lambda on: exact_says(on) + 1e-3 * on[:, 3], cost=0.5)
+    found = asked_of(n=n, model=model)[2]
+    assert found.facts["fidelity"]["exact_passes"] == PILOT == 64
+    # a poor copy that costs little: more are worth it, where they are not many already
+    poor = asked_of(n=n, model=models(cost=0.05))[2].facts["fidelity"]
+    assert (poor["exact_passes"] > PILOT) is (n > 200)
+
+
 def test_a_cheap_network_that_is_right_changes_nothing():
     on, model, found = asked_of(model=models(lambda on: 3 - 2 * exact_says(on)))
     np.testing.assert_allclose(found.scores, exact_says(on), atol=1e-9)
@@ -353,6 +364,7 @@ def test_a_copys_cost_is_measured_once(monkeypatch, tmp_path):
     found = model.cheaper("bf16")
     assert (found.kind, found.cost, found.model.precision) == ("bf16", 0.62, "bf16")
     assert model.cheaper("bf16").cost == 0.62
+    assert model.cheaper("bf16").model is found.model  # with its engine
     (file,) = (tmp_path / "cheaper").iterdir()
     for broken in ("{", '{"cost": -1}', '{"cost": "x"}', "{}"):
         file.write_text(broken)
