@@ -15,6 +15,7 @@ ORDER = (
     "registry",
     "catalogue",
     "progress",
+    "ahead",
     "files",
     "classnames",
     "image_files",
