@@ -456,7 +456,8 @@ def test_what_torch_keeps_bounds_every_engine(monkeypatch, tmp_path):
     """Twice as many images by an engine that keeps half of each; torch's own where it
     falls back; more than that on disk is no plan.
     """
-    monkeypatch.setattr(backward, "_rate", rates({"torch": 10, "openvino": 20}))
+    told = {"torch": 10, "openvino": 20}
+    monkeypatch.setattr(backward, "_rate", lambda _, one, run: told[one.engine])
     for most, size in ((1, 2), (3, 6), (5, 10), (40, 10)):
         monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / str(most)))
         network = wrap(small_cnn(), size=SIZE)
