@@ -410,6 +410,27 @@ def test_what_differs_from_torch_is_not_taken(monkeypatch, seen):
 GOAL = ClassTarget(0, "a", "logit")
 
 
+def test_torch_takes_over_in_parts_that_it_has_room_for(monkeypatch):
+    """Where the engine fails in this process: no more images at once than torch's own."""
+    monkeypatch.setattr(runner, "_make_gradients", lambda *_: None)
+    network = wrap(small_cnn(), size=SIZE)
+    plan = GradientPlan(True, 10, engine="openvino", torch_batch=4)
+    seen = []
+    network.module.register_forward_pre_hook(
+        lambda _, given: seen.append(len(given[0]))
+    )
+    chosen = network._planned(plan)
+    seen.clear()
+    found = chosen.trace(images(10), [PIXELS], GOAL)
+    assert max(seen) == 4
+    expected = wrap(small_cnn(), size=SIZE).trace(images(10), [PIXELS], GOAL)
+    torch.testing.assert_close(found.outputs, expected.outputs)
+    torch.testing.assert_close(
+        found.gradients[PIXELS], expected.gradients[PIXELS], rtol=1e-4, atol=1e-7
+    )
+    torch.testing.assert_close(found.activations[PIXELS], images(10))
+
+
 def rates(by_engine):
     def rate(network, one, run):
         run(one, torch.rand(one.batch, 3, *SIZE))  # as it would be timed

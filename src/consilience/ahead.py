@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import islice
@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 def ahead(
     make: Callable[[Item], Made], items: Iterable[Item], threads: int, depth: int
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """``make`` of each item, in the order of the items, by ``threads``.
 
     ``depth`` are made or being made ahead of whoever takes them. Without threads each is

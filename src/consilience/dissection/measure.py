@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -312,14 +313,14 @@ def batches(
         except ConsilienceError as error:
             raise UnreadableError(str(error)) from error
 
-    reading = ahead(one, indices, READERS, 2 * size)
-    for start in range(0, len(indices), size):
-        read = list(itertools.islice(reading, size))
-        yield Batch(
-            indices[start],
-            torch.cat([pixels for pixels, _ in read]),
-            tuple(one for _, one in read if one is not None),
-        )
+    with closing(ahead(one, indices, READERS, 2 * size)) as reading:
+        for start in range(0, len(indices), size):
+            read = list(itertools.islice(reading, size))
+            yield Batch(
+                indices[start],
+                torch.cat([pixels for pixels, _ in read]),
+                tuple(one for _, one in read if one is not None),
+            )
 
 
 # ---- the work

@@ -559,6 +559,15 @@ class TorchNetwork:
         written = self._written(leaf, layers, target)
         if written is not None:
             return written
+        known = self.gradient_plan
+        if known is not None and known.engine != "torch":
+            # the other engine's batches are larger than what autograd has room for
+            parts = torch.split(leaf, known.by_torch.batch)
+            if len(parts) > 1:
+                return _joined([self._by_torch(one, layers, target) for one in parts])
+        return self._by_torch(leaf, layers, target)
+
+    def _by_torch(self, leaf: Tensor, layers: Sequence[str], target: Target) -> Trace:
         with torch.set_grad_enabled(PIXELS in layers):
             leaf = leaf.clone().requires_grad_(PIXELS in layers)
             raw, outputs = self._capture(leaf, layers, graph=True)
@@ -829,7 +838,7 @@ class TorchNetwork:
 
         known = self.gradient_plan if graph else None
         precision = self.own_precision if known is None else known.precision
-        ran = "" if known is None else replace(known, engine="torch").said
+        ran = "" if known is None else known.by_torch.said
         plan.record_pass("torch", precision, ran)
         parts = self._parts(layers)
         mode = torch.is_grad_enabled()
@@ -924,6 +933,19 @@ class TorchNetwork:
             gradient_plan=None,
             _runner=runner.Runner(),
         )
+
+
+def _joined(parts: Sequence[Trace]) -> Trace:
+    """Traces of the same layers, one after the other."""
+    first = parts[0]
+    return Trace(
+        torch.cat([one.outputs for one in parts]),
+        {
+            k: torch.cat([one.activations[k] for one in parts])
+            for k in first.activations
+        },
+        {k: torch.cat([one.gradients[k] for one in parts]) for k in first.gradients},
+    )
 
 
 def _scaled(gradient: Tensor, size: float) -> Tensor:
