@@ -290,7 +290,8 @@ class RunFolder:
     @contextmanager
     def locked(self, part: str = "") -> Iterator[None]:
         """Nobody else writes here meanwhile; several who make a ``part`` of it may, each
-        its own. What dead processes left half-written is removed.
+        its own. What dead processes left half-written is removed: before, that of earlier
+        tries, and after, that of workers which were lost on the way.
 
         The system lets go of the lock with the process, however that ends. On other than
         local storage there is no lock: records are whole and the same whoever makes them.
@@ -303,7 +304,10 @@ class RunFolder:
             if part:
                 self._hold(held, f"job.{part}.lock", shared=False)
             sweep(self.path)
-            yield
+            try:
+                yield
+            finally:
+                sweep(self.path)
 
     def _hold(self, held: ExitStack, name: str, shared: bool) -> None:
         file = self.path / name
