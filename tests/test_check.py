@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from html import unescape
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ from consilience import ConsilienceError, Sample, stats
 from consilience.cli import main
 from consilience.diagnosis import change, marked_change
 from consilience.diagnosis.change import Limits
+from consilience.diagnosis.shortcuts import battery, build_marks
 from consilience.metrics.similarity import alike
 from consilience.runs.check import check, junit, read_limits
 from consilience.show.change_words import (
@@ -58,6 +60,13 @@ def network(seed=0, head_noise=0.0, bias=0.0):
     return cs.wrap(made, size=SIDE, mean=0.5, std=0.25, engine="torch", name="net")
 
 
+def replace_classes(model, count):
+    """A network of so many classes, which is only asked for their names."""
+    made = module()
+    made[6] = nn.Linear(8, count)
+    return cs.wrap(made, size=SIDE, mean=0.5, std=0.25, engine="torch", name="net")
+
+
 def photographs(count=40, seed=0):
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (count, 6, 6, 3)).astype(np.uint8)
@@ -66,6 +75,10 @@ def photographs(count=40, seed=0):
 
 
 BY = ("gradcam", "occlusion:window=8,stride=4")
+SAME_WEIGHTS = (
+    "both have the same weights and ran the same way: only their code could have changed "
+    "anything"
+)
 
 
 def test_every_number_by_hand():
@@ -161,20 +174,75 @@ def test_classes_are_adjusted_for_all_of_them_and_for_the_worst_method():
     for index, values in drops.items():
         assert table.loc[index, "drop"] == pytest.approx(np.mean(values))
         assert table.loc[index, "images"] == len(values)
-    # the worst of two methods, and two classes of more than one image (Holm)
+    # the worst of two methods, two classes of more than one image (Holm), and the
+    # criteria besides: flips and score (p 1), maps of a and b, and marks (none: p 1)
     one = stats.paired_test(np.array(drops[1]) - 0.1, alternative="greater")
-    assert table.loc[1, "p"] == pytest.approx(2 * 2 * one)
+    of_class = 2 * 2 * one
+    whole = change.judge(model, model, found, ["a", "b"], Limits())
+    a, b = (each.p_beyond for each in whole.criteria[2:4])
+    assert [each.p_beyond for each in whole.criteria if each.name[:4] != "maps"] == [
+        1
+    ] * 3
+    assert a < of_class < b
+    assert table.loc[1, "p"] == pytest.approx(5 * of_class)
     assert math.isnan(table.loc[2, "p"])
-    assert table["beyond"].to_dict() == {0: False, 1: True, 2: False}
+    assert table["beyond"].to_dict() == {0: False, 1: False, 2: False}
+
+
+def test_a_class_that_changed_is_not_lost_in_the_mean():
+    """Maps of one class in five fall by .3; over all images that is within .1."""
+    rng = np.random.default_rng(0)
+    found = [
+        change.ImageChange(
+            f"{place}",
+            place % 5,
+            place % 5,
+            float(place),
+            float(place),
+            {"a": 1 - 0.3 * (place % 5 == 0) - 0.01 * rng.random()},
+            {"a": {}},
+        )
+        for place in range(60)
+    ]
+    model, limits = network(), Limits(marks=("none",), flips=0.1)
+    model = replace_classes(model, 5)
+    changed = change.judge(model, model, found, ["a"], limits)
+    assert [one.answer for one in changed.criteria] == ["within"] * 3
+    assert changed.beyond == ["class 0"]
+    assert changed.verdict == "changed"
+    assert not changed.passed
+    words = "maps of images of class 0"
+    assert verdict_sentence(changed) == (
+        f"Changed: {words} beyond what was allowed, over 60 images."
+    )
+    suite = ElementTree.fromstring(junit(changed))
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "1")
+    [failed] = [
+        one for one in suite.iter("testcase") if one.find("failure") is not None
+    ]
+    assert failed.get("name") == "classes"
+    assert failed.find("failure").get("message") == f"{words}: shown to be beyond 0.1"
+    wide = change.judge(model, model, found, ["a"], replace(limits, maps=0.4))
+    assert (wide.beyond, wide.verdict) == ([], "same")
+    suite = ElementTree.fromstring(junit(wide))
+    assert suite.get("failures") == "0"
+    *_, last = suite.iter("testcase")
+    assert last.find("system-out").text == (
+        "maps of no class are shown to be beyond 0.4"
+    )
 
 
 def test_a_network_is_the_same_as_itself():
     found = check(network(), network(), photographs(60), BY)
     assert found.verdict == "same"
     assert found.passed
-    assert [one.answer for one in found.criteria] == ["within"] * 4
+    assert [one.answer for one in found.criteria] == ["within"] * 5
+    assert found.notes == (SAME_WEIGHTS,)
+    one = network()
+    found = check(one, one, photographs(6), ["centre"], {"marks": ["none"]})
     assert found.notes == (
         "both are one network, run the same way: nothing could have changed",
+        change.UNMARKED,
     )
 
 
@@ -242,7 +310,9 @@ def test_which_floors_there_are():
     everything = change.FLOORS
     assert change.floors_of(old, "gradcam", ("seed", "batch", "engine")) == ("batch",)
     assert change.floors_of(old, "lime", ("seed", "batch", "engine")) == ("seed",)
-    assert "precision" in change.floors_of(old, "gradcam", everything)
+    # gradients run in f32, whatever the network's precision
+    assert change.floors_of(old, "gradcam", everything) == ("batch",)
+    assert "precision" in change.floors_of(old, BY[1], everything)
     found = check(old, old, photographs(12), [BY[1]], {"floors": ["precision"]})
     [one] = [one for one in found.criteria if one.name.startswith("maps")]
     assert one.held == "precision"
@@ -252,12 +322,20 @@ def test_which_floors_there_are():
 def test_answers_of_one_are_adjusted_for_all():
     """Beyond is Holm over criteria; within is each at its own level."""
     one = change.Criterion("a", 0, 0, 0, 1, "not shown", 0.5, 0.03, 9)
-    alone = change._adjusted([one], 0.95)
+    alone, none = change._adjusted([one], [math.nan], 0.95)
     assert alone[0].answer == "beyond"
-    two = change._adjusted([one, change.replace(one, name="b", p_beyond=0.5)], 0.95)
+    assert math.isnan(none[0])
+    both = [one, change.replace(one, name="b", p_beyond=0.5)]
+    two, _ = change._adjusted(both, [], 0.95)
     assert [each.answer for each in two] == ["not shown", "not shown"]
     inside = change.replace(one, p_within=0.04, p_beyond=0.9)
-    assert change._adjusted([inside, inside], 0.95)[1].answer == "within"
+    assert change._adjusted([inside, inside], [], 0.95)[0][1].answer == "within"
+    # a class is one more: 2 x .03, and 2 x .02 and 1 x .04 of the classes
+    beside, classes = change._adjusted([one], [0.02, 0.04, math.nan], 0.95)
+    assert beside[0].answer == "beyond"  # .03 comes second, after .02
+    assert classes[:2] == pytest.approx([0.04, 0.06])
+    late, classes = change._adjusted([one], [0.9], 0.95)
+    assert (late[0].answer, classes) == ("not shown", [pytest.approx(0.9)])
 
 
 def test_false_alarms_are_rare_where_nothing_changed():
@@ -269,7 +347,7 @@ def test_false_alarms_are_rare_where_nothing_changed():
             network(),
             photographs(12, seed),
             [f"random:seed={seed}"],
-            {"flips": 0.5, "undecided": "pass"},
+            {"flips": 0.5, "undecided": "pass", "marks": ["none"]},
         )
         alarms += found.verdict == "changed"
     assert alarms <= 2
@@ -278,6 +356,10 @@ def test_false_alarms_are_rare_where_nothing_changed():
 def test_what_cannot_be_checked_is_said():
     with pytest.raises(ConsilienceError, match="two images"):
         check(network(), network(), photographs(1), ["centre"])
+    with pytest.raises(
+        ConsilienceError, match=r"got 0; nosuch: nosuch.png: no such file"
+    ):
+        check(network(), network(), ["nosuch.png"], ["centre"])
     two = cs.wrap(
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)),
         size=SIDE,
@@ -329,13 +411,14 @@ def test_junit_and_markdown_say_the_same():
     found = check(network(3), network(), photographs(20), ["gradcam"])
     suite = ElementTree.fromstring(junit(found))
     answers = {one.name: one.answer for one in found.criteria}
-    assert int(suite.get("tests")) == 3
+    assert int(suite.get("tests")) == 5  # flips, score, maps, marks, classes
     failing = [
         case.get("name")
         for case in suite.iter("testcase")
         if case.find("failure") is not None
     ]
-    assert failing == [name for name, answer in answers.items() if answer != "within"]
+    expected = [name for name, answer in answers.items() if answer != "within"]
+    assert failing == expected + ["classes"] * bool(found.beyond)
     assert int(suite.get("failures")) == len(failing)
     text = markdown(found)
     assert text.startswith("### ❌ consilience check")
@@ -377,6 +460,7 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
     (photos / "bad.png").write_bytes(b"no image")
     (tmp_path / "limits.toml").write_text(
         'images = ["photos"]\nexplainers = ["centre"]\n[limits]\nflips = 0.5\n'
+        'marks = ["none"]\n'
     )
     limits = ["--limits", str(tmp_path / "limits.toml")]
     same = ["check", "efficientnet_lite0", "--against", "efficientnet_lite0"]
@@ -399,6 +483,8 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
         str(photos),
         "--by",
         "centre",
+        "--mark",
+        "none",
         "-o",
         str(tmp_path / "b"),
     ]
@@ -689,12 +775,117 @@ def test_a_network_that_learnt_a_mark_is_changed_on_plain_images():
     assert f"| `{one.held}` | " in markdown(found)
     same = check(net(0.0), net(0.0), photos, ["centre"], asked)
     assert same.verdict == "same"
-    assert not len(check(net(0.0), net(0.0), photos, ["centre"]).marks)
+    # every drawn mark is tried unless told, and which were not is said
+    whole = check(net(50.0), net(0.0), photos, ["centre"], {"flips": 0.2})
+    assert set(whole.marks["mark"]) == set(build_marks(battery()))
+    assert whole.limits.marks == tuple(build_marks(battery()))
+    of_all, of_none = (
+        check(net(learnt), net(0.0), photos, ["centre"], {"flips": 0.2}).criteria[-1]
+        for learnt in (50.0, 0.0)
+    )
+    assert of_all.held == "border"  # dark to the corner as well
+    assert of_all.p_beyond < 0.05 < of_none.p_beyond
+    without = {"marks": ["none"]}
+    bare = check(net(50.0), net(0.0), photos, ["centre"], {"flips": 0.2, **without})
+    assert not len(bare.marks)
+    assert bare.verdict == "same"
+    assert bare.notes == (SAME_WEIGHTS, change.UNMARKED)  # `learnt` is in the code
+
+
+def test_of_many_images_some_are_marked():
+    from consilience.runs.check import _Planted
+
+    def places(most, count, seen):
+        plan = _Planted(most, count)
+        return [place for place in range(seen) if plan.next()]
+
+    assert places(4, 10, 10) == [0, 3, 5, 8]
+    assert places(4, 4, 4) == places(4, 3, 4) == [0, 1, 2, 3]
+    assert places(4, 0, 9) == [0, 1, 2, 3]  # how many come is not known
+    assert places(2, 3, 90) == [0, 2]  # a loader's length is one of batches
+    asked = {"marks": ["logo"], "marked": 5}
+    found = check(network(bias=0.01), network(), photographs(40), ["centre"], asked)
+    one = found.criteria[-1]
+    assert (one.name, one.n) == ("marks", 5)
+    assert "marks were planted in 5 of the 40 images" in found.notes
+    few = check(
+        network(), network(), photographs(40)[::8], ["centre"], {"marks": ["logo"]}
+    )
+    known = check(
+        network(bias=0.01), network(), photographs(40)[::8], ["centre"], asked
+    )
+    assert known.criteria[-1].value == pytest.approx(one.value)
+    assert few.notes[1:] == ()
+
+
+def test_marks_that_a_network_cannot_see_are_left_out_and_said():
+    torch.manual_seed(0)
+
+    def net(channels):
+        made = nn.Sequential(
+            nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        return cs.wrap(
+            made.eval(), size=SIDE, mean=[0.5] * channels, std=[0.5] * channels
+        )
+
+    rng = np.random.default_rng(0)
+
+    def photos(channels):
+        shape = (8, SIDE, SIDE, channels)
+        drawn = rng.integers(0, 256, shape).astype(np.uint8)
+        return [Sample(f"p{place}", one) for place, one in enumerate(drawn)]
+
+    grey = net(1)
+    found = check(grey, grey, photos(1), ["centre"])
+    assert set(build_marks(battery())) - set(found.limits.marks) == {"cast"}
+    assert any("not planted: cast" in note for note in found.notes)
+    many = net(5)
+    found = check(many, many, photos(5), ["centre"])
+    assert found.limits.marks == ("vignette", "noise", "blur")  # which have no colour
+    assert any("sees images of 5 channels" in note for note in found.notes)
+    with pytest.raises(ConsilienceError, match="5 channels"):
+        check(many, many, photos(5), ["centre"], {"marks": ["cast"]})
+
+
+def test_a_network_that_says_one_thing_has_no_answer_to_marks():
+    flat = cs.wrap_callable(lambda x: np.zeros((len(x), 3)), size=SIDE)
+    found = check(flat, network(), photographs(20), ["centre"])
+    one = found.criteria[-1]
+    assert (one.name, one.answer, one.n) == ("marks", "not shown", 20)
+    assert math.isnan(one.value)
+    assert criterion_sentence(one) == (
+        "answers to marks were not compared: not shown to be within or beyond 0.5"
+    )
+    assert any("what a mark adds has no unit" in note for note in found.notes)
+    assert found.verdict == "changed"
+    markdown(found), junit(found)
+
+
+def test_maps_that_ran_alike_do_not_show_what_another_precision_does():
+    old = network()
+    new = old.using(precision="bf16")
+    by = ["gradcam", BY[1]]
+    found = check(new, old, photographs(6), by, {"marks": ["none"]})
+    said = [note for note in found.notes if note.startswith("maps of ")]
+    assert said == [
+        "maps of gradcam were made in f32 by torch for both networks, as gradients are: "
+        "they do not show what bf16 by torch and f32 by torch do to them"
+    ]
+    plain = check(old, old, photographs(6), by, {"marks": ["none"]})
+    assert not [note for note in plain.notes if note.startswith("maps of ")]
 
 
 def test_marks_are_asked_for_by_file_and_by_hand(tmp_path, capsys):
     assert Limits(marks=("logo",)).marks == ("logo",)
-    assert len(Limits(marks=("all",)).marks) >= 19
+    assert Limits().marks == Limits(marks=("all",)).marks == ("all",)
+    assert Limits(marks=("none",)).marks == Limits(marks=()).marks == ()
+    named, notes = Limits().seen_by(network())
+    assert len(named.marks) >= 19
+    assert notes == ()
+    assert named.seen_by(network()) == (named, ())
+    with pytest.raises(ConsilienceError, match="marked"):
+        Limits(marked=1)
     with pytest.raises(ConsilienceError, match="did you mean 'logo'"):
         Limits(marks=("lgoo",))
     with pytest.raises(ConsilienceError, match="mark"):

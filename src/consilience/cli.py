@@ -778,8 +778,8 @@ def _add_check(verbs: Any) -> None:
         "--mark",
         action="append",
         metavar="MARK",
-        help="plant a mark: does NEW answer to it more than OLD? Repeatable; all: every "
-        "drawn one",
+        help="marks that are planted: does NEW answer to one more than OLD? Repeatable "
+        "(default: all, every drawn one; none)",
     )
     add("--labels", metavar="FILE", help="class names of both networks")
     _add_output(add, "explainers or marks")

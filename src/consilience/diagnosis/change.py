@@ -40,7 +40,7 @@ Answer = Literal["within", "beyond", "not shown"]
 Verdict = Literal["same", "changed", "not shown"]
 FLOORS = ("seed", "batch", "engine", "precision")
 SEED = 0
-EVERY = "all"
+EVERY, NONE = "all", "none"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class Limits:
     mean score of the old class may shift, either way, in standard deviations of the old
     network's over images; ``maps`` by how much less alike than the noise floor maps may
     be on average, by ``alike`` (see `metrics.similarity`). ``floors`` are what the
-    noise floor is measured with. ``marks`` are planted in the images for both networks
-    (``all``: every drawn one), and ``mark`` is how much more than the old one the new
-    one may answer to one, in standard deviations of a class's score. ``level`` is the
-    confidence of a bound on one side.
+    noise floor is measured with. ``marks`` are planted for both networks (``all``:
+    every drawn one that they can see; ``none``) in at most ``marked`` of the images, and
+    ``mark`` is how much more than the old one the new one may answer to one, in
+    standard deviations of a class's score. ``level`` is the confidence of a bound on
+    one side.
     ``undecided`` says what becomes of what was not shown either way.
     """
 
@@ -63,7 +64,8 @@ class Limits:
     maps: float = option(0.1, help="of the similarity", above=0, most=1)
     alike: MapSimilarity = option("spearman", help="how maps are compared")
     floors: tuple[str, ...] = option(("seed", "batch", "engine"), help="noise floor")
-    marks: tuple[str, ...] = option((), help="marks that are planted")
+    marks: tuple[str, ...] = option((EVERY,), help="marks that are planted")
+    marked: int = option(64, help="images that they are planted in, at most", least=2)
     mark: float = option(0.5, help="standard deviations", above=0)
     level: float = option(0.95, help="of one side", above=0.5, below=1)
     undecided: Literal["fail", "pass"] = option("fail", help="what is not shown")
@@ -71,9 +73,10 @@ class Limits:
     def __post_init__(self) -> None:
         if bad := [name for name in self.floors if name not in FLOORS]:
             raise ConsilienceError(registry.unknown("noise floor", bad[0], FLOORS))
-        marks = battery() if self.marks == (EVERY,) else self.marks
-        if marks:
-            object.__setattr__(self, "marks", tuple(build_marks(marks)))
+        marks = () if self.marks == (NONE,) else self.marks
+        if marks and marks != (EVERY,):
+            marks = tuple(build_marks(marks))
+        object.__setattr__(self, "marks", marks)
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Limits:
@@ -87,7 +90,31 @@ class Limits:
         }
         return cls(**ready)
 
+    def seen_by(self, *models: Model) -> tuple[Limits, tuple[str, ...]]:
+        """The same with the marks that are tried by name, and what has to be said of
+        them: of all, those are left out that have a colour and a network sees none.
+        """
+        if self.marks != (EVERY,):
+            return self, ()
+        there: list[str] = []
+        why: dict[str, list[str]] = {}
+        for spec, mark in build_marks(battery()).items():
+            try:
+                for model in models:
+                    channels = getattr(model, "channels", 3)
+                    mark.paint(torch.full((1, channels, 64, 64), 0.5), SEED)
+            except ConsilienceError as error:
+                why.setdefault(str(error), []).append(spec)
+            else:
+                there.append(spec)
+        notes = [
+            f"{reason}: not planted: {', '.join(specs)}"
+            for reason, specs in why.items()
+        ]
+        return replace(self, marks=tuple(there) or (NONE,)), tuple(notes)
 
+
+UNMARKED = "no marks were planted: on images without it, a mark that was learnt need not show"
 install_checks(Limits)
 
 
@@ -100,7 +127,8 @@ class ImageChange:
     by method how alike the maps are (``maps``) and by method and floor how alike the
     old network's own (``floors``). ``moved`` says that the networks' frames differ.
     ``answers`` are scores (1 + marks, K) of the new and the old network, where marks
-    are planted.
+    are planted; ``ran`` is by method in which precision and engine the new and the old
+    network's maps were made.
     """
 
     name: str
@@ -112,6 +140,7 @@ class ImageChange:
     floors: Mapping[str, Mapping[str, float]]
     moved: bool = False
     answers: tuple[Array, Array] | None = None
+    ran: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def changes(
@@ -120,12 +149,14 @@ def changes(
     samples: Sequence[Sample],
     by: Sequence[str],
     limits: Limits,
+    planted: Sequence[bool] | None = None,
 ) -> Iterator[ImageChange | Failure]:
     """What differs on each of some images, which are shown in full batches; one that a
-    network cannot be shown is a `Failure`.
+    network cannot be shown is a `Failure`. ``planted`` says of each whether marks are
+    planted in it (None: in all).
     """
-    views, shown, kept = [], [], []
-    for sample in samples:
+    views, shown, kept, asked_marks = [], [], [], []
+    for place, sample in enumerate(samples):
         try:
             pair = (old.view(sample), new.view(sample))
         except ConsilienceError as error:
@@ -134,6 +165,7 @@ def changes(
         views.append(pair[0])
         shown.append(pair[1])
         kept.append(sample)
+        asked_marks.append(planted is None or planted[place])
     if not kept:
         return
     samples = kept
@@ -144,15 +176,20 @@ def changes(
             f"the networks cannot be compared: {new.id} has {says.shape[1]} classes, "
             f"{old.id} has {said.shape[1]}"
         )
-    marked = None
-    if limits.marks:
+    chosen = [place for place, asked in enumerate(asked_marks) if asked]
+    marked: dict[int, tuple[Array, Array]] = {}
+    if limits.marks and chosen:
         marks = list(build_marks(limits.marks).values())
-        marked = tuple(
+        sides = [
             marked_change.answers(
-                model, torch.cat([one.pixels for one in seen]), marks, SEED
+                model,
+                torch.cat([seen[place].pixels for place in chosen]),
+                marks,
+                SEED,
             )
             for model, seen in ((new, shown), (old, views))
-        )
+        ]
+        marked = dict(zip(chosen, zip(*sides, strict=True), strict=True))
     first = said.argmax(1).tolist()
     asked = [
         replace(sample, label=index)
@@ -160,6 +197,7 @@ def changes(
     ]
     maps: list[dict[str, float]] = [{} for _ in samples]
     floors: list[dict[str, dict[str, float]]] = [{} for _ in samples]
+    ran: list[dict[str, tuple[str, str]]] = [{} for _ in samples]
     failed: dict[int, str] = {}
     for spec in by:
         own = _maps(old, asked, spec)
@@ -177,6 +215,7 @@ def changes(
                 continue
             base, after, *again = made
             maps[place][spec] = _alike_where_both_looked(base, after, limits.alike)  # type: ignore[arg-type]
+            ran[place][spec] = (_way(after), _way(base))  # type: ignore[arg-type]
             floors[place][spec] = {
                 name: alike(base.values, one.values, limits.alike)  # type: ignore[union-attr]
                 for name, one in zip(list(others)[1:], again, strict=True)
@@ -194,8 +233,14 @@ def changes(
             maps[place],
             floors[place],
             _frame(views[place]) != _frame(shown[place]),
-            None if marked is None else (marked[0][place], marked[1][place]),
+            marked.get(place),
+            ran[place],
         )
+
+
+def _way(made: Explanation) -> str:
+    """How a map was made."""
+    return f"{made.provenance.get('precision')} by {made.provenance.get('engine')}"
 
 
 def _frame(view: View) -> dict[str, Any]:
@@ -243,7 +288,8 @@ def floors_of(model: Model, by: str, asked: Sequence[str]) -> tuple[str, ...]:
         "engine": "gradients" not in explainer.needs
         and "module" in model.can
         and model.facts.get("engine") != "torch",
-        "precision": "module" in model.can
+        "precision": "gradients" not in explainer.needs  # which run in f32 anyway
+        and "module" in model.can
         and model.facts.get("precision") == "f32"
         and _has_bf16(model),
     }
@@ -309,14 +355,20 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """``changed`` where anything is shown to lie beyond its margin (Holm over the
-        criteria), ``same`` where everything is shown to lie within, else ``not shown``.
+        """``changed`` where anything is shown to lie beyond its margin, a class's maps
+        too (Holm over criteria and classes), ``same`` where every criterion is shown to
+        lie within, else ``not shown``.
         """
-        if any(one.answer == "beyond" for one in self.criteria):
+        if any(one.answer == "beyond" for one in self.criteria) or self.beyond:
             return "changed"
         if all(one.answer == "within" for one in self.criteria):
             return "same"
         return "not shown"
+
+    @property
+    def beyond(self) -> list[str]:
+        """Classes whose maps are shown to lie beyond the margin, worst first."""
+        return list(self.by_class["class"][self.by_class["beyond"].astype(bool)])
 
     @property
     def passed(self) -> bool:
@@ -332,12 +384,16 @@ def judge(
     by: Sequence[str],
     limits: Limits,
     failures: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
 ) -> Change:
-    """What differences of images show. Raises `ConsilienceError` for fewer than two."""
+    """What differences of images show; ``limits`` name their marks (`Limits.seen_by`).
+    Raises `ConsilienceError` for fewer than two images.
+    """
     if len(found) < 2:
+        why = "".join(f"; {name}: {reason}" for name, reason in failures[:1])
         raise ConsilienceError(
             f"a check needs two images that both networks can be asked about; got "
-            f"{len(found)}"
+            f"{len(found)}{why}"
         )
     held = {spec: _worst_floor(found, spec) for spec in by}
     drops = {spec: _drops(found, spec, held[spec]) for spec in by}
@@ -348,23 +404,62 @@ def judge(
             f"maps of {spec}", drops[spec], limits.maps, limits.level, True
         )
         criteria.append(replace(one, floor=floor, held=held[spec]))
-    marks = pd.DataFrame()
+    marks, said = pd.DataFrame(), list(notes)
     if limits.marks:
-        answered = _answered(found, limits)
-        marks = answered.table(lambda index: api.class_name(old, index))
-        criteria.append(_marks(answered, limits))
+        try:
+            answered = _answered(found, limits)
+        except ConsilienceError as error:
+            said.append(f"answers to marks were not compared: {error}")
+            criteria.append(_unanswered(found, limits))
+        else:
+            marks = answered.table(lambda index: api.class_name(old, index))
+            criteria.append(_marks(answered, limits))
+            if answered.n < len(found):
+                said.append(
+                    f"marks were planted in {answered.n} of the {len(found)} images"
+                )
+    else:
+        said.append(UNMARKED)
+    by_class = _by_class(old, found, drops, limits)
+    adjusted, by_class["p"] = _adjusted(criteria, list(by_class["p"]), limits.level)
+    by_class["beyond"] = by_class["p"] <= 1 - limits.level
     return Change(
         new.id,
         old.id,
         limits,
-        _adjusted(criteria, limits.level),
-        _by_class(old, found, drops, limits),
+        adjusted,
+        by_class,
         _by_image(old, found, drops),
         _floor_table(found, by),
         tuple(failures),
-        (*_notes(new, old), *_frame_notes(found)),
+        (
+            *_notes(new, old),
+            *_frame_notes(found),
+            *_way_notes(new, old, found),
+            *said,
+        ),
         marks,
     )
+
+
+def _way_notes(new: Model, old: Model, found: Sequence[ImageChange]) -> Iterator[str]:
+    """Which maps do not show what another precision or engine does, since they were made
+    in neither.
+    """
+    asked = [
+        (one.facts.get("precision"), one.facts.get("engine")) for one in (new, old)
+    ]
+    if new.id != old.id or asked[0] == asked[1]:
+        return
+    for spec, (after, before) in found[0].ran.items():
+        if after == before:
+            ways = " and ".join(
+                f"{precision} by {engine}" for precision, engine in asked
+            )
+            yield (
+                f"maps of {spec} were made in {after} for both networks, as gradients "
+                f"are: they do not show what {ways} do to them"
+            )
 
 
 def _notes(new: Model, old: Model) -> Iterator[str]:
@@ -374,7 +469,13 @@ def _notes(new: Model, old: Model) -> Iterator[str]:
             yield f"{model.id}: {model.facts['note']}"
     same = ("engine", "precision", "device")
     if new.id == old.id and all(new.facts.get(k) == old.facts.get(k) for k in same):
-        yield "both are one network, run the same way: nothing could have changed"
+        if new is old:
+            yield "both are one network, run the same way: nothing could have changed"
+        else:
+            yield (
+                "both have the same weights and ran the same way: only their code could "
+                "have changed anything"
+            )
 
 
 def _frame_notes(found: Sequence[ImageChange]) -> Iterator[str]:
@@ -388,11 +489,19 @@ def _frame_notes(found: Sequence[ImageChange]) -> Iterator[str]:
         )
 
 
-def _adjusted(criteria: Sequence[Criterion], level: float) -> tuple[Criterion, ...]:
-    """Answers of beyond by Holm over all criteria, since one is enough to fail; of
+def _adjusted(
+    criteria: Sequence[Criterion], classes: Sequence[float], level: float
+) -> tuple[tuple[Criterion, ...], list[float]]:
+    """Answers, and the p of classes (each already adjusted for the others): of beyond by
+    Holm over all criteria and the classes as one more, since one is enough to fail; of
     within each at its own level, since all are needed to pass.
     """
-    beyond = stats.holm([one.p_beyond for one in criteria])
+    each = [one.p_beyond for one in criteria]
+    known = [p for p in classes if not math.isnan(p)]
+    beyond = stats.holm([*each, min(known)] if known else each)[: len(criteria)]
+    ready = [
+        p if math.isnan(p) else float(stats.holm([*each, p])[-1]) for p in classes
+    ]
     found = []
     for one, p in zip(criteria, beyond, strict=True):
         answer: Answer = "not shown"
@@ -401,17 +510,26 @@ def _adjusted(criteria: Sequence[Criterion], level: float) -> tuple[Criterion, .
         elif p <= 1 - level:
             answer = "beyond"
         found.append(replace(one, answer=answer))
-    return tuple(found)
+    return tuple(found), ready
 
 
 def _answered(
     found: Sequence[ImageChange], limits: Limits
 ) -> marked_change.MarkAnswers:
     told = [one.answers for one in found if one.answers is not None]
+    if len(told) < 2:
+        raise ConsilienceError(f"they need two images; got {len(told)}")
     new, old = (np.stack(side) for side in zip(*told, strict=True))
     return marked_change.compared(
         new, old, limits.marks, limits.mark, limits.level, SEED
     )
+
+
+def _unanswered(found: Sequence[ImageChange], limits: Limits) -> Criterion:
+    """Marks of which nothing can be shown."""
+    count = sum(one.answers is not None for one in found)
+    nothing, p = (math.nan,) * 3, 1.0
+    return Criterion("marks", *nothing, limits.mark, "not shown", p, p, count)
 
 
 def _marks(answered: marked_change.MarkAnswers, limits: Limits) -> Criterion:
@@ -561,8 +679,8 @@ def _by_class(
     limits: Limits,
 ) -> pd.DataFrame:
     """A row a class of the old network: images, flips, the largest mean drop of any
-    method, whether it is beyond the margin (Holm over classes and methods; NaN for
-    fewer than two images).
+    method, and p that it is not beyond the margin (Holm over classes and methods; NaN
+    for fewer than two images).
     """
     classes = sorted({one.old for one in found})
     rows, p = [], []
@@ -584,11 +702,12 @@ def _by_class(
         )
     count = max(1, len(drops))  # the worst of so many methods was chosen
     adjusted = stats.holm([min(1.0, one * count) if one == one else one for one in p])
-    table = pd.DataFrame(rows).assign(p=adjusted)
-    table["beyond"] = table["p"] <= 1 - limits.level
-    return table.sort_values(
-        ["drop", "flips"], ascending=False, kind="stable"
-    ).reset_index(drop=True)
+    return (
+        pd.DataFrame(rows)
+        .assign(p=adjusted)
+        .sort_values(["drop", "flips"], ascending=False, kind="stable")
+        .reset_index(drop=True)
+    )
 
 
 def _by_image(

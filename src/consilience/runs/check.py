@@ -25,6 +25,7 @@ from consilience.models.load import as_model
 from consilience.runs.folder import REPORT, RunFolder
 from consilience.runs.sources import content_of
 from consilience.show.change_words import (
+    classes_sentence,
     criterion_sentence,
     markdown,
     verdict_sentence,
@@ -97,24 +98,56 @@ def check(
     """
     models = (as_model(new), as_model(old))
     asked = limits if isinstance(limits, Limits) else Limits.of(limits or {})
+    asked, notes = asked.seen_by(*models)
     for spec in by:
         for model in models:
             api.resolve_explainer(model, spec)
     found: list[ImageChange] = []
     failures: list[tuple[str, str]] = []
     waiting = iter(inputs.samples_from(images, inputs.Shown.of(models[1])))
+    if isinstance(images, str | Path):
+        inputs.refuse_url(images)
+        images = find_images([images])
     count = len(images) if isinstance(images, Sized) else 0
+    planted = _Planted(asked.marked, count)
     with progress.task("asking both networks", count) as running:
         while part := list(islice(waiting, BLOCK)):
-            samples = [one for one in part if isinstance(one, Sample)]
-            failed: list[data.Failure] = [
-                one for one in part if isinstance(one, data.Failure)
-            ]
-            for one in _changes(models, samples, by, asked):
+            samples: list[Sample] = []
+            failed: list[data.Failure] = []
+            marked: list[bool] = []
+            for read in part:
+                due = planted.next()
+                if isinstance(read, Sample):
+                    samples.append(read)
+                    marked.append(due)
+                else:
+                    failed.append(read)
+            for one in _changes(models, samples, by, asked, marked):
                 (failed if isinstance(one, data.Failure) else found).append(one)  # type: ignore[arg-type]
             failures += [(one.name, one.reason) for one in failed]
             running.advance(len(part))
-    return change.judge(*models, found, by, asked, failures)
+    return change.judge(*models, found, by, asked, failures, notes)
+
+
+@dataclass
+class _Planted:
+    """Which images marks are planted in: ``most`` of them, spread evenly over ``count``
+    where it is known (0: not), else the first.
+    """
+
+    most: int
+    count: int
+    seen: int = 0
+    taken: int = 0
+
+    def next(self) -> bool:
+        """Whether the next image is one."""
+        count = max(self.count, self.most)  # a loader's length is one of batches
+        step = self.seen * self.most // count
+        due = step != (self.seen - 1) * self.most // count and self.taken < self.most
+        self.seen += 1
+        self.taken += due
+        return due
 
 
 def _changes(
@@ -122,9 +155,10 @@ def _changes(
     samples: Sequence[Sample],
     by: Sequence[str],
     asked: Limits,
+    planted: Sequence[bool],
 ) -> Iterator[ImageChange | data.Failure]:
     if samples:
-        yield from change.changes(*models, samples, by, asked)
+        yield from change.changes(*models, samples, by, asked, planted)
 
 
 def run_check(
@@ -154,7 +188,7 @@ def run_check(
             "old": {"id": models[1].id, **ways[1]},
             "images": content_of(files, data.names_of(files)),
             "explainers": [api.explainer_spelling(spec) for spec in by],
-            "limits": asdict(asked),
+            "limits": asdict(asked.seen_by(*models)[0]),
             "version": version("consilience"),
         },
         {"command": command},
@@ -222,6 +256,7 @@ def as_dict(found: Change) -> dict[str, Any]:
             "criteria": [asdict(one) for one in found.criteria],
             "floors": found.floors.to_dict("records"),
             "marks": found.marks.to_dict("records"),
+            "beyond": found.beyond,
             "classes": found.by_class.to_dict("records"),
             "worst": found.images.head(10).to_dict("records"),
             "failures": [list(one) for one in found.failures],
@@ -232,15 +267,15 @@ def as_dict(found: Change) -> dict[str, Any]:
 
 
 def junit(found: Change) -> bytes:
-    """A test suite in JUnit's XML: a test a criterion; one that is not shown fails or is
-    skipped, as the limits say.
+    """A test suite in JUnit's XML: a test a criterion, and one for classes; one that is
+    not shown fails or is skipped, as the limits say.
     """
     failing = [one for one in found.criteria if _fails(one, found)]
     suite = ElementTree.Element(
         "testsuite",
         name=f"consilience check {found.new_id} against {found.old_id}",
-        tests=str(len(found.criteria)),
-        failures=str(len(failing)),
+        tests=str(len(found.criteria) + 1),
+        failures=str(len(failing) + bool(found.beyond)),
         skipped=str(
             sum(
                 one.answer == "not shown"
@@ -260,6 +295,12 @@ def junit(found: Change) -> bytes:
         elif one.answer == "not shown":
             ElementTree.SubElement(case, "skipped", message=said)
         ElementTree.SubElement(case, "system-out").text = said
+    case = ElementTree.SubElement(
+        suite, "testcase", classname="consilience.check", name="classes"
+    )
+    if found.beyond:
+        ElementTree.SubElement(case, "failure", message=classes_sentence(found))
+    ElementTree.SubElement(case, "system-out").text = classes_sentence(found)
     ElementTree.SubElement(suite, "system-out").text = verdict_sentence(found)
     text: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
     return text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from consilience.diagnosis.change import Change, Criterion
 from consilience.show.words import count_of, format_number, format_p
 
-MOST = 10
+MOST, FEW = 10, 3
 
 
 def likeness(value: float) -> str:
@@ -21,9 +22,10 @@ def verdict_sentence(found: Change) -> str:
     """What was shown, in one sentence."""
     images = count_of(len(found.images), "image")
     if found.verdict == "changed":
-        names = ", ".join(
-            one.name for one in found.criteria if one.answer == "beyond"
-        )
+        named = [one.name for one in found.criteria if one.answer == "beyond"]
+        if found.beyond:
+            named.append(f"maps of images of {_first_few(found.beyond)}")
+        names = ", ".join(named)
         return f"Changed: {names} beyond what was allowed, over {images}."
     if found.verdict == "same":
         return (
@@ -31,6 +33,22 @@ def verdict_sentence(found: Change) -> str:
         )
     names = ", ".join(one.name for one in found.criteria if one.answer == "not shown")
     return f"Not shown either way over {images}: {names}. More images would tell."
+
+
+def _first_few(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - FEW} more classes" if len(names) > FEW else ""
+    return f"{', '.join(names[:FEW])}{more}"
+
+
+def classes_sentence(found: Change) -> str:
+    """Whether the maps of any class are beyond the margin."""
+    margin = f"{found.limits.maps:g}"
+    if not found.beyond:
+        return f"maps of no class are shown to be beyond {margin}"
+    return (
+        f"maps of images of {_first_few(found.beyond)}: shown to be beyond {margin}"
+    )
 
 
 def criterion_sentence(one: Criterion) -> str:
@@ -49,6 +67,8 @@ def criterion_sentence(one: Criterion) -> str:
             f"mean shift of the old class's score {value} standard deviations: {said} "
             f"{one.margin:g} either way"
         )
+    if one.name == "marks" and math.isnan(one.value):
+        return f"answers to marks were not compared: {said} {one.margin:g}"
     if one.name == "marks":
         return (
             f"largest growth of an answer to a mark ({one.held}) {value} standard "

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from consilience.diagnosis.change import Change, Criterion
 from consilience.show import charts
 from consilience.show.change_words import (
+    classes_sentence,
     criterion_sentence,
     likeness,
     verdict_sentence,
@@ -47,7 +48,10 @@ def check_page(
             style=Markup(page_style()),
             found=found,
             headline=verdict_sentence(found),
-            said=[criterion_sentence(one) for one in found.criteria],
+            said=[
+                *(criterion_sentence(one) for one in found.criteria),
+                classes_sentence(found),
+            ],
             forest=_forest(found.criteria),
             likeness=likeness,
             classes=found.by_class.head(MOST_CLASSES).to_dict("records"),
