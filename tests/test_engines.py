@@ -431,6 +431,21 @@ def test_architecture_tells_what_a_repr_does_not():
     assert digest.architecture(one) != digest.architecture(other)
     assert "return out + 3" in digest.architecture(Deceptive())
 
+    def times(factor, spare):
+        class Times(nn.Module):
+            def forward(self, x):
+                return (
+                    self.spare(x * factor) if hasattr(self, "spare") else x * factor
+                )
+
+        Times.made_of = spare
+        return Times()
+
+    # what a pass reads from the function around its class is part of it
+    assert digest.architecture(times(2, 0)) == digest.architecture(times(2, 1))
+    assert digest.architecture(times(2, 0)) != digest.architecture(times(3, 0))
+    assert "factor=3" in digest.architecture(times(3, 0))
+
 
 def test_digests_are_not_computed_twice():
     module = nn.Linear(4000, 2000)

@@ -242,12 +242,24 @@ def _plain(value: Any) -> bool:
 def _source(kind: Any) -> str:
     if f"{kind.__module__}.".startswith(_LIBRARIES):
         return ""
+    forward = getattr(kind, "forward", None)
+    code = getattr(forward, "__code__", None)
     try:
-        return inspect.getsource(kind)
+        text = inspect.getsource(kind)
     except (OSError, TypeError):
-        code = getattr(getattr(kind, "forward", None), "__code__", None)
-        return (
-            repr((code.co_code, code.co_consts, code.co_names))
-            if code is not None
-            else ""
-        )
+        text = ""
+        if code is not None:
+            text = repr((code.co_code, code.co_consts, code.co_names))
+    return text + "".join(_enclosed(forward, code))
+
+
+def _enclosed(forward: Any, code: Any) -> Iterator[str]:
+    """Plain values that a pass reads from the function around its class."""
+    cells = getattr(forward, "__closure__", None) or ()
+    for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False):
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not yet set
+            continue
+        if _plain(value):
+            yield f"\n  {name}={value!r}"
