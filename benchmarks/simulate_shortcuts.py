@@ -40,7 +40,15 @@ def features_of(folder: Path) -> dict[str, Any]:
     network = cs.load_model("efficientnet_lite0")
     module = copy.deepcopy(network.module)
     module.classifier = nn.Identity()  # type: ignore[assignment]
-    headless = cs.wrap(module, size=224, name="features", classifier=False)
+    recipe = network.recipe  # type: ignore[attr-defined]
+    headless = cs.wrap(
+        module,
+        size=recipe.size,
+        mean=recipe.mean,
+        std=recipe.std,
+        name="features",
+        classifier=False,
+    )
     files = sorted(folder.rglob("*.jpg"))
     labels = np.array([_class_of(file, folder) for file in files])
     pixels = torch.cat([network.view(cs.read_image(file)).pixels for file in files])
