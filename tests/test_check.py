@@ -769,7 +769,7 @@ def test_a_network_that_learnt_a_mark_is_changed_on_plain_images():
     assert found.marks["class_index"].tolist()[0] == 0
     assert one.value == found.marks["difference"].max()
     assert (
-        f"largest growth of an answer to a mark ({one.held})"
+        f"largest growth of an answer to a mark ({one.held} in 30 images)"
         in criterion_sentence(one)
     )
     assert f"| `{one.held}` | " in markdown(found)
@@ -807,7 +807,7 @@ def test_of_many_images_some_are_marked():
     found = check(network(bias=0.01), network(), photographs(40), ["centre"], asked)
     one = found.criteria[-1]
     assert (one.name, one.n) == ("marks", 5)
-    assert "marks were planted in 5 of the 40 images" in found.notes
+    assert "(logo in 5 images)" in criterion_sentence(one)
     few = check(
         network(), network(), photographs(40)[::8], ["centre"], {"marks": ["logo"]}
     )

@@ -414,10 +414,6 @@ def judge(
         else:
             marks = answered.table(lambda index: api.class_name(old, index))
             criteria.append(_marks(answered, limits))
-            if answered.n < len(found):
-                said.append(
-                    f"marks were planted in {answered.n} of the {len(found)} images"
-                )
     else:
         said.append(UNMARKED)
     by_class = _by_class(old, found, drops, limits)

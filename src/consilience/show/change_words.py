@@ -71,8 +71,8 @@ def criterion_sentence(one: Criterion) -> str:
         return f"answers to marks were not compared: {said} {one.margin:g}"
     if one.name == "marks":
         return (
-            f"largest growth of an answer to a mark ({one.held}) {value} standard "
-            f"deviations: {said} {one.margin:g}"
+            f"largest growth of an answer to a mark ({one.held} in {one.n} images) "
+            f"{value} standard deviations: {said} {one.margin:g}"
         )
     floor = ""
     if not math.isnan(one.floor):
