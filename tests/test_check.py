@@ -855,7 +855,7 @@ def test_a_network_that_says_one_thing_has_no_answer_to_marks():
     assert (one.name, one.answer, one.n) == ("marks", "not shown", 20)
     assert math.isnan(one.value)
     assert criterion_sentence(one) == (
-        "answers to marks were not compared: not shown to be within or beyond 0.5"
+        "answers to marks were not compared: not shown to be within or beyond 0.4"
     )
     assert any("what a mark adds has no unit" in note for note in found.notes)
     assert found.verdict == "changed"

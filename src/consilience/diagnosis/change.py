@@ -66,7 +66,7 @@ class Limits:
     floors: tuple[str, ...] = option(("seed", "batch", "engine"), help="noise floor")
     marks: tuple[str, ...] = option((EVERY,), help="marks that are planted")
     marked: int = option(64, help="images that they are planted in, at most", least=2)
-    mark: float = option(0.5, help="standard deviations", above=0)
+    mark: float = option(0.4, help="standard deviations", above=0)
     level: float = option(0.95, help="of one side", above=0.5, below=1)
     undecided: Literal["fail", "pass"] = option("fail", help="what is not shown")
 
