@@ -693,10 +693,9 @@ def _add_shortcuts(verbs: Any) -> None:
     add(
         "--least",
         type=float,
-        default=0.75,
         metavar="SD",
         help="what counts as a shortcut, in standard deviations of the class's score "
-        "(default %(default)s)",
+        "(default: .5 for marks at a place, .75 for those that change the whole image)",
     )
     add(
         "--closer",

@@ -5,8 +5,8 @@ moved by the mark where its score differs, image by image, from the plain image 
 from every control (an intersection-union test: the largest p counts), with marks and
 classes tested as one family (max-T, `simultaneous`). Networks react a little to
 everything, so being moved is not yet a shortcut: that is a move toward the class of a
-size that matters, ``least`` standard deviations of the class's own score over the
-images, and the lower bound has to reach it.
+size that matters, in standard deviations of the class's own score over the images,
+and the lower bound has to reach it.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ BATTERY = (
 """Every drawn mark; `imagenet-w` where its package is installed."""
 
 PLAIN, MARKED = "plain", "marked"
-LEAST = 0.75
-"""Standard deviations: on heads that were trained without marks, blurring or hair alone
-moves some class by half of one (docs/shortcuts.md).
+AT_A_PLACE, EVERYWHERE = 0.5, 0.75
+"""Standard deviations that count, of marks that lie at a place and of those that change
+the whole image: on heads that were trained without marks, blurring or hair alone moves
+some class by more than half of one, and no mark at a place does (docs/diagnosis.md).
 """
 POWER = 0.8
 Verdict = Literal["found", "moves", "not shown"]
@@ -272,7 +273,8 @@ class Shortcuts:
     """Marks and what they do to a network's classes over images.
 
     ``predicted`` (n,) is the first class of each plain image, ``spread`` (K,) the
-    standard deviation of each class's score over them: sizes are in its units.
+    standard deviation of each class's score over them: sizes are in its units. ``least``
+    is the size that counts (None: `least_of` each mark).
     ``doses``, ``maps`` and ``carriers`` are tables of what was looked at more closely, as
     far as it was.
     """
@@ -284,7 +286,7 @@ class Shortcuts:
     marks: tuple[MarkResult, ...]
     spread: Array
     score: str
-    least: float
+    least: float | None
     level: float
     doses: pd.DataFrame = field(default_factory=pd.DataFrame)
     maps: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -295,11 +297,20 @@ class Shortcuts:
         """By class (K,), what was shown: ``found``, ``moves`` or ``not shown``."""
         moved = (mark.p <= 1 - self.level) & mark.consistent
         lows = np.stack([one.low for one in mark.shift.values()])
-        enough = (lows >= self.least * self.spread).all(0) & (self.spread > 0)
+        enough = (lows >= self.least_of(mark) * self.spread).all(0)
+        enough &= self.spread > 0
         verdict: Array = np.where(
             moved & enough, "found", np.where(moved, "moves", "not shown")
         )
         return verdict
+
+    def least_of(self, mark: MarkResult) -> float:
+        """The size of a mark's shift that counts: of less for a mark that lies at a
+        place, which could lie elsewhere, than for one that changes the whole image.
+        """
+        if self.least is not None:
+            return self.least
+        return EVERYWHERE if mark.elsewhere is None else AT_A_PLACE
 
     def table(self) -> pd.DataFrame:
         """A row a mark and class, sorted: what was found first, then by ``excess``.
@@ -307,7 +318,8 @@ class Shortcuts:
         ``shift`` is against the plain image, ``rank`` that shift's among all classes (1
         is the largest), ``nearest`` the control that explains most of it, ``excess``
         the shift against it with ``low`` and ``high``, ``size`` it in standard
-        deviations of the class's score, ``p`` adjusted over marks and classes,
+        deviations of the class's score, ``least`` the size that counts,
+        ``p`` adjusted over marks and classes,
         ``became`` the share of images that became the class, ``detectable`` the
         smallest size that would have been found with a power of .8.
         """
@@ -371,6 +383,7 @@ class Shortcuts:
                 "low": mark.of("low"),
                 "high": mark.of("high"),
                 "size": size,
+                "least": self.least_of(mark),
                 "p": mark.p,
                 "became": mark.became,
                 "became_by_control": mark.became_by_control,
@@ -381,13 +394,13 @@ class Shortcuts:
 
     def detectable(self, mark: MarkResult) -> Array:
         """By class (K,), the shift in units of the score that would have been found with
-        a power of .8: ``least`` standard deviations, and as many standard errors as the
+        a power of .8: the size that counts, and as many standard errors as the
         bounds lie off and the power takes.
         """
         errors = np.stack([one.error for one in mark.shift.values()]).max(0)
         critical = max(one.critical for one in mark.shift.values())
         wanted = critical + float(scipy.stats.norm.ppf(POWER))
-        found: Array = self.least * self.spread + wanted * errors
+        found: Array = self.least_of(mark) * self.spread + wanted * errors
         return found
 
     def found(self) -> pd.DataFrame:
@@ -411,15 +424,16 @@ def judge(
     kept: Kept,
     specs: Sequence[str],
     images: Sequence[str],
-    least: float = LEAST,
+    least: float | None = None,
     level: float = 0.95,
     seed: int = 0,
     classes: Sequence[int] | None = None,
 ) -> Shortcuts:
     """What kept scores show of each mark; ``classes`` are those that are looked at (all
-    unless told), which makes the family smaller.
+    unless told), which makes the family smaller; ``least`` the size that counts, of
+    every mark (`Shortcuts.least_of` unless told).
     """
-    if least < 0 or not math.isfinite(least):
+    if least is not None and (least < 0 or not math.isfinite(least)):
         raise ConsilienceError(f"least is a size of at least 0; got {least:g}")
     count = kept.plain.shape[1]
     chosen = list(range(count)) if classes is None else list(classes)

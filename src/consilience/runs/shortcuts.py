@@ -47,14 +47,15 @@ class Asked:
 
     ``marks`` are spellings, ``by`` explainers whose maps are held against the mark,
     ``least`` the size of a shift, in standard deviations of the class's score, that
-    counts as a shortcut; ``classes`` narrows the family to some classes (names or
+    counts as a shortcut (None: .5 for marks at a place, .75 for those that change the
+    whole image); ``classes`` narrows the family to some classes (names or
     numbers); so many of the largest findings are looked at ``closer``.
     """
 
     marks: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     classes: tuple[str | int, ...] = ()
-    least: float = search.LEAST
+    least: float | None = None
     level: float = 0.95
     seed: int = 0
     closer: int = 3
@@ -66,7 +67,7 @@ def shortcuts(
     marks: Sequence[Any] = (),
     by: Sequence[str] = (),
     classes: Sequence[str | int] = (),
-    least: float = search.LEAST,
+    least: float | None = None,
     level: float = 0.95,
     seed: int = 0,
     closer: int = 3,
@@ -410,6 +411,7 @@ def as_dict(result: Shortcuts, most: int = 5) -> dict[str, Any]:
             "marks": [
                 {
                     "mark": one.spec,
+                    "least": result.least_of(one),
                     "changed": dict(one.changed),
                     "largest": table[table["mark"] == one.spec]
                     .head(most)

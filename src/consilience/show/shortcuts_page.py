@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def shortcuts_context(
         "images": len(found.images),
         "failures": found.failures,
         "score": found.score,
-        "least": found.least,
+        "least": _sizes(found, [one.spec for one in found.marks]),
         "headline": headline(found),
         "said": sentences(found),
         "marks": _mark_rows(found),
@@ -67,10 +67,20 @@ def headline(found: Shortcuts) -> str:
         marks = rows["mark"].nunique()
         pushes = "pushes" if marks == 1 else "push"
         return (
-            f"{marks} of {tried} {pushes} a class by at least {found.least:g} standard "
-            f"deviations of its score, beyond every control, {images}."
+            f"{marks} of {tried} {pushes} a class by at least "
+            f"{_sizes(found, set(rows['mark']))} of its score, beyond every control, "
+            f"{images}."
         )
     return f"No shortcut was found by {tried} {images}. {detectable_clause(found)}"
+
+
+def _sizes(found: Shortcuts, marks: Container[str]) -> str:
+    """The size that counts of some marks, or of those at a place and of the others."""
+    sizes = sorted({found.least_of(one) for one in found.marks if one.spec in marks})
+    said = f"{sizes[0]:g} standard deviations"
+    if len(sizes) == 1:
+        return said
+    return f"{said} ({sizes[1]:g} where a mark changes the whole image)"
 
 
 def detectable_clause(found: Shortcuts) -> str:
