@@ -246,7 +246,8 @@ def test_a_mark_at_a_place_counts_sooner_than_one_that_changes_everything():
     assert one in headline(found)
     said = shortcuts_context(found, {}, "1", "")["least"]
     assert said == (
-        "0.5 standard deviations (0.75 where a mark changes the whole image)"
+        "0.5 standard deviations of the class's score over these images (0.75 where a "
+        "mark changes the whole image)"
     )
 
 

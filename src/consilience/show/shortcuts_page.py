@@ -42,7 +42,11 @@ def shortcuts_context(
         "images": len(found.images),
         "failures": found.failures,
         "score": found.score,
-        "least": _sizes(found, [one.spec for one in found.marks]),
+        "least": _sizes(
+            found,
+            [one.spec for one in found.marks],
+            "the class's score over these images",
+        ),
         "headline": headline(found),
         "said": sentences(found),
         "marks": _mark_rows(found),
@@ -68,16 +72,16 @@ def headline(found: Shortcuts) -> str:
         pushes = "pushes" if marks == 1 else "push"
         return (
             f"{marks} of {tried} {pushes} a class by at least "
-            f"{_sizes(found, set(rows['mark']))} of its score, beyond every control, "
+            f"{_sizes(found, set(rows['mark']), 'its score')}, beyond every control, "
             f"{images}."
         )
     return f"No shortcut was found by {tried} {images}. {detectable_clause(found)}"
 
 
-def _sizes(found: Shortcuts, marks: Container[str]) -> str:
+def _sizes(found: Shortcuts, marks: Container[str], of: str) -> str:
     """The size that counts of some marks, or of those at a place and of the others."""
     sizes = sorted({found.least_of(one) for one in found.marks if one.spec in marks})
-    said = f"{sizes[0]:g} standard deviations"
+    said = f"{sizes[0]:g} standard deviations of {of}"
     if len(sizes) == 1:
         return said
     return f"{said} ({sizes[1]:g} where a mark changes the whole image)"
