@@ -47,7 +47,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def desk(place):
-    one = Desk(Setting(("efficientnet_lite0",), (str(place / "slow.py"),)), limit=20)
+    one = Desk(Setting(("efficientnet_lite0",), (str(place / "slow.py"),)), limit=12)
     yield one
     one.close()
     assert all(hand.pid is None for hand in one.hands)
