@@ -311,6 +311,43 @@ def test_threads_share_batches_and_get_their_own_rows(net):
         assert torch.equal(got[number], torch.cat(alone))
 
 
+def test_nobody_waits_for_an_engine_that_was_let_go_a_moment_ago(net):
+    """Told between finding the engine busy and beginning to wait, who would wait sleeps
+    through its turn.
+    """
+
+    class LetGo:
+        """Found busy, and free again by the time that anybody looks."""
+
+        def __init__(self):
+            self.asked, self.held = 0, False
+
+        def acquire(self, blocking=True):
+            self.asked += 1
+            self.held = self.asked > 1
+            return self.held
+
+        def release(self):
+            self.held = False
+
+        def locked(self):
+            return self.held
+
+    class Counted(threading.Condition):
+        waits = 0
+
+        def wait(self, timeout=None):
+            Counted.waits += 1
+            return super().wait(timeout)
+
+    engine = LetGo()
+    gathering = Gathering(net, _engine=engine, _changed=Counted())
+    pixels = torch.rand(2, 3, 32, 32)
+    rows = torch.cat([pixels, torch.zeros(net.batch - 2, 3, 32, 32)])
+    assert torch.equal(gathering.scores(pixels), net.scores(rows)[:2])
+    assert (engine.asked, Counted.waits) == (2, 0)
+
+
 def test_a_pass_that_fails_is_the_failure_of_whoever_asked_for_it(net, monkeypatch):
     plain = type(net).scores
     bad = torch.full((2, 3, 32, 32), 0.5)
