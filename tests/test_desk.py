@@ -107,6 +107,7 @@ def test_a_question_about_nothing_is_one_line(desk):
         )
 
 
+@pytest.mark.slow  # two servers; that a saved plugin is loaded anew, test_web holds
 def test_a_broken_plugin_says_so_until_it_is_saved_again(place):
     path = place / "broken.py"
     path.write_text("1 / 0")

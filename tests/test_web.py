@@ -474,6 +474,7 @@ def test_a_plugin_is_loaded_anew_when_it_is_saved(bench, folder):
         assert map_of(tile).max() == pytest.approx(float(value), rel=1e-3)
 
 
+@pytest.mark.slow  # a hundred clients, twice
 def test_many_at_once_are_answered_and_memory_comes_back(bench):
     psutil = pytest.importorskip("psutil")
     server = psutil.Process(bench.process.pid)
