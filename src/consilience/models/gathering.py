@@ -9,6 +9,7 @@ an image depends neither on its place nor on those beside it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any
@@ -124,6 +125,13 @@ def _said(part: _Asked) -> Tensor:
         raise part.error
     assert part.outputs is not None
     return part.outputs
+
+
+def held(model: Any) -> AbstractContextManager[None]:
+    """While somebody works with a model who changes no weight; torch networks then look
+    for no change at every pass.
+    """
+    return model.holding() if isinstance(model, TorchNetwork) else nullcontext()
 
 
 def can_gather(model: Any) -> bool:

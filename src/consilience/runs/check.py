@@ -21,6 +21,7 @@ from consilience.files import (
     write_bytes,
 )
 from consilience.image_files import find_images
+from consilience.models.gathering import held
 from consilience.models.load import as_model
 from consilience.runs.folder import REPORT, RunFolder
 from consilience.runs.sources import content_of
@@ -110,7 +111,8 @@ def check(
         images = find_images([images])
     count = len(images) if isinstance(images, Sized) else 0
     planted = _Planted(asked.marked, count)
-    with progress.task("asking both networks", count) as running:
+    new_held, old_held = (held(model) for model in models)
+    with progress.task("asking both networks", count) as running, new_held, old_held:
         while part := list(islice(waiting, BLOCK)):
             samples: list[Sample] = []
             failed: list[data.Failure] = []

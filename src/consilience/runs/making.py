@@ -28,7 +28,7 @@ from consilience.dissection.units import explain_by_units
 from consilience.explanations import KeptExplanation
 from consilience.files import CannotWriteError, digest_of_data, file_stem, write_bytes
 from consilience.models.engines.threads import steady_threads
-from consilience.models.gathering import Gathering, can_gather
+from consilience.models.gathering import Gathering, can_gather, held
 from consilience.models.layers import plain_torch
 from consilience.runs.folder import MAPS, PANELS, ImageResult, Writer
 from consilience.runs.reuse import Reuse
@@ -102,13 +102,12 @@ class Making:
         readers = 2 if self.threads else 0
         read = read_ahead(source, places, self.batch, readers, self._look_at)
         with (
-            ExitStack() as held,
+            ExitStack() as stack,
             ThreadPoolExecutor(1 if self.panels else WRITERS, "write") as writing,
         ):
-            held.enter_context(steady_threads())
+            stack.enter_context(steady_threads())
             for model in {id(one): one for one in self.models}.values():
-                if can_gather(model):
-                    held.enter_context(model.holding())  # type: ignore[attr-defined]
+                stack.enter_context(held(model))
             try:
                 while chunk := _taken(read, self.batch):
                     yield from self._chunk(chunk, writing)

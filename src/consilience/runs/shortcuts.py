@@ -27,6 +27,7 @@ from consilience.files import (
     write_json,
     write_table,
 )
+from consilience.models.gathering import held
 from consilience.models.load import as_model
 from consilience.runs.folder import REPORT, RunFolder
 from consilience.runs.sources import Source, read_ahead, source_of
@@ -158,7 +159,7 @@ def _found(
         },
         {"command": command},
     )
-    with place.locked():
+    with place.locked(), held(model):
         kept, names, failures = _scored(place.path, model, source, marks, asked.seed)
         result = search.judge(
             model, kept, specs, names, asked.least, asked.level, asked.seed, chosen
