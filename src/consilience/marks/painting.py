@@ -144,13 +144,12 @@ def _blended(images: Tensor, patches: Array, there: tuple[int, int]) -> Tensor:
     top, left = there
     height, width = patches.shape[1:3]
     part = (slice(top, top + height), slice(left, left + width))
-    turns = torch.arange(len(images)) % len(patches)
-    layers = torch.from_numpy(patches).to(images).permute(0, 3, 1, 2)[turns]
-    colour, opacity = _in_channels(layers[:, :3], images.shape[1]), layers[:, 3:]
+    layers = torch.from_numpy(patches).to(images).permute(0, 3, 1, 2)
+    colours, opacities = _in_channels(layers[:, :3], images.shape[1]), layers[:, 3:]
     made = images.clone()
-    made[:, :, part[0], part[1]] = torch.lerp(
-        images[:, :, part[0], part[1]], colour, opacity
-    )
+    covered = made[:, :, part[0], part[1]]
+    for turn, (colour, opacity) in enumerate(zip(colours, opacities, strict=True)):
+        covered[turn :: len(patches)].lerp_(colour, opacity)
     return made
 
 
