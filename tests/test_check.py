@@ -886,6 +886,9 @@ def test_marks_are_asked_for_by_file_and_by_hand(tmp_path, capsys):
     assert named.seen_by(network()) == (named, ())
     with pytest.raises(ConsilienceError, match="marked"):
         Limits(marked=1)
+    for word in ("all", "none"):
+        with pytest.raises(ConsilienceError, match=f"by name; got {word}, logo"):
+            Limits(marks=(word, "logo"))
     with pytest.raises(ConsilienceError, match="did you mean 'logo'"):
         Limits(marks=("lgoo",))
     with pytest.raises(ConsilienceError, match="mark"):

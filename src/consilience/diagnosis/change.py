@@ -73,6 +73,10 @@ class Limits:
     def __post_init__(self) -> None:
         if bad := [name for name in self.floors if name not in FLOORS]:
             raise ConsilienceError(registry.unknown("noise floor", bad[0], FLOORS))
+        if len(self.marks) > 1 and {EVERY, NONE} & set(self.marks):
+            raise ConsilienceError(
+                f"marks are {EVERY}, {NONE} or some by name; got {', '.join(self.marks)}"
+            )
         marks = () if self.marks == (NONE,) else self.marks
         if marks and marks != (EVERY,):
             marks = tuple(build_marks(marks))
