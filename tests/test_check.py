@@ -862,6 +862,52 @@ def test_a_network_that_says_one_thing_has_no_answer_to_marks():
     markdown(found), junit(found)
 
 
+def test_a_score_that_is_not_finite_under_a_mark_ends_no_check(monkeypatch):
+    plain = marked_change.answers
+
+    def overflows(model, images, marks, seed):
+        scores = plain(model, images, marks, seed).copy()
+        scores[:3, 1, 2] = math.inf
+        return scores
+
+    monkeypatch.setattr(marked_change, "answers", overflows)
+    found = check(
+        network(bias=0.01),
+        network(),
+        photographs(20),
+        ["centre"],
+        {"marks": ["logo"]},
+    )
+    said = [note for note in found.notes if "not finite" in note]
+    assert said == [
+        "answers to marks were not compared: the new network's scores of 3 of 20 images, "
+        "marked or plain, are not finite"
+    ]
+    one = found.criteria[-1]
+    assert (one.name, one.answer, one.n) == ("marks", "not shown", 20)
+    assert len(found.images) == 20
+    assert found.verdict == "not shown"
+
+
+def test_a_folder_is_counted(tmp_path, monkeypatch):
+    from consilience.runs import check as running
+
+    plans = []
+    plain = running._Planted.__init__
+    monkeypatch.setattr(
+        running._Planted,
+        "__init__",
+        lambda self, *given: plans.append(given) or plain(self, *given),
+    )
+    for one in photographs(5):
+        Image.fromarray(one.pixels).save(tmp_path / f"{one.name}.png")
+    for given in (tmp_path, str(tmp_path), str(tmp_path / "*.png")):
+        found = check(network(), network(bias=0.01), given, ["centre"], {"marked": 2})
+        assert found.criteria[-1].n == 2
+        assert sorted(found.images["image"]) == [f"p0{place}" for place in range(5)]
+    assert plans == [(2, 5)] * 3
+
+
 def test_maps_that_ran_alike_do_not_show_what_another_precision_does():
     old = network()
     new = old.using(precision="bf16")
@@ -869,8 +915,8 @@ def test_maps_that_ran_alike_do_not_show_what_another_precision_does():
     found = check(new, old, photographs(6), by, {"marks": ["none"]})
     said = [note for note in found.notes if note.startswith("maps of ")]
     assert said == [
-        "maps of gradcam were made in f32 by torch for both networks, as gradients are: "
-        "they do not show what bf16 by torch and f32 by torch do to them"
+        "maps of gradcam were made in f32 by torch for both networks: they do not show "
+        "what bf16 by torch and f32 by torch do to them"
     ]
     plain = check(old, old, photographs(6), by, {"marks": ["none"]})
     assert not [note for note in plain.notes if note.startswith("maps of ")]

@@ -457,8 +457,8 @@ def _way_notes(new: Model, old: Model, found: Sequence[ImageChange]) -> Iterator
                 f"{precision} by {engine}" for precision, engine in asked
             )
             yield (
-                f"maps of {spec} were made in {after} for both networks, as gradients "
-                f"are: they do not show what {ways} do to them"
+                f"maps of {spec} were made in {after} for both networks: they do not "
+                f"show what {ways} do to them"
             )
 
 

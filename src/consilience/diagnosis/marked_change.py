@@ -30,7 +30,7 @@ SPREAD = 1e-9
 
 def answers(model: Model, images: Tensor, marks: Sequence[Mark], seed: int) -> Array:
     """Scores (n, 1 + marks, K) float32 of images (n, C, h, w): plain, then under each
-    mark. Raises `ConsilienceError` where one is not finite.
+    mark.
     """
 
     def variants() -> Iterable[Tensor]:
@@ -39,8 +39,6 @@ def answers(model: Model, images: Tensor, marks: Sequence[Mark], seed: int) -> A
             yield painted.marked
 
     rows = torch.cat(list(in_full_passes(model, variants())))
-    if not rows.isfinite().all():
-        raise ConsilienceError(f"{model.id} has scores of marked images not finite")
     shaped: Array = rows.numpy().reshape(1 + len(marks), len(images), -1)
     return shaped.transpose(1, 0, 2)
 
@@ -112,8 +110,15 @@ def compared(
 
     Bounds are simultaneous and of one side at ``level``. That one answer lies beyond
     the margin is a max-T over all; that none does needs each to be shown to lie within
-    (an intersection-union test, by Student's t).
+    (an intersection-union test, by Student's t). Raises `ConsilienceError` where a score
+    is not finite, and where no class's varies.
     """
+    for whose, scores in (("new", new), ("old", old)):
+        if count := np.count_nonzero(~np.isfinite(scores).all((1, 2))):
+            raise ConsilienceError(
+                f"the {whose} network's scores of {count} of {len(scores)} images, marked "
+                f"or plain, are not finite"
+            )
     added = {"new": _added(new), "old": _added(old)}
     n, marks, classes = added["new"].shape
     differences = added["new"] - added["old"]

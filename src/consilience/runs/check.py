@@ -105,10 +105,10 @@ def check(
             api.resolve_explainer(model, spec)
     found: list[ImageChange] = []
     failures: list[tuple[str, str]] = []
-    waiting = iter(inputs.samples_from(images, inputs.Shown.of(models[1])))
     if isinstance(images, str | Path):
         inputs.refuse_url(images)
-        images = find_images([images])
+        images = find_images([images])  # to know how many there are
+    waiting = iter(inputs.samples_from(images, inputs.Shown.of(models[1])))
     count = len(images) if isinstance(images, Sized) else 0
     planted = _Planted(asked.marked, count)
     new_held, old_held = (held(model) for model in models)

@@ -126,6 +126,7 @@ class Process:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
 
 
 class Actor:
